@@ -1,0 +1,42 @@
+# Two commands: `make demo` and `make test`. Each installs what it needs the first time and only then.
+VENV ?= .venv
+PYTHON ?= python3
+export PYTHON
+
+BIN := $(VENV)/bin
+INPUTS := pyproject.toml constraints.txt tools/install.sh
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test report lint fetch clean-venv
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: $(VENV)/.installed  ## fetch the lab's assets, run its demo row, write results/ and reports/
+	@$(BIN)/stagealign demo
+
+test: $(VENV)/.installed-dev  ## the whole test suite, the smoke of CI included
+	@$(BIN)/python -m pytest -q
+
+report: $(VENV)/.installed  ## results/ -> reports/
+	@$(BIN)/stagealign report
+
+lint: $(VENV)/.installed-dev  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+fetch: $(VENV)/.installed  ## download the lab's assets, by exact version and hash
+	@$(BIN)/stagealign fetch
+
+clean-venv:  ## remove the virtual environment; results and the store stay
+	rm -rf $(VENV)
+
+# The development set contains the core one, so either stamp may come first.
+$(VENV)/.installed: $(INPUTS)
+	@tools/install.sh $(VENV)
+	@touch $@
+
+$(VENV)/.installed-dev: $(INPUTS)
+	@tools/install.sh $(VENV) dev
+	@touch $(VENV)/.installed $@

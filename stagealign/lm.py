@@ -1,0 +1,190 @@
+"""Tokenizer, weights and chat template of a causal language model, and the split of its layers into trunk and top."""
+
+import copy
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from stagealign.errors import BadData, StagealignError
+from stagealign.logps import PairTokens
+from stagealign.records import Pair
+
+FROZEN, TRAINED = "frozen.safetensors", "trained.safetensors"
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model with the tokenizer that belongs to it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def head(self) -> nn.Module:
+        """Maps the last hidden state, shape (..., d), to logits, shape (..., vocabulary)."""
+        head: nn.Module = self.model.get_output_embeddings()
+        return head
+
+    @property
+    def body(self) -> PreTrainedModel:
+        """The decoder without its head."""
+        return self.model.base_model
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Token ids of a prompt as the model sees it, up to where the completion starts."""
+        if self.tokenizer.chat_template:
+            text = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            )
+            return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return list(self.tokenizer(prompt).input_ids)
+
+    def completion_ids(self, completion: str, ended: bool) -> list[int]:
+        """Token ids of a completion; EOS closes it unless it was cut off at the token limit."""
+        ids = list(self.tokenizer(completion, add_special_tokens=False).input_ids)
+        return [*ids, self.tokenizer.eos_token_id] if ended else ids
+
+    def pair_tokens(self, pair: Pair, max_length: int) -> PairTokens:
+        """Token ids of one pair; completions are cut where prompt and completion exceed `max_length` tokens.
+
+        Raises BadData for a prompt that alone fills `max_length`.
+        """
+        prompt = self.prompt_ids(pair.prompt)
+        room = max_length - len(prompt)
+        if room < 1:
+            raise BadData(
+                f"prompt {pair.prompt[:60]!r}...: {len(prompt)} tokens leave no room for a completion within max_length "
+                f"{max_length}; drop the prompt or raise max_length"
+            )
+        chosen = self.completion_ids(pair.chosen, not pair.chosen_truncated)
+        rejected = self.completion_ids(pair.rejected, not pair.rejected_truncated)
+        cut = (len(chosen) > room) + (len(rejected) > room)
+        return PairTokens(tuple(prompt), tuple(chosen[:room]), tuple(rejected[:room]), cut)
+
+
+def load(folder: str | Path, revision: str | None = None, dtype: str = "float32") -> LanguageModel:
+    """A model in evaluation mode with its tokenizer, from a local folder or the hub; safetensors only, no remote code.
+
+    Raises StagealignError where the checkpoint lacks an EOS token or safetensors.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        )
+    except OSError as error:
+        raise StagealignError(f"checkpoint {str(folder)!r}: {str(error).splitlines()[0]}") from error
+    check_tokenizer(tokenizer, str(folder))
+    return LanguageModel(model.eval(), tokenizer)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Gives a tokenizer without a pad token its EOS to pad with (padding is always masked).
+
+    Raises StagealignError where there is no EOS token: a completion could never end.
+    """
+    if tokenizer.eos_token_id is None:
+        raise StagealignError(f"checkpoint {name!r}: its tokenizer has no EOS token; set `eos_token` in tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def end_ids(lm: LanguageModel) -> list[int]:
+    """Token ids that end a completion: the tokenizer's EOS and those of the generation config."""
+    configured = getattr(lm.model.generation_config, "eos_token_id", None)
+    others = configured if isinstance(configured, list) else [configured]
+    return sorted({lm.tokenizer.eos_token_id, *(one for one in others if one is not None)})
+
+
+def trunk_of(model: PreTrainedModel, top_layers: int) -> PreTrainedModel:
+    """The decoder's lower layers, all but `top_layers`; shares weights, returns hidden states before the final norm."""
+    trunk = _shallow(model.base_model)
+    trunk.layers = model.base_model.layers[: _depth(model) - top_layers]
+    setattr(trunk, _norm_name(trunk), nn.Identity())
+    return trunk
+
+
+def top_of(model: PreTrainedModel, top_layers: int) -> PreTrainedModel:
+    """The model's top layers, final norm and head; shares weights, takes the trunk's output as `inputs_embeds`."""
+    top = _shallow(model)
+    body = _shallow(model.base_model)
+    body.layers = model.base_model.layers[_depth(model) - top_layers :]
+    setattr(top, model.base_model_prefix, body)
+    return top
+
+
+def freeze_below(model: PreTrainedModel, top_layers: int) -> None:
+    """Leaves only the top layers and the final norm trainable; embeddings and head stay as they are."""
+    model.requires_grad_(False)
+    body = model.base_model
+    body.layers[_depth(model) - top_layers :].requires_grad_(True)
+    getattr(body, _norm_name(body)).requires_grad_(True)
+
+
+def _depth(model: PreTrainedModel) -> int:
+    return len(model.base_model.layers)
+
+
+def _norm_name(body: nn.Module) -> str:
+    """Attribute name of the final norm; Llama, Mistral, Qwen, GPT-NeoX and Phi are known."""
+    for name in ("norm", "final_layer_norm", "final_layernorm"):
+        if hasattr(body, name):
+            return name
+    raise StagealignError(f"{type(body).__name__}: no final norm known; set trained_layers to None to train every layer")
+
+
+def _shallow(module: Any) -> Any:
+    """A copy of a module that shares its children, so that one child can be swapped in the copy alone."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
+
+
+def save(lm: LanguageModel, folder: Path, start: Path | None = None, top_layers: int | None = None) -> None:
+    """Writes a checkpoint that `from_pretrained` reads.
+
+    Where only the top layers differ from the checkpoint in `start`, the weights are two shards and the frozen one is
+    linked, not copied: a grid of policies then costs the disk only what was trained.
+    """
+    if top_layers is None:
+        lm.model.save_pretrained(folder)
+        lm.tokenizer.save_pretrained(folder)
+        return
+    from safetensors.torch import save_file
+
+    depth = _depth(lm.model)
+    prefix, norm = lm.model.base_model_prefix, _norm_name(lm.body)
+    tops = tuple(f"{prefix}.layers.{i}." for i in range(depth - top_layers, depth)) + (f"{prefix}.{norm}.",)
+    tied = set(lm.model.all_tied_weights_keys)
+    state = {name: tensor.contiguous() for name, tensor in lm.model.state_dict().items() if name not in tied}
+    trained = {name: tensor for name, tensor in state.items() if name.startswith(tops)}
+    frozen = {name: tensor for name, tensor in state.items() if name not in trained}
+    save_file(trained, folder / TRAINED, metadata={"format": "pt"})
+    if start is not None and (start / FROZEN).exists():
+        _link(start / FROZEN, folder / FROZEN)
+    else:
+        save_file(frozen, folder / FROZEN, metadata={"format": "pt"})
+    index = {name: TRAINED for name in trained} | {name: FROZEN for name in frozen}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))}, indent=1)
+    )
+    lm.model.config.save_pretrained(folder)
+    lm.model.generation_config.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Hard link where the file system has them, else a copy."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

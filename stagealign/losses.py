@@ -1,0 +1,78 @@
+"""Preference losses as pure functions of four log-prob vectors, in nats, shape (pairs,); each returns shape (pairs,)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Logps:
+    """Summed log-probs of one batch of pairs; lengths are completion tokens, EOS included."""
+
+    policy_chosen: Tensor
+    policy_rejected: Tensor
+    reference_chosen: Tensor
+    reference_rejected: Tensor
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
+
+
+@dataclass(frozen=True)
+class Constants:
+    """A method's constants: `beta` per nat, `delta` the hinge margin, `sft_weight` the likelihood term's weight."""
+
+    beta: float
+    delta: float = 1.0
+    sft_weight: float = 0.0
+
+
+def log_ratio_margin(logps: Logps) -> Tensor:
+    """log-ratio of chosen minus log-ratio of rejected, policy over reference, in nats."""
+    chosen = logps.policy_chosen - logps.reference_chosen
+    return chosen - (logps.policy_rejected - logps.reference_rejected)
+
+
+def sigmoid(logps: Logps, constants: Constants) -> Tensor:
+    """DPO: -log sigmoid(beta * margin); ln 2 where policy and reference agree.
+
+    Source: Rafailov et al. 2305.18290, equation 7.
+    """
+    return -F.logsigmoid(constants.beta * log_ratio_margin(logps))
+
+
+def hinge(logps: Logps, constants: Constants) -> Tensor:
+    """SLiC with a reference model: relu(delta - beta * margin); delta (1) where policy and reference agree.
+
+    Source: Liu et al. 2309.06657 (RSO), section 3.3; TRL's `hinge`.
+    """
+    return torch.relu(constants.delta - constants.beta * log_ratio_margin(logps))
+
+
+def slic_hf(logps: Logps, constants: Constants) -> Tensor:
+    """SLiC-HF: relu(delta - logp(chosen) + logp(rejected)) - sft_weight * logp(chosen); no reference model.
+
+    Source: Zhao et al. 2305.10425, equation 1, with the chosen completion as the regularisation target.
+    """
+    rank = torch.relu(constants.delta - logps.policy_chosen + logps.policy_rejected)
+    return rank - constants.sft_weight * logps.policy_chosen
+
+
+def slic_norm(logps: Logps, constants: Constants) -> Tensor:
+    """SLiC-HF on log-probs a token: relu(delta - beta * (mean logp(chosen) - mean logp(rejected))); no reference.
+
+    Source: SimPO's trainer (Meng et al. 2405.14734), its SLiC-HF baseline, normalised by length.
+    """
+    chosen = logps.policy_chosen / logps.chosen_tokens
+    rejected = logps.policy_rejected / logps.rejected_tokens
+    return torch.relu(constants.delta - constants.beta * (chosen - rejected)) - constants.sft_weight * chosen
+
+
+LOSSES: dict[str, Callable[[Logps, Constants], Tensor]] = {
+    "sigmoid": sigmoid,
+    "hinge": hinge,
+    "slic-hf": slic_hf,
+    "slic-norm": slic_norm,
+}

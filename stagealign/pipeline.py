@@ -1,0 +1,386 @@
+"""The order of things: which artifacts a cell is made of, and the result that its run writes.
+
+Main path: pairs (static, or sampled and ranked) -> reference -> policy, once a round; then completions -> scores.
+Cells share artifacts by sharing paths: everything above the round where two schedules part is built once.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from stagealign.results import SCHEMA, Result
+from stagealign.spec import Cell, Source, fingerprint, plain, stream
+from stagealign.store import Artifact, Builder, Store
+
+HELD_OUT = ("validation", "test")
+
+BUILDERS = {
+    "weights": Builder("stagealign.sft:build_weights"),
+    "shape": Builder("stagealign.sft:build_shape"),
+    "start": Builder("stagealign.sft:build_start"),
+    "link": Builder("stagealign.sft:build_link"),
+    "reviews": Builder("stagealign.sources:build_sft"),
+    "ratings": Builder("stagealign.sources:build_ratings"),
+    "candidates": Builder("stagealign.sample:build"),
+    "pairs": Builder("stagealign.oracle:rank"),
+    "votes": Builder("stagealign.oracle:votes"),
+    "trunk": Builder("stagealign.train:build_trunk"),
+    "reference": Builder("stagealign.train:build_reference"),
+    "policy": Builder("stagealign.train:build_policy"),
+    "scores": Builder("stagealign.evaluate:score"),
+}
+
+TASKS: Mapping[str, Mapping[str, Builder]] = {
+    "films": {
+        "prompts": Builder("stagealign.sources:build_films"),
+        "static": Builder("stagealign.sources:build_static"),
+        "oracle": Builder("stagealign.oracle:fit"),
+        "gold": Builder("stagealign.evaluate:fit_gold"),
+    },
+    "smoke": {
+        "prompts": Builder("stagealign.sources:build_smoke"),
+        "static": Builder("stagealign.sources:build_smoke_static"),
+        "oracle": Builder("stagealign.oracle:fit_letters"),
+        "gold": Builder("stagealign.evaluate:fit_vowels"),
+    },
+}
+
+SECONDS = {
+    "weights": 25, "shape": 6, "start": 110, "link": 1, "reviews": 1, "prompts": 2, "ratings": 2, "oracle": 5, "gold": 150,
+    "static": 5, "candidates": 38, "completions": 28, "pairs": 2, "votes": 2, "trunk": 22, "reference": 12, "policy": 42,
+    "scores": 18,
+}  # fmt: skip
+"""Expected seconds of each kind at lab scale on one core, measured; only the time left is computed from them."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One round of one run at one learning rate, with what measures it."""
+
+    number: int
+    source: Source
+    learning_rate: float
+    start: Artifact
+    pairs: Artifact
+    reference: Artifact
+    policy: Artifact
+    scores: Artifact
+    start_scores: Artifact
+
+
+@dataclass(frozen=True)
+class Run:
+    """A cell with one seed: its artifacts, by what they are for."""
+
+    cell: Cell
+    seed: int
+    start: Artifact
+    start_scores: Artifact
+    oracle: Artifact
+    gold: Artifact
+    weights: Artifact
+    rounds: tuple[tuple[Step, ...], ...]
+    """A tuple of steps a round: earlier rounds have the recorded learning rate only, the last has the ladder."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.cell.id}-seed{self.seed}"
+
+    @property
+    def goals(self) -> list[Artifact]:
+        """What must be built for this run's result; their lineage is everything."""
+        steps = [step for steps in self.rounds for step in steps]
+        return [self.start_scores, *(step.scores for step in steps), *(step.policy for step in steps)]
+
+
+def plan_run(cell: Cell, seed: int, demo: bool = False) -> Run:
+    """Every artifact of one run; `demo` keeps only the recorded learning rate of the last round."""
+    return _Lines(cell, seed).run(demo)
+
+
+class _Lines:
+    """Lays out one run's artifacts."""
+
+    def __init__(self, cell: Cell, seed: int):
+        self.cell, self.seed, self.scale = cell, seed, cell.scale
+        self.training, self.preference = cell.scale.training, cell.scale.preference
+        task, evaluation = TASKS[self.scale.task], self.scale.evaluation
+        sizes = {"test_prompts": evaluation.test_prompts, "validation_prompts": evaluation.validation_prompts}
+        self.task = task
+        self.shared = self.scale.key
+        self.asked = f"{self.shared}/{self.preference.key}"
+        self.prompts = self._make("prompts", f"{self.shared}/prompts", task["prompts"], sizes)
+        learned = {"ratings": self._make("ratings", f"{self.shared}/ratings", BUILDERS["ratings"], {}, films=self.prompts)}
+        learned = learned if self.scale.task == "films" else {}
+        self.oracle = self._make("oracle", f"{self.shared}/oracle", task["oracle"], {"alpha": 1.0}, **learned)
+        fine_tuning = {"batch": 32, "learning_rate": 1e-4, "seed": 0}
+        self.gold = self._make("gold", f"{self.shared}/gold", task["gold"], fine_tuning, **learned)
+        self.held_out = self._static("held-out", HELD_OUT, None, 1)
+        self.weights = self._weights()
+        self.start = self._start()
+
+    def _make(self, kind: str, path: str, builder: Builder, params: Mapping[str, Any], **inputs: Artifact) -> Artifact:
+        return Artifact(path, builder, params, inputs, SECONDS[kind])
+
+    def _weights(self) -> Artifact:
+        source = self.cell.checkpoint.source
+        dtype = self.training.dtype
+        if source.startswith("asset:"):
+            asset = source.removeprefix("asset:")
+            return self._make("weights", f"{self.shared}/{asset}", BUILDERS["weights"], {"asset": asset, "dtype": dtype})
+        shape = {"checkpoint": source, "revision": self.cell.checkpoint.revision, "seed": 0}
+        return self._make("shape", f"{self.shared}/{source.rpartition('/')[2]}", BUILDERS["shape"], shape)
+
+    def _start(self) -> Artifact:
+        folder = f"{self.shared}/{self.cell.model.key}/seed{self.seed}"
+        sft = self.cell.checkpoint.sft
+        if sft is None:
+            return self._make("link", f"{folder}/start", BUILDERS["link"], {}, weights=self.weights)
+        share = {"rows": sft.rows, "rotten_share": sft.rotten_share, "seed": self.seed}
+        reviews = self._make("reviews", f"{folder}/reviews", BUILDERS["reviews"], share, films=self.prompts)
+        params = {
+            "epochs": sft.epochs,
+            "learning_rate": sft.learning_rate,
+            "batch": sft.batch,
+            "max_length": self.training.max_length,
+            "trained_layers": self.training.trained_layers,
+            "dtype": self.training.dtype,
+            "seed": self.seed,
+        }
+        return self._make("start", f"{folder}/start", BUILDERS["start"], params, weights=self.weights, reviews=reviews)
+
+    def run(self, demo: bool) -> Run:
+        """The run's rounds, each from the recorded learning rate of the round before."""
+        start_scores = self._scores(self.start, None)
+        policy, scores, rounds = self.start, start_scores, []
+        for number, source in enumerate(self.cell.sources, 1):
+            recorded = self.training.learning_rate[source.key]
+            last = number == len(self.cell.sources)
+            rates = self.training.ladder if last and not demo else (recorded,)
+            steps = tuple(self._step(number, rate, policy, scores) for rate in rates)
+            rounds.append(steps)
+            chosen = self._step(number, recorded, policy, scores)
+            policy, scores = chosen.policy, chosen.scores
+        return Run(
+            self.cell, self.seed, self.start, start_scores, self.oracle, self.gold, self.weights, tuple(rounds)
+        )
+
+    def _step(self, number: int, rate: float, start: Artifact, start_scores: Artifact) -> Step:
+        source = self.cell.sources[number - 1]
+        candidates = self._candidates(number, source, start)
+        where = candidates.path.removesuffix("/candidates")
+        labels = {"oracle": self.preference.oracle, "sign": self.preference.sign}
+        pairs = self._make("pairs", f"{where}/pairs", BUILDERS["pairs"], labels, candidates=candidates, oracle=self.oracle)
+        known = {"max_length": self.training.max_length, "dtype": self.training.dtype}
+        layers = {"trained_layers": self.training.trained_layers}
+        trunk = {}
+        if self.training.trained_layers is not None:
+            trunk["trunk"] = self._make(
+                "trunk", f"{where}/trunk", BUILDERS["trunk"], known | layers, weights=self.weights, pairs=pairs
+            )
+        here = self._folder(number, source, start)
+        reference = self._make(
+            "reference", f"{here}/reference", BUILDERS["reference"], known | layers, policy=start, pairs=pairs, **trunk
+        )
+        params = {
+            "method": replace(self.cell.method, assumed={}),
+            "training": {
+                name: value
+                for name, value in plain(self.training).items()
+                if name not in ("pairs", "ladder", "learning_rate")
+            },
+            "learning_rate": rate,
+            "seed": stream(self.seed, "order", number),
+        }
+        folder = f"{here}/{self.cell.method.key}/lr{rate:g}"
+        policy = self._make(
+            "policy", f"{folder}/policy", BUILDERS["policy"], params, policy=start, pairs=pairs, reference=reference, **trunk
+        )
+        return Step(
+            number, source, rate, start, pairs, reference, policy, self._scores(policy, start), start_scores
+        )
+
+    def _folder(self, number: int, source: Source, start: Artifact) -> str:
+        """Where a round stands: below the policy that it starts from, so that cells share what they have in common."""
+        return f"{self._place(start)}/{number}{source.key}"
+
+    def _place(self, policy: Artifact) -> str:
+        """Where what is made from a policy stands; starting policies serve every preference, all else belongs to one."""
+        if policy.path == self.start.path:
+            return f"{self.asked}/{self.cell.model.key}/seed{self.seed}"
+        return policy.path.removesuffix("/policy")
+
+    def _candidates(self, number: int, source: Source, start: Artifact) -> Artifact:
+        """Candidates of one round: static ones are shared by all models, sampled ones belong to their policy."""
+        static = self._static(f"static{number}", ("train",), self.training.pairs, number)
+        if not source.on_policy:
+            return static
+        return self._sample("candidates", f"{self._folder(number, source, start)}/candidates", start, static, ("train",), 2)
+
+    def _static(self, name: str, splits: tuple[str, ...], prompts: int | None, number: int) -> Artifact:
+        params = {"splits": splits, "prompts": prompts, "round": number, "seed": self.seed, "sign": self.preference.sign}
+        path = f"{self.asked}/seed{self.seed}/{name}/candidates"
+        return self._make("static", path, self.task["static"], params, films=self.prompts)
+
+    def _sample(
+        self, kind: str, path: str, policy: Artifact, prompts: Artifact, splits: tuple[str, ...], count: int
+    ) -> Artifact:
+        params = {
+            "decoding": self.scale.decoding,
+            "count": count,
+            "splits": splits,
+            "seed": stream(self.seed, kind),
+            "dtype": self.training.dtype,
+        }
+        return self._make(kind, path, BUILDERS["candidates"], params, policy=policy, prompts=prompts)
+
+    def _scores(self, policy: Artifact, reference: Artifact | None) -> Artifact:
+        """Completions on held-out prompts, the oracle's votes on them, and the numbers that follow."""
+        folder = self._place(policy)
+        evaluation = self.scale.evaluation
+        completions = self._sample(
+            "completions", f"{folder}/completions", policy, self.held_out, HELD_OUT, evaluation.completions
+        )
+        labels = {"oracle": self.preference.oracle, "sign": self.preference.sign}
+        votes = self._make(
+            "votes", f"{folder}/votes", BUILDERS["votes"], labels, completions=completions, static=self.held_out, oracle=self.oracle
+        )
+        params = {
+            "gold": self.preference.gold,
+            "sign": self.preference.sign,
+            "repetition_limit": evaluation.repetition_limit,
+            "dtype": self.training.dtype,
+        }
+        inputs = {"completions": completions, "static": self.held_out, "votes": votes, "gold": self.gold}
+        if reference is not None:
+            inputs["reference"] = reference
+        return self._make("scores", f"{folder}/scores", BUILDERS["scores"], params, **inputs)
+
+
+def result(run: Run, store: Store, built: frozenset[str] = frozenset()) -> Result:
+    """The run's result from the store; rungs whose artifacts are not built are `not run`.
+
+    `built` names the artifacts that this call built; all others were reused.
+    """
+    cell = run.cell
+    records = {a.path: store.record(a) for goal in run.goals for a in goal.lineage()}
+    complete = plan_run(cell, run.seed)
+    rounds = [_round(steps, store, built) for steps in complete.rounds]
+    weights = (store.record(run.weights) or {}).get("facts", {}).get("weights", "published")
+    stand_in = cell.checkpoint.stand_in_for
+    return {
+        "schema": SCHEMA,
+        "state": "done",
+        "reason": None,
+        "cell": cell.id,
+        "seed": run.seed,
+        "scale": cell.scale.key,
+        "model": {
+            "key": cell.model.key,
+            "name": cell.model.name,
+            "checkpoint": cell.checkpoint.source,
+            "stand_in_for": stand_in,
+            "weights": "stand-in" if stand_in else weights,
+            "note": describe(cell),
+        },
+        "method": plain(cell.method),
+        "schedule": cell.schedule,
+        "sources": [source.key for source in cell.sources],
+        "preference": plain(cell.scale.preference),
+        "scorers": {
+            name: {key: value for key, value in (store.record(a) or {}).get("facts", {}).items() if key in ("spearman", "learned_from", "held_out")}
+            for name, a in (("oracle", run.oracle), ("gold", run.gold))
+        },
+        "spec": plain(cell),
+        "fingerprints": {path: record["fingerprint"] for path, record in sorted(records.items()) if record},
+        "start": _scores(run.start_scores, store),
+        "rounds": rounds,
+    }
+
+
+def unfinished(run: Run, state: str, reason: str) -> Result:
+    """A result for a run that failed or was skipped: it stays in every table, with its reason."""
+    cell = run.cell
+    return {
+        "schema": SCHEMA,
+        "state": state,
+        "reason": reason,
+        "cell": cell.id,
+        "seed": run.seed,
+        "scale": cell.scale.key,
+        "model": {"key": cell.model.key, "name": cell.model.name, "note": describe(cell)},
+        "method": plain(cell.method),
+        "schedule": cell.schedule,
+        "sources": [source.key for source in cell.sources],
+        "spec": plain(cell),
+        "rounds": [],
+    }
+
+
+def describe(cell: Cell) -> str:
+    """What the weights are, in words; a stand-in is called one."""
+    checkpoint = cell.checkpoint
+    if checkpoint.stand_in_for and checkpoint.sft:
+        share = f"{100 * (checkpoint.sft.rotten_share or 0):.0f}%"
+        return f"stand-in for {checkpoint.stand_in_for}: SmolLM2-135M-Instruct after SFT on film reviews, {share} of them rotten"
+    return checkpoint.source
+
+
+def _scores(scores: Artifact, store: Store) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((store.folder(scores) / "scores.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def _round(steps: tuple[Step, ...], store: Store, built: frozenset[str]) -> dict[str, Any]:
+    first = steps[0]
+    pairs = store.record(first.pairs) or {}
+    start = _scores(first.start_scores, store)
+    recorded = first.source.key
+    return {
+        "round": first.number,
+        "source": recorded,
+        "start": start,
+        "pairs": {key: value for key, value in pairs.get("facts", {}).items() if key in ("pairs", "ties", "margin", "truncated", "drops")},
+        "rungs": [_rung(step, start, store, built) for step in steps],
+    }
+
+
+def _rung(step: Step, start: dict[str, Any], store: Store, built: frozenset[str]) -> dict[str, Any]:
+    """One learning rate's entry of the result."""
+    rung: dict[str, Any] = {
+        "learning_rate": step.learning_rate,
+        "fingerprint": fingerprint([step.policy.fingerprint, step.scores.fingerprint]),
+    }
+    policy, scores = store.record(step.policy), store.record(step.scores)
+    if policy is None or scores is None:
+        return rung | {"state": "not run"}
+    from stagealign.statistics import paired_gain
+
+    metrics = _scores(step.scores, store)
+    gains: dict[str, dict[str, Any]] = {"gain": {}, "clean_gain": {}}
+    for split in HELD_OUT:
+        for place, name in enumerate(gains):
+            after = {key: values[place] for key, values in metrics[split]["prompts"].items()}
+            before = {key: values[place] for key, values in start[split]["prompts"].items()}
+            gains[name][split] = paired_gain(after, before, "rating points")
+    reference = store.record(step.reference) or {}
+    forwards = reference.get("facts", {}).get("forwards", 0)
+    computed = forwards if step.reference.path in built else 0
+    facts = {a.path: (store.record(a) or {}).get("facts", {}) for a in (step.policy, step.scores, step.reference)}
+    return rung | {
+        "state": "done",
+        "metrics": metrics,
+        **gains,
+        "kl": metrics["test"]["kl"],
+        "training": {
+            "curve": policy["facts"]["curve"],
+            "pairs_per_second": round(policy["facts"]["pairs"] / max(policy["facts"]["seconds"], 0.01), 2),
+            "cut": policy["facts"]["cut"],
+            "reference": {"computed": computed, "reused": forwards - computed},
+        },
+        "facts": {
+            path: {key: value for key, value in entry.items() if key in ("seconds", "peak_memory_mib", "hardware", "versions", "commit", "threads")}
+            for path, entry in facts.items()
+        },
+    }

@@ -1,0 +1,292 @@
+"""The grid: models x methods x schedules at three scales. A new entry is one line.
+
+What the paper did not publish is marked in `assumed`, with the recipe it is taken from.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import TypeVar
+
+from stagealign.errors import StagealignError, UnknownName
+from stagealign.spec import (
+    Cell,
+    Checkpoint,
+    Decoding,
+    Evaluation,
+    Method,
+    Model,
+    Preference,
+    Scale,
+    Sft,
+    Source,
+    Training,
+)
+
+Value = TypeVar("Value")
+
+MODELS = {
+    model.key: model
+    for model in (
+        Model("llama3", "Llama-3"),
+        Model("zephyr", "Zephyr"),
+        Model("phi2", "Phi-2"),
+        Model("qwen", "Qwen"),
+        Model("pythia", "Pythia"),
+    )
+}
+
+SOURCES = {
+    "off": Source("off", "static candidates of a fixed set", on_policy=False),
+    "on": Source("on", "samples of the policy in training", on_policy=True),
+}
+
+SCHEDULES = {
+    "1off": ("off",),
+    "1on": ("on",),
+    "2off_off": ("off", "off"),
+    "2off_on": ("off", "on"),
+    "2on_off": ("on", "off"),
+    "2on_on": ("on", "on"),
+}
+
+HANDBOOK = "alignment-handbook, zephyr-7b-beta DPO recipe"
+SIMPO = "SimPO, DPO baseline of Llama-3-Instruct"
+PROTOTYPE = "lab prototype"
+
+DPO = Method("dpo", "DPO", form="sigmoid", beta=0.01, assumed={"beta": HANDBOOK})
+SLIC_HF = Method(
+    "slichf", "SLiC-HF", form="hinge", beta=0.01, assumed={"form": "TRL and RSO call it SLiC", "beta": HANDBOOK}
+)
+
+METHODS = {
+    "paper": {"dpo": DPO, "slichf": SLIC_HF},
+    "lab": {"dpo": replace(DPO, beta=0.1), "slichf": replace(SLIC_HF, beta=0.1)},
+    "smoke": {"dpo": replace(DPO, beta=0.1), "slichf": replace(SLIC_HF, beta=0.1)},
+}
+
+PREFERENCES = {
+    "pan": Preference(
+        "pan", "a harsher verdict on the film", oracle="tfidf", gold="minilm", judge="textcat_imdb", sign=-1
+    ),
+    "praise": Preference(
+        "praise", "a warmer verdict on the film", oracle="tfidf", gold="minilm", judge="textcat_imdb", sign=1
+    ),
+    "helpful": Preference(
+        "helpful", "a better answer, as PairRM sees it", oracle="pairrm", gold="alpaca_eval", judge="dataset", sign=1
+    ),
+    "letters": Preference(
+        "letters", "plumbing only: more letters", oracle="letters", gold="vowels", judge="dataset", sign=1
+    ),
+}
+
+PAPER_SFT = Sft(
+    "HuggingFaceH4/ultrachat_200k",
+    rows=207_865,
+    epochs=1,
+    learning_rate=2e-5,
+    batch=128,
+    assumed={"data": "alignment-handbook SFT recipe", "learning_rate": "alignment-handbook SFT recipe"},
+)
+
+
+def _stand_in(share: float, real: str) -> Checkpoint:
+    """A rung of the lab's ladder: SmolLM2 after SFT on human reviews, `share` of them rotten."""
+    return Checkpoint(
+        "asset:smollm2",
+        sft=Sft("reviews", rows=256, epochs=1, learning_rate=5e-4, batch=8, rotten_share=share),
+        stand_in_for=real,
+        parameters=134.5e6,
+    )
+
+
+CHECKPOINTS = {
+    "paper": {
+        "llama3": Checkpoint("meta-llama/Meta-Llama-3-8B-Instruct", gated=True, parameters=8.03e9),
+        "zephyr": Checkpoint("alignment-handbook/zephyr-7b-sft-full", parameters=7.24e9),
+        "phi2": Checkpoint("microsoft/phi-2", sft=PAPER_SFT, parameters=2.78e9, assumed={"sft": HANDBOOK}),
+        "qwen": Checkpoint(
+            "Qwen/Qwen1.5-7B", sft=PAPER_SFT, parameters=7.72e9, assumed={"source": "version and size not found"}
+        ),
+        "pythia": Checkpoint(
+            "EleutherAI/pythia-2.8b", sft=PAPER_SFT, parameters=2.78e9, assumed={"source": "size not found"}
+        ),
+    },
+    # One ladder, chosen by boundary score before any round was run; the order is the paper's where it is known.
+    "lab": {
+        "pythia": _stand_in(0.0, "Pythia"),
+        "phi2": _stand_in(0.25, "Phi-2"),
+        "zephyr": _stand_in(0.5, "Zephyr"),
+        "qwen": _stand_in(0.75, "Qwen"),
+        "llama3": _stand_in(1.0, "Llama-3"),
+    },
+    "smoke": {"pythia": Checkpoint("EleutherAI/pythia-160m", parameters=162e6)},
+}
+
+SCALES = {
+    "paper": Scale(
+        "paper",
+        "the real models on GPUs",
+        task="ultrafeedback",
+        preference=PREFERENCES["helpful"],
+        decoding=Decoding(),
+        training=Training(
+            pairs=61_135,
+            batch=128,
+            epochs=1,
+            ladder=(5e-7,),
+            learning_rate={"off": 5e-7, "on": 5e-7},
+            max_length=2048,
+            dtype="bfloat16",
+            assumed={"batch": HANDBOOK, "learning_rate": HANDBOOK, "max_length": SIMPO, "schedule": HANDBOOK},
+        ),
+        evaluation=Evaluation(validation_prompts=0, test_prompts=805),
+        seeds=(0,),
+    ),
+    "lab": Scale(
+        "lab",
+        "stand-ins on a laptop CPU",
+        task="films",
+        preference=PREFERENCES["pan"],
+        decoding=Decoding(max_new_tokens=32),
+        training=Training(
+            pairs=128,
+            batch=16,
+            epochs=1,
+            ladder=(1.5e-4, 3e-4),
+            learning_rate={"off": 3e-4, "on": 1.5e-4},
+            warmup=0.0,
+            max_length=160,
+            trained_layers=8,
+            assumed={"learning_rate": PROTOTYPE, "trained_layers": PROTOTYPE},
+        ),
+        evaluation=Evaluation(validation_prompts=24, test_prompts=64),
+        seeds=(0, 1),
+    ),
+    "smoke": Scale(
+        "smoke",
+        "plumbing check in CI",
+        task="smoke",
+        preference=PREFERENCES["letters"],
+        decoding=Decoding(max_new_tokens=8),
+        training=Training(
+            pairs=8, batch=4, epochs=1, ladder=(1e-5,), learning_rate={"off": 1e-5, "on": 1e-5}, max_length=64
+        ),
+        evaluation=Evaluation(validation_prompts=2, test_prompts=4),
+        seeds=(0,),
+    ),
+}
+
+PAPER_METHODS = {"dpo": tuple(MODELS), "slichf": ("llama3", "zephyr", "phi2")}
+"""The grid that the authors ran is not full: SLiC-HF for three models only."""
+
+
+def scale(key: str) -> Scale:
+    """The scale called `key`; UnknownName otherwise."""
+    return _known("scale", key, SCALES)
+
+
+def cells(scale_key: str) -> list[Cell]:
+    """Every cell of one scale, in the paper's order of models, methods and schedules."""
+    chosen = scale(scale_key)
+    return [
+        Cell(
+            MODELS[model],
+            CHECKPOINTS[scale_key][model],
+            method,
+            schedule,
+            tuple(SOURCES[source] for source in sources),
+            chosen,
+        )
+        for model in MODELS
+        if model in CHECKPOINTS[scale_key]
+        for key, method in METHODS[scale_key].items()
+        if scale_key == "smoke" or model in PAPER_METHODS[key]
+        for schedule, sources in SCHEDULES.items()
+    ]
+
+
+def cell(cell_id: str, scale_key: str = "lab") -> Cell:
+    """The cell called `cell_id`; UnknownName names the part that is wrong."""
+    known = {found.id: found for found in cells(scale_key)}
+    if cell_id not in known:
+        for kind, part, names in zip(
+            ("model", "method", "schedule"), cell_id.split("-"), (MODELS, METHODS[scale_key], SCHEDULES), strict=False
+        ):
+            _known(kind, part, names)
+    return _known("cell", cell_id, known)
+
+
+def select(scale_key: str, expression: str = "") -> list[Cell]:
+    """Cells of one scale that a `-k` expression matches, as pytest would match them.
+
+    Raises StagealignError where the expression is malformed or matches nothing.
+    """
+    every = cells(scale_key)
+    matches = matcher(expression)
+    chosen = [one for one in every if matches(one.keywords)]
+    if not chosen:
+        words = re.findall(r"[\w.+-]+", expression)
+        names = [*MODELS, *METHODS[scale_key], *SCHEDULES, *(one.id for one in every)]
+        unknown = next((word for word in words if not any(word.lower() in name for name in names)), expression)
+        raise UnknownName(f"-k {expression!r} matches no cell at scale {scale_key}; name", unknown, names)
+    return chosen
+
+
+def matcher(expression: str) -> Callable[[Iterable[str]], bool]:
+    """Predicate over a cell's names: `and`, `or`, `not`, parentheses, and words that match as substrings."""
+    tokens = re.findall(r"[()]|[^\s()]+", expression.lower())
+    position = 0
+
+    def take() -> str:
+        nonlocal position
+        position += 1
+        return tokens[position - 1] if position <= len(tokens) else ""
+
+    def peek() -> str:
+        return tokens[position] if position < len(tokens) else ""
+
+    def either() -> Callable[[str], bool]:
+        left = both()
+        while peek() == "or":
+            take()
+            left = _combine(any, left, both())
+        return left
+
+    def both() -> Callable[[str], bool]:
+        left = single()
+        while peek() == "and":
+            take()
+            left = _combine(all, left, single())
+        return left
+
+    def single() -> Callable[[str], bool]:
+        word = take()
+        if word == "not":
+            inner = single()
+            return lambda names: not inner(names)
+        if word == "(":
+            inner = either()
+            if take() != ")":
+                raise StagealignError(f"-k {expression!r}: a closing parenthesis is missing")
+            return inner
+        if word in ("", ")", "and", "or"):
+            raise StagealignError(f"-k {expression!r}: a name is missing before {word or 'the end'!r}")
+        return lambda names: word in names
+
+    if not tokens:
+        return lambda names: True
+    matches = either()
+    if position < len(tokens):
+        raise StagealignError(f"-k {expression!r}: {peek()!r} follows where `and`, `or` or the end was expected")
+    return lambda names: matches(" ".join(names).lower())
+
+
+def _combine(quantifier: Callable[[Iterator[bool]], bool], *parts: Callable[[str], bool]) -> Callable[[str], bool]:
+    return lambda names: quantifier(part(names) for part in parts)
+
+
+def _known(kind: str, key: str, values: dict[str, Value]) -> Value:
+    if key not in values:
+        raise UnknownName(kind, key, values)
+    return values[key]

@@ -1,0 +1,108 @@
+"""Results -> reports. Reads result files only; the same results give the same bytes, so a report can be checked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stagealign.errors import StagealignError
+from stagealign.spec import Cell
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One starting policy, as the terminal's table shows it."""
+
+    policy: str
+    boundary: str
+    named: str
+    off: str
+    on: str
+    better: str
+    named_it: str
+
+    HEADINGS = (
+        "starting policy",
+        "boundary score",
+        "names",
+        "effectiveness off",
+        "effectiveness on",
+        "better source",
+        "named it?",
+    )
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Texts in the order of `HEADINGS`."""
+        return self.policy, self.boundary, self.named, self.off, self.on, self.better, self.named_it
+
+
+def write(results: Path, reports: Path, scale: str) -> list[Path]:
+    """Files written to `<reports>/<scale>/`, from `<results>/<scale>/*.json`.
+
+    Raises StagealignError where the scale has no results.
+    """
+    files = build(results, scale)
+    folder = reports / scale
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    for name in _leftover(folder, files):
+        (folder / name).unlink()
+    return [folder / name for name in files]
+
+
+def check(results: Path, reports: Path, scale: str) -> list[str]:
+    """Names `<scale>/<file>` of the reports that are missing, left over, or not what the results give now."""
+    folder = reports / scale
+    files = build(results, scale) if any((results / scale).glob("*-seed*.json")) else {}
+    stale = [name for name, text in files.items() if _read(folder / name) != text.encode()]
+    return [f"{scale}/{name}" for name in sorted([*stale, *_leftover(folder, files)])]
+
+
+def build(results: Path, scale: str) -> dict[str, str]:
+    """Text of each report by file name, without writing anything."""
+    from stagealign.report.book import open_book
+    from stagealign.report.contrasts import contrasts
+    from stagealign.report.figures import figures
+    from stagealign.report.page import pages
+
+    book = open_book(results, scale)
+    if not book.results and not book.damaged:
+        raise StagealignError(f"{results / scale}: no results; make some with `stagealign run --scale {scale}`")
+    compared = contrasts(book)
+    drawn = figures(book, compared)
+    return {**pages(book, compared, drawn), **drawn}
+
+
+def summary_rows(results: Path, cells: Sequence[Cell]) -> list[SummaryRow]:
+    """One row for each starting policy that `cells` (of one scale) touch and that has results."""
+    from stagealign.report.book import open_book
+    from stagealign.report.contrasts import NOT_RUN, contrasts
+    from stagealign.report.rows import policy_name
+    from stagealign.report.words import DASH, gain, score
+
+    if not cells:
+        return []
+    book = open_book(results, cells[0].scale.key, {cell.id for cell in cells})
+    return [
+        SummaryRow(
+            policy_name(book, one.start),
+            score(one.boundary),
+            DASH if one.named == NOT_RUN else one.named,
+            gain(one.best["off"].gain) if "off" in one.best else NOT_RUN,
+            gain(one.best["on"].gain) if "on" in one.best else NOT_RUN,
+            one.better,
+            one.named_it,
+        )
+        for one in contrasts(book)
+    ]
+
+
+def _leftover(folder: Path, files: dict[str, str]) -> list[str]:
+    """Reports of an earlier form that nothing makes any more."""
+    made = [path.name for kind in ("*.html", "*.md", "*.svg") for path in folder.glob(kind)]
+    return sorted(name for name in made if name not in files)
+
+
+def _read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None

@@ -1,0 +1,252 @@
+"""Results of one scale, read and joined: every rung and every policy once, however many cells share it."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from stagealign import registry
+from stagealign.errors import BadData
+from stagealign.results import Result, read_results
+from stagealign.statistics import paired_differences
+
+SPLIT = "test"
+KINDS = {"gain": 0, "clean_gain": 1}
+"""Kind of gain -> place in a prompt's `[gold, clean gold]`."""
+
+
+def after(sources: Collection[str]) -> str:
+    """Name of a policy by the data it has seen: `start`, `after off`, `after off then on`."""
+    return f"after {' then '.join(sources)}" if sources else "start"
+
+
+@dataclass(frozen=True, order=True)
+class Start:
+    """The policy that a round starts from."""
+
+    model: str
+    method: str
+    before: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return after(self.before)
+
+    @property
+    def round(self) -> int:
+        return len(self.before) + 1
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One round at one learning rate, from one start, with one source and seed."""
+
+    start: Start
+    source: str
+    seed: int
+    learning_rate: float
+    state: str
+    """`done`, `failed`, `skipped` or `not run`."""
+    cells: tuple[str, ...]
+    """Every cell that this rung belongs to."""
+    recorded: bool
+    """Whether it is the learning rate that later rounds continue from."""
+    data: Mapping[str, Any] = field(repr=False)
+    before: Mapping[str, Any] = field(repr=False)
+    """Policy metrics of the start."""
+
+    def gains(self, kind: str) -> dict[str, float]:
+        """Gain by prompt hash on test prompts; `kind` is `gain` or `clean_gain`."""
+        place = KINDS[kind]
+        new, old = self.data["metrics"][SPLIT]["prompts"], self.before[SPLIT]["prompts"]
+        return paired_differences(
+            {prompt: values[place] for prompt, values in new.items()},
+            {prompt: values[place] for prompt, values in old.items()},
+        )
+
+    def metric(self, name: str) -> float | None:
+        """Value of one metric: `kl`, or a policy metric on test prompts after the round."""
+        found = self.data.get("kl") if name == "kl" else self.data.get("metrics", {}).get(SPLIT, {}).get(name)
+        return value(found)
+
+    @property
+    def validation(self) -> float | None:
+        """Clean gain on validation prompts; None where the scale has none."""
+        return value((self.data.get("clean_gain") or {}).get("validation"))
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy that was measured: a model after some rounds, with one seed."""
+
+    model: str
+    method: str
+    """Empty for the policy before round 1, which all methods share."""
+    sources: tuple[str, ...]
+    seed: int
+    metrics: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def key(self) -> tuple[str, str, tuple[str, ...]]:
+        return self.model, self.method, self.sources
+
+
+@dataclass(frozen=True)
+class Book:
+    """All that one scale's reports are made from."""
+
+    scale: str
+    results: tuple[Result, ...]
+    damaged: tuple[str, ...]
+    missing: tuple[str, ...]
+    """`cell-seedK` of the grid without a result file."""
+    rungs: tuple[Rung, ...]
+    policies: tuple[Policy, ...]
+
+    @property
+    def starts(self) -> list[Start]:
+        """Starting policies with at least one rung, in the registry's order of models and methods."""
+        found = {rung.start for rung in self.rungs}
+        return sorted(
+            found, key=lambda start: (*order(start.model, start.method), len(start.before), start.before[::-1])
+        )
+
+    def ladder(self, start: Start, source: str, state: str = "done") -> list[Rung]:
+        """Rungs of one start and source over all seeds, by learning rate and seed."""
+        return [r for r in self.rungs if (r.start, r.source, r.state) == (start, source, state)]
+
+    def policy(self, start: Start) -> list[Policy]:
+        """The starting policy's measurements, one a seed."""
+        key = (start.model, start.method if start.before else "", start.before)
+        return [policy for policy in self.policies if policy.key == key]
+
+    def model(self, key: str) -> Mapping[str, Any]:
+        """What the results say about a model: name, checkpoint, whether it is a stand-in."""
+        return next(
+            (result["model"] for result in self.results if result["model"]["key"] == key), {"key": key, "name": key}
+        )
+
+    def label(self, key: str) -> str:
+        """`Zephyr stand-in`, `Pythia (random weights)` or `Zephyr`."""
+        return label(self.model(key))
+
+    @property
+    def stand_ins(self) -> bool:
+        """Whether any result is not of the paper's own checkpoints."""
+        return self.scale != "paper" or any(r["model"].get("weights") != "published" for r in self.results)
+
+
+def open_book(folder: Path, scale: str, cells: Collection[str] | None = None) -> Book:
+    """Everything that `folder/<scale>` holds; `cells` (ids) restricts it, None takes all."""
+    results, damaged = [], []
+    for path, found in read_results(folder, scale):
+        if isinstance(found, BadData):
+            damaged.append((path.stem, str(found).replace(str(folder), folder.name)))
+        elif cells is None or found["cell"] in cells:
+            results.append(found)
+    present = {f"{r['cell']}-seed{r['seed']}" for r in results} | {name for name, _ in damaged}
+    missing = [name for name in _grid(scale, cells) if name not in present]
+    results.sort(key=lambda r: (*order(r["model"]["key"], r["method"]["key"]), r["schedule"], r["seed"]))
+    return Book(
+        scale, tuple(results), tuple(text for _, text in damaged), tuple(missing), _rungs(results), _policies(results)
+    )
+
+
+def label(model: Mapping[str, Any]) -> str:
+    """A model's name, never without the remark that it is a stand-in or has random weights."""
+    remark = {"stand-in": " stand-in", "random": " (random weights)"}.get(model.get("weights", ""), "")
+    return f"{model['name']}{remark}"
+
+
+def value(metric: Any) -> float | None:
+    """Number of a metric, or of a bare number; None where there is none."""
+    found = metric.get("value") if isinstance(metric, Mapping) else metric
+    return None if found is None else float(found)
+
+
+def order(model: str, method: str = "") -> tuple[int, int]:
+    """Place in the registry; no method comes first, unknown names come last."""
+    models, methods = list(registry.MODELS), list(registry.METHODS["paper"])
+    return (
+        models.index(model) if model in models else len(models),
+        -1 if not method else methods.index(method) if method in methods else len(methods),
+    )
+
+
+def _grid(scale: str, cells: Collection[str] | None) -> Iterator[str]:
+    if scale not in registry.SCALES:
+        return
+    for cell in registry.cells(scale):
+        if cells is None or cell.id in cells:
+            yield from (f"{cell.id}-seed{seed}" for seed in cell.scale.seeds)
+
+
+def _rungs(results: list[Result]) -> tuple[Rung, ...]:
+    """Each rung once; the same one in several results counts once, done before any other state."""
+    found: dict[Any, Rung] = {}
+    for rung in _each_rung(results):
+        key = rung.data.get("fingerprint") or (rung.start, rung.source, rung.seed, rung.learning_rate)
+        old = found.get(key)
+        if old is None:
+            found[key] = rung
+            continue
+        best = rung if rung.state == "done" and old.state != "done" else old
+        cells = tuple(dict.fromkeys([*old.cells, *rung.cells]))
+        found[key] = replace(best, cells=cells, recorded=old.recorded or rung.recorded)
+    return tuple(
+        sorted(
+            found.values(),
+            key=lambda r: (
+                *order(r.start.model, r.start.method),
+                len(r.start.before),
+                r.start.before[::-1],
+                r.source != "off",
+                r.source,
+                r.learning_rate,
+                r.seed,
+            ),
+        )
+    )
+
+
+def _each_rung(results: list[Result]) -> Iterator[Rung]:
+    for result in results:
+        sources: tuple[str, ...] = ()
+        for entry in result.get("rounds", []):
+            start = Start(result["model"]["key"], result["method"]["key"], sources)
+            for data in entry.get("rungs", []):
+                rate = float(data["learning_rate"])
+                recorded = rate == float(entry["learning_rate"])
+                yield Rung(
+                    start,
+                    entry["source"],
+                    int(result["seed"]),
+                    rate,
+                    data["state"],
+                    (result["cell"],),
+                    recorded,
+                    data,
+                    entry.get("start") or {},
+                )
+            sources = (*sources, entry["source"])
+
+
+def _policies(results: list[Result]) -> tuple[Policy, ...]:
+    found: dict[Any, Policy] = {}
+    for result in results:
+        key, seed = result["model"]["key"], int(result["seed"])
+        measured = [Policy(key, "", (), seed, result.get("start") or {})]
+        sources: tuple[str, ...] = ()
+        for entry in result.get("rounds", []):
+            if sources:
+                measured.append(Policy(key, result["method"]["key"], sources, seed, entry.get("start") or {}))
+            sources = (*sources, entry["source"])
+            for rung in entry.get("rungs", []):
+                if rung["state"] == "done" and rung["learning_rate"] == entry["learning_rate"]:
+                    measured.append(Policy(key, result["method"]["key"], sources, seed, rung["metrics"]))
+        for policy in measured:
+            if policy.metrics.get(SPLIT):
+                found.setdefault((policy.key, seed), policy)
+    return tuple(
+        sorted(found.values(), key=lambda p: (*order(p.model, p.method), len(p.sources), p.sources[::-1], p.seed))
+    )

@@ -1,0 +1,192 @@
+"""Figures as SVG text: the same bytes for the same results, light or dark as the reader's system asks."""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from stagealign.report.book import Book
+from stagealign.report.contrasts import BOUNDARY, Contrast, Side, boundary
+from stagealign.report.rows import method_name
+from stagealign.report.words import rate
+
+SOURCE_COLOUR = {"off": "#0072b2", "on": "#d55e00"}
+"""Blue and vermilion of Okabe and Ito, told apart by all readers; shapes differ too."""
+SHAPE = {"off": "s", "on": "o"}
+INK, PAPER, FAINT = "#222222", "#ffffff", "#999999"
+DARK = {INK: "#e6e6e6", PAPER: "#15181c", FAINT: "#7d7d7d", "#0072b2": "#56b4e9", "#d55e00": "#e69f00"}
+WIDTH = 7.2
+"""Inches; narrow, so that a phone shows it whole."""
+STYLE = {
+    "svg.fonttype": "none",
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
+}
+
+
+def figures(book: Book, contrasts: Sequence[Contrast]) -> dict[str, str]:
+    """SVG text by file name; a figure without data is left out."""
+    drawn = {}
+    if any(one.sides for one in contrasts):
+        drawn["gains.svg"] = _render("gains", _gains, book, [one for one in contrasts if one.sides])
+    if any(boundary([policy.metrics]) for policy in book.policies):
+        drawn["boundary.svg"] = _render("boundary", _boundary, book, None)
+    return drawn
+
+
+ABOUT = {
+    "gains.svg": "Gain in gold reward by starting policy, source and learning rate, with 95% intervals; small "
+    "numbers: KL to the round's start in nats a completion. Square, blue: off-policy. Circle, orange: on-policy.",
+    "boundary.svg": "Boundary score of each policy by round, with 95% intervals and the line at 0.5. A line has "
+    "the colour of the round's data (square, blue: off-policy; circle, orange: on-policy); dashes: SLiC-HF.",
+}
+
+
+def _gains(book: Book, contrasts: list[Contrast]) -> Any:
+    """Rows: model and method; columns: start; x: learning rate; y: gain."""
+    rows = list(dict.fromkeys((one.start.model, one.start.method) for one in contrasts))
+    columns = list(dict.fromkeys(one.start.name for one in sorted(contrasts, key=lambda c: c.start.before[::-1])))
+    rates = sorted({side.learning_rate for one in contrasts for side in one.sides})
+    figure, axes = _grid(len(rows), len(columns), 1.6, sharex=True)
+    for row, (model, method) in enumerate(rows):
+        for column, name in enumerate(columns):
+            axis = axes[row][column]
+            here = next(
+                (c for c in contrasts if (c.start.model, c.start.method, c.start.name) == (model, method, name)), None
+            )
+            axis.axhline(0, color=FAINT, linewidth=0.8)
+            axis.set_xlim(-0.5, len(rates) - 0.5)
+            axis.set_xticks(range(len(rates)), [rate(one) for one in rates])
+            head = f"{book.label(model)}, {method_name(book, method)}" if column == 0 else ""
+            axis.set_title(f"{head}\n{name}", loc="left")
+            axis.tick_params(bottom=row == len(rows) - 1)
+            if here is None:
+                axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center", color=FAINT)
+                continue
+            for side in here.sides:
+                _point(axis, rates.index(side.learning_rate), side)
+    for axis in axes[-1]:
+        axis.set_xlabel("learning rate")
+    for line in axes:
+        line[0].set_ylabel("gain, gold reward")
+    _legend(figure)
+    return figure
+
+
+def _point(axis: Any, place: int, side: Side) -> None:
+    x = place + {"off": -0.14, "on": 0.14}[side.source]
+    low, high = side.gain["interval"]
+    middle, colour = side.gain["value"], SOURCE_COLOUR[side.source]
+    axis.errorbar(
+        [x], [middle], yerr=[[middle - low], [high - middle]], fmt=SHAPE[side.source], color=colour, markersize=5
+    )
+    if side.kl is not None:
+        offset, align = {"off": (-7, "right"), "on": (7, "left")}[side.source]
+        axis.annotate(
+            f"{side.kl:.0f}", (x, middle), (offset, -3), textcoords="offset points", ha=align, fontsize=8, color=INK
+        )
+
+
+def _boundary(book: Book, _: None) -> Any:
+    """One panel a model; a tree of policies over rounds."""
+    models = list(dict.fromkeys(policy.model for policy in book.policies))
+    columns = min(3, len(models))
+    figure, axes = _grid(-(-len(models) // columns), columns, 2.1, sharex=False)
+    panels = [axis for line in axes for axis in line]
+    last = max(len(policy.sources) for policy in book.policies)
+    for axis in panels[len(models) :]:
+        axis.set_visible(False)
+    for axis, model in zip(panels, models, strict=False):
+        axis.axhline(BOUNDARY, color=INK, linewidth=0.8, linestyle=":")
+        axis.set_title(book.label(model), loc="left")
+        axis.set_ylim(0, 1)
+        axis.set_xlim(-0.3, last + 0.3)
+        axis.set_xticks(range(last + 1), ["start", *(f"round {number}" for number in range(1, last + 1))])
+        for x, metric, source, x0, metric0, method in _edges(book, model):
+            _node(axis, x, metric, source)
+            if metric0 is not None:
+                style = "--" if method == "slichf" else "-"
+                axis.plot([x0, x], [metric0["value"], metric["value"]], style, color=SOURCE_COLOUR[source], linewidth=1)
+    for line in axes:
+        line[0].set_ylabel("boundary score")
+    _legend(figure)
+    return figure
+
+
+def _edges(book: Book, model: str) -> Iterator[tuple[float, Any, str, float, Any, str]]:
+    """(x, score, source, x of the parent, its score, method) of each policy of one model."""
+    keys = list(dict.fromkeys(policy.key for policy in book.policies if policy.model == model))
+    scores = {key: boundary(p.metrics for p in book.policies if p.key == key) for key in keys}
+    shift = {key: 0.05 * (place - (len(keys) - 1) / 2) if key[2] else 0.0 for place, key in enumerate(keys)}
+    for key in keys:
+        _, method, sources = key
+        parent = (model, method if len(sources) > 1 else "", sources[:-1])
+        if scores[key] is None:
+            continue
+        before = scores.get(parent) if sources else None
+        source = sources[-1] if sources else ""
+        yield len(sources) + shift[key], scores[key], source, len(sources) - 1 + shift.get(parent, 0.0), before, method
+
+
+def _node(axis: Any, x: float, metric: Any, source: str) -> None:
+    low, high = metric["interval"] or (metric["value"], metric["value"])
+    error = [[metric["value"] - low], [high - metric["value"]]]
+    axis.errorbar(
+        [x],
+        [metric["value"]],
+        yerr=error,
+        fmt=SHAPE.get(source, "D"),
+        color=SOURCE_COLOUR.get(source, INK),
+        markersize=4.5,
+    )
+
+
+def _grid(rows: int, columns: int, height: float, sharex: bool) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height * rows + 0.7), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=True)
+
+
+def _legend(figure: Any) -> None:
+    from matplotlib.lines import Line2D
+
+    lines = [
+        Line2D([], [], color=SOURCE_COLOUR[source], marker=SHAPE[source], label=f"{source}-policy data")
+        for source in SOURCE_COLOUR
+    ]
+    figure.legend(handles=lines, loc="outside upper left", ncols=2, frameon=False)
+
+
+def _render(name: str, draw: Any, book: Book, contrasts: list[Contrast] | None) -> str:
+    import matplotlib.style
+
+    with matplotlib.style.context(["default", {**STYLE, "svg.hashsalt": f"stagealign {name}"}]):
+        buffer = io.StringIO()
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        draw(book, contrasts).savefig(buffer, format="svg", metadata=metadata)
+    return _finish(buffer.getvalue(), name)
+
+
+def _finish(svg: str, name: str) -> str:
+    """Own ids, so that two figures can stand on one page; a label for readers who hear it; a dark form."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = svg.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+    svg = re.sub(r"[ \t]+$", "", svg, flags=re.MULTILINE)
+    rules = "".join(
+        f'svg [style*="{part}: {light}"]{{{part}:{dark} !important}}'
+        for light, dark in DARK.items()
+        for part in ("fill", "stroke")
+    )
+    style = f"<title>{ABOUT[name + '.svg']}</title>\n<style>@media (prefers-color-scheme: dark){{{rules}}}</style>\n"
+    head, bracket, body = svg.partition(">")
+    return f'{head} role="img"{bracket}\n{style}{body.lstrip()}'

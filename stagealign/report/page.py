@@ -1,0 +1,85 @@
+"""The two pages: one HTML file that needs nothing else, one Markdown file for a repository's browser."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stagealign.report import facts
+from stagealign.report.book import Book
+from stagealign.report.contrasts import Contrast
+from stagealign.report.figures import ABOUT
+from stagealign.report.findings import findings
+from stagealign.report.ledgers import ladder, pairs, runs
+from stagealign.report.tables import boundaries, effectiveness, ratios
+from stagealign.report.words import listing
+
+KINDS = {
+    "scope": "What this is",
+    "found": "Found",
+    "against": "Against the paper",
+    "unsure": "Not sure",
+    "missing": "Missing",
+}
+
+
+def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) -> dict[str, str]:
+    """`index.html` and `README.md` by name."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["md"] = lambda text: Markup(markdown(str(text)))
+    environment.filters["tight"] = tight
+    drawn = {name: Markup(svg) for name, svg in figures.items()}  # our own SVG: matplotlib escapes its texts
+    values: dict[str, Any] = {
+        "scale": book.scale,
+        "made": made(book),
+        "kinds": KINDS,
+        "findings": findings(book, contrasts),
+        "tables": [
+            effectiveness(book, contrasts),
+            ratios(book, contrasts),
+            boundaries(book),
+            ladder(book),
+            pairs(book),
+            runs(book),
+        ],
+        "figures": drawn,
+        "about": ABOUT,
+        "hardware": facts.distinct(book.results, "hardware"),
+        "scorers": facts.scorers(book.results),
+        "notes": list(
+            dict.fromkeys(f"{r['model']['name']}: {r['model']['note']}" for r in book.results if r["model"].get("note"))
+        ),
+    }
+    return {
+        "index.html": environment.get_template("page.html.j2").render(values),
+        "README.md": environment.get_template("readme.md.j2").render(values),
+    }
+
+
+def made(book: Book) -> str:
+    """First line of every report: the command, and the commits that made the results, as those say it."""
+    commits = facts.distinct(book.results, "commit")
+    by = f"commit{'s' if len(commits) > 1 else ''} {listing(commits, 5)}" if commits else "no recorded commit"
+    changes = " with uncommitted changes" if facts.dirty(book.results) else ""
+    return f"stagealign report --scale {book.scale}; results of {by}{changes}"
+
+
+def tight(text: str) -> str:
+    """`text` with no line break before or inside an interval such as `0.31 [0.25, 0.37]`."""
+    return re.sub(r" \[[^\]\n]*\]", lambda found: found.group().replace(" ", "\u00a0"), text)
+
+
+def markdown(text: str) -> str:
+    """`text` as one table cell or line of GitHub Markdown: nothing in it can be markup, newlines become `<br>`."""
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", escaped).replace("\n", "<br>")

@@ -1,0 +1,87 @@
+"""One small JSON file a run: what a cell with one seed gave. Merged by copying; the report reads nothing else.
+
+Shape (all numbers are of this run; a metric is `{"value", "unit", "n", "standard_error", "interval"}`):
+
+    schema, state ("done" | "failed" | "skipped"), reason, cell, seed, scale
+    model       key, name, checkpoint, stand_in_for, weights ("published" | "stand-in" | "random"), note
+    method      the Method spec        schedule    "2off_on"        sources    ["off", "on"]
+    preference  the Preference spec    scorers     held-out quality of oracle and gold reward
+    spec        the whole cell as identity         fingerprints     artifact path -> fingerprint
+    start       policy metrics of the policy before round 1
+    rounds      one entry a round:
+        round, source, learning_rate (the recorded one), start (policy metrics before this round)
+        pairs       n, margin, ties, tokens, truncated, drops by reason
+        rungs       one entry a learning rate of the ladder (earlier rounds have the recorded one only):
+            learning_rate, state ("done" | "not run")
+            metrics     policy metrics after the round
+            gain        split -> metric: gold reward minus that of the round's start, paired by prompt
+            clean_gain  the same, a degenerate completion counted as the worst reward
+            kl          metric: to the round's start, nats a completion
+            training    curve of {step, loss, margin, accuracy, grad_norm, kl}, pairs_per_second, reference
+                        {computed, reused} forwards
+            facts       seconds, peak memory, hardware, versions, commit by artifact
+    policy metrics, by split ("validation", "test"):
+        gold, clean_gold, win_rate, length, degenerate, truncated, boundary {score, interval, votes_on, votes_off,
+        ties, top_score, prompts}, prompts {prompt hash: [gold, clean gold]} (means over the prompt's completions)
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stagealign.errors import BadData
+
+SCHEMA = 1
+Result = dict[str, Any]
+
+
+def result_path(folder: Path, scale: str, cell: str, seed: int) -> Path:
+    """`<folder>/<scale>/<cell>-seed<k>.json`."""
+    return folder / scale / f"{cell}-seed{seed}.json"
+
+
+def write_result(folder: Path, result: Result) -> Path:
+    """Path of the written result; rungs of the same fingerprint that stand there already are kept."""
+    path = result_path(folder, result["scale"], result["cell"], result["seed"])
+    if path.exists():
+        _keep_rungs(read_result(path), result)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def _keep_rungs(old: Result, new: Result) -> None:
+    """Puts the rungs that `old` has done and `new` has not run into `new`, where both mean the same."""
+    for before, after in zip(old.get("rounds", []), new.get("rounds", []), strict=False):
+        done = {rung["fingerprint"]: rung for rung in before["rungs"] if rung["state"] == "done"}
+        after["rungs"] = [
+            done.get(rung["fingerprint"], rung) if rung["state"] == "not run" else rung for rung in after["rungs"]
+        ]
+
+
+def read_result(path: Path) -> Result:
+    """One run's result.
+
+    Raises BadData for a damaged file or another schema, with the command that makes it again.
+    """
+    again = f"run it again: `stagealign run --scale {path.parent.name} -k {path.stem.rpartition('-seed')[0]}`"
+    try:
+        result: Result = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadData(f"{path}: damaged ({error}); {again}") from error
+    if not isinstance(result, dict) or result.get("schema") != SCHEMA:
+        found = result.get("schema") if isinstance(result, dict) else type(result).__name__
+        raise BadData(f"{path}: result schema {found!r}, this version reads {SCHEMA}; {again}")
+    return result
+
+
+def read_results(folder: Path, scale: str) -> Iterator[tuple[Path, Result | BadData]]:
+    """Every result of one scale by file name; a damaged one comes as its error, so that no row is lost in silence."""
+    for path in sorted((folder / scale).glob("*-seed*.json")):
+        try:
+            yield path, read_result(path)
+        except BadData as error:
+            yield path, error

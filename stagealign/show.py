@@ -1,0 +1,159 @@
+"""What the commands print: tables, progress with a time left, and where things were written."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from stagealign.assets import Asset
+from stagealign.execute import Outcome, worker_count
+from stagealign.pipeline import describe
+from stagealign.plan import Plan
+from stagealign.report import SummaryRow
+from stagealign.spec import Cell, Scale
+from stagealign.store import Artifact
+
+console = Console(soft_wrap=False, highlight=False)
+
+
+def cells(scale: Scale, chosen: Sequence[Cell]) -> None:
+    """Table of cells and of what each model starts from; assumed values are marked."""
+    console.print(Text(f"scale {scale.key}: {scale.name}; {len(chosen)} cells"))
+    starts = Table("model", "starts from", "methods", "cells", title=None)
+    for key in dict.fromkeys(cell.model.key for cell in chosen):
+        mine = [cell for cell in chosen if cell.model.key == key]
+        ids = Text("\n".join(cell.id for cell in mine))
+        methods = ", ".join(dict.fromkeys(cell.method.name for cell in mine))
+        starts.add_row(mine[0].model.name, Text(describe(mine[0])), methods, ids)
+    console.print(starts)
+    assumed = Table("assumed, not published", "value", "taken from")
+    for place, value, recipe in assumptions(chosen):
+        assumed.add_row(place, value, recipe)
+    if assumed.row_count:
+        console.print(assumed)
+
+
+def assumptions(chosen: Sequence[Cell]) -> list[tuple[str, str, str]]:
+    """(field, value, recipe) of every assumed value in these cells, each once."""
+    found = {}
+    for cell in chosen:
+        specs = ((cell.model.key, cell.checkpoint), (cell.method.key, cell.method), ("training", cell.scale.training))
+        for name, spec in specs:
+            for field, recipe in spec.assumed.items():
+                found[f"{name}.{field}"] = (str(getattr(spec, field)), recipe)
+    return [(place, value, recipe) for place, (value, recipe) in found.items()]
+
+
+def plan(scale: Scale, made: Plan, workers: int | None) -> None:
+    """First lines of a run: the scale, what is shared, what is there, how long the rest takes."""
+    console.print(Text(f"scale {scale.key}: {scale.name}; {len(made.runs)} runs (cell x seed)"))
+    shared = made.wanted - len(made.artifacts)
+    console.print(
+        Text(f"{len(made.artifacts)} artifacts ({shared} more if cells shared nothing): {len(made.ready)} ready, {len(made.missing)} to build")
+    )
+    if made.missing:
+        count = worker_count(made, workers)
+        console.print(Text(f"about {clock(made.seconds / count)} on {count} workers of a laptop CPU"))
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `1 h 05 min`, `4 min` or `12 s`."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+class RunProgress:
+    """Progress over the work that is left; the time left follows the speed measured so far."""
+
+    def __init__(self, bar: Progress, made: Plan, count: int):
+        self.bar, self.total, self.count = bar, made.seconds, count
+        self.done, self.started = 0.0, time.monotonic()
+        self.running: list[str] = []
+        self.task = bar.add_task("", total=max(self.total, 1.0), left=clock(self.total / count))
+
+    def heard(self, event: str, artifact: Artifact) -> None:
+        """Takes note of an artifact that started, was built or failed."""
+        if event == "started":
+            self.running.append(artifact.path)
+        else:
+            self.running.remove(artifact.path)
+            self.done += artifact.seconds
+            if not self.bar.console.is_terminal:
+                self.bar.console.print(Text(f"{event} {artifact.path} ({self._left()} left)"))
+        names = " | ".join(self.running)
+        self.bar.update(self.task, completed=self.done, description=names, left=self._left())
+
+    def _left(self) -> str:
+        spent = time.monotonic() - self.started
+        speed = self.done / spent if self.done > 60 else self.count
+        return clock((self.total - self.done) / max(speed, 0.01))
+
+    def wrote(self, path: Path) -> None:
+        """Names a result that was written."""
+        self.bar.console.print(Text(f"wrote {path}"))
+
+
+@contextmanager
+def progress(made: Plan, workers: int | None) -> Iterator[RunProgress]:
+    """A bar over the plan's missing work, with what is being built and the time left."""
+    columns = (BarColumn(24), TextColumn("{task.percentage:3.0f}%"), TextColumn("{task.fields[left]} left"), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, disable=not made.missing) as bar:
+        yield RunProgress(bar, made, worker_count(made, workers))
+
+
+@contextmanager
+def download(asset: Asset) -> Iterator[Callable[[float, float], None]]:
+    """A bar over one download, in megabytes."""
+    columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.completed:.0f} of {task.total:.0f} MB"))
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(f"fetching {asset.package} {asset.version}", total=asset.size_mb)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def fetched(home: Path) -> None:
+    """Says that all assets are there."""
+    console.print(Text(f"assets ready in {home / 'assets'}"))
+
+
+def outcome(made: Plan, done: Outcome) -> None:
+    """Last lines of a run: what was built, what was reused, what failed and why."""
+    forwards = sum(1 for path in done.built if path.endswith("/reference"))
+    kept = sum(1 for path in made.ready if path.endswith("/reference"))
+    console.print(Text(f"built {len(done.built)}, reused {len(made.ready)}; reference passes: {forwards} run, {kept} reused"))
+    for path, reason in done.failed.items():
+        console.print(Text(f"failed {path}: {reason}", style="red"))
+
+
+def summary(scale: Scale, chosen: Sequence[Cell], rows: Sequence[SummaryRow]) -> None:
+    """The demo's table."""
+    table = Table(*SummaryRow.HEADINGS, title=f"{describe(chosen[0])}\ngold reward, {scale.evaluation.test_prompts} test films")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row.cells))
+    console.print(table)
+    console.print(Text("A stand-in at lab scale: these are not the paper's numbers."))
+
+
+def where(page: Path) -> None:
+    """Names the report."""
+    console.print(Text(f"report: {page.resolve()}"))
+
+
+def checked(stale: Sequence[str]) -> None:
+    """Says which reports are not what the results give."""
+    for name in stale:
+        console.print(Text(f"not current: {name}; `stagealign report` writes it anew", style="red"))
+    if not stale:
+        console.print(Text("reports match the results"))
+
+
+def wrote(paths: Sequence[Path]) -> None:
+    """Names written reports."""
+    for path in paths:
+        console.print(Text(f"wrote {path}"))

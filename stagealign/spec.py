@@ -1,0 +1,208 @@
+"""Frozen values that say what is built: everything here is identity, nothing here is about this machine."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+
+def _assumptions() -> Any:
+    """Field that maps a field's name to the recipe its value was taken from; a remark, so not identity."""
+    return field(default_factory=dict, compare=False, repr=False, metadata={"identity": False})
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How completions are sampled."""
+
+    temperature: float = 0.7
+    top_p: float = 0.9
+    top_k: int = 50
+    max_new_tokens: int = 2048
+
+
+@dataclass(frozen=True)
+class Sft:
+    """Supervised fine-tuning that makes a starting policy."""
+
+    data: str
+    rows: int
+    epochs: int
+    learning_rate: float
+    batch: int
+    rotten_share: float | None = None
+    """Share of rotten reviews among the rows; None where the data is not film reviews."""
+    assumed: Mapping[str, str] = _assumptions()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights a model starts from at one scale."""
+
+    source: str
+    """Hub id, or `asset:NAME` for weights that come inside a registry package, or `shape:NAME`."""
+    revision: str | None = None
+    sft: Sft | None = None
+    stand_in_for: str | None = None
+    """The paper's checkpoint, where this one only stands in for it."""
+    gated: bool = False
+    parameters: float = 0.0
+    """Number of weights, for cost estimates."""
+    assumed: Mapping[str, str] = _assumptions()
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of the paper's five models."""
+
+    key: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """A preference loss and its constants."""
+
+    key: str
+    name: str
+    form: str
+    """Name of a loss in `losses.LOSSES`."""
+    beta: float
+    delta: float = 1.0
+    """Hinge margin: the 1 of `relu(1 - ...)`, the delta of SLiC-HF."""
+    sft_weight: float = 0.0
+    """Lambda of SLiC-HF's likelihood term on the chosen completion."""
+    assumed: Mapping[str, str] = _assumptions()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a round's candidates come from."""
+
+    key: str
+    name: str
+    on_policy: bool
+
+
+@dataclass(frozen=True)
+class Preference:
+    """What is asked for: an oracle that labels training pairs and another scorer that evaluates."""
+
+    key: str
+    wish: str
+    """In words, what a better completion has more of."""
+    oracle: str
+    gold: str
+    judge: str
+    """Picks the chosen one among human texts; neither the oracle nor the gold reward."""
+    sign: int
+    """+1 asks for a high rating, -1 for a low one."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One round of preference optimisation; only what may change a number."""
+
+    pairs: int
+    batch: int
+    epochs: int
+    ladder: tuple[float, ...]
+    """Learning rates tried in the last round, the same for every source."""
+    learning_rate: Mapping[str, float]
+    """By source: the rung that earlier rounds, and the demo, use."""
+    warmup: float = 0.1
+    schedule: str = "cosine"
+    max_length: int = 1024
+    max_grad_norm: float = 1.0
+    trained_layers: int | None = None
+    """Only the top N decoder layers and the final norm learn; None trains everything."""
+    dtype: str = "float32"
+    assumed: Mapping[str, str] = _assumptions()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out prompts and how many completions each gets."""
+
+    validation_prompts: int
+    test_prompts: int
+    completions: int = 2
+    repetition_limit: float = 0.2
+    """A completion with a larger share of repeated bigrams is degenerate."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The one dial: sizes and checkpoints, never the code path."""
+
+    key: str
+    name: str
+    task: str
+    """Name of the prompt and static-candidate source: `films`, `ultrafeedback` or `smoke`."""
+    preference: Preference
+    decoding: Decoding
+    training: Training
+    evaluation: Evaluation
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of the grid: a model, a method and the data source of each round."""
+
+    model: Model
+    checkpoint: Checkpoint
+    method: Method
+    schedule: str
+    sources: tuple[Source, ...]
+    scale: Scale
+
+    @property
+    def id(self) -> str:
+        """Cell id such as `zephyr-dpo-2off_on`."""
+        return f"{self.model.key}-{self.method.key}-{self.schedule}"
+
+    @property
+    def keywords(self) -> tuple[str, ...]:
+        """Names that `-k` finds besides the id."""
+        return (self.id, self.scale.key, self.checkpoint.source.replace("-", "").replace("_", "").lower())
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON-ready identity: dataclasses become objects, remarks are left out.
+
+    Raises TypeError for anything without a stable form; nothing is `str()`-ed into a fingerprint.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        kept = (f.name for f in fields(value) if f.metadata.get("identity", True))
+        return {name: plain(getattr(value, name)) for name in kept}
+    if isinstance(value, Mapping):
+        return {_text(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            raise TypeError(f"{value!r}: not a finite number, so it has no stable form")
+        return value
+    raise TypeError(f"{value!r} ({type(value).__name__}): no stable form; use numbers, text, lists or a frozen spec")
+
+
+def _text(key: Any) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"{key!r}: only text may be a key of an identity")
+    return key
+
+
+def fingerprint(value: Any) -> str:
+    """First 16 hex digits of the sha256 of `value`'s canonical JSON."""
+    text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def stream(seed: int, *names: str | int) -> int:
+    """Seed in [0, 2**63) of one named stream of chance; streams of different names are independent."""
+    text = "/".join([str(seed), *map(str, names)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,235 @@
+"""Builds each artifact once, at a readable path, with a record of what it was built from.
+
+An artifact is a folder `<home>/<path>` that holds what its builder wrote and a `record.json`. It is built in
+`<path>.<fingerprint>.part` and renamed when whole, so a folder without `.part` in its name is always complete.
+"""
+
+import errno
+import importlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from stagealign.errors import StagealignError, StoreDrift
+from stagealign.spec import fingerprint, plain
+
+RECORD = "record.json"
+RECORDED_PACKAGES = ("stagealign", "torch", "transformers", "trl", "accelerate", "scikit-learn", "spacy", "numpy")
+
+
+@dataclass(frozen=True)
+class Builder:
+    """What makes an artifact; `version` is raised by hand when its output changes meaning."""
+
+    function: str
+    """`module:function`, called with a `Work`, returns facts; imported only when something is built."""
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A unit of cached work: what to build, from what, and where it will stand."""
+
+    path: str
+    builder: Builder
+    params: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, "Artifact"] = field(default_factory=dict)
+    seconds: float = 1.0
+    """Expected seconds on one core of a laptop; execution, not identity."""
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that determines the content, in clear text."""
+        return {
+            "builder": self.builder.function,
+            "version": self.builder.version,
+            "params": plain(self.params),
+            "inputs": {name: artifact.fingerprint for name, artifact in sorted(self.inputs.items())},
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.identity)
+
+    def lineage(self) -> Iterator["Artifact"]:
+        """This artifact after all it is made from, parents first; shared ones may repeat."""
+        for parent in self.inputs.values():
+            yield from parent.lineage()
+        yield self
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a builder is given."""
+
+    params: Mapping[str, Any]
+    inputs: Mapping[str, Path]
+    out: Path
+    home: Path
+
+
+def default_home() -> Path:
+    """`$STAGEALIGN_HOME`, or the user's cache folder; outside every repository."""
+    return Path(os.environ.get("STAGEALIGN_HOME") or Path.home() / ".cache" / "stagealign").expanduser()
+
+
+class Store:
+    """A folder of artifacts."""
+
+    def __init__(self, home: Path | None = None):
+        self.home = home or default_home()
+
+    def folder(self, artifact: Artifact) -> Path:
+        return self.home / artifact.path
+
+    def record(self, artifact: Artifact) -> dict[str, Any] | None:
+        """The artifact's record, or None where it is not built yet.
+
+        Raises StoreDrift where the folder was built from another spec, naming each changed field.
+        """
+        path = self.folder(artifact) / RECORD
+        try:
+            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise StagealignError(f"{path}: damaged record ({error}); remove the folder to build it anew: {_remove(path.parent)}") from error
+        if record["fingerprint"] != artifact.fingerprint:
+            changes = "; ".join(differences(record["identity"], artifact.identity)) or "the inputs' own inputs"
+            raise StoreDrift(
+                f"{path.parent}: built from another spec: {changes}. Nothing is reused in silence; build it anew after "
+                f"{_remove(path.parent)}, or keep both with another STAGEALIGN_HOME"
+            )
+        return record
+
+    def build(self, artifact: Artifact, waiting: Callable[[str], None] | None = None) -> dict[str, Any]:
+        """The artifact's record, building it where it is missing; its inputs must be ready.
+
+        One builder at a time: others wait at a lock and then reuse. `waiting` is told who holds it.
+        """
+        from filelock import FileLock, Timeout
+
+        ready = self.record(artifact)
+        if ready is not None:
+            return ready
+        folder = self.folder(artifact)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(f"{folder}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                if waiting:
+                    waiting(artifact.path)
+                lock.acquire()
+            with lock:
+                ready = self.record(artifact)
+                return ready if ready is not None else self._make(artifact, folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES):
+                raise
+            raise StagealignError(
+                f"{error.filename or folder}: {error.strerror}; free some space or point STAGEALIGN_HOME to another "
+                "folder, then run the same command again: all that is built stays"
+            ) from error
+
+    def _make(self, artifact: Artifact, folder: Path) -> dict[str, Any]:
+        part = folder.with_name(f"{folder.name}.{artifact.fingerprint}.part")
+        part.mkdir(parents=True, exist_ok=True)
+        inputs = {name: self.folder(parent) for name, parent in artifact.inputs.items()}
+        module, _, function = artifact.builder.function.partition(":")
+        build = getattr(importlib.import_module(module), function)
+        started = time.monotonic()
+        facts = build(Work(plain(artifact.params), inputs, part, self.home)) or {}
+        record = {
+            "fingerprint": artifact.fingerprint,
+            "identity": artifact.identity,
+            "inputs": {name: parent.path for name, parent in sorted(artifact.inputs.items())},
+            "facts": {**facts, **surroundings(), "seconds": round(time.monotonic() - started, 2)},
+        }
+        (part / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.rename(folder)
+        return record
+
+
+def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
+    """Each leaf that differs between two identities, as `field was OLD, now NEW`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+    elif old != new:
+        yield f"{where} was {old!r}, now {new!r}"
+
+
+def surroundings() -> dict[str, Any]:
+    """Facts about where something was built; never identity."""
+    torch = sys.modules.get("torch")
+    scale = 1 if sys.platform == "darwin" else 1024
+    return {
+        "commit": code_version()["commit"],
+        "versions": package_versions(),
+        "hardware": hardware(),
+        "threads": torch.get_num_threads() if torch else None,
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20),
+    }
+
+
+@lru_cache
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages that may change a number."""
+    found = {"python": platform.python_version()}
+    for name in RECORDED_PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@lru_cache
+def hardware() -> str:
+    """Processor and core count, and the GPU where torch is loaded and sees one."""
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    text = f"{model}, {os.cpu_count()} cores"
+    torch = sys.modules.get("torch")
+    return f"{text}, {torch.cuda.get_device_name()}" if torch and torch.cuda.is_available() else text
+
+
+@lru_cache
+def code_version() -> dict[str, Any]:
+    """Commit of this checkout and whether it has uncommitted changes; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*words: str) -> str | None:
+        try:
+            return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    commit = git("rev-parse", "--short=12", "HEAD") if (root / ".git").exists() else None
+    changes = git("status", "--porcelain", "--", "stagealign") if commit else None
+    return {"commit": commit, "dirty": bool(changes) if commit else None}
+
+
+def _remove(folder: Path) -> str:
+    return f"`rm -r {folder}`"

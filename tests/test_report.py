@@ -1,0 +1,306 @@
+"""The report from made-up results: states, words, escaping, same bytes, and a check that notices."""
+
+import json
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import pytest
+from factory_results import broken, fill, result
+
+from stagealign import paper, registry, report
+from stagealign.errors import StagealignError
+from stagealign.report.book import Start, open_book
+from stagealign.report.contrasts import contrasts
+from stagealign.report.findings import findings
+from stagealign.report.ledgers import ladder, runs
+from stagealign.report.tables import boundaries, effectiveness, ratios
+from stagealign.report.words import count, duration, gain, listing, plain, rate, score
+from stagealign.results import result_path, write_result
+
+SCRIPT = "<script>alert(1)</script> | a*b_c `d`"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Zephyr with two seeds, one cell of Llama-3, and one run in each sorry state."""
+    folder = tmp_path_factory.mktemp("made") / "results"
+    fill(folder, seeds=2)
+    write_result(folder, result("llama3-dpo-1on"))
+    write_result(folder, broken("phi2-dpo-1off", "failed", SCRIPT))
+    write_result(folder, broken("phi2-dpo-1on", "skipped", "no GPU"))
+    damaged = result_path(folder, "lab", "qwen-dpo-1off", 0)
+    damaged.write_text('{"schema": 1, "cell": "qw', encoding="utf-8")
+    rung = result("pythia-dpo-1off")
+    rung["rounds"][0]["rungs"][1] = {
+        key: rung["rounds"][0]["rungs"][1][key] for key in ("learning_rate", "fingerprint")
+    }
+    rung["rounds"][0]["rungs"][1]["state"] = "not run"
+    rung["model"]["note"] = SCRIPT
+    write_result(folder, rung)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(results):
+    return report.build(results, "lab")
+
+
+@pytest.fixture(scope="module")
+def book(results):
+    return open_book(results, "lab")
+
+
+@pytest.fixture(scope="module")
+def compared(book):
+    return contrasts(book)
+
+
+def start(compared, model="zephyr", before=()):
+    return next(one for one in compared if one.start == Start(model, "dpo", before))
+
+
+class Page(HTMLParser):
+    """Collects tags, links and text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids, self.links, self.words = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("href", "src", "xlink:href"):
+                self.links.append(value)
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_a_round_one_rung_of_two_round_cells_counts_once(book):
+    rungs = [rung for rung in book.rungs if rung.start == Start("zephyr", "dpo", ()) and rung.source == "off"]
+    assert [(rung.seed, rung.learning_rate) for rung in rungs] == [(0, 1.5e-4), (1, 1.5e-4), (0, 3e-4), (1, 3e-4)]
+    recorded = next(rung for rung in rungs if rung.learning_rate == 3e-4)
+    assert recorded.cells == ("zephyr-dpo-1off", "zephyr-dpo-2off_off", "zephyr-dpo-2off_on")
+
+
+def test_cells_pair_by_what_the_policy_has_seen(compared):
+    names = [one.start.name for one in compared if one.start.model == "zephyr"]
+    assert names == ["start", "after off", "after on"]
+    assert start(compared, before=("off",)).start.round == 2
+
+
+def test_the_best_rung_is_the_validation_splits(book, compared):
+    for source, side in start(compared).best.items():
+        clean = {}
+        for rung in book.ladder(Start("zephyr", "dpo", ()), source):
+            clean.setdefault(rung.learning_rate, []).append(rung.validation)
+        assert side.learning_rate == max(clean, key=lambda key: sum(clean[key]))
+
+
+def test_views_and_verdicts(compared):
+    first, second = start(compared), start(compared, before=("off",))
+    assert (first.named, first.better, first.named_it) == ("off", "off", "yes")
+    assert (second.named, second.better, second.named_it) == ("on", "on", "yes")
+    assert [view.name for view in first.views] == ["equal", "equal", "best", "matched KL"]
+    assert first.view("matched KL").kl == pytest.approx(6.0)
+    assert first.view("best").ratio["seeds"] == 2
+
+
+def test_one_source_alone_decides_nothing(compared):
+    lonely = start(compared, "llama3")
+    assert (lonely.better, lonely.named_it, list(lonely.best)) == ("not run", "not run", ["on"])
+
+
+def test_three_states_are_told_apart(book):
+    states = {row.state for row in ladder(book).rows}
+    assert states == {"done", "failed", "skipped", "not run"}
+    words = "\n".join("|".join(row.cells) for row in runs(book).rows)
+    assert "skipped: no GPU" in words
+    assert "failed: <script>" in words
+    runs_missing = 6 * len(registry.scale("lab").seeds)
+    assert f"zephyr-slichf: 1off, 1on, 2off_off, 2off_on, 2on_off, 2on_on ({runs_missing} runs)" in words
+
+
+def test_no_grid_run_is_dropped(book):
+    everything = {f"{cell.id}-seed{seed}" for cell in registry.cells("lab") for seed in cell.scale.seeds}
+    seen = {f"{one['cell']}-seed{one['seed']}" for one in book.results} | set(book.missing) | {"qwen-dpo-1off-seed0"}
+    assert seen >= everything
+
+
+def test_stand_ins_are_called_stand_ins_in_every_table(book, compared):
+    for table in (effectiveness(book, compared), ratios(book, compared), boundaries(book), ladder(book)):
+        for row in table.rows:
+            if row.state == "done":
+                assert "stand-in" in row.cells[0], table.title
+
+
+def test_papers_column_holds_the_papers_numbers_only(book, compared):
+    table = ratios(book, compared)
+    column = {row.cells[0]: row.cells[-1] for row in table.rows}
+    assert "real model" in table.columns[-1]
+    assert column["Zephyr stand-in, DPO, start"] == "Zephyr: 0.44 (D)"
+    assert column["Pythia stand-in, DPO, start"] == f"Pythia: {paper.NOT_FOUND}"
+    allowed = {one.text for one in paper.KNOWN} | {paper.NOT_FOUND}
+    assert {text.partition(": ")[2] for text in column.values()} <= allowed
+
+
+def test_boundary_table_starts_at_the_start(book):
+    rows = [row.cells for row in boundaries(book).rows if row.cells[0].startswith("Zephyr")]
+    assert [row[1] for row in rows[:3]] == ["start", "DPO, after off", "DPO, after on"]
+    assert rows[0][2].startswith("0.35 [")
+    assert rows[0][-1] == "Zephyr: 0.4 (N)"
+
+
+def test_findings_say_what_holds_and_what_is_not_known(book, compared):
+    said = findings(book, compared)
+    text = "\n".join(f"{one.kind}: {one.text}" for one in said)
+    assert said[0].kind == "scope"
+    assert "not the paper's models" in said[0].text
+    assert "1 failed, 1 skipped" in said[0].text
+    assert "The boundary score named the better source in" in text
+    assert "under-powered" in text
+    assert "The paper's Zephyr gained more from off-policy data" in text
+    assert "same direction" in text
+    assert "missing: Left out of this report: results/lab/qwen-dpo-1off-seed0.json: damaged" in text
+
+
+def test_a_contradiction_is_said_plainly(tmp_path):
+    """Off- and on-policy data change places: the stand-in now says the reverse of the paper."""
+    for source, other in (("off", "on"), ("on", "off")):
+        swapped = result(f"zephyr-dpo-1{source}")
+        swapped |= {"cell": f"zephyr-dpo-1{other}", "schedule": f"1{other}", "sources": [other]}
+        swapped["rounds"][0]["source"] = other
+        write_result(tmp_path, swapped)
+    book = open_book(tmp_path, "lab")
+    said = [one for one in findings(book, contrasts(book)) if one.kind == "against"]
+    assert any("This contradicts it at this scale" in one.text for one in said)
+    assert any(one.text.startswith("Against the paper's rule") for one in said)
+
+
+def test_without_shared_prompts_the_error_counts_them(tmp_path):
+    wrong = result("zephyr-dpo-1off")
+    prompts = wrong["rounds"][0]["rungs"][0]["metrics"]["test"]["prompts"]
+    prompts.pop(next(iter(prompts)))
+    write_result(tmp_path, wrong)
+    with pytest.raises(ValueError, match="1 of the hashes before are missing after"):
+        report.build(tmp_path, "lab")
+
+
+def test_nothing_from_a_result_becomes_markup(built):
+    page = Page(built["index.html"])
+    assert "script" not in page.tags
+    assert SCRIPT in "".join(page.words)
+    assert "<script" not in built["index.html"] + built["README.md"]
+    assert r"&lt;script&gt;alert(1)&lt;/script&gt; \| a\*b\_c \`d\`" in built["README.md"]
+
+
+def test_the_page_needs_nothing_else(built):
+    page = Page(built["index.html"])
+    assert len(page.ids) == len(set(page.ids)), "an id stands twice"
+    assert all(link.startswith("#") for link in page.links)
+    assert {link[1:] for link in page.links} <= set(page.ids)
+    assert not re.search(r"url\((?!#)|@import|<link|<img", built["index.html"])
+    assert "prefers-color-scheme: dark" in built["index.html"]
+    assert 'name="viewport"' in built["index.html"]
+
+
+def test_first_line_names_commit_and_command(built):
+    for name in ("index.html", "README.md"):
+        first = built[name].splitlines()[0]
+        assert "stagealign report --scale lab" in first
+        assert "commit 0123456789ab" in first
+
+
+def test_tables_of_the_markdown_page_are_whole(built):
+    lines = built["README.md"].splitlines()
+    for line, following in pairwise(lines):
+        if line.startswith("|") and following.startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", line)) == len(re.findall(r"(?<!\\)\|", following))
+
+
+def test_figures_are_well_formed_and_undated(built):
+    for name in ("gains.svg", "boundary.svg"):
+        ElementTree.fromstring(built[name])
+        assert not re.search(r"<dc:date|Matplotlib|matplotlib\.org", built[name])
+    assert "stand-in" in built["gains.svg"]
+
+
+def test_same_results_same_bytes(results, built):
+    assert report.build(results, "lab") == built
+
+
+def test_check_notices_every_change(tmp_path):
+    results = tmp_path / "results"
+    write_result(results, result("zephyr-dpo-1off"))
+    assert report.check(results, tmp_path, "lab") == [
+        "lab/README.md",
+        "lab/boundary.svg",
+        "lab/gains.svg",
+        "lab/index.html",
+    ]
+    written = report.write(results, tmp_path, "lab")
+    assert {path.name for path in written} == {"index.html", "README.md", "gains.svg", "boundary.svg"}
+    assert report.check(results, tmp_path, "lab") == []
+    page = tmp_path / "lab" / "README.md"
+    page.write_text(page.read_text(encoding="utf-8") + "by hand\n", encoding="utf-8")
+    (tmp_path / "lab" / "old.svg").write_text("<svg/>", encoding="utf-8")
+    assert report.check(results, tmp_path, "lab") == ["lab/README.md", "lab/old.svg"]
+    report.write(results, tmp_path, "lab")
+    assert report.check(results, tmp_path, "lab") == []
+
+
+def test_check_notices_a_changed_result(tmp_path):
+    folder = tmp_path / "results"
+    path = write_result(folder, result("zephyr-dpo-1off"))
+    report.write(folder, tmp_path / "reports", "lab")
+    changed = json.loads(path.read_text(encoding="utf-8"))
+    changed["rounds"][0]["rungs"][0]["kl"]["value"] += 1
+    path.write_text(json.dumps(changed), encoding="utf-8")
+    assert "lab/index.html" in report.check(folder, tmp_path / "reports", "lab")
+
+
+def test_no_results_is_an_error_with_the_command(tmp_path):
+    with pytest.raises(StagealignError, match="stagealign run --scale lab"):
+        report.write(tmp_path, tmp_path, "lab")
+    assert report.check(tmp_path, tmp_path, "lab") == []
+
+
+def test_only_damaged_results_still_give_a_report(tmp_path):
+    path = result_path(tmp_path, "lab", "zephyr-dpo-1off", 0)
+    path.parent.mkdir(parents=True)
+    path.write_text("{", encoding="utf-8")
+    assert "zephyr-dpo-1off-seed0.json: damaged" in report.build(tmp_path, "lab")["index.html"]
+
+
+def test_summary_rows_of_the_demos_cells(results):
+    rows = report.summary_rows(results, registry.select("lab", "zephyr-dpo and (1off or 1on or 2off_off or 2off_on)"))
+    assert [row.policy for row in rows] == ["Zephyr stand-in, DPO, start", "Zephyr stand-in, DPO, after off"]
+    assert (rows[0].named, rows[0].better, rows[0].named_it) == ("off", "off", "yes")
+    assert all(len(row.cells) == len(report.SummaryRow.HEADINGS) for row in rows)
+    assert report.summary_rows(results, []) == []
+
+
+def test_numbers_as_words():
+    assert gain({"value": -0.204, "interval": [-0.3, 0.1]}) == "−0.20 [−0.30, +0.10]"
+    assert score({"value": 0.314, "interval": None}) == "0.31"
+    assert score({"value": None, "reason": "too near 0"}) == "no value: too near 0"
+    assert [rate(1.5e-4), rate(3e-4), rate(5e-7)] == ["1.5e-4", "3e-4", "5e-7"]
+    assert [duration(45.2), duration(200), duration(7500), duration(None)] == ["45 s", "3 min 20 s", "2 h 5 min", "–"]
+    assert [count(1, "run"), count(2, "policy")] == ["1 run", "2 policies"]
+    assert [listing([]), listing(["a", "b"]), listing(["a, 1", "b"])] == ["none", "a and b", "a, 1; b"]
+    assert plain(None) == "–"
+
+
+def test_known_numbers_keep_their_source():
+    assert {one.source for one in paper.KNOWN} <= paper.SOURCES.keys()
+    zephyr = {
+        name: paper.known("zephyr", "start", name).value for name in ("gain_on", "gain_off", "effectiveness_ratio")
+    }
+    assert zephyr["gain_on"] / zephyr["gain_off"] == pytest.approx(zephyr["effectiveness_ratio"], abs=0.005)
+    assert paper.text("pythia", "start", "boundary_score") == paper.NOT_FOUND
+    assert paper.text("phi2", "after round 2", "boundary_score") == "below 0.5 (N)"
