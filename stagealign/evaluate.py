@@ -18,6 +18,7 @@ from stagealign.store import Work
 
 def fit_gold(work: Work) -> dict[str, Any]:
     """Builder of `gold`: MiniLM with a scalar head, fine-tuned on human ratings; quality on held-out films."""
+    from datasets import Dataset
     from scipy.stats import spearmanr
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, PrinterCallback, Trainer, TrainingArguments
 
@@ -40,6 +41,7 @@ def fit_gold(work: Work) -> dict[str, Any]:
         learning_rate=work.params["learning_rate"],
         lr_scheduler_type="linear",
         warmup_steps=0.1,
+        train_sampling_strategy="group_by_length",
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -48,7 +50,8 @@ def fit_gold(work: Work) -> dict[str, Any]:
         use_cpu=not torch.cuda.is_available(),
         seed=work.params["seed"] % 2**32,
     )
-    trainer = Trainer(model=model, args=arguments, train_dataset=learn, data_collator=collate)
+    data = Dataset.from_list([row | {"length": len(row["text"])} for row in learn])
+    trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     model.save_pretrained(work.out)

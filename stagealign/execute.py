@@ -42,7 +42,7 @@ def execute(plan: Plan, store: Store, workers: int | None, heard: Listener) -> O
     workers = worker_count(plan, workers)
     threads = max(1, (os.cpu_count() or 1) // workers)
     running: dict[Future[None], Artifact] = {}
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _prepare, (threads,))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _prepare, (threads, store.home / "workers.log"))
     try:
         while todo or running:
             for artifact in _startable(todo, running, outcome, workers):
@@ -84,11 +84,15 @@ def _fail_dependants(todo: dict[str, Artifact], outcome: Outcome) -> None:
             del todo[path]
 
 
-def _prepare(threads: int) -> None:
-    """Sets a worker up: its share of the cores, no hub, no progress bars of libraries."""
+def _prepare(threads: int, log: Path) -> None:
+    """Sets a worker up: its share of the cores, no hub, and what libraries print goes to a log, not to the terminal."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ["OMP_NUM_THREADS"] = str(threads)

@@ -85,7 +85,7 @@ def pack_rows(pairs: Sequence[PairTokens]) -> Packed:
             origin[row, :start] = offset + torch.arange(start)
             origin[row, start:end] = offset + start + side * len(pair.chosen) + torch.arange(len(completion))
             predictor.append(row * longest + torch.arange(start - 1, end - 1))
-            target.append(torch.tensor(completion))
+            target.append(torch.tensor(completion, dtype=torch.long))
             segment.append(torch.full((len(completion),), row))
         offset += pair.tokens
     positions = torch.arange(longest).expand(2 * len(pairs), -1)
@@ -114,7 +114,7 @@ def pack_tree(pairs: Sequence[PairTokens]) -> Packed:
             places = torch.arange(start - 1, start + len(completion) - 1)
             places[:1] = last_prompt
             predictor.append(places)
-            target.append(torch.tensor(completion))
+            target.append(torch.tensor(completion, dtype=torch.long))
             segment.append(torch.full((len(completion),), 2 * number + side))
         place += [torch.arange(shared), torch.arange(here, len(ids))]
         spans.append((here, first_completion, start, len(ids)))

@@ -266,9 +266,9 @@ def result(run: Run, store: Store, built: frozenset[str] = frozenset()) -> Resul
     cell = run.cell
     records = {a.path: store.record(a) for goal in run.goals for a in goal.lineage()}
     complete = plan_run(cell, run.seed)
-    rounds = [_round(steps, store, built) for steps in complete.rounds]
+    rates = cell.scale.training.learning_rate
+    rounds = [_round(steps, rates[steps[0].source.key], store, built) for steps in complete.rounds]
     weights = (store.record(run.weights) or {}).get("facts", {}).get("weights", "published")
-    stand_in = cell.checkpoint.stand_in_for
     return {
         "schema": SCHEMA,
         "state": "done",
@@ -276,14 +276,7 @@ def result(run: Run, store: Store, built: frozenset[str] = frozenset()) -> Resul
         "cell": cell.id,
         "seed": run.seed,
         "scale": cell.scale.key,
-        "model": {
-            "key": cell.model.key,
-            "name": cell.model.name,
-            "checkpoint": cell.checkpoint.source,
-            "stand_in_for": stand_in,
-            "weights": "stand-in" if stand_in else weights,
-            "note": describe(cell),
-        },
+        "model": _model(cell, weights),
         "method": plain(cell.method),
         "schedule": cell.schedule,
         "sources": [source.key for source in cell.sources],
@@ -309,12 +302,25 @@ def unfinished(run: Run, state: str, reason: str) -> Result:
         "cell": cell.id,
         "seed": run.seed,
         "scale": cell.scale.key,
-        "model": {"key": cell.model.key, "name": cell.model.name, "note": describe(cell)},
+        "model": _model(cell, "not built"),
         "method": plain(cell.method),
         "schedule": cell.schedule,
         "sources": [source.key for source in cell.sources],
         "spec": plain(cell),
         "rounds": [],
+    }
+
+
+def _model(cell: Cell, weights: str) -> dict[str, Any]:
+    """The result's entry on what the policy started from."""
+    stand_in = cell.checkpoint.stand_in_for
+    return {
+        "key": cell.model.key,
+        "name": cell.model.name,
+        "checkpoint": cell.checkpoint.source,
+        "stand_in_for": stand_in,
+        "weights": "stand-in" if stand_in else weights,
+        "note": describe(cell),
     }
 
 
@@ -332,14 +338,14 @@ def _scores(scores: Artifact, store: Store) -> dict[str, Any]:
     return loaded
 
 
-def _round(steps: tuple[Step, ...], store: Store, built: frozenset[str]) -> dict[str, Any]:
+def _round(steps: tuple[Step, ...], recorded: float, store: Store, built: frozenset[str]) -> dict[str, Any]:
     first = steps[0]
     pairs = store.record(first.pairs) or {}
     start = _scores(first.start_scores, store)
-    recorded = first.source.key
     return {
         "round": first.number,
-        "source": recorded,
+        "source": first.source.key,
+        "learning_rate": recorded,
         "start": start,
         "pairs": {key: value for key, value in pairs.get("facts", {}).items() if key in ("pairs", "ties", "margin", "truncated", "drops")},
         "rungs": [_rung(step, start, store, built) for step in steps],
@@ -380,7 +386,7 @@ def _rung(step: Step, start: dict[str, Any], store: Store, built: frozenset[str]
             "reference": {"computed": computed, "reused": forwards - computed},
         },
         "facts": {
-            path: {key: value for key, value in entry.items() if key in ("seconds", "peak_memory_mib", "hardware", "versions", "commit", "threads")}
+            path: {key: value for key, value in entry.items() if key in ("seconds", "peak_memory_mib", "hardware", "versions", "commit", "dirty", "threads")}
             for path, entry in facts.items()
         },
     }

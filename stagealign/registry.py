@@ -94,7 +94,7 @@ def _stand_in(share: float, real: str) -> Checkpoint:
     """A rung of the lab's ladder: SmolLM2 after SFT on human reviews, `share` of them rotten."""
     return Checkpoint(
         "asset:smollm2",
-        sft=Sft("reviews", rows=256, epochs=1, learning_rate=5e-4, batch=8, rotten_share=share),
+        sft=Sft("reviews", rows=128, epochs=1, learning_rate=5e-4, batch=8, rotten_share=share),
         stand_in_for=real,
         parameters=134.5e6,
     )
@@ -150,17 +150,17 @@ SCALES = {
         preference=PREFERENCES["pan"],
         decoding=Decoding(max_new_tokens=32),
         training=Training(
-            pairs=128,
-            batch=16,
+            pairs=96,
+            batch=8,
             epochs=1,
             ladder=(1.5e-4, 3e-4),
             learning_rate={"off": 3e-4, "on": 1.5e-4},
             warmup=0.0,
             max_length=160,
-            trained_layers=8,
+            trained_layers=6,
             assumed={"learning_rate": PROTOTYPE, "trained_layers": PROTOTYPE},
         ),
-        evaluation=Evaluation(validation_prompts=24, test_prompts=64),
+        evaluation=Evaluation(validation_prompts=16, test_prompts=48),
         seeds=(0, 1),
     ),
     "smoke": Scale(

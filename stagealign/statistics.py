@@ -103,7 +103,7 @@ def mean_over_seeds(gains: Sequence[Gains], unit: str, rng: np.random.Generator)
     `between_seeds` is the standard deviation of the seeds' mean gains (None for one seed), `over_prompts` the mean
     standard error of one seed's mean over its prompts: equal chance of training or of prompts shows as equal numbers.
     """
-    samples = _resample([_columns(table) for table in gains], rng)[:, 0]
+    samples = _resample([_columns(table) for table in gains], _crossed(gains), rng)[:, 0]
     return _summary(gains, samples, unit)
 
 
@@ -112,14 +112,15 @@ def effectiveness_ratio(
 ) -> Metric:
     """On-policy over off-policy mean gain, with a percentile interval from a two-level bootstrap.
 
-    Entry k of both lists is seed k. Seeds are drawn first, then prompts within a seed, the same for both sources. The
-    value is None, with a `reason`, where the off-policy gain's interval meets 0 or lies below it. `on` and `off` are
-    as from `mean_over_seeds`; `difference` is the metric of on minus off, which is defined where the ratio is not.
+    Entry k of both lists is seed k. Seeds are drawn first, then prompts: the same for both sources, and the same in all
+    seeds where all have the same prompts (what is easy for one seed is easy for the next). The value is None, with a
+    `reason`, where the off-policy gain's interval meets 0 or lies below it. `on` and `off` are as from
+    `mean_over_seeds`; `difference` is the metric of on minus off, which is defined where the ratio is not.
     """
     if len(on_gains) != len(off_gains):
         raise ValueError(f"{len(on_gains)} seeds on-policy, {len(off_gains)} off-policy; give the seeds both have")
     tables = [_columns(on, off) for on, off in zip(on_gains, off_gains, strict=True)]
-    samples = _resample(tables, rng)
+    samples = _resample(tables, _crossed(on_gains), rng)
     differences = [paired_differences(on, off) for on, off in zip(on_gains, off_gains, strict=True)]
     on, off = _summary(on_gains, samples[:, 0], unit), _summary(off_gains, samples[:, 1], unit)
     ratio: Metric = {"value": None, "unit": "ratio", "n": on["n"], "standard_error": None, "interval": None}
@@ -223,11 +224,21 @@ def _columns(*tables: Gains) -> Array:
     return np.stack([_finite([table[prompt] for prompt in sorted(tables[0])]) for table in tables], axis=1)
 
 
-def _resample(tables: Sequence[Array], rng: np.random.Generator) -> Array:
+def _crossed(gains: Sequence[Gains]) -> bool:
+    """Whether all seeds were evaluated on the same prompts."""
+    return len({frozenset(table) for table in gains}) == 1
+
+
+def _resample(tables: Sequence[Array], crossed: bool, rng: np.random.Generator) -> Array:
     """[draws, columns]: means over resampled prompts within resampled seeds; `tables` has [prompts, columns] a seed."""
     if not tables:
         raise ValueError("no seeds; give at least one table of gains")
     chosen = rng.integers(len(tables), size=(DRAWS, len(tables)))
+    if crossed:
+        rows = rng.integers(len(tables[0]), size=(DRAWS, len(tables[0])))
+        by_seed = np.stack([table[rows].mean(axis=1) for table in tables], axis=1)
+        drawn: Array = np.take_along_axis(by_seed, chosen[:, :, None], axis=1).mean(axis=1)
+        return drawn
     means = np.empty((*chosen.shape, tables[0].shape[1]))
     for seed, table in enumerate(tables):
         here = chosen == seed

@@ -179,7 +179,7 @@ def surroundings() -> dict[str, Any]:
     torch = sys.modules.get("torch")
     scale = 1 if sys.platform == "darwin" else 1024
     return {
-        "commit": code_version()["commit"],
+        **code_version(),
         "versions": package_versions(),
         "hardware": hardware(),
         "threads": torch.get_num_threads() if torch else None,

@@ -27,12 +27,12 @@ def _split(name: str, seed: int, split: str, level: float, score: float, repeat:
     clean = gold - (rng.random(PROMPTS) < repeat) * 2.0
     hashes = [fingerprint([split, number]) for number in range(PROMPTS)]
     return {
-        "gold": mean_metric(list(gold), "reward"),
-        "clean_gold": mean_metric(list(clean), "reward"),
+        "gold": mean_metric(list(gold), "rating points"),
+        "clean_gold": mean_metric(list(clean), "rating points"),
         "win_rate": mean_metric(list(50 + 10 * gold), "percent"),
         "length": mean_metric(list(rng.normal(24, 3, PROMPTS)), "tokens"),
-        "degenerate": {"value": repeat, "unit": "share", "n": PROMPTS, "standard_error": None, "interval": None},
-        "truncated": {"value": 0.1, "unit": "share", "n": PROMPTS, "standard_error": None, "interval": None},
+        "degenerate": {"value": 100 * repeat, "unit": "percent", "n": PROMPTS},
+        "truncated": {"value": 10, "unit": "percent", "n": PROMPTS},
         "boundary": {"score": score, "interval": [score - 0.06, score + 0.06], "votes_on": 4 * PROMPTS * score,
                      "votes_off": 4 * PROMPTS * (1 - score), "ties": 0, "top_score": score, "prompts": PROMPTS},
         "prompts": {key: [float(g), float(c)] for key, g, c in zip(hashes, gold, clean, strict=True)},
@@ -51,7 +51,7 @@ def rung(
             split: paired_gain(
                 {key: pair[place] for key, pair in metrics[split]["prompts"].items()},
                 {key: pair[place] for key, pair in before[split]["prompts"].items()},
-                "reward",
+                "rating points",
             )
             for split in ("validation", "test")
         }
@@ -91,7 +91,7 @@ def result(cell_id: str, seed: int = 0, scale: str = "lab") -> dict[str, Any]:
             reached = level + gain * (0.6 if rate < 2e-4 else 1.0)
             kl = (3 if source == "off" else 8) * rate / RATES[0]
             rungs.append(rung(name, seed, rate, now, reached, after, kl))
-        pairs = {"n": 128, "margin": 0.4, "ties": 2, "tokens": 9000, "truncated": 5, "drops": {"equal texts": 3}}
+        pairs = {"pairs": 128, "margin": 0.4, "ties": 2, "truncated": 5, "drops": {"equal texts": 3}}
         entry = {"round": number, "source": source, "learning_rate": recorded, "start": now}
         rounds.append(entry | {"rungs": rungs, "pairs": pairs})
         kept = next(one for one in rungs if one["learning_rate"] == recorded)
@@ -103,14 +103,17 @@ def result(cell_id: str, seed: int = 0, scale: str = "lab") -> dict[str, Any]:
                   "stand_in_for": cell.checkpoint.stand_in_for, "weights": weights, "note": None},
         "method": plain(cell.method) | {"name": cell.method.name}, "schedule": cell.schedule,
         "sources": [source.key for source in cell.sources], "preference": plain(cell.scale.preference),
-        "scorers": {"gold": {"correlation": 0.71}, "oracle": {"correlation": 0.64}},
+        "scorers": {"gold": {"spearman": 0.71, "held_out": 200}, "oracle": {"spearman": 0.64, "held_out": 200}},
         "spec": plain(cell), "fingerprints": {}, "start": start, "rounds": rounds,
     }  # fmt: skip
 
 
 def broken(cell_id: str, state: str, reason: str, seed: int = 0) -> dict[str, Any]:
     """A run that failed or was skipped before its first round."""
-    return result(cell_id, seed) | {"state": state, "reason": reason, "rounds": [], "start": {}}
+    made = result(cell_id, seed)
+    model = {name: made["model"][name] for name in ("key", "name", "note")}
+    left_out = {name: made[name] for name in made if name not in ("start", "preference", "scorers", "fingerprints")}
+    return left_out | {"state": state, "reason": reason, "rounds": [], "model": model}
 
 
 def fill(

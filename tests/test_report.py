@@ -270,6 +270,20 @@ def test_no_results_is_an_error_with_the_command(tmp_path):
     assert report.check(tmp_path, tmp_path, "lab") == []
 
 
+def test_a_run_that_never_began_is_still_called_a_stand_in(book):
+    words = [row.cells[0] for row in ladder(book).rows if row.state in ("failed", "skipped")]
+    assert words == ["Phi-2 stand-in, phi2-dpo-1off", "Phi-2 stand-in, phi2-dpo-1on"]
+
+
+def test_recorded_learning_rate_from_the_spec_where_the_round_is_silent(tmp_path):
+    silent = result("zephyr-dpo-1off")
+    del silent["rounds"][0]["learning_rate"]
+    write_result(tmp_path, silent)
+    planned = registry.scale("lab").training.learning_rate["off"]
+    recorded = [rung.learning_rate for rung in open_book(tmp_path, "lab").rungs if rung.recorded]
+    assert recorded == [rate for rate in (1.5e-4, 3e-4) if rate == planned]
+
+
 def test_only_damaged_results_still_give_a_report(tmp_path):
     path = result_path(tmp_path, "lab", "zephyr-dpo-1off", 0)
     path.parent.mkdir(parents=True)

@@ -160,6 +160,15 @@ def test_spread_between_seeds_stands_beside_the_error_over_prompts():
     assert mean_over_seeds([table([1.0, 2.0])], "reward", rng())["between_seeds"] is None
 
 
+def test_prompts_that_seeds_share_are_drawn_together():
+    """Ten seeds that agree on every prompt know no more about the prompts than one."""
+    gains = noisy(1.0, spread=1.0)
+    one, ten = (mean_over_seeds([gains] * seeds, "reward", rng())["standard_error"] for seeds in (1, 10))
+    assert ten == pytest.approx(one, rel=0.1)
+    others = [{f"{seed}-{prompt}": gain for prompt, gain in gains.items()} for seed in range(10)]
+    assert mean_over_seeds(others, "reward", rng())["standard_error"] < 0.5 * one
+
+
 def test_seeds_must_be_joined_before():
     with pytest.raises(ValueError, match="2 seeds on-policy, 1 off-policy"):
         effectiveness_ratio([table([1])] * 2, [table([1])], rng())

@@ -65,9 +65,11 @@ class Rung:
         )
 
     def metric(self, name: str) -> float | None:
-        """Value of one metric: `kl`, or a policy metric on test prompts after the round."""
+        """Value of one metric: `kl`, or a policy metric on test prompts after the round; shares come as percent."""
         found = self.data.get("kl") if name == "kl" else self.data.get("metrics", {}).get(SPLIT, {}).get(name)
-        return value(found)
+        number = value(found)
+        share = isinstance(found, Mapping) and found.get("unit") == "share"
+        return 100 * number if share and number is not None else number
 
     @property
     def validation(self) -> float | None:
@@ -122,18 +124,19 @@ class Book:
 
     def model(self, key: str) -> Mapping[str, Any]:
         """What the results say about a model: name, checkpoint, whether it is a stand-in."""
-        return next(
-            (result["model"] for result in self.results if result["model"]["key"] == key), {"key": key, "name": key}
-        )
+        found = [result["model"] for result in self.results if result["model"]["key"] == key]
+        return max(found, key=len, default={"key": key, "name": key})
 
     def label(self, key: str) -> str:
         """`Zephyr stand-in`, `Pythia (random weights)` or `Zephyr`."""
-        return label(self.model(key))
+        return label(self.model(key), self.scale)
 
     @property
     def stand_ins(self) -> bool:
         """Whether any result is not of the paper's own checkpoints."""
-        return self.scale != "paper" or any(r["model"].get("weights") != "published" for r in self.results)
+        return self.scale != "paper" or any(
+            weights(result["model"], self.scale) != "published" for result in self.results
+        )
 
 
 def open_book(folder: Path, scale: str, cells: Collection[str] | None = None) -> Book:
@@ -152,10 +155,24 @@ def open_book(folder: Path, scale: str, cells: Collection[str] | None = None) ->
     )
 
 
-def label(model: Mapping[str, Any]) -> str:
+def label(model: Mapping[str, Any], scale: str) -> str:
     """A model's name, never without the remark that it is a stand-in or has random weights."""
-    remark = {"stand-in": " stand-in", "random": " (random weights)"}.get(model.get("weights", ""), "")
+    remark = {"stand-in": " stand-in", "random": " (random weights)"}.get(weights(model, scale), "")
     return f"{model['name']}{remark}"
+
+
+def weights(model: Mapping[str, Any], scale: str) -> str:
+    """`published`, `stand-in` or `random`; a run that never began says what its registry entry would have been."""
+    checkpoint = registry.CHECKPOINTS.get(scale, {}).get(model["key"])
+    planned = "stand-in" if checkpoint and checkpoint.stand_in_for else "not known"
+    return str(model.get("weights") or planned)
+
+
+def recorded_rate(result: Result, entry: Mapping[str, Any]) -> float:
+    """Learning rate of the rung that later rounds continue from: the round's own word, else the spec's."""
+    if "learning_rate" in entry:
+        return float(entry["learning_rate"])
+    return float(result["spec"]["scale"]["training"]["learning_rate"][entry["source"]])
 
 
 def value(metric: Any) -> float | None:
@@ -216,7 +233,7 @@ def _each_rung(results: list[Result]) -> Iterator[Rung]:
             start = Start(result["model"]["key"], result["method"]["key"], sources)
             for data in entry.get("rungs", []):
                 rate = float(data["learning_rate"])
-                recorded = rate == float(entry["learning_rate"])
+                recorded = rate == recorded_rate(result, entry)
                 yield Rung(
                     start,
                     entry["source"],
@@ -242,7 +259,7 @@ def _policies(results: list[Result]) -> tuple[Policy, ...]:
                 measured.append(Policy(key, result["method"]["key"], sources, seed, entry.get("start") or {}))
             sources = (*sources, entry["source"])
             for rung in entry.get("rungs", []):
-                if rung["state"] == "done" and rung["learning_rate"] == entry["learning_rate"]:
+                if rung["state"] == "done" and rung["learning_rate"] == recorded_rate(result, entry):
                     measured.append(Policy(key, result["method"]["key"], sources, seed, rung["metrics"]))
         for policy in measured:
             if policy.metrics.get(SPLIT):

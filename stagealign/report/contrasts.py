@@ -27,9 +27,7 @@ class Side:
     kl: float | None
     """Nats a completion, mean over seeds."""
     degenerate: float | None
-    """Share of completions, mean over seeds."""
-    length: float | None
-    truncated: float | None
+    """Percent of completions, mean over seeds."""
 
 
 @dataclass(frozen=True)
@@ -172,16 +170,18 @@ def _side(start: Start, source: str, rate: float, rungs: dict[int, Rung]) -> Sid
     gains = {
         kind: statistics.mean_over_seeds(
             [rung.gains(kind) for rung in rungs.values()],
-            str((rung_metric(next(iter(rungs.values())), kind) or {}).get("unit", "reward")),
+            unit(rungs),
             _rng(start, source, f"{rate:g}", kind),
         )
         for kind in KINDS
     }
-    means = {
-        name: _mean(rung.metric(name) for rung in rungs.values())
-        for name in ("kl", "degenerate", "length", "truncated")
-    }
-    return Side(source, rate, gains["gain"], gains["clean_gain"], **means)
+    kl, degenerate = (_mean(rung.metric(name) for rung in rungs.values()) for name in ("kl", "degenerate"))
+    return Side(source, rate, gains["gain"], gains["clean_gain"], kl, degenerate)
+
+
+def unit(rungs: dict[int, Rung]) -> str:
+    """Unit of the rungs' gains."""
+    return str((rung_metric(next(iter(rungs.values())), "gain") or {}).get("unit", "reward"))
 
 
 def rung_metric(rung: Rung, kind: str) -> Metric | None:
@@ -205,6 +205,7 @@ def _view(start: Start, name: str, on: dict[int, Rung], off: dict[int, Rung], ra
             [on[seed].gains(kind) for seed in seeds],
             [off[seed].gains(kind) for seed in seeds],
             _rng(start, name, str(rate), kind),
+            unit(on),
         )
         for kind in KINDS
     }
@@ -224,7 +225,9 @@ def _matched(start: Start, on: Ladder, off: Ladder) -> list[View]:
     if statistics.matched_kl(points("on", "gain"), points("off", "gain")) <= 0:
         return []
     found = {
-        kind: statistics.ratio_at_matched_kl(points("on", kind), points("off", kind), _rng(start, "kl", kind))
+        kind: statistics.ratio_at_matched_kl(
+            points("on", kind), points("off", kind), _rng(start, "kl", kind), unit(next(iter(on.values())))
+        )
         for kind in KINDS
     }
     return [View("matched KL", found["gain"], found["clean_gain"], kl=found["gain"]["kl"])]

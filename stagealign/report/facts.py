@@ -57,8 +57,12 @@ def reference_forwards(result: Result) -> tuple[int, int] | None:
 
 
 def scorers(results: Iterable[Result]) -> list[str]:
-    """Held-out quality of each scorer, as flat text, each once."""
-    lines = (line for result in results for line in _flat("", result.get("scorers") or {}))
+    """Held-out quality of each scorer, one line a scorer, each once."""
+    lines = (
+        f"{name}: {', '.join(_flat('', quality))}"
+        for result in results
+        for name, quality in sorted((result.get("scorers") or {}).items())
+    )
     return list(dict.fromkeys(lines))
 
 
@@ -74,11 +78,11 @@ def _artifacts(name: str, node: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _flat(name: str, node: Any) -> Iterator[str]:
     if isinstance(node, Mapping) and {"value", "unit"} <= node.keys():
-        yield f"{name}: {node['value']:.3g} {node['unit']} (n = {node.get('n')})"
+        yield f"{name} {node['value']:.3g} {node['unit']} (n = {node.get('n')})"
     elif isinstance(node, Mapping):
         for key, value in node.items():
             yield from _flat(f"{name} {key}".strip(), value)
     elif isinstance(node, float):
-        yield f"{name}: {node:.3g}"
+        yield f"{name} {node:.3g}"
     elif node is not None and not isinstance(node, list):
-        yield f"{name}: {node}"
+        yield f"{name.replace('_', ' ')} {node}"

@@ -50,7 +50,8 @@ def _scope(book: Book) -> Iterator[Finding]:
         text = (
             "The paper's own kind of checkpoints; settings that it did not publish are assumed, as the registry says."
         )
-    wishes = listing(sorted({f"“{r['preference']['key']}” ({r['preference'].get('wish', '')})" for r in book.results}))
+    asked = [result["preference"] for result in book.results if result.get("preference")]
+    wishes = listing(sorted({f"“{one['key']}” ({one.get('wish', '')})" for one in asked}))
     states = [result["state"] for result in book.results]
     others = [f", {states.count(state)} {state}" for state in ("failed", "skipped") if state in states]
     others += [f", {len(book.missing)} of the grid not run"] if book.missing else []
@@ -229,11 +230,12 @@ def _power(book: Book, contrasts: Sequence[Contrast]) -> Iterator[Finding]:
     best = [view for one in contrasts if (view := one.view("best"))]
     if not best:
         return
+    unit = best[0].ratio["difference"]["unit"]
     visible = [statistics.smallest_visible(view.ratio["difference"]["standard_error"]) for view in best]
     undecided = sum(view.better == UNDECIDED for view in best)
     text = (
         "Smallest difference between the sources that such a comparison shows 4 times in 5: "
-        f"{plain(median(visible))} in reward (median); {undecided} of {count(len(best), 'comparison')} undecided, "
+        f"{plain(median(visible))} {unit} (median); {undecided} of {count(len(best), 'comparison')} undecided, "
         "which is under-powered and not a proof of equality."
     )
     yield Finding("unsure", text)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from stagealign.report import facts
-from stagealign.report.book import Book, Rung, Start, label, value
+from stagealign.report.book import Book, Rung, Start, label, value, weights
 from stagealign.report.contrasts import NOT_RUN, rung_metric
 from stagealign.report.rows import Row, Table, policy_name
 from stagealign.report.words import DASH, count, duration, gain, percent, plain, rate
@@ -14,7 +14,7 @@ def ladder(book: Book) -> Table:
     rows = [_rung_row(book, rung) for rung in book.rungs]
     for result in book.results:
         if result["state"] != "done":
-            name = f"{label(result['model'])}, {result['cell']}"
+            name = f"{label(result['model'], book.scale)}, {result['cell']}"
             rows.append(_state_row(name, str(result["seed"]), result["state"], result.get("reason")))
     rows += [_state_row(group, seeds, NOT_RUN, None) for group, seeds in _missing(book)]
     return Table(
@@ -55,7 +55,7 @@ def pairs(book: Book) -> Table:
             dropped = [f"{reason}: {number}" for reason, number in sorted((found.get("drops") or {}).items())]
             cells = (policy_name(book, start), entry["source"], str(result["seed"]))
             figures = (
-                _number(found.get("n"), 0),
+                _number(found.get("n", found.get("pairs")), 0),
                 _number(found.get("margin"), 3),
                 _number(found.get("ties"), 0),
                 _number(found.get("truncated"), 0),
@@ -78,14 +78,13 @@ def runs(book: Book) -> Table:
     for result in book.results:
         forwards = facts.reference_forwards(result)
         model = result["model"]
-        note = f"\n{model['note']}" if model.get("note") else ""
         state = result["state"] if result["state"] == "done" else f"{result['state']}: {result.get('reason')}"
         memory = facts.peak_memory(result)
         cells = (
             result["cell"],
             str(result["seed"]),
             state,
-            f"{model.get('weights', DASH)}: {model.get('checkpoint', DASH)}{note}",
+            f"{weights(model, book.scale)}: {model.get('checkpoint', DASH)}",
             "\n".join(facts.distinct([result], "commit")) or DASH,
             "\n".join(facts.distinct([result], "hardware")) or DASH,
             duration(facts.seconds(result)),

@@ -75,8 +75,8 @@ def made(book: Book) -> str:
 
 
 def tight(text: str) -> str:
-    """`text` with no line break before or inside an interval such as `0.31 [0.25, 0.37]`."""
-    return re.sub(r" \[[^\]\n]*\]", lambda found: found.group().replace(" ", "\u00a0"), text)
+    """`text` with no line break around an interval such as `0.31 [0.25, 0.37], off`."""
+    return re.sub(r" \[[^\]\n]*\](, \w+$)?", lambda found: found.group().replace(" ", "\u00a0"), text)
 
 
 def markdown(text: str) -> str:

@@ -17,9 +17,9 @@ def plain(number: float | None, digits: int = 2) -> str:
     return DASH if number is None else f"{number:.{digits}f}".replace("-", MINUS)
 
 
-def percent(share: float | None) -> str:
-    """`3%` of a share in [0, 1], or a dash."""
-    return DASH if share is None else f"{100 * share:.0f}%"
+def percent(number: float | None) -> str:
+    """`3%`, or a dash."""
+    return DASH if number is None else f"{number:.0f}%"
 
 
 def rate(number: float) -> str:

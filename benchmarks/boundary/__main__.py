@@ -1,0 +1,57 @@
+"""`python -m benchmarks.boundary`: measures, prints the tables, writes `results/boundary/` with fixed seeds."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.boundary import known_truth, recorded
+
+SEED = 20250814
+RESULTS = Path(__file__).resolve().parents[2] / "results" / "boundary"
+
+
+def main() -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    rows = known_truth.coverage(SEED, repetitions=1000)
+    keep("coverage", rows, "Coverage of the 95% interval (aim: 0.93-0.97 at 0.3 to 0.7 from 30 prompts on)", started)
+    rows = known_truth.wrong_decisions(SEED, streams=2000)
+    keep("wrong_decisions", rows, "Sequential decision near the boundary (aim: wrong at most 0.05)", started)
+    rows = known_truth.prompts_needed(SEED, streams=2000)
+    aim = "Prompts until the stage is named (aim: median at most 80 at a gap of 0.1, 20 at 0.25); the paper pays 2,000"
+    keep("prompts_needed", rows, aim, started)
+    rows = known_truth.forecasts(SEED, streams=60)
+    keep("forecasts", rows, "Prompts said to be needed when the budget ended undecided", started)
+    folder = recorded.data_folder()
+    if isinstance(folder, str):
+        print(f"\nRecorded preferences: skipped, {folder}")
+        return
+    for name, static in (("recorded_all", None), ("recorded_two", 2)):
+        found = recorded.measure(folder, SEED, orders=5, static=static)
+        summary = ", ".join(f"{key} {show(value)}" for key, value in found.items() if key != "models")
+        keep(name, found, f"AlpacaEval 2, each model as the policy ({summary}; aim: spearman 0.95)", started)
+
+
+def keep(name: str, found: Any, title: str, started: float) -> None:
+    """Writes what was found to `<name>.json` and prints it as a table."""
+    rows = found["models"] if isinstance(found, dict) else found
+    text = json.dumps({"seed": SEED, "found": found}, indent=1, allow_nan=False)
+    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    print(f"\n{title} [{time.perf_counter() - started:.0f} s]")
+    cells = [list(rows[0]), *([show(value) for value in row.values()] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    for row in cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+def show(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return " ".join(show(one) for one in value)
+    return "-" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    main()

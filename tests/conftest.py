@@ -1,0 +1,111 @@
+"""Shared fixtures: tiny random language models, the measured data beside the project, a fixed number of threads."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """torch on one thread, where a test uses torch at all."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Folder of real data beside the project."""
+    if not DATA.is_dir():
+        pytest.skip("../shared/data is not here: real data for tests, never copied into the project")
+    return DATA
+
+
+def build_tiny(shape="llama", seed=0, chat=False, tied=False):
+    """A random LanguageModel of 4 layers and width 64 on bytes: `llama` has 4 heads on 2 key heads, `neox` 4 heads.
+
+    Weights are wide enough (0.2) for next-token distributions that are neither flat nor certain.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
+
+    from stagealign.lm import LanguageModel
+    from stagealign.sft import byte_tokenizer
+
+    common = {
+        "vocab_size": 264,
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+        "tie_word_embeddings": tied,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
+    config = LlamaConfig(num_key_value_heads=2, **common) if shape == "llama" else GPTNeoXConfig(rotary_pct=0.25, **common)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():  # biases and norms start as zeros and ones, which would hide a wrong one
+        for name, weight in model.named_parameters():
+            if weight.dim() == 1:
+                weight += 0.1 * torch.randn_like(weight)
+    tokenizer = byte_tokenizer()
+    if chat:
+        tokenizer.chat_template = CHAT
+    return LanguageModel(model, tokenizer)
+
+
+@pytest.fixture
+def tiny():
+    """Factory of tiny random models; the same arguments give the same weights in a new object."""
+    return build_tiny
+
+
+@pytest.fixture
+def trl_dpo(tmp_path):
+    """Factory of TRL's DPOTrainer on pairs, with everything that we do not claim to equal switched off."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    class InOrder(DPOTrainer):
+        """TRL's trainer that takes its rows in a given order."""
+
+        order = None
+
+        def _get_train_sampler(self, *_):
+            return self.order or super()._get_train_sampler()
+
+    def build(lm, pairs, order=None, reference=None, **changes):
+        """`order` is a sampler; `reference` a model, by default a copy of the policy."""
+        settings = {
+            "output_dir": str(tmp_path / "trl"),
+            "gradient_checkpointing": False,
+            "bf16": False,
+            "max_length": 512,
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            "dataloader_pin_memory": False,
+            "logging_steps": 1,
+        }
+        trainer = InOrder(
+            model=lm.model,
+            ref_model=copy.deepcopy(lm.model) if reference is None else reference,
+            args=DPOConfig(**{**settings, **changes}),
+            train_dataset=Dataset.from_list([{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in pairs]),
+            processing_class=lm.tokenizer,
+        )
+        trainer.order = order
+        return trainer
+
+    return build
