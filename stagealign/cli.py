@@ -12,10 +12,12 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Which data does a policy need next, off-policy or on-policy? Reproduces arXiv 2508.10530 and measures the stage.",
+    help="Which data does a policy need next, off-policy or on-policy? Reproduces arXiv 2508.10530.",
 )
 
-Expression = Annotated[str, typer.Option("-k", help="Which cells, as in pytest: 'zephyr and not slichf'.", metavar="EXPR")]
+Expression = Annotated[
+    str, typer.Option("-k", help="Which cells, as in pytest: 'zephyr and not slichf'.", metavar="EXPR")
+]
 ScaleKey = Annotated[str, typer.Option("--scale", help="smoke, lab or paper.")]
 Results = Annotated[Path, typer.Option(help="Folder of result files.")]
 Reports = Annotated[Path, typer.Option(help="Folder that reports are written to.")]
@@ -34,7 +36,9 @@ def list_cells(k: Expression = "", scale: ScaleKey = "lab") -> None:
 def run(
     k: Expression = "",
     scale: ScaleKey = "lab",
-    seeds: Annotated[int | None, typer.Option(help="How many seeds, from 0; the scale's own number by default.", min=1)] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="How many seeds, from 0; the scale's own number by default.", min=1)
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be built and how long it takes.")] = False,
     workers: Workers = None,
     results: Results = Path("results"),
@@ -60,7 +64,10 @@ def demo(workers: Workers = None, results: Results = Path("results"), reports: R
 @app.command()
 def report(
     scale: ScaleKey = "lab",
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail where reports do not match results.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; fail where reports do not match results.")
+    ] = False,
+    readme: Annotated[Path | None, typer.Option(help="Also refresh the demo's table in this file.")] = None,
     results: Results = Path("results"),
     reports: Reports = Path("reports"),
 ) -> None:
@@ -68,7 +75,7 @@ def report(
     from stagealign import registry, runs
 
     registry.scale(scale)
-    raise typer.Exit(runs.report(results, reports, scale, check))
+    raise typer.Exit(runs.report(results, reports, scale, check, readme))
 
 
 @app.command()

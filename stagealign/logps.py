@@ -7,7 +7,7 @@ mask lets a token see its own branch only.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Packed:
     mask: Tensor | None
     """(1, 1, N, N), True where a token may look; None for plain causal rows."""
     origin: Tensor
-    """(B, N): where the token stands in the pairs' tokens laid end to end as prompt, chosen, rejected; -1 is padding."""
+    """(B, N): the token's place in the pairs' tokens laid end to end as prompt, chosen, rejected; -1 is padding."""
     place: Tensor
     """(tokens of the pairs,): flat place in (B, N) of each of those tokens; a shared one is named by each pair."""
     predictor: Tensor
@@ -57,9 +57,15 @@ class Packed:
     """(2 x pairs,): scored tokens of each segment."""
 
 
+def shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """Length of the longest start that all sequences share."""
+    first, last = min(map(list, sequences)), max(map(list, sequences))
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+
+
 def pack(pairs: Sequence[PairTokens], hidden_size: int) -> Packed:
     """The cheaper of the two layouts for these pairs, in a decoder of width `hidden_size`."""
-    shared = len(commonprefix([pair.prompt for pair in pairs]))
+    shared = shared_prefix([pair.prompt for pair in pairs])
     tree = shared + sum(pair.tokens - shared for pair in pairs)
     longest = max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
     rows = 2 * len(pairs) * longest
@@ -94,7 +100,7 @@ def pack_rows(pairs: Sequence[PairTokens]) -> Packed:
 
 def pack_tree(pairs: Sequence[PairTokens]) -> Packed:
     """One row: what all prompts share, then for each pair the rest of its prompt, chosen, rejected."""
-    shared = len(commonprefix([pair.prompt for pair in pairs]))
+    shared = shared_prefix([pair.prompt for pair in pairs])
     ids, positions, origin = list(pairs[0].prompt[:shared]), list(range(shared)), list(range(shared))
     place, predictor, target, segment = [], [], [], []
     spans: list[tuple[int, int, int, int]] = []
@@ -120,7 +126,9 @@ def pack_tree(pairs: Sequence[PairTokens]) -> Packed:
         spans.append((here, first_completion, start, len(ids)))
         offset += pair.tokens
     mask = _tree_mask(len(ids), shared, spans)
-    return _packed(torch.tensor([ids]), torch.tensor([positions]), mask, torch.tensor([origin]), place, predictor, target, segment)
+    return _packed(
+        torch.tensor([ids]), torch.tensor([positions]), mask, torch.tensor([origin]), place, predictor, target, segment
+    )
 
 
 def _tree_mask(size: int, shared: int, spans: Sequence[tuple[int, int, int, int]]) -> Tensor:
@@ -159,6 +167,12 @@ def _packed(
         segments,
         torch.bincount(segments, minlength=len(segment)),
     )
+
+
+def to_device(packed: Packed, device: torch.device) -> Packed:
+    """The same layout on another device."""
+    moved: dict[str, Any] = {name: None if t is None else t.to(device) for name, t in vars(packed).items()}
+    return Packed(**moved)
 
 
 def unpack(values: Tensor, packed: Packed) -> Tensor:

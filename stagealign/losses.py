@@ -1,4 +1,4 @@
-"""Preference losses as pure functions of four log-prob vectors, in nats, shape (pairs,); each returns shape (pairs,)."""
+"""Preference losses: pure functions of four log-prob vectors in nats, shape (pairs,), to losses, shape (pairs,)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def log_ratio_margin(logps: Logps) -> Tensor:
 
 
 def sigmoid(logps: Logps, constants: Constants) -> Tensor:
-    """DPO: -log sigmoid(beta * margin); ln 2 where policy and reference agree.
+    """The DPO loss, -log sigmoid(beta * margin); ln 2 where policy and reference agree.
 
     Source: Rafailov et al. 2305.18290, equation 7.
     """
@@ -44,7 +44,7 @@ def sigmoid(logps: Logps, constants: Constants) -> Tensor:
 
 
 def hinge(logps: Logps, constants: Constants) -> Tensor:
-    """SLiC with a reference model: relu(delta - beta * margin); delta (1) where policy and reference agree.
+    """The hinge form of SLiC, relu(delta - beta * margin); delta, so 1, where policy and reference agree.
 
     Source: Liu et al. 2309.06657 (RSO), section 3.3; TRL's `hinge`.
     """
@@ -52,7 +52,7 @@ def hinge(logps: Logps, constants: Constants) -> Tensor:
 
 
 def slic_hf(logps: Logps, constants: Constants) -> Tensor:
-    """SLiC-HF: relu(delta - logp(chosen) + logp(rejected)) - sft_weight * logp(chosen); no reference model.
+    """SLiC-HF, without a reference model: relu(delta - logp(chosen) + logp(rejected)) - sft_weight * logp(chosen).
 
     Source: Zhao et al. 2305.10425, equation 1, with the chosen completion as the regularisation target.
     """
@@ -61,7 +61,7 @@ def slic_hf(logps: Logps, constants: Constants) -> Tensor:
 
 
 def slic_norm(logps: Logps, constants: Constants) -> Tensor:
-    """SLiC-HF on log-probs a token: relu(delta - beta * (mean logp(chosen) - mean logp(rejected))); no reference.
+    """SLiC-HF on log-probs a token, without a reference model: relu(delta - beta * difference of mean log-probs).
 
     Source: SimPO's trainer (Meng et al. 2405.14734), its SLiC-HF baseline, normalised by length.
     """

@@ -1,4 +1,4 @@
-"""The preference oracle: scores candidates, ranks them into training pairs, counts the votes of the boundary measurement.
+"""The preference oracle: scores candidates, ranks them into training pairs, counts the votes of a boundary measurement.
 
 Training labels come from here and from nowhere else; the gold reward of `evaluate.py` is another model.
 """
@@ -18,7 +18,7 @@ Scorer = Callable[[Sequence[str]], list[float]]
 
 
 def fit(work: Work) -> dict[str, Any]:
-    """Builder of `oracle`: tf-idf of words and word pairs, ridge regression on human ratings; quality on held-out films."""
+    """Builder of `oracle`: tf-idf of words and word pairs, ridge on human ratings; quality on held-out films."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import Ridge
 
@@ -32,7 +32,11 @@ def fit(work: Work) -> dict[str, Any]:
     (work.out / "vocabulary.json").write_text(json.dumps(words, sort_keys=True), encoding="utf-8")
     np.savez(work.out / "ridge.npz", idf=features.idf_, coefficients=ridge.coef_, intercept=ridge.intercept_)
     scores = tfidf(work.out)([row["text"] for row in held_out])
-    return {"learned_from": len(learn), "held_out": len(held_out), "spearman": spearman(scores, [row["rating"] for row in held_out])}
+    return {
+        "learned_from": len(learn),
+        "held_out": len(held_out),
+        "spearman": spearman(scores, [row["rating"] for row in held_out]),
+    }
 
 
 def spearman(ours: Sequence[float], theirs: Sequence[float]) -> float:
@@ -93,7 +97,15 @@ def rank(work: Work) -> dict[str, Any]:
             ties += margin == 0
             chosen, rejected = (first, second) if margin > 0 else (second, first)
             pairs.append(
-                Pair(prompt, chosen.completion, rejected.completion, chosen.source, abs(margin), chosen.truncated, rejected.truncated)
+                Pair(
+                    prompt,
+                    chosen.completion,
+                    rejected.completion,
+                    chosen.source,
+                    abs(margin),
+                    chosen.truncated,
+                    rejected.truncated,
+                )
             )
     drops.check(len(groups), len(pairs))
     write_rows(work.out / "pairs.jsonl", pairs)
@@ -121,7 +133,14 @@ def votes(work: Work) -> dict[str, Any]:
         votes_on, votes_off, ties = cross_votes(ours, theirs)
         top_on, top_off = top_vote(ours, theirs)
         rows.append(
-            {"prompt": prompt_hash(prompt), "on": votes_on, "off": votes_off, "ties": ties, "top_on": top_on, "top_off": top_off}
+            {
+                "prompt": prompt_hash(prompt),
+                "on": votes_on,
+                "off": votes_off,
+                "ties": ties,
+                "top_on": top_on,
+                "top_off": top_off,
+            }
         )
     write_rows(work.out / "votes.jsonl", rows)
     return {"prompts": len(rows)}

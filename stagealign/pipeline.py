@@ -47,9 +47,9 @@ TASKS: Mapping[str, Mapping[str, Builder]] = {
 }
 
 SECONDS = {
-    "weights": 25, "shape": 6, "start": 110, "link": 1, "reviews": 1, "prompts": 2, "ratings": 2, "oracle": 5, "gold": 150,
-    "static": 5, "candidates": 38, "completions": 28, "pairs": 2, "votes": 2, "trunk": 22, "reference": 12, "policy": 42,
-    "scores": 18,
+    "weights": 31, "shape": 6, "start": 118, "link": 1, "reviews": 1, "prompts": 1, "ratings": 1, "oracle": 3,
+    "gold": 240, "static": 2, "candidates": 33, "completions": 25, "pairs": 1, "votes": 1, "trunk": 21, "reference": 8,
+    "policy": 30, "scores": 12,
 }  # fmt: skip
 """Expected seconds of each kind at lab scale on one core, measured; only the time left is computed from them."""
 
@@ -111,7 +111,9 @@ class _Lines:
         self.shared = self.scale.key
         self.asked = f"{self.shared}/{self.preference.key}"
         self.prompts = self._make("prompts", f"{self.shared}/prompts", task["prompts"], sizes)
-        learned = {"ratings": self._make("ratings", f"{self.shared}/ratings", BUILDERS["ratings"], {}, films=self.prompts)}
+        learned = {
+            "ratings": self._make("ratings", f"{self.shared}/ratings", BUILDERS["ratings"], {}, films=self.prompts)
+        }
         learned = learned if self.scale.task == "films" else {}
         self.oracle = self._make("oracle", f"{self.shared}/oracle", task["oracle"], {"alpha": 1.0}, **learned)
         fine_tuning = {"batch": 32, "learning_rate": 1e-4, "seed": 0}
@@ -128,7 +130,9 @@ class _Lines:
         dtype = self.training.dtype
         if source.startswith("asset:"):
             asset = source.removeprefix("asset:")
-            return self._make("weights", f"{self.shared}/{asset}", BUILDERS["weights"], {"asset": asset, "dtype": dtype})
+            return self._make(
+                "weights", f"{self.shared}/{asset}", BUILDERS["weights"], {"asset": asset, "dtype": dtype}
+            )
         shape = {"checkpoint": source, "revision": self.cell.checkpoint.revision, "seed": 0}
         return self._make("shape", f"{self.shared}/{source.rpartition('/')[2]}", BUILDERS["shape"], shape)
 
@@ -162,16 +166,16 @@ class _Lines:
             rounds.append(steps)
             chosen = self._step(number, recorded, policy, scores)
             policy, scores = chosen.policy, chosen.scores
-        return Run(
-            self.cell, self.seed, self.start, start_scores, self.oracle, self.gold, self.weights, tuple(rounds)
-        )
+        return Run(self.cell, self.seed, self.start, start_scores, self.oracle, self.gold, self.weights, tuple(rounds))
 
     def _step(self, number: int, rate: float, start: Artifact, start_scores: Artifact) -> Step:
         source = self.cell.sources[number - 1]
         candidates = self._candidates(number, source, start)
         where = candidates.path.removesuffix("/candidates")
         labels = {"oracle": self.preference.oracle, "sign": self.preference.sign}
-        pairs = self._make("pairs", f"{where}/pairs", BUILDERS["pairs"], labels, candidates=candidates, oracle=self.oracle)
+        pairs = self._make(
+            "pairs", f"{where}/pairs", BUILDERS["pairs"], labels, candidates=candidates, oracle=self.oracle
+        )
         known = {"max_length": self.training.max_length, "dtype": self.training.dtype}
         layers = {"trained_layers": self.training.trained_layers}
         trunk = {}
@@ -195,18 +199,23 @@ class _Lines:
         }
         folder = f"{here}/{self.cell.method.key}/lr{rate:g}"
         policy = self._make(
-            "policy", f"{folder}/policy", BUILDERS["policy"], params, policy=start, pairs=pairs, reference=reference, **trunk
+            "policy",
+            f"{folder}/policy",
+            BUILDERS["policy"],
+            params,
+            policy=start,
+            pairs=pairs,
+            reference=reference,
+            **trunk,
         )
-        return Step(
-            number, source, rate, start, pairs, reference, policy, self._scores(policy, start), start_scores
-        )
+        return Step(number, source, rate, start, pairs, reference, policy, self._scores(policy, start), start_scores)
 
     def _folder(self, number: int, source: Source, start: Artifact) -> str:
         """Where a round stands: below the policy that it starts from, so that cells share what they have in common."""
         return f"{self._place(start)}/{number}{source.key}"
 
     def _place(self, policy: Artifact) -> str:
-        """Where what is made from a policy stands; starting policies serve every preference, all else belongs to one."""
+        """Where what is made from a policy stands; a starting policy serves every preference, all else one."""
         if policy.path == self.start.path:
             return f"{self.asked}/{self.cell.model.key}/seed{self.seed}"
         return policy.path.removesuffix("/policy")
@@ -216,10 +225,18 @@ class _Lines:
         static = self._static(f"static{number}", ("train",), self.training.pairs, number)
         if not source.on_policy:
             return static
-        return self._sample("candidates", f"{self._folder(number, source, start)}/candidates", start, static, ("train",), 2)
+        return self._sample(
+            "candidates", f"{self._folder(number, source, start)}/candidates", start, static, ("train",), 2
+        )
 
     def _static(self, name: str, splits: tuple[str, ...], prompts: int | None, number: int) -> Artifact:
-        params = {"splits": splits, "prompts": prompts, "round": number, "seed": self.seed, "sign": self.preference.sign}
+        params = {
+            "splits": splits,
+            "prompts": prompts,
+            "round": number,
+            "seed": self.seed,
+            "sign": self.preference.sign,
+        }
         path = f"{self.asked}/seed{self.seed}/{name}/candidates"
         return self._make("static", path, self.task["static"], params, films=self.prompts)
 
@@ -244,7 +261,13 @@ class _Lines:
         )
         labels = {"oracle": self.preference.oracle, "sign": self.preference.sign}
         votes = self._make(
-            "votes", f"{folder}/votes", BUILDERS["votes"], labels, completions=completions, static=self.held_out, oracle=self.oracle
+            "votes",
+            f"{folder}/votes",
+            BUILDERS["votes"],
+            labels,
+            completions=completions,
+            static=self.held_out,
+            oracle=self.oracle,
         )
         params = {
             "gold": self.preference.gold,
@@ -282,7 +305,11 @@ def result(run: Run, store: Store, built: frozenset[str] = frozenset()) -> Resul
         "sources": [source.key for source in cell.sources],
         "preference": plain(cell.scale.preference),
         "scorers": {
-            name: {key: value for key, value in (store.record(a) or {}).get("facts", {}).items() if key in ("spearman", "learned_from", "held_out")}
+            name: {
+                key: value
+                for key, value in (store.record(a) or {}).get("facts", {}).items()
+                if key in ("spearman", "learned_from", "held_out")
+            }
             for name, a in (("oracle", run.oracle), ("gold", run.gold))
         },
         "spec": plain(cell),
@@ -329,7 +356,8 @@ def describe(cell: Cell) -> str:
     checkpoint = cell.checkpoint
     if checkpoint.stand_in_for and checkpoint.sft:
         share = f"{100 * (checkpoint.sft.rotten_share or 0):.0f}%"
-        return f"stand-in for {checkpoint.stand_in_for}: SmolLM2-135M-Instruct after SFT on film reviews, {share} of them rotten"
+        base = "SmolLM2-135M-Instruct after SFT on film reviews"
+        return f"stand-in for {checkpoint.stand_in_for}: {base}, {share} of them rotten"
     return checkpoint.source
 
 
@@ -347,7 +375,11 @@ def _round(steps: tuple[Step, ...], recorded: float, store: Store, built: frozen
         "source": first.source.key,
         "learning_rate": recorded,
         "start": start,
-        "pairs": {key: value for key, value in pairs.get("facts", {}).items() if key in ("pairs", "ties", "margin", "truncated", "drops")},
+        "pairs": {
+            key: value
+            for key, value in pairs.get("facts", {}).items()
+            if key in ("pairs", "ties", "margin", "truncated", "drops")
+        },
         "rungs": [_rung(step, start, store, built) for step in steps],
     }
 
@@ -386,7 +418,11 @@ def _rung(step: Step, start: dict[str, Any], store: Store, built: frozenset[str]
             "reference": {"computed": computed, "reused": forwards - computed},
         },
         "facts": {
-            path: {key: value for key, value in entry.items() if key in ("seconds", "peak_memory_mib", "hardware", "versions", "commit", "dirty", "threads")}
+            path: {
+                key: value
+                for key, value in entry.items()
+                if key in ("seconds", "peak_memory_mib", "hardware", "versions", "commit", "dirty", "threads")
+            }
             for path, entry in facts.items()
         },
     }

@@ -75,7 +75,9 @@ def check_machine(scale: Scale, cells: Iterable[Cell]) -> None:
     if memory is None:
         missing.append("a GPU: none was found (`nvidia-smi`)")
     elif memory < bytes_needed:
-        missing.append(f"GPU memory: {bytes_needed / 2**30:.0f} GiB for full fine-tuning, {memory / 2**30:.0f} GiB found")
+        missing.append(
+            f"GPU memory: {bytes_needed / 2**30:.0f} GiB for full fine-tuning, {memory / 2**30:.0f} GiB found"
+        )
     disk = 2 * sum({cell.checkpoint.source: cell.checkpoint.parameters * 2 for cell in cells}.values())
     free = shutil.disk_usage(os.path.expanduser("~")).free
     if free < disk:
@@ -84,7 +86,9 @@ def check_machine(scale: Scale, cells: Iterable[Cell]) -> None:
     if gated and not os.environ.get("HF_TOKEN"):
         missing.append(f"access to gated weights: {', '.join(gated)} (accept the licence, then set HF_TOKEN)")
     if scale.task not in TASKS:
-        missing.append(f"the data source {scale.task!r} and the oracle {scale.preference.oracle!r}: not part of this version")
+        missing.append(
+            f"the data source {scale.task!r} and the oracle {scale.preference.oracle!r}: not part of this version"
+        )
     if missing:
         lines = "\n".join(f"  - {line}" for line in missing)
         raise CannotRun(f"--scale paper: this machine lacks\n{lines}\nUse `--scale lab` for stand-ins on a CPU.")

@@ -87,7 +87,9 @@ def read_dicts(path: Path) -> Iterator[dict[str, Any]]:
             except UnicodeDecodeError as error:
                 raise BadData(f"{path}, line {number}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
             except json.JSONDecodeError as error:
-                raise BadData(f"{path}, line {number}: not JSON ({error.msg}); one object a line is expected") from error
+                raise BadData(
+                    f"{path}, line {number}: not JSON ({error.msg}); one object a line is expected"
+                ) from error
             if not isinstance(row, dict):
                 raise BadData(f"{path}, line {number}: {type(row).__name__} found; one JSON object a line is expected")
             yield row
@@ -106,7 +108,9 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
             rows.append(kind(**row))
         except TypeError as error:
             columns = ", ".join(kind.__dataclass_fields__)
-            raise BadData(f"{path}, line {number}: columns {', '.join(row)} do not fit {kind.__name__} ({columns})") from error
+            raise BadData(
+                f"{path}, line {number}: columns {', '.join(row)} do not fit {kind.__name__} ({columns})"
+            ) from error
     return rows
 
 

@@ -150,7 +150,7 @@ SCALES = {
         preference=PREFERENCES["pan"],
         decoding=Decoding(max_new_tokens=32),
         training=Training(
-            pairs=96,
+            pairs=128,
             batch=8,
             epochs=1,
             ladder=(1.5e-4, 3e-4),
@@ -160,7 +160,7 @@ SCALES = {
             trained_layers=6,
             assumed={"learning_rate": PROTOTYPE, "trained_layers": PROTOTYPE},
         ),
-        evaluation=Evaluation(validation_prompts=16, test_prompts=48),
+        evaluation=Evaluation(validation_prompts=16, test_prompts=64),
         seeds=(0, 1),
     ),
     "smoke": Scale(
@@ -210,10 +210,10 @@ def cell(cell_id: str, scale_key: str = "lab") -> Cell:
     """The cell called `cell_id`; UnknownName names the part that is wrong."""
     known = {found.id: found for found in cells(scale_key)}
     if cell_id not in known:
-        for kind, part, names in zip(
-            ("model", "method", "schedule"), cell_id.split("-"), (MODELS, METHODS[scale_key], SCHEDULES), strict=False
-        ):
-            _known(kind, part, names)
+        parts = [*cell_id.split("-"), "", ""]
+        _known("model", parts[0], MODELS)
+        _known("method", parts[1], METHODS[scale_key])
+        _known("schedule", parts[2], SCHEDULES)
     return _known("cell", cell_id, known)
 
 

@@ -83,18 +83,31 @@ def _write_failure(one: Run, outcome: Outcome, results: Path) -> None:
         write_result(results, unfinished(one, "failed", reasons[0]))
 
 
-def report(results: Path, reports: Path, scale: str, check: bool) -> int:
+def report(results: Path, reports: Path, scale: str, check: bool, readme: Path | None = None) -> int:
     """Exit code: 0 where reports are written or current, 1 where `check` found some that are not."""
     from stagealign import report as reporting
 
     if not any((results / scale).glob("*-seed*.json")):
         raise BadData(f"{results / scale}: no result files; run some first: `stagealign run --scale {scale}`")
+    front = _front(readme, results, reports) if readme else None
     if check:
         stale = reporting.check(results, reports, scale)
+        if readme and front != readme.read_text(encoding="utf-8"):
+            stale.append(str(readme))
         show.checked(stale)
         return 1 if stale else 0
     show.wrote(reporting.write(results, reports, scale))
+    if readme and front is not None:
+        readme.write_text(front, encoding="utf-8")
+        show.wrote([readme])
     return 0
+
+
+def _front(readme: Path, results: Path, reports: Path) -> str:
+    """The README's text with the demo's table as the results give it now."""
+    from stagealign.report.front import with_demo
+
+    return with_demo(readme.read_text(encoding="utf-8"), results, registry.select("lab", DEMO), reports.name)
 
 
 def fetch() -> None:

@@ -6,7 +6,6 @@ finished rows leave the batch. Chance comes from one stream a candidate, never f
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from stagealign.lm import LanguageModel, end_ids, load
+from stagealign.logps import shared_prefix
 from stagealign.records import Candidate, Prompt, read_rows, write_rows
 from stagealign.spec import Decoding, stream
 from stagealign.store import Work
@@ -88,7 +88,7 @@ def shared_prefix_attention(
     to_prefix = (by_head @ prefix_key.transpose(1, 2)).view(kv, batch, groups * steps, length).transpose(0, 1)
     own = grouped @ key.transpose(2, 3) + attention_mask.repeat(1, 1, groups, 1)  # type: ignore[union-attr]
     weights = torch.cat([to_prefix, own], -1).softmax(-1)
-    on_prefix = weights[..., :length].transpose(0, 1).reshape(kv, -1, length) @ prefix_value
+    on_prefix = weights[..., :length].transpose(0, 1).reshape(kv, batch * groups * steps, length) @ prefix_value
     out = on_prefix.view(kv, batch, groups * steps, width).transpose(0, 1) + weights[..., length:] @ value
     return out.reshape(batch, heads, steps, width).transpose(1, 2), None
 
@@ -114,7 +114,8 @@ def draws(seed: int, prompt_hash: str, index: int, count: int) -> Tensor:
 def choose(logits: Tensor, uniform: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor]:
     """Next token ids, shape (B,), and their log-probs at temperature 1, from logits (B, vocabulary) and draws (B,).
 
-    Top-k, then top-p among the k, as in transformers: the smallest set whose mass reaches top_p. Temperature 0 is greedy.
+    Top-k, then top-p among the k, as in transformers: the smallest set whose mass reaches top_p; temperature 0 is
+    greedy.
     """
     logits = logits.float()
     if decoding.temperature == 0:
@@ -141,8 +142,8 @@ def generate(
 ) -> list[list[Sampled]]:
     """Completions of each prompt, one for each of its streams of draws.
 
-    `prompts` are token ids; `uniforms[i][j]` holds `max_new_tokens` draws of candidate j of prompt i. `done` is told how
-    many candidates a finished batch had.
+    `prompts` are token ids; `uniforms[i][j]` holds `max_new_tokens` draws of candidate j of prompt i; `done` is told
+    how many candidates a finished batch had.
     """
     limit = lm.model.config.max_position_embeddings
     longest = max(map(len, prompts)) + decoding.max_new_tokens
@@ -150,7 +151,7 @@ def generate(
     before = lm.model.config._attn_implementation
     lm.model.set_attn_implementation(ATTENTION)
     try:
-        prefix = list(commonprefix([list(prompt[:-1]) for prompt in prompts]))
+        prefix = list(prompts[0][: shared_prefix([prompt[:-1] for prompt in prompts])])
         cache = _prefill_shared(lm, prefix)
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         results: list[list[Sampled]] = [[] for _ in prompts]
@@ -158,7 +159,9 @@ def generate(
         for start in range(0, len(order), width):
             batch = order[start : start + width]
             tails = [list(prompts[i][len(prefix) :]) for i in batch]
-            for i, sampled in zip(batch, _batch(lm, cache, prefix, tails, [uniforms[i] for i in batch], decoding), strict=True):
+            for i, sampled in zip(
+                batch, _batch(lm, cache, prefix, tails, [uniforms[i] for i in batch], decoding), strict=True
+            ):
                 results[i] = sampled
             done(sum(len(uniforms[i]) for i in batch))
         return results
@@ -172,7 +175,10 @@ def _prefill_shared(lm: LanguageModel, prefix: list[int]) -> PrefixCache:
         lm.body(input_ids=torch.tensor([prefix], device=lm.model.device), past_key_values=cache, shared=cache)
     else:
         heads = getattr(lm.model.config, "num_key_value_heads", lm.model.config.num_attention_heads)
-        width = getattr(lm.model.config, "head_dim", None) or lm.model.config.hidden_size // lm.model.config.num_attention_heads
+        width = (
+            getattr(lm.model.config, "head_dim", None)
+            or lm.model.config.hidden_size // lm.model.config.num_attention_heads
+        )
         empty = torch.zeros(heads, 0, width, dtype=lm.model.dtype, device=lm.model.device)
         cache.prefix = [(empty, empty)] * cache.layers
     return cache
@@ -270,7 +276,9 @@ def sample(
     for prompt, sampled in zip(unique, generate(lm, ids, uniforms, decoding, rows), strict=True):
         for j, one in enumerate(sampled):
             text = lm.tokenizer.decode(list(one.ids), skip_special_tokens=True).strip()
-            candidates.append(Candidate(prompt.text, text, "on", j, not one.ended, len(one.ids) + one.ended, one.ids, one.logp))
+            candidates.append(
+                Candidate(prompt.text, text, "on", j, not one.ended, len(one.ids) + one.ended, one.ids, one.logp)
+            )
     return candidates
 
 

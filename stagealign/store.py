@@ -104,7 +104,9 @@ class Store:
         except FileNotFoundError:
             return None
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise StagealignError(f"{path}: damaged record ({error}); remove the folder to build it anew: {_remove(path.parent)}") from error
+            raise StagealignError(
+                f"{path}: damaged record ({error}); remove the folder to build it anew: {_remove(path.parent)}"
+            ) from error
         if record["fingerprint"] != artifact.fingerprint:
             changes = "; ".join(differences(record["identity"], artifact.identity)) or "the inputs' own inputs"
             raise StoreDrift(
@@ -222,7 +224,9 @@ def code_version() -> dict[str, Any]:
 
     def git(*words: str) -> str | None:
         try:
-            return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
+            return subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+            ).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return None
 

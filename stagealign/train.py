@@ -19,7 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from stagealign.errors import StagealignError
 from stagealign.lm import LanguageModel, freeze_below, load, save, top_of, trunk_of
-from stagealign.logps import Packed, PairTokens, completion_logps, pack, repack, unpack
+from stagealign.logps import Packed, PairTokens, completion_logps, pack, repack, to_device, unpack
 from stagealign.losses import LOSSES, Constants, Logps, log_ratio_margin
 from stagealign.records import Pair, read_rows
 from stagealign.spec import Method, stream
@@ -101,7 +101,9 @@ def trunk_states(lm: LanguageModel, tokens: Sequence[PairTokens], trained_layers
 
 
 @torch.inference_mode()
-def reference_logps(lm: LanguageModel, tokens: Sequence[PairTokens], trunk: Tensor | None, trained_layers: int | None) -> Tensor:
+def reference_logps(
+    lm: LanguageModel, tokens: Sequence[PairTokens], trunk: Tensor | None, trained_layers: int | None
+) -> Tensor:
     """Log-probs of chosen and rejected under the reference model, shape (pairs, 2), in nats."""
     model = lm.model if trunk is None or trained_layers is None else top_of(lm.model, trained_layers)
     inputs = TrainingSet(list(tokens), torch.empty(0), trunk)
@@ -184,7 +186,7 @@ class PreferenceTrainer(Trainer):
         places = inputs["places"].tolist()
         device = self.args.device
         packed = pack([self.data.tokens[i] for i in places], model.config.hidden_size)
-        packed = Packed(**{name: None if t is None else t.to(device) for name, t in vars(packed).items()})
+        packed = to_device(packed, device)
         trunk = self.data.trunk_of(places, self.offsets)
         hidden = hidden_states(model.base_model, packed, None if trunk is None else trunk.to(device))
         policy = completion_logps(hidden, model.get_output_embeddings(), packed).view(-1, 2)
@@ -202,7 +204,7 @@ class PreferenceTrainer(Trainer):
         return self.last_batch if (self.state.global_step + 1) % steps == 0 else self.settings.batch
 
     def _note(self, logps: Logps, losses: Tensor) -> None:
-        """Adds one micro-batch to the sums that the next log line reports; stops at the first value that is not finite."""
+        """Adds one micro-batch to the sums that the next log line reports; stops at a loss that is not finite."""
         with torch.no_grad():
             margin = log_ratio_margin(logps)
             shift = logps.reference_chosen - logps.policy_chosen + logps.reference_rejected - logps.policy_rejected
@@ -315,13 +317,21 @@ def build_policy(work: Work) -> dict[str, Any]:
     settings = Settings(
         learning_rate=work.params["learning_rate"],
         order_seed=work.params["seed"],
-        **{name: training[name] for name in ("batch", "epochs", "warmup", "schedule", "max_grad_norm", "dtype", "trained_layers")},
+        **{
+            name: training[name]
+            for name in ("batch", "epochs", "warmup", "schedule", "max_grad_norm", "dtype", "trained_layers")
+        },
     )
     scratch = work.out / "scratch"
     curve = align(lm, TrainingSet(tokens, reference, _trunk(work)), Method(**work.params["method"]), settings, scratch)
     shutil.rmtree(scratch, ignore_errors=True)
     save(lm, work.out, start=work.inputs["policy"], top_layers=settings.trained_layers)
-    return {"pairs": len(pairs), "tokens": sum(p.tokens for p in tokens), "cut": sum(p.cut for p in tokens), "curve": curve}
+    return {
+        "pairs": len(pairs),
+        "tokens": sum(p.tokens for p in tokens),
+        "cut": sum(p.cut for p in tokens),
+        "curve": curve,
+    }
 
 
 def _trunk(work: Work) -> Tensor | None:

@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "stagealign"
 FLOORS = {
     0: "__init__ errors spec registry records store results paper",  # words
     1: "losses logps boundary statistics world",  # numbers
-    2: "lm sources sample oracle train evaluate gold sft assets",  # machines
-    3: "cli pipeline plan execute report demo __main__",  # house
+    2: "lm sources sample oracle train evaluate sft assets",  # machines
+    3: "cli runs show pipeline plan execute report",  # house
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 COMMON = {"lm", "assets"}  # the machines that other machines may use

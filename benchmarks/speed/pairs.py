@@ -1,0 +1,53 @@
+"""Pairs that both sides train on: human preferences from HH-RLHF where they lie beside the project, else toy text."""
+
+import gzip
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+from stagealign.records import Pair
+
+TURN = "\n\nAssistant:"
+WORDS = "a film of slow rain and long roads where nobody says what they want until the last and quiet scene".split()
+
+
+def data_file() -> Path:
+    """Where the HH-RLHF test split lies when it is there."""
+    return Path(__file__).resolve().parents[3] / "shared" / "data" / "hh_rlhf" / "harmless_base_test.jsonl.gz"
+
+
+def hh_rlhf(file: Path) -> tuple[list[Pair], dict[str, int]]:
+    """Every usable pair of the split, and rows left out by reason; the prompt ends with the last "Assistant:"."""
+    pairs, drops = [], Counter[str]()
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            prompt, turn, chosen = row["chosen"].rpartition(TURN)
+            other, _, rejected = row["rejected"].rpartition(TURN)
+            if prompt != other:
+                drops["prompts differ"] += 1
+            elif not chosen.strip() or not rejected.strip():
+                drops["empty completion"] += 1
+            elif chosen == rejected:
+                drops["chosen equals rejected"] += 1
+            else:
+                pairs.append(Pair(prompt + turn, chosen, rejected, "off", 0.0))
+    return pairs, dict(drops)
+
+
+def toy(count: int, seed: int) -> list[Pair]:
+    """Pairs of random words about as long as a short conversation."""
+    rng = random.Random(seed)
+
+    def text(low: int, high: int) -> str:
+        return " " + " ".join(rng.choices(WORDS, k=rng.randint(low, high)))
+
+    return [Pair(f"\n\nHuman:{text(8, 40)}{TURN}", text(4, 30), text(4, 30), "off", 0.0) for _ in range(count)]
+
+
+def choose(count: int, seed: int) -> tuple[list[Pair], str]:
+    """`count` pairs drawn with `seed`, and what they are."""
+    if not data_file().is_file():
+        return toy(count, seed), "toy text"
+    return random.Random(seed).sample(hh_rlhf(data_file())[0], count), "HH-RLHF harmless-base, test split"
