@@ -85,11 +85,15 @@ def load(folder: str | Path, revision: str | None = None, dtype: str = "float32"
     return LanguageModel(model.eval(), tokenizer)
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, chat: bool = False) -> None:
     """Gives a tokenizer without a pad token its EOS to pad with (padding is always masked).
 
-    Raises StagealignError where there is no EOS token: a completion could never end.
+    Raises StagealignError where there is no EOS token, as a completion could never end, or, with `chat`, no template.
     """
+    if chat and not tokenizer.chat_template:
+        raise StagealignError(
+            f"checkpoint {name!r}: its tokenizer has no chat template; add `chat_template.jinja` to the folder"
+        )
     if tokenizer.eos_token_id is None:
         raise StagealignError(
             f"checkpoint {name!r}: its tokenizer has no EOS token; set `eos_token` in tokenizer_config.json"

@@ -13,6 +13,9 @@ from stagealign.results import SCHEMA, Result
 from stagealign.spec import Cell, Source, fingerprint, plain, stream
 from stagealign.store import Artifact, Builder, Store
 
+FACTS = ("seconds", "peak_memory_mib", "hardware", "threads", "commit", "dirty", "versions")
+"""What a result tells of how each artifact was made; none of it is identity."""
+
 HELD_OUT = ("validation", "test")
 
 BUILDERS = {
@@ -313,7 +316,7 @@ def result(run: Run, store: Store, built: frozenset[str] = frozenset()) -> Resul
             for name, a in (("oracle", run.oracle), ("gold", run.gold))
         },
         "spec": plain(cell),
-        "fingerprints": {path: record["fingerprint"] for path, record in sorted(records.items()) if record},
+        "artifacts": {path: _made(record) for path, record in sorted(records.items()) if record},
         "start": _scores(run.start_scores, store),
         "rounds": rounds,
     }
@@ -361,6 +364,11 @@ def describe(cell: Cell) -> str:
     return checkpoint.source
 
 
+def _made(record: Mapping[str, Any]) -> dict[str, Any]:
+    """One artifact's entry of the result: what it is and how it was made."""
+    return {"fingerprint": record["fingerprint"]} | {key: record["facts"].get(key) for key in FACTS}
+
+
 def _scores(scores: Artifact, store: Store) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((store.folder(scores) / "scores.json").read_text(encoding="utf-8"))
     return loaded
@@ -405,7 +413,6 @@ def _rung(step: Step, start: dict[str, Any], store: Store, built: frozenset[str]
     reference = store.record(step.reference) or {}
     forwards = reference.get("facts", {}).get("forwards", 0)
     computed = forwards if step.reference.path in built else 0
-    facts = {a.path: (store.record(a) or {}).get("facts", {}) for a in (step.policy, step.scores, step.reference)}
     return rung | {
         "state": "done",
         "metrics": metrics,
@@ -416,13 +423,5 @@ def _rung(step: Step, start: dict[str, Any], store: Store, built: frozenset[str]
             "pairs_per_second": round(policy["facts"]["pairs"] / max(policy["facts"]["seconds"], 0.01), 2),
             "cut": policy["facts"]["cut"],
             "reference": {"computed": computed, "reused": forwards - computed},
-        },
-        "facts": {
-            path: {
-                key: value
-                for key, value in entry.items()
-                if key in ("seconds", "peak_memory_mib", "hardware", "versions", "commit", "dirty", "threads")
-            }
-            for path, entry in facts.items()
         },
     }

@@ -6,11 +6,12 @@ Shape (all numbers are of this run; a metric is `{"value", "unit", "n", "standar
     model       key, name, checkpoint, stand_in_for, weights ("published" | "stand-in" | "random"), note
     method      the Method spec        schedule    "2off_on"        sources    ["off", "on"]
     preference  the Preference spec    scorers     held-out quality of oracle and gold reward
-    spec        the whole cell as identity         fingerprints     artifact path -> fingerprint
+    spec        the whole cell as identity
+    artifacts   path -> fingerprint, seconds, peak_memory_mib, hardware, threads, commit, dirty, versions
     start       policy metrics of the policy before round 1
     rounds      one entry a round:
         round, source, learning_rate (the recorded one), start (policy metrics before this round)
-        pairs       n, margin, ties, tokens, truncated, drops by reason
+        pairs       pairs, margin (mean, oracle points), ties, truncated, drops by reason
         rungs       one entry a learning rate of the ladder (earlier rounds have the recorded one only):
             learning_rate, state ("done" | "not run")
             metrics     policy metrics after the round
@@ -19,7 +20,6 @@ Shape (all numbers are of this run; a metric is `{"value", "unit", "n", "standar
             kl          metric: to the round's start, nats a completion
             training    curve of {step, loss, margin, accuracy, grad_norm, kl}, pairs_per_second, reference
                         {computed, reused} forwards
-            facts       seconds, peak memory, hardware, versions, commit by artifact
     policy metrics, by split ("validation", "test"):
         gold, clean_gold, win_rate, length, degenerate, truncated, boundary {score, interval, votes_on, votes_off,
         ties, top_score, prompts}, prompts {prompt hash: [gold, clean gold]} (means over the prompt's completions)
@@ -55,6 +55,7 @@ def write_result(folder: Path, result: Result) -> Path:
 
 def _keep_rungs(old: Result, new: Result) -> None:
     """Puts the rungs that `old` has done and `new` has not run into `new`, where both mean the same."""
+    new["artifacts"] = old.get("artifacts", {}) | new.get("artifacts", {})
     for before, after in zip(old.get("rounds", []), new.get("rounds", []), strict=False):
         done = {rung["fingerprint"]: rung for rung in before["rungs"] if rung["state"] == "done"}
         after["rungs"] = [

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from stagealign.errors import BadData
 from stagealign.lm import LanguageModel, end_ids, load
 from stagealign.logps import shared_prefix
 from stagealign.records import Candidate, Prompt, read_rows, write_rows
@@ -147,7 +148,11 @@ def generate(
     """
     limit = lm.model.config.max_position_embeddings
     longest = max(map(len, prompts)) + decoding.max_new_tokens
-    assert longest <= limit, f"{longest} tokens asked of a context of {limit}"
+    if longest > limit:
+        raise BadData(
+            f"a prompt of {longest - decoding.max_new_tokens} tokens and {decoding.max_new_tokens} new ones: the model's "
+            f"context is {limit}; drop long prompts or lower max_new_tokens"
+        )
     before = lm.model.config._attn_implementation
     lm.model.set_attn_implementation(ATTENTION)
     try:

@@ -23,7 +23,7 @@ def build_weights(work: Work) -> dict[str, Any]:
         file.parent, gguf_file=file.name, quantization_config=quantisation, dtype=getattr(torch, work.params["dtype"])
     )
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    check_tokenizer(tokenizer, work.params["asset"])
+    check_tokenizer(tokenizer, work.params["asset"], chat=True)
     save(LanguageModel(model, tokenizer), work.out)
     return {"weights": "published", "parameters": model.num_parameters()}
 

@@ -8,13 +8,14 @@ import pytest
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 CHAT = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """torch on one thread, where a test uses torch at all."""
+    """One torch thread, where a test uses torch at all."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
 
@@ -51,11 +52,13 @@ def build_tiny(shape="llama", seed=0, chat=False, tied=False):
         "eos_token_id": 0,
         "pad_token_id": 0,
     }
-    config = LlamaConfig(num_key_value_heads=2, **common) if shape == "llama" else GPTNeoXConfig(rotary_pct=0.25, **common)
+    config = (
+        LlamaConfig(num_key_value_heads=2, **common) if shape == "llama" else GPTNeoXConfig(rotary_pct=0.25, **common)
+    )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():  # biases and norms start as zeros and ones, which would hide a wrong one
-        for name, weight in model.named_parameters():
+        for weight in model.parameters():
             if weight.dim() == 1:
                 weight += 0.1 * torch.randn_like(weight)
     tokenizer = byte_tokenizer()
@@ -102,7 +105,9 @@ def trl_dpo(tmp_path):
             model=lm.model,
             ref_model=copy.deepcopy(lm.model) if reference is None else reference,
             args=DPOConfig(**{**settings, **changes}),
-            train_dataset=Dataset.from_list([{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in pairs]),
+            train_dataset=Dataset.from_list(
+                [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in pairs]
+            ),
             processing_class=lm.tokenizer,
         )
         trainer.order = order

@@ -39,6 +39,14 @@ def _split(name: str, seed: int, split: str, level: float, score: float, repeat:
     }  # fmt: skip
 
 
+MADE = {
+    "commit": "0123456789ab",
+    "hardware": "a made-up processor, 2 cores",
+    "seconds": 61.5,
+    "peak_memory_mib": 900,
+}
+
+
 def rung(
     name: str, seed: int, rate: float, before: dict[str, Any], level: float, score: float, kl: float
 ) -> dict[str, Any]:
@@ -56,12 +64,6 @@ def rung(
             for split in ("validation", "test")
         }
 
-    made = {
-        "commit": "0123456789ab",
-        "hardware": "a made-up processor, 2 cores",
-        "seconds": 61.5,
-        "peak_memory_mib": 900,
-    }
     return {
         "learning_rate": rate,
         "state": "done",
@@ -71,7 +73,6 @@ def rung(
         "clean_gain": gains(1),
         "kl": {"value": kl, "unit": "nats", "n": PROMPTS, "standard_error": 0.1, "interval": [kl - 0.2, kl + 0.2]},
         "training": {"curve": [], "pairs_per_second": 8.0, "reference": {"computed": 128, "reused": 384}},
-        "facts": {f"lab/{name}/policy": made},
     }
 
 
@@ -104,7 +105,7 @@ def result(cell_id: str, seed: int = 0, scale: str = "lab") -> dict[str, Any]:
         "method": plain(cell.method) | {"name": cell.method.name}, "schedule": cell.schedule,
         "sources": [source.key for source in cell.sources], "preference": plain(cell.scale.preference),
         "scorers": {"gold": {"spearman": 0.71, "held_out": 200}, "oracle": {"spearman": 0.64, "held_out": 200}},
-        "spec": plain(cell), "fingerprints": {}, "start": start, "rounds": rounds,
+        "spec": plain(cell), "artifacts": {f"lab/{name}/policy": MADE}, "start": start, "rounds": rounds,
     }  # fmt: skip
 
 
@@ -112,7 +113,7 @@ def broken(cell_id: str, state: str, reason: str, seed: int = 0) -> dict[str, An
     """A run that failed or was skipped before its first round."""
     made = result(cell_id, seed)
     model = {name: made["model"][name] for name in ("key", "name", "note")}
-    left_out = {name: made[name] for name in made if name not in ("start", "preference", "scorers", "fingerprints")}
+    left_out = {name: made[name] for name in made if name not in ("start", "preference", "scorers", "artifacts")}
     return left_out | {"state": state, "reason": reason, "rounds": [], "model": model}
 
 

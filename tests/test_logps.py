@@ -136,7 +136,9 @@ def test_trunk_and_top_equal_the_whole_whatever_the_grouping(group, shape, tiny,
     lm, pairs = tiny(shape), [*CASES["unequal prompts"], *CASES["shared prefix"]]
     states = trunk_states(lm, pairs, 2)
     assert states.shape == (sum(pair.tokens for pair in pairs), 64)
-    monkeypatch.setattr("stagealign.train.by_length", lambda tokens: [list(range(len(tokens)))[i::group] for i in range(group)])
+    monkeypatch.setattr(
+        "stagealign.train.by_length", lambda tokens: [list(range(len(tokens)))[i::group] for i in range(group)]
+    )
     through_trunk = reference_logps(lm, pairs, states, 2)
     assert close(through_trunk.flatten(), plainly(lm, pairs))
     assert close(reference_logps(lm, pairs, None, None), through_trunk)
@@ -205,7 +207,7 @@ def test_max_length_cuts_completions_and_counts_them(tiny):
     whole, cut = lm.pair_tokens(PAIR, 512), lm.pair_tokens(PAIR, 20)
     assert (cut.prompt, cut.chosen, cut.rejected, cut.cut) == (whole.prompt, whole.chosen, whole.rejected[:9], 1)
     assert lm.pair_tokens(PAIR, 12).cut == 2
-    with pytest.raises(BadData, match="11 tokens leave no room .* max_length 11"):
+    with pytest.raises(BadData, match=r"11 tokens leave no room .* max_length 11"):
         lm.pair_tokens(PAIR, 11)
 
 

@@ -1,6 +1,7 @@
 """Losses: each form worked by hand, where it starts, which way it pulls, and equal to TRL's on the same batch."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_gradient_raises_chosen_and_lowers_rejected(form):
 
 
 def test_sigmoid_gradient_by_hand():
-    """d loss / d chosen = -beta * sigmoid(-beta * margin) = -0.25 * sigmoid(-0.5) = -0.25 * 0.377541 = -0.094385."""
+    """The slope in chosen is -beta * sigmoid(-beta * margin) = -0.25 * sigmoid(-0.5) = -0.25 * 0.377541 = -0.094385."""
     logps = two_pairs(grad=True)
     LOSSES["sigmoid"](logps, CONSTANTS).sum().backward()
     assert logps.policy_chosen.grad[0].item() == pytest.approx(-0.094385, abs=1e-6)
@@ -90,7 +91,7 @@ def test_hinge_is_flat_beyond_its_margin():
 
 def test_no_reference_in_slic_hf():
     logps = two_pairs()
-    other = Logps(logps.policy_chosen, logps.policy_rejected, *[torch.zeros(2)] * 2, logps.chosen_tokens, logps.rejected_tokens)
+    other = replace(logps, reference_chosen=torch.zeros(2), reference_rejected=torch.zeros(2))
     for form in ("slic-hf", "slic-norm"):
         assert torch.equal(LOSSES[form](logps, CONSTANTS), LOSSES[form](other, CONSTANTS))
 

@@ -31,7 +31,9 @@ def ending_early(lm):
     return lm
 
 
-@pytest.mark.parametrize("prompts", [FILMS, OTHERS, OTHERS[:1]], ids=["shared prefix", "no shared prefix", "one prompt"])
+@pytest.mark.parametrize(
+    "prompts", [FILMS, OTHERS, OTHERS[:1]], ids=["shared prefix", "no shared prefix", "one prompt"]
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_greedy_equals_generate_token_by_token(shape, prompts, tiny):
     lm = ending_early(tiny(shape))
@@ -53,7 +55,14 @@ def test_a_seed_gives_the_same_text_in_any_batch(shape, tiny):
     lm = ending_early(tiny(shape))
     expected = sample(lm, OTHERS, DECODING, 3, seed=8)
     assert len({c.truncated for c in expected}) == 2
-    for prompts, rows in ((OTHERS, 3), (OTHERS, 7), (OTHERS[::-1], 256), (FILMS, 256), (OTHERS[:2], 1), (OTHERS[4:5], 3)):
+    for prompts, rows in (
+        (OTHERS, 3),
+        (OTHERS, 7),
+        (OTHERS[::-1], 256),
+        (FILMS, 256),
+        (OTHERS[:2], 1),
+        (OTHERS[4:5], 3),
+    ):
         found = sample(lm, prompts, DECODING, 3, seed=8, rows=rows)
         assert [c.prompt for c in found] == [p.text for p in prompts for _ in range(3)]
         every = by_key(expected)
@@ -141,7 +150,11 @@ def test_draws_belong_to_a_candidate():
     one = draws(1, prompt_hash("a"), 0, 1000)
     assert torch.equal(one, draws(1, prompt_hash("a"), 0, 1000))
     assert torch.equal(one[:10], draws(1, prompt_hash("a"), 0, 10))
-    for other in (draws(2, prompt_hash("a"), 0, 1000), draws(1, prompt_hash("b"), 0, 1000), draws(1, prompt_hash("a"), 1, 1000)):
+    for other in (
+        draws(2, prompt_hash("a"), 0, 1000),
+        draws(1, prompt_hash("b"), 0, 1000),
+        draws(1, prompt_hash("a"), 1, 1000),
+    ):
         assert not (one == other).any()
     assert 0 <= one.min() < 0.01 < 0.99 < one.max() < 1
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from dataclasses import replace
 
 import pytest
@@ -26,7 +27,7 @@ SETTINGS = Settings(
     order_seed=11,
     checkpoint_steps=1000,
 )
-WORDS = "warm dull bright slow kind loud long grim sweet odd".split()
+WORDS = ("warm", "dull", "bright", "slow", "kind", "loud", "long", "grim", "sweet", "odd")
 
 
 def pairs_of(count):
@@ -35,7 +36,7 @@ def pairs_of(count):
         Pair(
             f"Review {WORDS[i % 10]} film {i}." + " Please." * (i % 3),
             " " + " and ".join(WORDS[(i + j) % 10] for j in range(1 + i % 4)),
-            " " + ", ".join(WORDS[(3 * i + j) % 10] for j in range(1 + i % 5)),
+            " not " + ", ".join(WORDS[(3 * i + j) % 10] for j in range(1 + i % 5)),
             "off",
             1.0,
         )
@@ -61,6 +62,16 @@ def distance(one, other):
     return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
+def without_key_bias(weights):
+    """Weights less GPT-NeoX's key biases. Where no rotation is applied they cancel in the softmax: their gradient is
+    rounding alone, which AdamW scales up to whole steps, and the model does not depend on them.
+    """
+    parts = {
+        name: weight.view(4, 3, 16)[:, [0, 2]] for name, weight in weights.items() if "query_key_value.bias" in name
+    }
+    return weights | parts
+
+
 def trained(lm, folder, pairs=None, method=DPO, settings=SETTINGS, data=None):
     """Curve and weights of one run."""
     data = data or data_of(lm, pairs or pairs_of(16))
@@ -72,7 +83,7 @@ def test_micro_batches_give_the_same_curve_and_weights(tiny, tmp_path):
     """22 pairs in batches of 8: the last global batch has 6, so that no micro-batch of 4 fills it."""
     runs = {}
     for micro in (1, 2, 4, 8):
-        settings = replace(SETTINGS, batch=8, epochs=2, micro_batch=micro)
+        settings = replace(SETTINGS, batch=8, epochs=2, warmup=0.0, micro_batch=micro)
         runs[micro] = trained(tiny(), tmp_path / str(micro), pairs_of(22), settings=settings)
     curve, weights = runs[8]
     assert [entry["step"] for entry in curve] == [1, 2, 3, 4, 5, 6]
@@ -81,13 +92,15 @@ def test_micro_batches_give_the_same_curve_and_weights(tiny, tmp_path):
             assert entry["loss"] == pytest.approx(expected["loss"], abs=1e-5)
             assert entry["margin"] == pytest.approx(expected["margin"], abs=1e-4)
             assert entry["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
-            assert (entry["accuracy"], entry["learning_rate"]) == (expected["accuracy"], expected["learning_rate"])
+            assert entry["learning_rate"] == expected["learning_rate"]
+            if entry["step"] > 1:  # at the start margins are 0 up to rounding, and their signs are chance
+                assert entry["accuracy"] == expected["accuracy"]
         assert distance(runs[micro][1], weights) < 1e-4
     assert distance(weights_of(tiny()), weights) > 1e-3
 
 
 def test_a_smaller_last_batch_is_weighted_as_its_own_mean(tiny, tmp_path):
-    """5 pairs in batches of 4: step 2 moves the weights by the gradient of its one pair alone, whatever was before it."""
+    """5 pairs in batches of 4: step 2 moves the weights by the gradient of its one pair alone."""
     settings = replace(SETTINGS, warmup=0.0, max_grad_norm=1e9)
     data = data_of(tiny(), pairs_of(5))
     order = list(BatchOrder(data.tokens, 4, SETTINGS.order_seed))
@@ -161,9 +174,10 @@ def test_cached_trunk_equals_training_the_same_layers_through_the_whole(shape, t
     expected, there = trained(whole, tmp_path / "whole", settings=settings, data=plain)
     curve, here = trained(cached, tmp_path / "cached", settings=settings, data=data_of(cached, pairs_of(16), 2))
     assert [entry["loss"] for entry in curve] == pytest.approx([entry["loss"] for entry in expected], abs=1e-5)
-    assert distance(here, there) < 1e-4
+    assert distance(without_key_bias(here), without_key_bias(there)) < 1e-4
     moved = {name for name in before if not torch.equal(before[name], here[name])}
-    assert moved == {name for name in before if ".layers.2." in name or ".layers.3." in name or "norm" in name.split(".")[-2] and ".layers." not in name}
+    top = (".layers.2.", ".layers.3.", "model.norm.", ".final_layer_norm.")
+    assert moved == {name for name in before if any(part in name for part in top)}
     assert moved == {name for name in before if not torch.equal(before[name], there[name])}
 
 
@@ -183,7 +197,7 @@ class Interrupted(Exception):
 @pytest.mark.parametrize("trained_layers", [None, 2], ids=["whole", "trunk"])
 @pytest.mark.parametrize("stop", [7, 12], ids=["first epoch", "second epoch"])
 def test_resume_gives_the_same_weights_bit_for_bit(stop, trained_layers, tiny, tmp_path, monkeypatch):
-    """16 steps in two epochs, a checkpoint every 5, stopped within step `stop` + 1; the rest is run by a new process's model."""
+    """16 steps in two epochs, a checkpoint every 5, stopped after step `stop`; a new policy object runs the rest."""
     settings = replace(SETTINGS, batch=2, micro_batch=1, epochs=2, checkpoint_steps=5, trained_layers=trained_layers)
     pairs, steps = pairs_of(16), []
     expected, weights = trained(
@@ -229,6 +243,7 @@ def test_order_is_seeded_and_new_in_each_epoch():
 def test_a_loss_that_is_not_finite_stops_and_names_the_step(tiny, tmp_path):
     data = data_of(tiny(), pairs_of(12))
     bad = list(BatchOrder(data.tokens, 4, SETTINGS.order_seed))[9]  # in the third batch of four
+    data = replace(data, reference=data.reference.clone())
     data.reference[bad, 0] = float("nan")
     with pytest.raises(StagealignError, match=r"step 3: the loss is not finite; lower the learning rate \(0.001\)"):
         trained(tiny(), tmp_path, data=data)
@@ -260,22 +275,23 @@ def test_saved_top_layers_load_as_the_same_model(tied, tiny, tmp_path):
 
 
 def test_human_pairs_are_tokenised_or_refused_but_never_dropped(tiny, shared_data):
-    """HH-RLHF as it is: each row becomes a pair or has a reason, each pair its tokens or an error that names the prompt."""
+    """HH-RLHF as it is: each row becomes a pair or has a reason, each pair its tokens or an error with the prompt."""
     from benchmarks.speed.pairs import hh_rlhf
 
     pairs, drops = hh_rlhf(shared_data / "hh_rlhf" / "harmless_base_test.jsonl.gz")
     assert len(pairs) + sum(drops.values()) == 2312
     lm, refused, kept = tiny(), 0, []
     for pair in pairs:
-        try:
+        if len(lm.prompt_ids(pair.prompt)) < 512:
             kept += tokenize(lm, [pair], 512)
-        except BadData as error:
-            assert repr(pair.prompt[:60]) in str(error)
-            assert len(lm.prompt_ids(pair.prompt)) >= 512
+        else:
             refused += 1
+            with pytest.raises(BadData, match=re.escape(repr(pair.prompt[:60]))):
+                tokenize(lm, [pair], 512)
     assert len(kept) + refused == len(pairs)
     assert 0 < refused < len(pairs)
-    assert all(one.chosen and one.rejected and len(one.prompt) + len(one.chosen) <= 512 for one in kept)
-    room = [(512 - len(one.prompt), one) for one in kept]
-    assert sum(one.cut for one in kept) > 0
-    assert all(one.cut or (one.chosen[-1], one.rejected[-1]) == (0, 0) for _, one in room)
+    assert any(one.cut for one in kept)
+    for one in kept:
+        assert min(len(one.chosen), len(one.rejected)) > 0
+        assert len(one.prompt) + max(len(one.chosen), len(one.rejected)) <= 512
+        assert one.cut == (one.chosen[-1] != 0) + (one.rejected[-1] != 0)

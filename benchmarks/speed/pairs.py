@@ -9,7 +9,7 @@ from pathlib import Path
 from stagealign.records import Pair
 
 TURN = "\n\nAssistant:"
-WORDS = "a film of slow rain and long roads where nobody says what they want until the last and quiet scene".split()
+WORDS = ("a", "slow", "film", "of", "rain", "and", "long", "roads", "where", "nobody", "says", "what", "they", "want")
 
 
 def data_file() -> Path:

@@ -10,10 +10,7 @@ def facts(results: Iterable[Result]) -> dict[str, Mapping[str, Any]]:
     """Facts by artifact, each artifact once."""
     found: dict[str, Mapping[str, Any]] = {}
     for result in results:
-        for entry in result.get("rounds", []):
-            for rung in entry.get("rungs", []):
-                found |= dict(_artifacts("", rung.get("facts") or {}))
-        found |= dict(_artifacts("", result.get("facts") or {}))
+        found |= result.get("artifacts", {})
     return found
 
 
@@ -64,16 +61,6 @@ def scorers(results: Iterable[Result]) -> list[str]:
         for name, quality in sorted((result.get("scorers") or {}).items())
     )
     return list(dict.fromkeys(lines))
-
-
-def _artifacts(name: str, node: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if not isinstance(node, Mapping):
-        return
-    if "seconds" in node or "commit" in node:
-        yield name, node
-        return
-    for key, value in node.items():
-        yield from _artifacts(f"{name}/{key}" if name else str(key), value)
 
 
 def _flat(name: str, node: Any) -> Iterator[str]:
