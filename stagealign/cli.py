@@ -15,6 +15,9 @@ app = typer.Typer(
     help="Which data does a policy need next, off-policy or on-policy? Reproduces arXiv 2508.10530.",
 )
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 Expression = Annotated[
     str, typer.Option("-k", help="Which cells, as in pytest: 'zephyr and not slichf'.", metavar="EXPR")
 ]
@@ -88,17 +91,21 @@ def fetch() -> None:
 
 def main() -> None:
     """Entry point: a user's mistake is one clear message, an interrupt keeps what is built."""
+    code: int | None = INTERRUPTED
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # a command's exit code comes back as a value, an interrupt's too
     except StagealignError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
-        _fail("interrupted; all that is built stays, the same command continues", 130)
+        pass
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):
             error.show() if hasattr(error, "show") else _fail(str(error), 2)
             sys.exit(getattr(error, "exit_code", 2))
         raise
+    if code == INTERRUPTED:
+        _fail("interrupted; all that is built stays, the same command continues", INTERRUPTED)
+    sys.exit(code)
 
 
 def _fail(message: str, code: int) -> None:

@@ -3,10 +3,12 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
+from stagealign.errors import StagealignError
 from stagealign.plan import Plan
 from stagealign.store import Artifact, Store
 
@@ -18,6 +20,8 @@ class Outcome:
     built: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
     """Path -> why; what depends on it is listed too."""
+    stopped: dict[str, str] = field(default_factory=dict)
+    """Path of what was not tried -> the failed path that it depends on."""
 
 
 Listener = Callable[[str, Artifact, Outcome], None]
@@ -54,12 +58,20 @@ def execute(plan: Plan, store: Store, workers: int | None, heard: Listener) -> O
             for future in done:
                 artifact = running.pop(future)
                 error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    raise error
                 if error is None:
                     outcome.built.add(artifact.path)
                 else:
                     outcome.failed[artifact.path] = f"{type(error).__name__}: {error}"
                 heard("failed" if error else "built", artifact, outcome)
             _fail_dependants(todo, outcome)
+    except BrokenProcessPool as error:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise StagealignError(
+            "a worker process was killed, most often for want of memory; free some or use `--workers 1`, then run the "
+            "same command again: all that is built stays"
+        ) from error
     except BaseException:
         for process in list((pool._processes or {}).values()):
             process.terminate()
@@ -82,7 +94,9 @@ def _fail_dependants(todo: dict[str, Artifact], outcome: Outcome) -> None:
     for path, artifact in list(todo.items()):
         broken = [parent.path for parent in artifact.inputs.values() if parent.path in outcome.failed]
         if broken:
-            outcome.failed[path] = f"its input {broken[0]} failed: {outcome.failed[broken[0]]}"
+            root = outcome.stopped.get(broken[0], broken[0])
+            outcome.stopped[path] = root
+            outcome.failed[path] = f"it needs {root}, which failed: {outcome.failed[root]}"
             del todo[path]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from stagealign.boundary import cross_votes, top_vote
+from stagealign.errors import BadData
 from stagealign.records import Candidate, Drops, Pair, by_prompt, prompt_hash, read_dicts, read_rows, write_rows
 from stagealign.store import Work
 
@@ -108,12 +109,18 @@ def rank(work: Work) -> dict[str, Any]:
                 )
             )
     drops.check(len(groups), len(pairs))
+    if not pairs:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in drops.items()) or "the file is empty"
+        raise BadData(
+            f"{work.inputs['candidates'] / 'candidates.jsonl'}: no usable pair among {len(groups)} prompts "
+            f"({reasons}); look at the candidates and at the policy that wrote them"
+        )
     write_rows(work.out / "pairs.jsonl", pairs)
     margins = [pair.margin for pair in pairs]
     return {
         "pairs": len(pairs),
         "ties": ties,
-        "margin": round(float(np.mean(margins)), 4) if margins else None,
+        "margin": round(float(np.mean(margins)), 4),
         "truncated": sum(pair.chosen_truncated + pair.rejected_truncated for pair in pairs),
         "drops": dict(drops),
     }

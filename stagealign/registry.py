@@ -102,9 +102,20 @@ def _stand_in(share: float, real: str) -> Checkpoint:
 
 CHECKPOINTS = {
     "paper": {
-        "llama3": Checkpoint("meta-llama/Meta-Llama-3-8B-Instruct", gated=True, parameters=8.03e9),
+        "llama3": Checkpoint(
+            "meta-llama/Meta-Llama-3-8B-Instruct",
+            "8afb486c1db24fe5011ec46dfbe5b5dccdb575c2",
+            gated=True,
+            parameters=8.03e9,
+        ),
         "zephyr": Checkpoint("alignment-handbook/zephyr-7b-sft-full", parameters=7.24e9),
-        "phi2": Checkpoint("microsoft/phi-2", sft=PAPER_SFT, parameters=2.78e9, assumed={"sft": HANDBOOK}),
+        "phi2": Checkpoint(
+            "microsoft/phi-2",
+            "ef382358ec9e382308935a992d908de099b64c23",
+            sft=PAPER_SFT,
+            parameters=2.78e9,
+            assumed={"sft": HANDBOOK},
+        ),
         "qwen": Checkpoint(
             "Qwen/Qwen1.5-7B", sft=PAPER_SFT, parameters=7.72e9, assumed={"source": "version and size not found"}
         ),
@@ -120,7 +131,9 @@ CHECKPOINTS = {
         "qwen": _stand_in(0.75, "Qwen"),
         "llama3": _stand_in(1.0, "Llama-3"),
     },
-    "smoke": {"pythia": Checkpoint("EleutherAI/pythia-160m", parameters=162e6)},
+    "smoke": {
+        "pythia": Checkpoint("EleutherAI/pythia-160m", "50f5173d932e8e61f858120bcb800b97af589f46", parameters=162e6)
+    },
 }
 
 SCALES = {
@@ -170,7 +183,13 @@ SCALES = {
         preference=PREFERENCES["letters"],
         decoding=Decoding(max_new_tokens=8),
         training=Training(
-            pairs=8, batch=4, epochs=1, ladder=(1e-5,), learning_rate={"off": 1e-5, "on": 1e-5}, max_length=64
+            pairs=8,
+            batch=4,
+            epochs=1,
+            ladder=(1e-5,),
+            learning_rate={"off": 1e-5, "on": 1e-5},
+            max_length=64,
+            trained_layers=2,
         ),
         evaluation=Evaluation(validation_prompts=2, test_prompts=4),
         seeds=(0,),
@@ -235,7 +254,7 @@ def select(scale_key: str, expression: str = "") -> list[Cell]:
 
 def matcher(expression: str) -> Callable[[Iterable[str]], bool]:
     """Predicate over a cell's names: `and`, `or`, `not`, parentheses, and words that match as substrings."""
-    tokens = re.findall(r"[()]|[^\s()]+", expression.lower())
+    tokens = re.findall(r"[()]|[^\s()]+", expression)
     position = 0
 
     def take() -> str:
@@ -272,7 +291,11 @@ def matcher(expression: str) -> Callable[[Iterable[str]], bool]:
             return inner
         if word in ("", ")", "and", "or"):
             raise StagealignError(f"-k {expression!r}: a name is missing before {word or 'the end'!r}")
-        return lambda names: word in names
+        if not re.fullmatch(r"[\w:+.\[\]\\/-]+", word):
+            raise StagealignError(
+                f"-k {expression!r}: {word!r} is no name; write words, `and`, `or`, `not` and parentheses"
+            )
+        return lambda names: word.lower() in names
 
     if not tokens:
         return lambda names: True

@@ -34,7 +34,7 @@ def build_shape(work: Work) -> dict[str, Any]:
     The record says which. Source of the shape: EleutherAI/pythia-160m's config.
     """
     try:
-        lm = load(work.params["checkpoint"])
+        lm = load(work.params["checkpoint"], work.params["revision"])
         weights = "published"
     except Exception as error:  # any failure to reach the hub or its cache means: not here
         lm = LanguageModel(random_pythia(work.params["seed"]), byte_tokenizer())

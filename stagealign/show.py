@@ -89,7 +89,7 @@ class RunProgress:
             self.running.remove(artifact.path)
             self.done += artifact.seconds
             if not self.bar.console.is_terminal:
-                self.bar.console.print(Text(f"{event} {artifact.path} ({self._left()} left)"))
+                self.bar.console.print(Text(f"{event} {artifact.path} ({self._left()} left)"), soft_wrap=True)
         names = " | ".join(self.running)
         self.bar.update(self.task, completed=self.done, description=names, left=self._left())
 
@@ -100,7 +100,7 @@ class RunProgress:
 
     def wrote(self, path: Path) -> None:
         """Names a result that was written."""
-        self.bar.console.print(Text(f"wrote {path}"))
+        self.bar.console.print(Text(f"wrote {path}"), soft_wrap=True)
 
 
 @contextmanager
@@ -131,7 +131,7 @@ def download(asset: Asset) -> Iterator[Callable[[float, float], None]]:
 
 def fetched(home: Path) -> None:
     """Says that all assets are there."""
-    console.print(Text(f"assets ready in {home / 'assets'}"))
+    console.print(Text(f"assets ready in {home / 'assets'}"), soft_wrap=True)
 
 
 def outcome(made: Plan, done: Outcome) -> None:
@@ -142,7 +142,10 @@ def outcome(made: Plan, done: Outcome) -> None:
         Text(f"built {len(done.built)}, reused {len(made.ready)}; reference passes: {forwards} run, {kept} reused")
     )
     for path, reason in done.failed.items():
-        console.print(Text(f"failed {path}: {reason}", style="red"))
+        if path not in done.stopped:
+            console.print(Text(f"failed {path}: {reason}", style="red"), soft_wrap=True)
+    if done.stopped:
+        console.print(Text(f"not built, as they need what failed: {len(done.stopped)}", style="red"))
 
 
 def summary(scale: Scale, chosen: Sequence[Cell], rows: Sequence[SummaryRow]) -> None:
@@ -158,7 +161,7 @@ def summary(scale: Scale, chosen: Sequence[Cell], rows: Sequence[SummaryRow]) ->
 
 def where(page: Path) -> None:
     """Names the report."""
-    console.print(Text(f"report: {page.resolve()}"))
+    console.print(Text(f"report: {page.resolve()}"), soft_wrap=True)
 
 
 def checked(stale: Sequence[str]) -> None:
@@ -172,4 +175,4 @@ def checked(stale: Sequence[str]) -> None:
 def wrote(paths: Sequence[Path]) -> None:
     """Names written reports."""
     for path in paths:
-        console.print(Text(f"wrote {path}"))
+        console.print(Text(f"wrote {path}"), soft_wrap=True)

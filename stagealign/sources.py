@@ -52,7 +52,13 @@ def read_films(path: Path) -> tuple[dict[str, list[tuple[str, bool]]], Drops]:
     films: dict[str, list[tuple[str, bool]]] = {}
     drops, seen, given = Drops(), set(), 0
     with bz2.open(path, "rt", encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
+        table = csv.DictReader(file)
+        absent = {"category", "text", "movie_name"} - set(table.fieldnames or ())
+        if absent:
+            raise BadData(
+                f"{path}, line 1: no column {', '.join(sorted(absent))}; found {', '.join(table.fieldnames or ())}"
+            )
+        for row in table:
             if row["category"] == "plot":
                 continue
             given += 1

@@ -100,20 +100,23 @@ class Store:
         """
         path = self.folder(artifact) / RECORD
         try:
-            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            record: Any = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise StagealignError(
                 f"{path}: damaged record ({error}); remove the folder to build it anew: {_remove(path.parent)}"
             ) from error
+        if not isinstance(record, dict) or not {"fingerprint", "identity"} <= record.keys():
+            raise StagealignError(f"{path}: not a record; remove the folder to build it anew: {_remove(path.parent)}")
         if record["fingerprint"] != artifact.fingerprint:
             changes = "; ".join(differences(record["identity"], artifact.identity)) or "the inputs' own inputs"
             raise StoreDrift(
                 f"{path.parent}: built from another spec: {changes}. Nothing is reused in silence; build it anew after "
                 f"{_remove(path.parent)}, or keep both with another STAGEALIGN_HOME"
             )
-        return record
+        found: dict[str, Any] = record
+        return found
 
     def build(self, artifact: Artifact, waiting: Callable[[str], None] | None = None) -> dict[str, Any]:
         """The artifact's record, building it where it is missing; its inputs must be ready.
@@ -138,11 +141,21 @@ class Store:
             with lock:
                 ready = self.record(artifact)
                 return ready if ready is not None else self._make(artifact, folder)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES):
+        except StagealignError:
+            raise
+        except Exception as error:
+            known = isinstance(error, OSError) and error.errno in (
+                errno.ENOSPC,
+                errno.EDQUOT,
+                errno.EROFS,
+                errno.EACCES,
+            )
+            full = os.strerror(errno.ENOSPC)  # what safetensors and torch raise is no OSError
+            if not known and full not in str(error):
                 raise
+            where, what = getattr(error, "filename", None) or folder, getattr(error, "strerror", None) or full
             raise StagealignError(
-                f"{error.filename or folder}: {error.strerror}; free some space or point STAGEALIGN_HOME to another "
+                f"{where}: {what}; free some space or point STAGEALIGN_HOME to another "
                 "folder, then run the same command again: all that is built stays"
             ) from error
 
