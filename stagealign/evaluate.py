@@ -11,7 +11,7 @@ import torch
 
 from stagealign import assets, lm
 from stagealign.boundary import boundary_score
-from stagealign.logps import PairTokens, completion_logps, pack
+from stagealign.logps import Packed, PairTokens, pack
 from stagealign.records import Candidate, Prompt, by_prompt, prompt_hash, read_dicts, read_rows
 from stagealign.statistics import mean_metric
 from stagealign.store import Work
@@ -112,10 +112,11 @@ def repeated_bigrams(text: str) -> float:
 
 
 @torch.inference_mode()
-def kl_to(reference: lm.LanguageModel, completions: Sequence[Candidate]) -> list[float]:
-    """Each sampled completion's log policy(y) - log reference(y), in nats; the mean estimates the KL divergence.
+def kl_to(reference: lm.LanguageModel, policy: lm.LanguageModel, completions: Sequence[Candidate]) -> list[float]:
+    """KL(policy || reference) along each sampled completion, in nats: the sum over its tokens of the exact divergence.
 
-    The samples come from the evaluation's decoding (temperature, top-p), the log-probs are at temperature 1.
+    The completions come from the evaluation's decoding (temperature, top-p), so the mean is the divergence on the text
+    that the policy is read by, not under its full distribution. Never negative, unlike the log-ratio of the samples.
     """
     tokens = []
     for candidate in completions:
@@ -127,13 +128,21 @@ def kl_to(reference: lm.LanguageModel, completions: Sequence[Candidate]) -> list
     for start in range(0, len(order), 8):
         places = order[start : start + 8]
         packed = pack([tokens[i] for i in places], reference.model.config.hidden_size)
-        hidden = reference.body(
-            input_ids=packed.input_ids, position_ids=packed.position_ids, attention_mask=packed.mask, use_cache=False
-        ).last_hidden_state
-        logps = completion_logps(hidden, reference.head, packed).view(-1, 2)[:, 0]
-        for i, logp in zip(places, logps.tolist(), strict=True):
-            out[i] = round(float(completions[i].logp or 0.0) - logp, 4)
+        ours, theirs = (_completion_logps(model, packed) for model in (policy, reference))
+        divergence = (ours.exp() * (ours - theirs)).sum(-1)
+        sums = torch.zeros(len(packed.lengths)).index_add(0, packed.segment, divergence)
+        for i, value in zip(places, sums.view(-1, 2)[:, 0].tolist(), strict=True):
+            out[i] = round(value, 4)
     return out
+
+
+def _completion_logps(model: lm.LanguageModel, packed: Packed) -> torch.Tensor:
+    """Log-probs of the whole vocabulary at each scored position, shape (M, vocabulary)."""
+    hidden = model.body(
+        input_ids=packed.input_ids, position_ids=packed.position_ids, attention_mask=packed.mask, use_cache=False
+    ).last_hidden_state
+    logits: torch.Tensor = model.head(hidden.flatten(0, 1)[packed.predictor])
+    return logits.float().log_softmax(-1)
 
 
 def score(work: Work) -> dict[str, Any]:
@@ -151,11 +160,8 @@ def score(work: Work) -> dict[str, Any]:
     first = [one for one in completions if one.index == 0]
     kl: dict[int, float] = {}
     if "reference" in work.inputs:
-        kl = dict(
-            zip(
-                map(id, first), kl_to(lm.load(work.inputs["reference"], dtype=work.params["dtype"]), first), strict=True
-            )
-        )
+        reference, policy = (lm.load(work.inputs[name], dtype=work.params["dtype"]) for name in ("reference", "policy"))
+        kl = dict(zip(map(id, first), kl_to(reference, policy, first), strict=True))
     limit = work.params["repetition_limit"]
     scores = {
         split: policy_metrics(

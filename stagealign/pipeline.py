@@ -51,8 +51,8 @@ TASKS: Mapping[str, Mapping[str, Builder]] = {
 
 SECONDS = {
     "weights": 31, "shape": 6, "start": 118, "link": 1, "reviews": 1, "prompts": 1, "ratings": 1, "oracle": 3,
-    "gold": 240, "static": 2, "candidates": 33, "completions": 25, "pairs": 1, "votes": 1, "trunk": 21, "reference": 8,
-    "policy": 30, "scores": 12,
+    "gold": 240, "static": 2, "candidates": 40, "completions": 32, "pairs": 1, "votes": 1, "trunk": 21, "reference": 8,
+    "policy": 32, "scores": 16,
 }  # fmt: skip
 """Expected seconds of each kind at lab scale on one core, measured; only the time left is computed from them."""
 
@@ -84,7 +84,7 @@ class Run:
     gold: Artifact
     weights: Artifact
     rounds: tuple[tuple[Step, ...], ...]
-    """A tuple of steps a round: earlier rounds have the recorded learning rate only, the last has the ladder."""
+    """A tuple of steps a round, one a learning rate: one-round cells have the ladder, others the recorded rate."""
 
     @property
     def id(self) -> str:
@@ -98,7 +98,7 @@ class Run:
 
 
 def plan_run(cell: Cell, seed: int, demo: bool = False) -> Run:
-    """Every artifact of one run; `demo` keeps only the recorded learning rate of the last round."""
+    """Every artifact of one run; `demo` keeps only the recorded learning rate."""
     return _Lines(cell, seed).run(demo)
 
 
@@ -163,8 +163,7 @@ class _Lines:
         policy, scores, rounds = self.start, start_scores, []
         for number, source in enumerate(self.cell.sources, 1):
             recorded = self.training.learning_rate[source.key]
-            last = number == len(self.cell.sources)
-            rates = self.training.ladder if last and not demo else (recorded,)
+            rates = self.training.ladder if len(self.cell.sources) == 1 and not demo else (recorded,)
             steps = tuple(self._step(number, rate, policy, scores) for rate in rates)
             rounds.append(steps)
             chosen = self._step(number, recorded, policy, scores)
@@ -280,7 +279,7 @@ class _Lines:
         }
         inputs = {"completions": completions, "static": self.held_out, "votes": votes, "gold": self.gold}
         if reference is not None:
-            inputs["reference"] = reference
+            inputs |= {"policy": policy, "reference": reference}
         return self._make("scores", f"{folder}/scores", BUILDERS["scores"], params, **inputs)
 
 

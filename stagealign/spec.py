@@ -108,9 +108,9 @@ class Training:
     batch: int
     epochs: int
     ladder: tuple[float, ...]
-    """Learning rates tried in the last round, the same for every source."""
+    """Learning rates that one-round cells try, the same for every source."""
     learning_rate: Mapping[str, float]
-    """By source: the rung that earlier rounds, and the demo, use."""
+    """By source: the rung that two-round cells, and the demo, use."""
     warmup: float = 0.1
     schedule: str = "cosine"
     max_length: int = 1024

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -13,6 +15,7 @@ def bench(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_small_run_checks_times_and_writes_both_rows(tmp_path):
     done = bench("--small", "--repeats", "1", "--threads", "1", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]

@@ -67,9 +67,8 @@ def show(row: str, result: dict[str, Any]) -> None:
     ratio = result["ratio"]
     print(f"  ratio {ratio['median']} ({ratio['least']} to {ratio['most']}), asked: at least {ratio['asked']}")
     if "memory_ratio" in result:
-        print(
-            f"  memory {result['memory_ratio']['worst']} of the other's (largest of ours to least of theirs), asked: at most 1"
-        )
+        worst = result["memory_ratio"]["worst"]
+        print(f"  memory {worst} (largest of ours to least of the other's), asked: at most 1")
 
 
 if __name__ == "__main__":

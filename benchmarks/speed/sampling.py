@@ -56,11 +56,10 @@ def model(small: bool) -> tuple[LanguageModel, str]:
     if folder.is_dir() and not small:
         return load(folder), "SmolLM2-135M-Instruct"
     from benchmarks.speed.training import policy
-    from stagealign.sft import byte_tokenizer
 
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}User: {{ m.content }}\n{% endfor %}Assistant:"
-    return LanguageModel(policy(small=True).model, tokenizer), "two thin layers, random"
+    lm = policy(small=True)
+    lm.tokenizer.chat_template = "{% for m in messages %}User: {{ m.content }}\n{% endfor %}Assistant:"
+    return lm, "two thin layers, random"
 
 
 def plainly(lm: LanguageModel, prompts: Sequence[Prompt], decoding: Decoding, count: int = COUNT) -> list[list[int]]:

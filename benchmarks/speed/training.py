@@ -52,15 +52,15 @@ def policy(small: bool, seed: int = SEED) -> Any:
     from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
     from stagealign.lm import LanguageModel
-    from stagealign.sft import random_pythia
+    from stagealign.sft import byte_tokenizer, random_pythia
 
     if not small:
         return LanguageModel(random_pythia(seed).eval(), tokenizer())
     torch.manual_seed(seed)
     tiny = GPTNeoXConfig(
-        vocab_size=50_304, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+        vocab_size=264, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
     )
-    return LanguageModel(AutoModelForCausalLM.from_config(tiny).eval(), tokenizer())
+    return LanguageModel(AutoModelForCausalLM.from_config(tiny).eval(), byte_tokenizer())
 
 
 def tokenizer() -> Any:
@@ -109,10 +109,10 @@ def ours(lm: Any, pairs: list[Any], folder: str) -> None:
     align(lm, data, replace(DPO, beta=BETA), settings, Path(folder))
 
 
-def check(lm: Any, pairs: list[Any], folder: str, small: bool) -> dict[str, Any]:
-    """Both losses of the four pairs with the shortest completions, other weights as the reference, so that margins are not 0.
+def check(lm: Any, pairs: list[Any], text: str, folder: str, small: bool) -> dict[str, Any]:
+    """Both losses of four pairs; other weights are the reference, so that the margins are not 0.
 
-    Short ones, because fp32 keeps seven digits: a sum of some thousand nats is not known to 1e-5.
+    The four with the shortest completions: fp32 keeps seven digits, so a sum of thousands of nats is not known to 1e-5.
     """
     import torch
 
@@ -142,8 +142,8 @@ def check(lm: Any, pairs: list[Any], folder: str, small: bool) -> dict[str, Any]
         "ours": loss,
         "trl": theirs,
         "difference": abs(loss - theirs),
-        "pairs": source.choose(1, SEED)[1],
-        "tokenizer": type(lm.tokenizer).__name__ if lm.tokenizer.vocab_size < 1000 else "SmolLM2",
+        "pairs": text,
+        "tokenizer": "bytes" if lm.tokenizer.vocab_size < 1000 else "SmolLM2",
         "tokens_a_pair": {"least": lengths[0], "median": lengths[len(lengths) // 2], "most": lengths[-1]},
     }
 
@@ -158,10 +158,11 @@ def main(side: str, pairs: int, threads: int, small: bool) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(threads)
-    lm, chosen = policy(small), source.choose(pairs, SEED)[0]
+    lm = policy(small)
+    chosen, text = (source.toy(pairs, SEED), "toy text") if small else source.choose(pairs, SEED)
     with tempfile.TemporaryDirectory() as folder:
         if side == "check":
-            return check(lm, chosen, folder, small)
+            return check(lm, chosen, text, folder, small)
         if side == "trl":
             reference = copy.deepcopy(lm.model)
             started = time.perf_counter()

@@ -1,0 +1,134 @@
+"""`pytest benchmarks -k llama3` runs one row of the grid: one item per cell and seed, all from one plan."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from stagealign import registry
+from stagealign.errors import CannotRun, StagealignError, UnknownName
+from stagealign.results import read_result, result_path
+from stagealign.spec import Cell
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One item's cell and seed."""
+
+    cell: Cell
+    seed: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.cell.id}-seed{self.seed}"
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("stagealign")
+    group.addoption("--scale", default="lab", help="smoke, lab or paper; lab by default.")
+    group.addoption("--seeds", type=int, help="How many seeds, from 0; the scale's own number by default.")
+    group.addoption("--results", type=Path, help="Folder of result files; results/ by default.")
+
+
+def pytest_configure(config):
+    try:
+        scale = registry.scale(config.getoption("scale"))
+    except UnknownName as error:
+        raise pytest.UsageError(str(error)) from error
+    if (config.getoption("seeds") or 1) < 1:
+        raise pytest.UsageError(f"--seeds {config.getoption('seeds')}: at least 1 is needed")
+    config.stash[SCALE] = scale
+
+
+def pytest_report_header(config):
+    scale = config.stash[SCALE]
+    return f"scale {scale.key}: {scale.name}; seeds {', '.join(map(str, seeds(config)))}; results in {results(config)}"
+
+
+def pytest_generate_tests(metafunc):
+    if "entry" in metafunc.fixturenames:
+        config = metafunc.config
+        cells = registry.cells(config.stash[SCALE].key)
+        entries = [Entry(cell, seed) for cell in cells for seed in seeds(config)]
+        metafunc.parametrize("entry", entries, ids=lambda entry: entry.id)
+
+
+def pytest_itemcollected(item):
+    entry = _entry(item)
+    if entry:
+        item.extra_keyword_matches.update(entry.cell.keywords)
+
+
+def pytest_collection_finish(session):
+    """Refuses what this machine cannot do before anything is run; keeps what `-k` has left."""
+    entries = [entry for item in session.items if (entry := _entry(item))]
+    session.config.stash[CHOSEN] = entries
+    if entries and not session.config.option.collectonly:
+        from stagealign.plan import check_machine
+
+        try:
+            check_machine(session.config.stash[SCALE], [entry.cell for entry in entries])
+        except CannotRun as error:
+            raise pytest.UsageError(str(error)) from error
+
+
+@pytest.fixture(scope="session")
+def verdict(request):
+    """Says of an entry why it failed, or None; the first call builds what all selected items need.
+
+    One plan a set of seeds, so that items share artifacts and build side by side; progress goes to the terminal.
+    """
+    from stagealign import runs
+    from stagealign.pipeline import plan_run
+
+    config = request.config
+    scale, folder = config.stash[SCALE], results(config)
+    chosen: dict[str, list[int]] = defaultdict(list)
+    for entry in config.stash[CHOSEN]:
+        chosen[entry.cell.id].append(entry.seed)
+    alike = defaultdict(list)
+    for cell, own in chosen.items():
+        alike[tuple(own)].append(registry.cell(cell, scale.key))
+    failed: dict[str, str] = {}
+    refused = None
+    with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print()
+        for own, cells in alike.items():
+            try:
+                failed |= runs.run(scale, cells, own, folder, None).failed
+            except StagealignError as error:
+                refused = str(error)
+
+    def why(entry: Entry) -> str | None:
+        goals = plan_run(entry.cell, entry.seed).goals
+        broken = [failed[goal.path] for goal in goals if goal.path in failed]
+        path = result_path(folder, scale.key, entry.cell.id, entry.seed)
+        if broken or refused:
+            return broken[0] if broken else refused
+        if not path.exists():
+            return f"{path}: not written"
+        result = read_result(path)
+        return None if result["state"] == "done" else f"{result['state']}: {result['reason']}"
+
+    return why
+
+
+def seeds(config) -> tuple[int, ...]:
+    """The seeds that are asked for."""
+    count = config.getoption("seeds")
+    return config.stash[SCALE].seeds if count is None else tuple(range(count))
+
+
+def results(config) -> Path:
+    """Folder of result files."""
+    return config.getoption("results") or config.rootpath / "results"
+
+
+def _entry(item) -> Entry | None:
+    call = getattr(item, "callspec", None)
+    return call.params.get("entry") if call else None
+
+
+SCALE = pytest.StashKey()
+CHOSEN = pytest.StashKey()

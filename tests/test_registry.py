@@ -1,0 +1,198 @@
+"""The grid is whole, its names are unambiguous, `-k` means what pytest means by it, and assumptions name a recipe."""
+
+import ast
+import os
+import random
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from _pytest.mark.expression import Expression
+
+from stagealign import registry
+from stagealign.errors import StagealignError, UnknownName
+
+ROOT = Path(__file__).resolve().parent.parent
+SCALES = tuple(registry.SCALES)
+
+
+@pytest.mark.parametrize("scale", ["lab", "paper"])
+def test_the_grid_is_the_papers(scale):
+    cells = registry.cells(scale)
+    rows = {(cell.model.key, cell.method.key) for cell in cells}
+    models = ("llama3", "zephyr", "phi2", "qwen", "pythia")
+    assert rows == {(m, "dpo") for m in models} | {(m, "slichf") for m in ("llama3", "zephyr", "phi2")}
+    assert len(cells) == 8 * 6
+    for cell in cells:
+        assert cell.schedule == f"{len(cell.sources)}{'_'.join(source.key for source in cell.sources)}"
+        assert all(source.on_policy == (source.key == "on") for source in cell.sources)
+
+
+def test_smoke_has_pythia_with_both_methods():
+    cells = registry.cells("smoke")
+    assert {cell.model.key for cell in cells} == {"pythia"}
+    assert len(cells) == 2 * 6
+    assert registry.select("smoke", "pythia160m") == cells
+    training = registry.scale("smoke").training
+    assert training.epochs * -(-training.pairs // training.batch) <= 10, "at most ten optimizer steps a round"
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_no_name_is_inside_another(scale):
+    """`-k` matches substrings of ids and of file and function names, so none may hold a cell id."""
+    ids = [cell.id for cell in registry.cells(scale)]
+    assert len(set(ids)) == len(ids)
+    files = [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "tests").glob("*.py")]
+    names = {part for path in files for part in path.relative_to(ROOT).parts}
+    for path in files:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names |= {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    for one in ids:
+        inside = [other for other in (*ids, *names) if one in other.lower() and other != one]
+        assert not inside, f"-k {one} also finds {inside}"
+    benchmarks = {path.name for path in (ROOT / "benchmarks").rglob("*.py")} | {"test_cell", "test_claim", "benchmarks"}
+    keys = [*registry.MODELS, *registry.SCHEDULES, "dpo", "slichf"]
+    assert not [(key, name) for key in keys for name in benchmarks if key in name]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_recorded_learning_rates_are_rungs(scale):
+    training = registry.scale(scale).training
+    assert set(training.learning_rate) == set(registry.SOURCES)
+    assert set(training.learning_rate.values()) <= set(training.ladder)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_assumption_names_a_field_and_a_recipe(scale):
+    for cell in registry.cells(scale):
+        for spec in (cell.method, cell.checkpoint, cell.checkpoint.sft, cell.scale.training):
+            if spec is not None:
+                assert set(spec.assumed) <= {field.name for field in fields(spec)}
+                assert all(recipe.strip() for recipe in spec.assumed.values())
+    paper = registry.scale("paper").training
+    assert {"learning_rate", "batch"} <= set(paper.assumed), "the paper did not publish these"
+    assert all("beta" in method.assumed for method in registry.METHODS["paper"].values())
+
+
+def test_stand_ins_are_one_ladder_in_the_papers_order():
+    ladder = registry.CHECKPOINTS["lab"]
+    shares = {key: checkpoint.sft.rotten_share for key, checkpoint in ladder.items()}
+    assert all(checkpoint.stand_in_for for checkpoint in ladder.values())
+    assert max(shares["pythia"], shares["phi2"]) < shares["zephyr"] < shares["llama3"]
+    assert not any(checkpoint.stand_in_for for checkpoint in registry.CHECKPOINTS["paper"].values())
+
+
+def random_expression(rng, depth=3):
+    words = ("llama3", "zephyr", "dpo", "SLiCHF", "1on", "off", "2off_on", "lab", "pythia160m", "smollm2", "nothing")
+    if depth == 0 or rng.random() < 0.25:
+        return rng.choice(words)
+    kind = rng.choice(("and", "or", "not", "brackets"))
+    if kind == "not":
+        return f"not {random_expression(rng, depth - 1)}"
+    if kind == "brackets":
+        return f"({random_expression(rng, depth - 1)})"
+    return f"{random_expression(rng, depth - 1)} {kind}  {random_expression(rng, depth - 1)}"
+
+
+def test_k_means_what_pytest_means():
+    rng = random.Random(0)
+    cells = [cell for scale in SCALES for cell in registry.cells(scale)]
+    rng.shuffle(cells)
+    for number in range(1500):
+        text = random_expression(rng)
+        theirs, ours = Expression.compile(text), registry.matcher(text)
+        for cell in cells[number % 7 :: 7]:
+            found = theirs.evaluate(lambda word, names=cell.keywords: any(word.lower() in name for name in names))
+            assert ours(cell.keywords) == found, (text, cell.keywords)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["(", ")", "and", "llama3 and", "or llama3", "not", "(llama3", "llama3)", "llama3 zephyr", "()", "not not",
+     "llama3 AND dpo", "llama3 (dpo)", "llama*", "'llama3'", "not llama?", "a,b"],
+)  # fmt: skip
+def test_what_pytest_refuses_is_refused(text):
+    with pytest.raises(SyntaxError):
+        Expression.compile(text)
+    with pytest.raises(StagealignError, match="-k"):
+        registry.select("lab", text)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: registry.scale("labb"), ["scale 'labb'", "nearest: lab"]),
+        (lambda: registry.cell("lama3-dpo-1on"), ["model 'lama3'", "llama3"]),
+        (lambda: registry.cell("llama3-dpp-1on"), ["method 'dpp'", "dpo"]),
+        (lambda: registry.cell("llama3-dpo-2of_on"), ["schedule '2of_on'", "2off_on"]),
+        (lambda: registry.cell("llama3-dpo"), ["schedule ''"]),
+        (lambda: registry.cell("llama3-dpo-1on-x"), ["cell 'llama3-dpo-1on-x'", "llama3-dpo-1on"]),
+        (lambda: registry.cell("qwen-slichf-1on"), ["cell 'qwen-slichf-1on'", "slichf-1on"]),
+        (lambda: registry.cell(""), ["model ''"]),
+        (lambda: registry.select("lab", "zefyr and dpo"), ["'zefyr'", "zephyr", "scale lab"]),
+        (lambda: registry.select("smoke", "llama3 and slichf"), ["matches no cell at scale smoke"]),
+    ],
+)
+def test_unknown_names_give_the_nearest(call, words):
+    with pytest.raises(UnknownName) as caught:
+        call()
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "stagealign list" in str(caught.value)
+
+
+def pytest_run(*arguments, code="pass"):
+    """Exit code and output of pytest on the benchmarks, in a process of its own without anyone else's plugins."""
+    run = f"start = time.process_time(); end = pytest.main({list(arguments)!r})"
+    script = f"import sys, time, pytest; {run}; {code}; sys.exit(end)"
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_row_of_a_model_is_collected_without_torch():
+    seconds = "print('seconds', time.process_time() - start, 'torch' in sys.modules)"
+    code, out = pytest_run("benchmarks", "--collect-only", "-q", "-k", "llama3", code=seconds)
+    assert code == 0, out
+    found = re.findall(r"test_cells.py::test_cell\[(.*)\]", out)
+    expected = [f"{c.id}-seed{k}" for c in registry.select("lab", "llama3") for k in registry.scale("lab").seeds]
+    assert found == expected
+    assert "test_claims.py::" not in out
+    used, torch = re.search(r"seconds (\S+) (\S+)", out).groups()
+    assert torch == "False"
+    assert float(used) < 0.8, "pytest's own share is about 0.2 s"
+
+
+def test_options_of_the_benchmarks(tmp_path):
+    code, out = pytest_run("benchmarks", "--collect-only", "--scale", "smoke", "--seeds", "2", "-k", "pythia160m")
+    assert code == 0, out
+    assert out.count("<Function test_cell") == 24
+    assert "scale smoke: plumbing check in CI; seeds 0, 1" in out
+    code, out = pytest_run("benchmarks", "--scale", "smok", "-k", "pythia")
+    assert code == 4
+    assert "scale 'smok': unknown; nearest: smoke" in out
+
+
+def test_claims_are_not_met_by_other_scales(tmp_path):
+    from factory_results import result
+
+    from stagealign.results import write_result
+
+    for cell in ("zephyr-dpo-1on", "zephyr-dpo-1off", "llama3-dpo-1on", "llama3-dpo-1off", "phi2-dpo-1on"):
+        write_result(tmp_path, result(cell))
+        write_result(tmp_path, result(cell) | {"scale": "paper"})  # a stand-in that got into the wrong folder
+    code, out = pytest_run("benchmarks/test_claims.py", "--results", str(tmp_path))
+    assert code == 0, out
+    assert "3 skipped" in out
+    assert "not run: no paper-scale results" in out
+    for cell in ("zephyr-dpo-1on", "zephyr-dpo-1off", "llama3-dpo-1on", "llama3-dpo-1off", "phi2-dpo-1on"):
+        made = result(cell) | {"scale": "paper"}
+        write_result(tmp_path, made | {"model": made["model"] | {"weights": "published"}})
+    code, out = pytest_run("benchmarks/test_claims.py", "--results", str(tmp_path), "-q")
+    assert "skipped" not in out, out
+    assert "FAILED" in out, "made-up results do not reproduce the paper"
+    assert "is the tolerance" in out
