@@ -36,7 +36,7 @@ def log_ratio_margin(logps: Logps) -> Tensor:
 
 
 def sigmoid(logps: Logps, constants: Constants) -> Tensor:
-    """The DPO loss, -log sigmoid(beta * margin); ln 2 where policy and reference agree.
+    """The DPO loss: minus the log of a logistic function of beta * margin; ln 2 where policy and reference agree.
 
     Source: Rafailov et al. 2305.18290, equation 7.
     """

@@ -27,6 +27,7 @@ Shape (all numbers are of this run; a metric is `{"value", "unit", "n", "standar
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def write_result(folder: Path, result: Result) -> Path:
     """Path of the written result; rungs of the same fingerprint that stand there already are kept."""
     path = result_path(folder, result["scale"], result["cell"], result["seed"])
     if path.exists():
-        _keep_rungs(read_result(path), result)
+        with suppress(BadData):  # running again is how a damaged file is repaired
+            _keep_rungs(read_result(path), result)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(result, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")

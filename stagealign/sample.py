@@ -150,7 +150,7 @@ def generate(
     longest = max(map(len, prompts)) + decoding.max_new_tokens
     if longest > limit:
         raise BadData(
-            f"a prompt of {longest - decoding.max_new_tokens} tokens and {decoding.max_new_tokens} new ones: the model's "
+            f"a prompt of {longest - decoding.max_new_tokens} tokens and {decoding.max_new_tokens} new ones: the "
             f"context is {limit}; drop long prompts or lower max_new_tokens"
         )
     before = lm.model.config._attn_implementation

@@ -7,6 +7,7 @@ import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from stagealign import sample as sampler
+from stagealign.errors import BadData
 from stagealign.logps import PairTokens, completion_logps, pack_rows
 from stagealign.records import Prompt, prompt_hash
 from stagealign.sample import choose, draws, generate, sample
@@ -207,7 +208,7 @@ def test_frequencies_match_probabilities():
     assert ((counts - expected) ** 2 / expected).sum() < 24.3
 
 
-def test_a_prompt_beyond_the_context_is_our_mistake(tiny):
+def test_a_prompt_beyond_the_context_is_refused(tiny):
     lm = tiny()
-    with pytest.raises(AssertionError, match="context of 512"):
+    with pytest.raises(BadData, match=r"505 tokens and 12 new ones: the .*context is 512"):
         generate(lm, [[1] * 505], [[torch.zeros(12)]], DECODING)

@@ -20,7 +20,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
     parser.add_argument("--rows", default="training,sampling", help="which of them, comma-separated")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side, taken in turns")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of torch; no more than there are idle cores")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs of one training run; 4 where --small")
     parser.add_argument("--small", action="store_true", help="thin models, for seconds; plumbing only")
     parser.add_argument("--out", type=Path, help="folder of the results; results/speed unless --small")
     given = parser.parse_args()
@@ -30,18 +31,20 @@ def main() -> None:
         parser.error(f"--rows knows {', '.join(ASKED)}, not {', '.join(unknown) or 'nothing'}; --repeats is at least 1")
     out = given.out or (None if given.small else ROOT / "results" / "speed")
     for row in rows:
-        result = summary(row, measure(row, given.repeats, given.threads, given.small))
+        result = summary(row, measure(row, given))
         show(row, result)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             (out / f"{row}.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def measure(row: str, repeats: int, threads: int, small: bool) -> dict[str, Any]:
+def measure(row: str, given: argparse.Namespace) -> dict[str, Any]:
     """What the row's module found."""
     from benchmarks.speed import sampling, training
 
-    return {"training": training, "sampling": sampling}[row].measure(repeats, threads, small)
+    if row == "training":
+        return training.measure(given.repeats, given.threads, given.small, given.pairs)
+    return sampling.measure(given.repeats, given.threads, given.small)
 
 
 def summary(row: str, found: dict[str, Any]) -> dict[str, Any]:

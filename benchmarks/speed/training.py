@@ -22,9 +22,9 @@ BATCH, BETA, LEARNING_RATE, MAX_LENGTH, SEED = 8, 0.1, 1e-6, 1024, 0
 """TRL's defaults, which ours is given too."""
 
 
-def measure(repeats: int, threads: int, small: bool) -> dict[str, Any]:
+def measure(repeats: int, threads: int, small: bool, pairs: int = 16) -> dict[str, Any]:
     """Check and interleaved runs of both sides; peak memory in MB is that of the whole process."""
-    sizes = {"pairs": 4 if small else 16, "threads": threads, "small": small}
+    sizes = {"pairs": 4 if small else pairs, "threads": threads, "small": small}
     check = run("check", **sizes | {"pairs": 16})
     assert check["difference"] < 1e-5, f"the two losses differ, so there is nothing to compare: {check}"
     runs: dict[str, list[dict[str, float]]] = {"ours": [], "trl": []}

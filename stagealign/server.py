@@ -1,0 +1,207 @@
+"""One request to an OpenAI-compatible server: retried, bounded in time and size, and the key stays secret."""
+
+import json
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from stagealign.errors import CannotRun, StagealignError
+
+KEYS = ("STAGEALIGN_JUDGE_KEY", "OPENAI_API_KEY")
+"""Environment variables that may hold the key, the first that is set wins."""
+LARGEST_ANSWER = 4_000_000
+"""Bytes of a body; more is no chat completion."""
+LONGEST_WAIT = 60.0
+"""Seconds between two attempts at most, whatever the server asks for."""
+RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+
+
+class RequestFailed(Exception):
+    """No usable answer, after all attempts; the text names no secret and may be shown."""
+
+    def __init__(self, reason: str, status: int | None = None, again: bool = False, after: float | None = None):
+        super().__init__(reason)
+        self.status, self.again, self.after = status, again, after
+
+
+class Server:
+    """A chat server behind `url`; safe to use from many threads."""
+
+    def __init__(
+        self, url: str, key: str | None = None, timeout: float = 60.0, attempts: int = 5, backoff: float = 1.0
+    ):
+        """`timeout` is for a whole answer, in seconds; `backoff` is the first wait, later ones double.
+
+        Without `key` it is taken from the environment (`KEYS`). Raises StagealignError for a URL that cannot be used,
+        CannotRun where the extra `judge` is not installed.
+        """
+        try:
+            import httpx
+            import tenacity
+        except ImportError as error:
+            raise CannotRun(
+                f"a served model needs {error.name!r}, which is not installed; `pip install 'stagealign[judge]'`"
+            ) from error
+        self._httpx, self._tenacity = httpx, tenacity
+        self.url = checked_url(url)
+        self.timeout, self.attempts, self.backoff = timeout, attempts, backoff
+        self._secret = _Secret(key if key is not None else next(filter(None, map(os.environ.get, KEYS)), ""))
+        headers = {"Accept-Encoding": "identity", "User-Agent": "stagealign"}
+        if self._secret.value:
+            headers["Authorization"] = f"Bearer {self._secret.value}"
+        self._client = httpx.Client(headers=headers, timeout=timeout)
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self.requests = 0
+        """Requests sent, those that failed included."""
+        self.tokens = 0
+        """Tokens billed by the server's own count, prompt and completion."""
+
+    def __repr__(self) -> str:
+        return f"Server({self.url!r})"
+
+    def chat(self, model: str, messages: Sequence[Mapping[str, str]], **settings: Any) -> dict[str, Any]:
+        """The body of one chat completion, a dict whose first choice has a message.
+
+        Retries what may pass (time-outs, broken connections, 429, 5xx, bodies that are no chat completion) and waits
+        as long as the server asks for, up to a minute. Raises RequestFailed when that has not helped, or at once where
+        it cannot.
+        """
+        body = {"model": model, "messages": list(messages), **settings}
+        tenacity = self._tenacity
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_any(
+                tenacity.stop_after_attempt(self.attempts), tenacity.stop_when_event_set(self._closing)
+            ),
+            wait=self._wait,
+            retry=tenacity.retry_if_exception(lambda error: isinstance(error, RequestFailed) and error.again),
+            sleep=tenacity.sleep_using_event(self._closing),
+            reraise=True,
+        )
+        tried = 0
+
+        def attempt() -> dict[str, Any]:
+            nonlocal tried
+            tried += 1
+            return self._answer(body)
+
+        try:
+            answer: dict[str, Any] = retrying(attempt)
+        except RequestFailed as error:
+            times = f" ({tried} attempts)" if tried > 1 else ""
+            raise RequestFailed(f"{error}{times}", error.status) from None
+        return answer
+
+    def close(self) -> None:
+        """Ends waits and closes connections; requests under way fail."""
+        self._closing.set()
+        self._client.close()
+
+    def _wait(self, state: Any) -> float:
+        error = state.outcome.exception()
+        asked = error.after if isinstance(error, RequestFailed) and error.after is not None else 0.0
+        grown = self.backoff * 2 ** (state.attempt_number - 1) * random.uniform(0.75, 1.25)
+        return min(LONGEST_WAIT, max(asked, grown))
+
+    def _answer(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        if self._closing.is_set():
+            raise RequestFailed("stopped")
+        with self._lock:
+            self.requests += 1
+        status, after, text = self._post(body)
+        if status != 200:
+            again = status in RETRIED or status >= 500
+            raise RequestFailed(f"HTTP {status}: {self._said(text)}", status, again, after if again else None)
+        try:
+            answer = json.loads(text)
+            choice = answer["choices"][0]["message"]
+            if not isinstance(choice, dict):
+                raise TypeError
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+            raise RequestFailed(f"not a chat completion: {self._said(text)}", again=True) from None
+        used = answer.get("usage")
+        spent = used.get("total_tokens") if isinstance(used, dict) else None
+        with self._lock:
+            self.tokens += spent if isinstance(spent, int) and spent > 0 else 0
+        checked: dict[str, Any] = answer
+        return checked
+
+    def _post(self, body: Mapping[str, Any]) -> tuple[int, float | None, str]:
+        """Status, seconds to wait as asked by the server, and the body."""
+        deadline, data = time.monotonic() + self.timeout, bytearray()
+        with self._translated():
+            content = json.dumps(body, ensure_ascii=True).encode()
+            headers = {"Content-Type": "application/json"}
+            with self._client.stream(
+                "POST", f"{self.url}/chat/completions", content=content, headers=headers
+            ) as response:
+                for piece in response.iter_bytes():
+                    data += piece
+                    if time.monotonic() > deadline:
+                        raise RequestFailed(f"no whole answer within {self.timeout:g} s", again=True)
+                    if len(data) > LARGEST_ANSWER:
+                        raise RequestFailed(f"an answer of more than {LARGEST_ANSWER:,} bytes")
+                return response.status_code, _seconds(response.headers.get("retry-after")), data.decode(errors="replace")
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turns what the HTTP library raises into RequestFailed, without its text where that could hold a secret."""
+        httpx = self._httpx
+        try:
+            yield
+        except httpx.TimeoutException:
+            raise RequestFailed(f"no answer within {self.timeout:g} s", again=True) from None
+        except httpx.ConnectError as error:
+            raise RequestFailed(f"cannot connect: {self._said(str(error))}", again=True) from None
+        except httpx.TransportError as error:
+            raise RequestFailed(f"the connection broke: {self._said(str(error))}", again=True) from None
+        except httpx.HTTPError as error:
+            raise RequestFailed(self._said(str(error))) from None
+        except RuntimeError as error:  # the client was closed under a request
+            if not self._closing.is_set():
+                raise
+            raise RequestFailed("stopped") from error
+
+    def _said(self, text: str) -> str:
+        """What the server or library said, on one short line without the key and without control characters."""
+        hidden = text.replace(self._secret.value, "[key]") if self._secret.value else text
+        line = " ".join(re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]", " ", hidden).split())
+        return (line[:200] + "..." if len(line) > 200 else line) or "nothing"
+
+
+class _Secret:
+    """A key that never shows itself."""
+
+    def __init__(self, value: str):
+        self.value = value.strip()
+        if not re.fullmatch(r"[\x21-\x7e]*", self.value):
+            raise StagealignError(
+                f"{' or '.join(KEYS)}: the key holds white space or characters that no header can carry; set it again"
+            )
+
+    def __repr__(self) -> str:
+        return "_Secret(...)" if self.value else "_Secret()"
+
+
+def checked_url(url: str) -> str:
+    """The server's base URL without a slash at its end and without `/chat/completions`.
+
+    Raises StagealignError for another scheme, and for a URL with a password or query: it would be shown and recorded.
+    """
+    match = re.fullmatch(r"(https?)://([^/?#\s]+)(/[^?#\s]*)?", url.strip(), re.IGNORECASE)
+    if "@" in url or "?" in url or "#" in url:
+        raise StagealignError(f"URL of the server: holds a user, password or query; put a key into {KEYS[0]} instead")
+    if not match:
+        raise StagealignError(f"URL of the server {url!r}: not one; for example http://127.0.0.1:8000/v1")
+    scheme, host, path = match.groups()
+    return f"{scheme.lower()}://{host}{(path or '').rstrip('/').removesuffix('/chat/completions')}"
+
+
+def _seconds(header: str | None) -> float | None:
+    """Seconds of a Retry-After header; a date in it counts as none."""
+    return float(header) if header and re.fullmatch(r"\d{1,6}(\.\d+)?", header.strip()) else None

@@ -1,0 +1,168 @@
+"""Cells become unique artifacts: shared prefixes, one spec a path, and what a machine lacks said before any work."""
+
+from dataclasses import replace
+
+import pytest
+
+from stagealign import plan as planning
+from stagealign import registry
+from stagealign.errors import CannotRun, StoreDrift
+from stagealign.pipeline import plan_run
+from stagealign.plan import check_machine, make_plan
+from stagealign.runs import DEMO
+from stagealign.store import Store
+
+
+@pytest.fixture
+def empty(tmp_path):
+    return Store(tmp_path)
+
+
+def kinds(plan):
+    """How many artifacts of each builder a plan has."""
+    names = [artifact.builder.function.partition(":")[2] for artifact in plan.artifacts.values()]
+    return {name: names.count(name) for name in sorted(set(names))}
+
+
+@pytest.mark.parametrize("key", ["llama3", "pythia"])
+def test_a_row_shares_what_its_cells_have_in_common(key, empty):
+    """By hand, a method: round 1 has two sources at every rung, round 2 two sources from two recorded policies."""
+    methods = len(registry.select("lab", key)) // 6
+    plan = make_plan(registry.select("lab", key), (0,), empty)
+    rungs, starts = len(registry.scale("lab").training.ladder), 2
+    policies = methods * (2 * rungs + starts * 2)
+    sampled = 1 + methods * starts  # on-policy candidates: of the start, and of each policy that round 2 starts from
+    pairs = sampled + 2  # and the static ones of both rounds
+    assert kinds(plan) == {
+        "build_weights": 1,
+        "build_films": 1,
+        "build_ratings": 1,
+        "fit": 1,
+        "fit_gold": 1,
+        "build_sft": 1,
+        "build_start": 1,
+        "build_static": 3,
+        "rank": pairs,
+        "build_trunk": pairs,
+        "build_reference": 2 + methods * starts * 2,
+        "build_policy": policies,
+        "build": sampled + 1 + policies,
+        "votes": 1 + policies,
+        "score": 1 + policies,
+    }
+    assert plan.wanted > 2 * len(plan.artifacts)
+    assert len(plan.runs) == 6 * methods
+
+
+def test_parents_come_first(empty):
+    plan = make_plan(registry.cells("smoke"), (0,), empty)
+    seen = set()
+    for path, artifact in plan.artifacts.items():
+        assert artifact.path == path
+        assert {parent.path for parent in artifact.inputs.values()} <= seen
+        seen.add(path)
+    assert plan.missing == list(plan.artifacts.values())
+    assert plan.seconds == sum(artifact.seconds for artifact in plan.missing)
+
+
+def test_no_path_stands_for_two_specs(empty):
+    """Over the whole lab grid and all seeds; and nothing is built twice under two paths."""
+    plan = make_plan(registry.cells("lab"), registry.scale("lab").seeds, empty)
+    assert len({artifact.fingerprint for artifact in plan.artifacts.values()}) == len(plan.artifacts)
+    cells = registry.cells("lab")
+    other = replace(cells[0], method=replace(cells[0].method, beta=0.7))
+    with pytest.raises(AssertionError, match="two specs share this path"):
+        make_plan([cells[0], other], (0,), empty)
+
+
+def test_scales_share_nothing(empty):
+    lab, smoke = (make_plan(registry.cells(key), (0,), empty) for key in ("lab", "smoke"))
+    assert not set(lab.artifacts) & set(smoke.artifacts)
+
+
+def test_the_demo_is_a_part_of_the_grid(empty):
+    cells = registry.select("lab", DEMO)
+    assert [cell.schedule for cell in cells] == ["1off", "1on", "2off_off", "2off_on"]
+    demo = make_plan(cells, (0,), empty, demo=True)
+    grid = make_plan(registry.cells("lab"), (0,), empty)
+    assert len(demo.artifacts) < len(make_plan(cells, (0,), empty).artifacts)
+    for path, artifact in demo.artifacts.items():
+        assert grid.artifacts[path].fingerprint == artifact.fingerprint
+
+
+def test_the_ladder_belongs_to_one_round_cells():
+    cell = registry.cell("zephyr-dpo-1on")
+    training = cell.scale.training
+    for demo, rates in ((False, training.ladder), (True, (training.learning_rate["on"],))):
+        (steps,) = plan_run(cell, 0, demo).rounds
+        assert tuple(step.learning_rate for step in steps) == rates
+
+
+def test_two_rounds_use_the_recorded_rates():
+    run = plan_run(registry.cell("zephyr-dpo-2off_on"), 0)
+    recorded = run.cell.scale.training.learning_rate
+    assert [step.learning_rate for step in run.rounds[0]] == [recorded["off"]]
+    assert [step.learning_rate for step in run.rounds[1]] == [recorded["on"]]
+    assert {step.start.path for step in run.rounds[1]} == {run.rounds[0][0].policy.path}
+    assert run.id == "zephyr-dpo-2off_on-seed0"
+
+
+def test_what_is_built_is_ready(empty, monkeypatch):
+    cells = registry.select("smoke", "pythia-dpo-1off")
+    plan = make_plan(cells, (0,), empty)
+    first = plan.missing[0]
+    monkeypatch.setattr(Store, "record", lambda self, artifact: {} if artifact.path == first.path else None)
+    again = make_plan(cells, (0,), empty)
+    assert again.ready == {first.path}
+    assert [artifact.path for artifact in again.missing] == [artifact.path for artifact in plan.missing[1:]]
+
+
+def test_a_store_of_another_spec_is_refused_before_work(empty):
+    cells = registry.select("smoke", "pythia-dpo-1off")
+    prompts = next(a for path, a in make_plan(cells, (0,), empty).artifacts.items() if path == "smoke/prompts")
+    empty.build(replace(prompts, params={**prompts.params, "test_prompts": 99}))
+    with pytest.raises(StoreDrift, match=r"params\.test_prompts was 99, now 4"):
+        make_plan(cells, (0,), empty)
+
+
+def test_a_machine_that_cannot_is_told_everything_that_lacks(monkeypatch):
+    scale, cells = registry.scale("paper"), registry.cells("paper")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(planning, "_gpu_memory", lambda: None)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10 * 2**30}))
+    with pytest.raises(CannotRun) as caught:
+        check_machine(scale, cells)
+    message = str(caught.value)
+    for words in (
+        "a GPU: none was found",
+        "GiB for weights, 10 GiB free",
+        "Meta-Llama-3-8B-Instruct",
+        "HF_TOKEN",
+        "--scale lab",
+    ):
+        assert words in message
+    monkeypatch.setattr(planning, "_gpu_memory", lambda: 24 * 2**30)
+    monkeypatch.setenv("HF_TOKEN", "x")
+    with pytest.raises(CannotRun, match="GPU memory: 120 GiB for full fine-tuning, 24 GiB found") as caught:
+        check_machine(scale, cells)
+    assert "gated" not in str(caught.value)
+    with pytest.raises(CannotRun) as caught:
+        check_machine(scale, registry.select("paper", "phi2"))
+    assert "Llama" not in str(caught.value)
+
+
+def test_gpu_memory_is_asked_of_the_driver(monkeypatch, tmp_path):
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\nprintf '81559\\n40960\\n'\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert planning._gpu_memory() == 81559 * 2**20
+    driver.write_text("#!/bin/sh\nexit 9\n")
+    assert planning._gpu_memory() is None
+    monkeypatch.setenv("PATH", "")
+    assert planning._gpu_memory() is None
+
+
+@pytest.mark.parametrize("key", ["lab", "smoke"])
+def test_other_scales_run_anywhere(key):
+    check_machine(registry.scale(key), registry.cells(key))
