@@ -1,3 +1,18 @@
 """stagealign: which data does a policy need next, off-policy or on-policy?"""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stagealign.measuring import measure_boundary
+
 __version__ = "0.1.0"
+__all__ = ["measure_boundary"]
+
+
+def __getattr__(name: str) -> Any:
+    """`measure_boundary`, imported on first use so that `import stagealign` stays light."""
+    if name == "measure_boundary":
+        from stagealign.measuring import measure_boundary
+
+        return measure_boundary
+    raise AttributeError(f"module 'stagealign' has no attribute {name!r}")

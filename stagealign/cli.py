@@ -89,6 +89,51 @@ def fetch() -> None:
     runs.fetch()
 
 
+@app.command()
+def boundary(
+    policy: Annotated[
+        str | None, typer.Option(help="Hub id or local folder; with --policy-url the served model's name.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="File or hub data set of preferences, in any of TRL's shapes.")
+    ] = None,
+    oracle: Annotated[
+        str, typer.Option(help="pairrm, reward:ID, completion-reward:ID, judge:MODEL or recorded:FILE.")
+    ] = "pairrm",
+    prompts: Annotated[int, typer.Option(help="Most prompts to measure.", min=1)] = 2000,
+    decide: Annotated[float | None, typer.Option(help="Stop once a stage is named at this level, e.g. 0.95.")] = None,
+    seed: Annotated[int, typer.Option(help="Chooses prompts and samples.")] = 0,
+    split: Annotated[str | None, typer.Option(help="Split of a hub data set.")] = None,
+    temperature: Annotated[float, typer.Option(help="The paper's 0.7.")] = 0.7,
+    top_p: Annotated[float, typer.Option(help="The paper's 0.9.")] = 0.9,
+    top_k: Annotated[int, typer.Option(help="The paper's 50.")] = 50,
+    max_new_tokens: Annotated[int, typer.Option(help="Longer completions are cut and counted.")] = 512,
+    template: Annotated[str, typer.Option(help="auto: the tokenizer's chat template; none: plain text.")] = "auto",
+    policy_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the policy.")] = None,
+    judge_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the judge.")] = None,
+    json_file: Annotated[
+        str | None, typer.Option("--json", help="Write the measurement here; - is standard output.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write one page with the running score and a sample of prompts.")
+    ] = None,
+) -> None:
+    """Tells which stage a policy is in, and so what preference data to collect next."""
+    from stagealign import measuring, show
+    from stagealign.spec import Decoding
+
+    decoding = Decoding(temperature, top_p, top_k, max_new_tokens)
+    with show.measuring(json_file == "-") as heard:
+        found = measuring.measure_boundary(
+            policy, data, oracle=oracle, prompts=prompts, decide=decide, seed=seed, split=split, decoding=decoding,
+            template=template, policy_url=policy_url, judge_url=judge_url, heard=heard,
+        )  # fmt: skip
+    measuring.write(found, json_file, html)
+    if json_file != "-":
+        show.measurement(found)
+    raise typer.Exit(0 if found.reliable else 3)
+
+
 def main() -> None:
     """Entry point: a user's mistake is one clear message, an interrupt keeps what is built."""
     code: int | None = INTERRUPTED

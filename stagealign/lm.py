@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,16 @@ class LanguageModel:
         """The decoder without its head."""
         return self.model.base_model
 
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """Token ids of a prompt as the model sees it, up to where the completion starts."""
-        if self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-            )
+    def prompt_ids(self, prompt: str | Sequence[Mapping[str, str]], template: bool = True) -> list[int]:
+        """Token ids of a prompt, text or conversation, as the model sees it, up to where the completion starts.
+
+        The chat template is applied where the tokenizer has one, unless `template` says not to.
+        """
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        if template and self.tokenizer.chat_template:
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
             return list(self.tokenizer(text, add_special_tokens=False).input_ids)
-        return list(self.tokenizer(prompt).input_ids)
+        return list(self.tokenizer("\n\n".join(turn["content"] for turn in turns)).input_ids)
 
     def completion_ids(self, completion: str, ended: bool) -> list[int]:
         """Token ids of a completion; EOS closes it unless it was cut off at the token limit."""

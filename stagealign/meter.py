@@ -6,7 +6,7 @@ decision that was asked for is made.
 
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -57,7 +57,7 @@ Sampler = Callable[[Sequence[Item]], list[Sampled]]
 class Phases:
     """Seconds and tokens of each phase, of this call only."""
 
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     tokens: int = 0
 
 

@@ -4,42 +4,28 @@ Both choose their prompts by a keyed hash of the prompt's text: the order is ran
 order or the format of the file, and the first prompts of a larger choice are those of a smaller one.
 """
 
-import codecs
-import csv
-import gzip
 import hashlib
 import heapq
-import json
 import math
-import os
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
-from typing import IO, Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from stagealign.boundary import cross_votes, top_vote
 from stagealign.errors import BadData
 from stagealign.judged import Contest, Judged
 from stagealign.records import Drops, prompt_hash
 from stagealign.spec import stream
+from stagealign.tables import EXAMPLES, MISFIT, Row, Tally, digest_of, kind_of, listed, local_file, numbered_rows, short
 
 Message: TypeAlias = Mapping[str, str]
 Messages: TypeAlias = tuple[Message, ...]
-Row: TypeAlias = dict[str, Any]
-Numbered: TypeAlias = Iterator[tuple[int, Row]]
 
-LONGEST = 1 << 26
-"""Bytes that a row may have; a longer one is a file in another format, or an attack on memory."""
-CHUNK = 1 << 18
-EXAMPLES = 3
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 ANSWER = "\n\nAssistant:"
-HUB = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?")
-NOT_DATA = ".arrow .bz2 .gz .pkl .pickle .tar .tsv .txt .xlsx .xz .yaml .yml .zip .zst".split()
-PYTHON_TEXT = re.compile(r"\[\{\s*'\w+'\s*:")
 NEEDED = "needed are `chosen` and `rejected`, and `prompt` unless it is the start of both"
 RECORDED = {"pairs": ("prompt", "a", "b", "preference"), "scores": ("prompt", "source", "completion", "score")}
 ANSWERS = {"a": 1.0, "b": 0.0, "tie": 0.5}
@@ -99,30 +85,6 @@ class Preference:
 
 
 @dataclass(frozen=True)
-class Tally:
-    """Rows left out, by reason, with the numbers of the first few."""
-
-    unit: str
-    """What the numbers count: `line` of a file, or `row` of a table from 1, without its header."""
-    drops: Drops = field(default_factory=Drops)
-    examples: dict[str, list[int]] = field(default_factory=dict)
-
-    def add(self, reason: str, number: int) -> None:
-        """One more row left out."""
-        self.drops[reason] += 1
-        first = self.examples.setdefault(reason, [])
-        if len(first) < EXAMPLES:
-            first.append(number)
-
-    def __str__(self) -> str:
-        return "; ".join(
-            f"{reason}: {count} ({self.unit}{'s' * (count > 1)} {', '.join(map(str, self.examples[reason]))}"
-            f"{', ...' * (count > EXAMPLES)})"
-            for reason, count in self.drops.most_common()
-        )
-
-
-@dataclass(frozen=True)
 class PreferenceData:
     """Chosen prompts in random order, and what became of every row: given = used + repeated + dropped + not chosen."""
 
@@ -177,7 +139,7 @@ def read_preferences(
     part before the last turn is dropped, a prompt repeated at the start of both completions is taken off.
     """
     _positive(prompts)
-    unit, rows = _rows(source, split)
+    unit, rows = numbered_rows(source, ("prompt", "chosen", "rejected"), split)
     pick: _Pick[_Merged] = _Pick(prompts, seed)
     tally, given, explicit = Tally(unit), 0, False
     for number, row in rows:
@@ -191,7 +153,7 @@ def read_preferences(
         except _Unusable as error:
             tally.add(str(error), number)
             continue
-        group = pick.group(preference.prompt_text, lambda kept=preference: _Merged(kept))  # type: ignore[misc]
+        group = pick.group(preference.prompt_text, _Merged(preference))
         if group is not None:
             group.rows += 1
     _some(source, given, given - tally.drops.total(), tally)
@@ -225,7 +187,7 @@ class RecordedPrompt:
         return Judged(tuple(score for _, score in self.on), tuple(score for _, score in self.off))
 
 
-@dataclass
+@dataclass(slots=True)
 class Verdict:
     """What is recorded of one pair, seen from one order of its texts."""
 
@@ -296,10 +258,10 @@ def read_recorded(path: str | Path, prompts: int | None = None, seed: int = 0) -
     """
     _positive(prompts)
     source = str(path)
-    local = _local(source)
+    local = local_file(source)
     if local is None:
         raise BadData(f"{source}: no such file; `recorded:FILE` needs a .jsonl, .json, .csv or .parquet file")
-    unit, rows = _rows(source, None)
+    unit, rows = numbered_rows(source, {*RECORDED["pairs"], *RECORDED["scores"]})
     tally = Tally(unit)
     reader: _Pairs | _Scores | None = None
     given = 0
@@ -313,8 +275,8 @@ def read_recorded(path: str | Path, prompts: int | None = None, seed: int = 0) -
             tally.add(str(error), number)
     if reader is None:
         raise BadData(_empty(source))
-    recorded = reader.result(given, _digest(local))
-    _some(source, given, recorded.used, tally)
+    recorded = reader.result(given, digest_of(local))
+    _some(source, given - recorded.not_chosen, recorded.used, tally)
     return recorded
 
 
@@ -375,7 +337,7 @@ class RecordedOracle:
                 if self._find(contest.prompt, on, off) is None:
                     missing += 1
                     if len(examples) < EXAMPLES:
-                        examples.append(f"prompt {_short(contest.prompt)} with {_short(on)} and {_short(off)}")
+                        examples.append(f"prompt {short(contest.prompt)} with {short(on)} and {short(off)}")
             lacking += missing > before
         if missing:
             raise BadData(
@@ -429,9 +391,9 @@ def _preference(row: Row, explicit: bool) -> Preference:
         raise _Unusable("one of `chosen` and `rejected` is text, the other a conversation")
     else:
         made = _split_turns(prompt, chosen, rejected)
-    last = made.messages[-1]["content"] if made.messages else made.prompt
+    last = made.messages[-1]["content"] if made.messages else made.prompt_text
     for name, text in (("prompt", last), ("chosen", made.chosen), ("rejected", made.rejected)):
-        if not (isinstance(text, str) and text.strip()):
+        if not text.strip():
             raise _Unusable(f"empty `{name}`")
     return made
 
@@ -445,12 +407,14 @@ def _text(row: Row, column: str) -> str | Messages:
         if not value:
             raise _Unusable(f"empty `{column}`")
         return tuple(_message(item, column) for item in value)
-    raise _Unusable(f"`{column}` is {_kind(value)}, not text or a list of messages")
+    raise _Unusable(f"`{column}` is {kind_of(value)}, not text or a list of messages")
 
 
 def _given(row: Row, column: str) -> Any:
     if column not in row:
         raise _Unusable(f"no `{column}`")
+    if row[column] is MISFIT:
+        raise _Unusable("not as many cells as the header")
     if row[column] is None:
         raise _Unusable(f"`{column}` is null")
     return row[column]
@@ -500,8 +464,8 @@ def _split_turns(prompt: str | Messages | None, chosen: Messages, rejected: Mess
 def _split_text(prompt: str | Messages | None, chosen: str, rejected: str) -> Preference:
     """Prompt and completions of two texts. Raises _Unusable where an implicit prompt cannot be told."""
     if prompt is not None:
-        repeated = isinstance(prompt, str) and prompt.rstrip().endswith(ANSWER)
-        if repeated and chosen.startswith(str(prompt)) and rejected.startswith(str(prompt)):
+        turns = isinstance(prompt, str) and prompt.rstrip().endswith(ANSWER)
+        if turns and chosen.startswith(str(prompt)) and rejected.startswith(str(prompt)):
             chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
         return Preference(prompt, chosen, rejected)
     if ANSWER in chosen or ANSWER in rejected:
@@ -517,11 +481,10 @@ def _split_text(prompt: str | Messages | None, chosen: str, rejected: str) -> Pr
 
 def _shared(a: str, b: str) -> int:
     """Length of the start that two texts share and that ends at the end of a word, with something left of both."""
-    end = len(os.path.commonprefix([a, b]))
-    most = min(len(a.rstrip()), len(b.rstrip())) - 1  # some text must be left
     if a == b:
         return 0
-    end = min(end, most)
+    left = min(len(a.rstrip()), len(b.rstrip())) - 1
+    end = max(0, min(sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(a, b, strict=False))), left))
     while end > 0 and _spelled(a[end - 1]) and (_spelled(a[end]) or _spelled(b[end])):
         end -= 1
     return end - (end > 0 and a[end - 1] == " ")  # TRL's: the space belongs to the completion
@@ -560,8 +523,8 @@ class _Pick(Generic[GroupT]):
         self._groups: dict[int, GroupT] = {}
         self._worst: list[int] = []  # negated hashes: a heap with the largest hash on top
 
-    def group(self, prompt: str, new: Callable[[], GroupT]) -> GroupT | None:
-        """The prompt's group, made where it is new; None, and the row is counted as left out, where it is not chosen."""
+    def group(self, prompt: str, new: GroupT) -> GroupT | None:
+        """The prompt's group, `new` where it has none; None, and the row counts as left out, where it is not chosen."""
         digest = hashlib.blake2b(prompt.encode(), key=self._key, digest_size=16).digest()
         mark = -int.from_bytes(digest, "big")
         if mark in self._groups:
@@ -573,8 +536,8 @@ class _Pick(Generic[GroupT]):
             return None
         else:
             self.left_out += self._groups.pop(heapq.heapreplace(self._worst, mark)).rows
-        self._groups[mark] = new()
-        return self._groups[mark]
+        self._groups[mark] = new
+        return new
 
     def in_order(self) -> list[GroupT]:
         """Groups by hash: random in the data, and the same for the same prompts."""
@@ -615,7 +578,7 @@ class _Pairs:
         if share is None:
             return None
         if not 0 <= share <= 2:
-            raise BadData(f"{where}: {_short(value)} found; {PREFERENCES}")
+            raise BadData(f"{where}: {short(value)} found; {PREFERENCES}")
         if share != 1:
             self.sides.setdefault(share > 1, (number, value))
             if len(self.sides) == 2:
@@ -654,11 +617,13 @@ class _Scores:
         where = f"{self.source}, {self.tally.unit} {number}, column"
         source = _given(row, "source")
         if source not in ("on", "off"):
-            raise BadData(f"{where} 'source': {_short(source)} found; write 'on' (the policy's own) or 'off' (static)")
+            raise BadData(f"{where} 'source': {short(source)} found; write 'on' (the policy's own) or 'off' (static)")
         if "score" not in row:
             raise _Unusable("no `score`")
-        score = _number(row["score"], f"{where} 'score'", "write a number, higher is better, or leave a failed one empty")
-        group = self.pick.group(prompt, lambda: _Scored(prompt, number))
+        score = _number(
+            row["score"], f"{where} 'score'", "write a number, higher is better, or leave a failed one empty"
+        )
+        group = self.pick.group(prompt, _Scored(prompt, number))
         if group is None:
             return
         group.rows += 1
@@ -702,7 +667,7 @@ def _form(source: str, row: Row) -> Literal["pairs", "scores"]:
         return "scores"
     near = min(missing.values(), key=len)
     raise BadData(
-        f"{source}: column {_list(near)} missing; found: {_list(row)}; a recorded file has columns prompt, a, b, "
+        f"{source}: column {listed(near)} missing; found: {listed(row)}; a recorded file has columns prompt, a, b, "
         "preference or prompt, source, completion, score"
     )
 
@@ -734,7 +699,7 @@ def _number(value: Any, where: str, fix: str) -> float | None:
             raise ValueError
         number = float(value)
     except (ValueError, OverflowError):
-        raise BadData(f"{where}: {_short(value)} found; {fix}") from None
+        raise BadData(f"{where}: {short(value)} found; {fix}") from None
     return number if math.isfinite(number) else None
 
 
@@ -789,7 +754,7 @@ def _positive(prompts: int | None) -> None:
 
 def _present(source: str, row: Row, column: str) -> None:
     if column not in row:
-        raise BadData(f"{source}: column {column!r} missing; found: {_list(row)}; {NEEDED}")
+        raise BadData(f"{source}: column {column!r} missing; found: {listed(row)}; {NEEDED}")
 
 
 def _some(source: str, given: int, used: int, tally: Tally) -> None:
@@ -802,318 +767,3 @@ def _some(source: str, given: int, used: int, tally: Tally) -> None:
 
 def _empty(source: str) -> str:
     return f"{source}: no rows found; give a file with at least one"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _kind(value: Any) -> str:
-    names = {"bool": "a truth value", "int": "a number", "float": "a number", "dict": "an object", "bytes": "bytes"}
-    return names.get(type(value).__name__, type(value).__name__)
-
-
-def _list(names: Iterable[Any]) -> str:
-    names = [str(name) for name in names]
-    return (", ".join(name[:40] for name in names[:12]) + ", ..." * (len(names) > 12)) or "none"
-
-
-def _local(source: str) -> Path | None:
-    """The file that `source` names; None where it can only be a hub data set. Raises BadData for what is neither."""
-    if not source or "\0" in source:
-        raise BadData(f"data {source!r}: no name; give a file or a hub data set `name[:config][@revision]`")
-    path = Path(source).expanduser()
-    try:
-        exists, folder = path.exists(), path.is_dir()
-    except OSError as error:
-        raise BadData(f"{_short(source)}: not a file name ({error.strerror})") from error
-    if folder:
-        raise BadData(f"{source}: a folder found; name a .jsonl, .json, .csv or .parquet file in it")
-    known = _reader(path) is not None
-    if exists and known:
-        return path
-    if exists or (not known and path.suffix.lower() in NOT_DATA):
-        raise BadData(
-            f"{source}: unknown ending {path.suffix!r}; known: .jsonl, .json, .csv (also with .gz), .parquet"
-        )
-    if known:
-        raise BadData(f"{source}: no such file; check the path, relative to {'the' if path.is_absolute() else 'this'} folder")
-    return None
-
-
-def _reader(path: Path) -> Callable[[Path, str], Numbered] | None:
-    """Reader by the ending of the name."""
-    name = path.name.lower()
-    if name.endswith(".parquet"):
-        return _parquet_rows
-    name = name.removesuffix(".gz")
-    return next((READERS[ending] for ending in READERS if name.endswith(ending)), None)
-
-
-def _rows(source: str, split: str | None) -> tuple[str, Numbered]:
-    """(unit of the numbers, numbered rows) of a file or hub data set."""
-    path = _local(source)
-    if path is None:
-        return "row", _hub_rows(source, split)
-    if split is not None:
-        raise BadData(f"{source}: a file has no split {split!r}; splits are for hub data sets, leave it out")
-    reader = _reader(path)
-    assert reader is not None
-    return ("line" if reader is _jsonl_rows else "row"), reader(path, source)
-
-
-@contextmanager
-def _opened(path: Path, source: str) -> Iterator[IO[bytes]]:
-    """The file in bytes, decompressed; what goes wrong while it is read becomes BadData."""
-    zipped = path.name.lower().endswith(".gz")
-    try:
-        with gzip.open(path) if zipped else open(path, "rb") as file:
-            yield file  # type: ignore[misc]
-    except EOFError as error:
-        raise BadData(f"{source}: the gzip file ends early; copy or download it again") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise BadData(f"{source}: not a sound gzip file ({error}); copy it again, or drop .gz from its name") from error
-    except OSError as error:
-        raise BadData(f"{source}: cannot be read ({error.strerror or error}); check the file") from error
-
-
-def _digest(path: Path) -> str:
-    with _opened(path.with_name(path.name), str(path)) as file:
-        digest = hashlib.sha256()
-        while part := file.read(CHUNK):
-            digest.update(part)
-    return digest.hexdigest()[:16]
-
-
-def _lines(path: Path, source: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines with their ends, without a byte order mark."""
-    with _opened(path, source) as file:
-        number = 0
-        while raw := file.readline(LONGEST):
-            number += 1
-            if len(raw) == LONGEST and not raw.endswith(b"\n"):
-                raise BadData(f"{source}, line {number}: longer than {LONGEST >> 20} MiB; one row a line is expected")
-            if number == 1:
-                raw = raw.removeprefix(codecs.BOM_UTF8)
-            try:
-                yield number, raw.decode()
-            except UnicodeDecodeError as error:
-                raise BadData(
-                    f"{source}, line {number}: not UTF-8 ({error.reason}); save the file as UTF-8"
-                ) from error
-
-
-def _jsonl_rows(path: Path, source: str) -> Numbered:
-    for number, line in _lines(path, source):
-        if not line.strip():
-            continue
-        where = f"{source}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise BadData(f"{where}: not JSON ({_why(error)}); one object a line is expected") from error
-        yield number, _object(row, where)
-
-
-def _json_rows(path: Path, source: str) -> Numbered:
-    """Objects of a list, or one after the other, parsed as they are read."""
-    decoder = json.JSONDecoder()
-    with _Text(path, source) as text:
-        first = text.skip()
-        if not first:
-            return
-        if first not in "[{":
-            raise BadData(f"{source}: starts with {first!r}; a list of objects is expected")
-        if listed := first == "[":
-            text.at += 1
-        number = 0
-        while (sign := text.skip()) and not (listed and sign == "]"):
-            if listed and number:
-                if sign != ",":
-                    raise BadData(f"{source}, after row {number}: {sign!r} found; ',' or ']' is expected")
-                text.at += 1
-                text.skip()
-            number += 1
-            yield number, _object(text.value(decoder, number), f"{source}, row {number}")
-        if listed:
-            if not sign:
-                raise BadData(f"{source}: ends early, after row {number}; write or copy it again")
-            text.at += 1
-            if text.skip():
-                raise BadData(f"{source}: more text after the end of the list; one list of objects is expected")
-
-
-class _Text:
-    """A JSON text that is read piece by piece; `at` is the place of the next character in what is held."""
-
-    def __init__(self, path: Path, source: str):
-        self.source, self.held, self.at = source, "", 0
-        self._opened = _opened(path, source)
-        self._decode = codecs.getincrementaldecoder("utf-8")()
-        self._ended = False
-
-    def __enter__(self) -> "_Text":
-        self._file = self._opened.__enter__()
-        self.more()
-        if self.held.startswith("\ufeff"):
-            self.at = 1
-        return self
-
-    def __exit__(self, *raised: Any) -> bool | None:
-        return self._opened.__exit__(*raised)
-
-    def more(self) -> bool:
-        """Whether there was more; what is held doubles, so that a long value is not parsed again too often."""
-        if self._ended:
-            return False
-        self.held, self.at = self.held[self.at :], 0
-        raw = self._file.read(max(CHUNK, len(self.held)))
-        self._ended = not raw
-        try:
-            self.held += self._decode.decode(raw, final=self._ended)
-        except UnicodeDecodeError as error:
-            raise BadData(f"{self.source}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-        return True
-
-    def skip(self) -> str:
-        """The next character that is not white space; empty at the end."""
-        while True:
-            while self.at < len(self.held) and self.held[self.at] in " \t\n\r":
-                self.at += 1
-            if self.at < len(self.held):
-                return self.held[self.at]
-            if not self.more():
-                return ""
-
-    def value(self, decoder: json.JSONDecoder, number: int) -> Any:
-        """The value that starts here. Raises BadData."""
-        where = f"{self.source}, row {number}"
-        if self.at < len(self.held) and self.held[self.at] != "{":  # a number may go on in the next piece
-            raise BadData(f"{where}: starts with {self.held[self.at]!r}; an object is expected")
-        while True:
-            try:
-                value, self.at = decoder.raw_decode(self.held, self.at)
-                return value
-            except json.JSONDecodeError as error:
-                whole = len(self.held) - error.pos > 16 and not error.msg.startswith("Unterminated")
-                if len(self.held) > LONGEST:
-                    raise BadData(f"{where}: longer than {LONGEST >> 20} MiB; a list of objects is expected") from error
-                if whole or not self.more():
-                    raise BadData(f"{where}: not JSON ({_why(error)}); a list of objects is expected") from error
-            except (ValueError, RecursionError) as error:
-                raise BadData(f"{where}: not JSON ({_why(error)}); a list of objects is expected") from error
-
-
-def _csv_rows(path: Path, source: str) -> Numbered:
-    csv.field_size_limit(max(csv.field_size_limit(), LONGEST))  # the default refuses texts above 128 KiB
-    reader = csv.reader((line for _, line in _lines(path, source)), strict=True)
-    header: list[str] | None = None
-    number = 0
-    try:
-        for cells in reader:
-            if not cells:
-                continue
-            if header is None:
-                header = cells
-                repeated = [name for name in header if header.count(name) > 1]
-                if repeated:
-                    raise BadData(f"{source}: column {repeated[0]!r} found twice; give each column its own name")
-                continue
-            number += 1
-            if len(cells) > len(header):
-                yield number, dict.fromkeys(header, _TOO_MANY)
-            else:
-                yield number, {
-                    name: _cell(cell, f"{source}, row {number}, column {name!r}")
-                    for name, cell in zip(header, cells, strict=False)
-                }
-    except csv.Error as error:
-        raise BadData(f"{source}, line {reader.line_num}: not CSV ({error}); quote text by \" and double its quotes") from error
-
-
-class _TooMany:
-    """In place of the cells of a CSV row that has more of them than the header."""
-
-
-_TOO_MANY = _TooMany()
-
-
-def _cell(text: str, where: str) -> Any:
-    """A CSV cell: a conversation where it is one in JSON, else its text."""
-    if not text.startswith("["):
-        return text
-    if PYTHON_TEXT.match(text):
-        raise BadData(f"{where}: a list in Python's spelling found; write it as JSON, or save as .jsonl or .parquet")
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    turns = isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
-    return value if turns and all({"role", "content"} <= {*item} or {"from", "value"} <= {*item} for item in value) else text
-
-
-def _parquet_rows(path: Path, source: str) -> Numbered:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
-
-    wanted = {"prompt", "chosen", "rejected", *RECORDED["pairs"], *RECORDED["scores"]}
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            columns = [name for name in names if name in wanted]
-            others = {name: None for name in names if name not in wanted}  # not read, but there
-            for batch in file.iter_batches(batch_size=64, columns=columns, use_threads=False):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row | others
-    except UnicodeDecodeError as error:
-        raise BadData(f"{source}, after row {number}: not UTF-8 ({error.reason}); write the file again") from error
-    except (pa.ArrowException, OSError, ValueError, TypeError, MemoryError) as error:
-        at = f", after row {number}" if number else ""
-        raise BadData(f"{source}{at}: not a sound parquet file ({_why(error)}); write or copy it again") from error
-
-
-def _hub_rows(source: str, split: str | None) -> Numbered:
-    """Rows of a hub data set, streamed. It never runs code of the data set: `trust_remote_code` is not set."""
-    match = HUB.fullmatch(source)
-    if match is None:
-        raise BadData(f"{source!r}: neither a file nor a hub data set; the latter is `name[:config][@revision]`")
-    from datasets import load_dataset
-
-    number = 0
-    try:
-        data = load_dataset(match["name"], match["config"], revision=match["revision"], split=split, streaming=True)
-        if isinstance(data, dict):
-            if len(data) != 1:
-                raise BadData(f"{source}: splits {_list(data)} found; name one of them, such as --split {next(iter(data))}")
-            (data,) = data.values()
-        for row in data:
-            number += 1
-            yield number, _object(row, f"{source}, row {number}")
-    except BadData:
-        raise
-    except Exception as error:  # the hub's client has no common base for what it raises; nothing of ours runs in here
-        at = f", after row {number}" if number else ""
-        raise BadData(
-            f"{source}{at}: no such file, and cannot be read from the hub ({_why(error)}); check name, config, revision "
-            "and split, the network, and your access to it"
-        ) from error
-
-
-READERS: dict[str, Callable[[Path, str], Numbered]] = {".jsonl": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows}
-
-
-def _object(row: Any, where: str) -> Row:
-    if not isinstance(row, dict):
-        raise BadData(f"{where}: {_kind(row)} found; an object with a value for each column is expected")
-    return row
-
-
-def _why(error: BaseException) -> str:
-    """First line of an error, shortened."""
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

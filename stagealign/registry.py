@@ -245,7 +245,7 @@ def select(scale_key: str, expression: str = "") -> list[Cell]:
     matches = matcher(expression)
     chosen = [one for one in every if matches(one.keywords)]
     if not chosen:
-        words = re.findall(r"[\w.+-]+", expression)
+        words = [word for word in re.findall(r"[\w.+-]+", expression) if word not in ("and", "or", "not")]
         names = [*MODELS, *METHODS[scale_key], *SCHEDULES, *(one.id for one in every)]
         unknown = next((word for word in words if not any(word.lower() in name for name in names)), expression)
         raise UnknownName(f"-k {expression!r} matches no cell at scale {scale_key}; name", unknown, names)

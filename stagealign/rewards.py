@@ -118,10 +118,9 @@ class RewardOracle:
         """
         config = self.model.config
         configured = getattr(config, "pad_token_id", None)
-        pad: int = configured
-        if configured is None:
-            seen = {one for row in rows for one in row}
-            pad = next((one for one in range(config.vocab_size) if one not in seen), 0)
+        seen = {one for row in rows for one in row}
+        unused = (one for one in range(config.vocab_size) if one not in seen)
+        pad = next(unused, 0) if configured is None else int(configured)
         try:
             config.pad_token_id = pad
             ids, mask = padded([row or [pad] for row in rows], pad, self.model.device)

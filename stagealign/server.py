@@ -55,7 +55,6 @@ class Server:
         if self._secret.value:
             headers["Authorization"] = f"Bearer {self._secret.value}"
         self._client = httpx.Client(headers=headers, timeout=timeout)
-        self._closing = threading.Event()
         self._lock = threading.Lock()
         self.requests = 0
         """Requests sent, those that failed included."""
@@ -65,22 +64,26 @@ class Server:
     def __repr__(self) -> str:
         return f"Server({self.url!r})"
 
-    def chat(self, model: str, messages: Sequence[Mapping[str, str]], **settings: Any) -> dict[str, Any]:
-        """The body of one chat completion, a dict whose first choice has a message.
+    def chat(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        settings: Mapping[str, Any],
+        stop: threading.Event | None = None,
+    ) -> dict[str, Any]:
+        """The body of one chat completion, a dict whose first choice has a message; `settings` go into the request.
 
         Retries what may pass (time-outs, broken connections, 429, 5xx, bodies that are no chat completion) and waits
         as long as the server asks for, up to a minute. Raises RequestFailed when that has not helped, or at once where
-        it cannot.
+        it cannot, or where `stop` is set.
         """
         body = {"model": model, "messages": list(messages), **settings}
-        tenacity = self._tenacity
+        tenacity, stop = self._tenacity, stop or threading.Event()
         retrying = tenacity.Retrying(
-            stop=tenacity.stop_any(
-                tenacity.stop_after_attempt(self.attempts), tenacity.stop_when_event_set(self._closing)
-            ),
+            stop=tenacity.stop_any(tenacity.stop_after_attempt(self.attempts), tenacity.stop_when_event_set(stop)),
             wait=self._wait,
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, RequestFailed) and error.again),
-            sleep=tenacity.sleep_using_event(self._closing),
+            sleep=tenacity.sleep_using_event(stop),
             reraise=True,
         )
         tried = 0
@@ -98,8 +101,7 @@ class Server:
         return answer
 
     def close(self) -> None:
-        """Ends waits and closes connections; requests under way fail."""
-        self._closing.set()
+        """Closes the connections; a request under way may still take its time-out."""
         self._client.close()
 
     def _wait(self, state: Any) -> float:
@@ -109,21 +111,19 @@ class Server:
         return min(LONGEST_WAIT, max(asked, grown))
 
     def _answer(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        if self._closing.is_set():
-            raise RequestFailed("stopped")
         with self._lock:
             self.requests += 1
         status, after, text = self._post(body)
         if status != 200:
             again = status in RETRIED or status >= 500
-            raise RequestFailed(f"HTTP {status}: {self._said(text)}", status, again, after if again else None)
+            raise RequestFailed(f"HTTP {status}: {self.said(text)}", status, again, after if again else None)
         try:
             answer = json.loads(text)
             choice = answer["choices"][0]["message"]
             if not isinstance(choice, dict):
                 raise TypeError
         except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-            raise RequestFailed(f"not a chat completion: {self._said(text)}", again=True) from None
+            raise RequestFailed(f"not a chat completion: {self.said(text)}", again=True) from None
         used = answer.get("usage")
         spent = used.get("total_tokens") if isinstance(used, dict) else None
         with self._lock:
@@ -146,7 +146,8 @@ class Server:
                         raise RequestFailed(f"no whole answer within {self.timeout:g} s", again=True)
                     if len(data) > LARGEST_ANSWER:
                         raise RequestFailed(f"an answer of more than {LARGEST_ANSWER:,} bytes")
-                return response.status_code, _seconds(response.headers.get("retry-after")), data.decode(errors="replace")
+                after = _seconds(response.headers.get("retry-after"))
+                return response.status_code, after, data.decode(errors="replace")
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -157,17 +158,13 @@ class Server:
         except httpx.TimeoutException:
             raise RequestFailed(f"no answer within {self.timeout:g} s", again=True) from None
         except httpx.ConnectError as error:
-            raise RequestFailed(f"cannot connect: {self._said(str(error))}", again=True) from None
+            raise RequestFailed(f"cannot connect: {self.said(str(error))}", again=True) from None
         except httpx.TransportError as error:
-            raise RequestFailed(f"the connection broke: {self._said(str(error))}", again=True) from None
+            raise RequestFailed(f"the connection broke: {self.said(str(error))}", again=True) from None
         except httpx.HTTPError as error:
-            raise RequestFailed(self._said(str(error))) from None
-        except RuntimeError as error:  # the client was closed under a request
-            if not self._closing.is_set():
-                raise
-            raise RequestFailed("stopped") from error
+            raise RequestFailed(self.said(str(error))) from None
 
-    def _said(self, text: str) -> str:
+    def said(self, text: str) -> str:
         """What the server or library said, on one short line without the key and without control characters."""
         hidden = text.replace(self._secret.value, "[key]") if self._secret.value else text
         line = " ".join(re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]", " ", hidden).split())

@@ -4,9 +4,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +18,9 @@ from stagealign.plan import Plan
 from stagealign.report import SummaryRow
 from stagealign.spec import Cell, Scale
 from stagealign.store import Artifact
+
+if TYPE_CHECKING:
+    from stagealign.meter import Measurement
 
 console = Console(soft_wrap=False, highlight=False)
 
@@ -157,6 +161,39 @@ def summary(scale: Scale, chosen: Sequence[Cell], rows: Sequence[SummaryRow]) ->
         table.add_row(*(Text(cell) for cell in row.cells))
     console.print(table)
     console.print(Text("A stand-in at lab scale: these are not the paper's numbers."))
+
+
+@contextmanager
+def measuring(quiet: bool) -> Iterator[Callable[[int, int, float], None]]:
+    """A bar over the prompts of a boundary measurement, with the score so far and the time left."""
+    columns = (
+        BarColumn(24),
+        TextColumn("{task.completed} of at most {task.total} prompts, score {task.fields[score]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+        task = bar.add_task("", total=1, score="-", visible=False)
+
+        def heard(done: int, total: int, score: float) -> None:
+            bar.update(task, completed=done, total=total, score=f"{score:.2f}", visible=True)
+
+        yield heard
+
+
+def measurement(found: "Measurement") -> None:
+    """The meter's answer: one sentence, then what could mislead, then the cost."""
+    from stagealign.report.meter import caveat_rows, fact_rows
+
+    console.print(Text(found.sentence, style="bold"))
+    table = Table("what could mislead", "")
+    for name, value in caveat_rows(found):
+        table.add_row(name, value)
+    table.add_section()
+    for name, value in fact_rows(found):
+        table.add_row(Text(name), Text(value))
+    console.print(table)
+    if not found.reliable:
+        console.print(Text(f"unreliable: the oracle failed on {found.failures} prompts", style="red"))
 
 
 def where(page: Path) -> None:

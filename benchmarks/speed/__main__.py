@@ -48,11 +48,17 @@ def measure(row: str, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def summary(row: str, found: dict[str, Any]) -> dict[str, Any]:
-    """What was found with the ratio of speeds: median, least and most over the turns."""
+    """What was found with the ratio of speeds: median, least and most over the turns.
+
+    The ratio of processor time is beside it: it is what another program on the machine disturbs least.
+    """
     (_, ours), (_, theirs) = found["runs"].items()
     ratios = [one["per_second"] / other["per_second"] for one, other in zip(ours, theirs, strict=True)]
     ratio = {"median": median(ratios), "least": min(ratios), "most": max(ratios)}
     found["ratio"] = {name: round(value, 3) for name, value in ratio.items()} | {"asked": ASKED[row]}
+    work = [[run["cpu_seconds"] / run.get("tokens", 1) for run in runs] for runs in found["runs"].values()]
+    our_work, their_work = work
+    found["cpu_ratio"] = round(median(b / a for a, b in zip(our_work, their_work, strict=True)), 3)
     if "peak_mb" in ours[0]:
         memory = max(one["peak_mb"] for one in ours) / min(one["peak_mb"] for one in theirs)
         found["memory_ratio"] = {"worst": round(memory, 3), "asked": 1.0}
@@ -69,6 +75,7 @@ def show(row: str, result: dict[str, Any]) -> None:
             print(f"  {side:<9}{one['seconds']:>9.2f} s  {one['per_second']:>10.2f} {result['unit']}{peak}")
     ratio = result["ratio"]
     print(f"  ratio {ratio['median']} ({ratio['least']} to {ratio['most']}), asked: at least {ratio['asked']}")
+    print(f"  ratio of processor time {result['cpu_ratio']}, the steadier one where the machine is shared")
     if "memory_ratio" in result:
         worst = result["memory_ratio"]["worst"]
         print(f"  memory {worst} (largest of ours to least of the other's), asked: at most 1")

@@ -36,16 +36,21 @@ def measure(repeats: int, threads: int, small: bool) -> dict[str, Any]:
     runs: dict[str, list[dict[str, float]]] = {"ours": [], "generate": []}
     for _ in range(repeats):
         for side, done in runs.items():
-            started = time.perf_counter()
+            started, worked = time.perf_counter(), time.process_time()
             if side == "ours":
-                tokens = sum(one.tokens or 0 for one in sample(lm, prompts, decoding, COUNT, SEED))
+                whole = sample(lm, prompts, decoding, COUNT, SEED)
+                tokens = sum(one.tokens or 0 for one in whole)
             else:
                 tokens = sum(map(len, plainly(lm, prompts, decoding)))
-            seconds = time.perf_counter() - started
-            done.append({"seconds": round(seconds, 2), "tokens": tokens, "per_second": round(tokens / seconds, 1)})
+            seconds, cpu = time.perf_counter() - started, time.process_time() - worked
+            speed = {
+                "seconds": round(seconds, 2),
+                "cpu_seconds": round(cpu, 2),
+                "per_second": round(tokens / seconds, 1),
+            }
+            done.append(speed | {"tokens": tokens})
     sizes = {"prompts": len(prompts), "candidates": COUNT, "model": name, "threads": threads, "small": small}
     small_batches = sample(lm, prompts, decoding, COUNT, SEED, rows=BATCH)
-    whole = sample(lm, prompts, decoding, COUNT, SEED)
     other = sum(one.token_ids != two.token_ids for one, two in zip(whole, small_batches, strict=True))
     return {"sizes": sizes, "check": {**check, "other_text_in_batches_of_16": other}, "runs": runs}
 

@@ -36,7 +36,7 @@ def fact_rows(found: Measurement) -> list[tuple[str, str]]:
     cost = "unknown" if share is None else f"{100 * share:.2g}% of one DPO epoch on the same data (the paper: 3.2%)"
     top = found.top_candidate
     return [
-        *((str(name), str(value)) for name, value in found.data.items()),
+        *((name, str(value) if value != {} else "none") for name, value in found.data.items()),
         ("votes", f"{found.votes['on']:g} on, {found.votes['off']:g} off, {found.votes['ties']:g} ties"),
         ("by top candidate", f"{top['score']:.2f} [{top['interval'][0]:.2f}, {top['interval'][1]:.2f}]"),
         ("oracle failures", str(found.failures)),
