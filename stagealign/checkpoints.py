@@ -11,8 +11,18 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from stagealign.errors import CannotRun, StagealignError
 
-IDENTITY_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
-"""What of a local folder may change a score: weights, config, tokenizer and chat template."""
+IDENTITY_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "tokenizer*",
+    "*tokens*.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+)
+"""What of a local folder may change a score: weights, config, tokenizer and chat template; not records beside them."""
 
 
 def read_config(name: str, revision: str | None = None) -> Any:

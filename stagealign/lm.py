@@ -179,7 +179,7 @@ def save(lm: LanguageModel, folder: Path, start: Path | None = None, top_layers:
     frozen = {name: tensor for name, tensor in state.items() if name not in trained}
     save_file(trained, folder / TRAINED, metadata={"format": "pt"})
     if start is not None and (start / FROZEN).exists():
-        _link(start / FROZEN, folder / FROZEN)
+        link(start / FROZEN, folder / FROZEN)
     else:
         save_file(frozen, folder / FROZEN, metadata={"format": "pt"})
     index = dict.fromkeys(trained, TRAINED) | dict.fromkeys(frozen, FROZEN)
@@ -192,7 +192,7 @@ def save(lm: LanguageModel, folder: Path, start: Path | None = None, top_layers:
     lm.tokenizer.save_pretrained(folder)
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
     """Hard link where the file system has them, else a copy."""
     target.unlink(missing_ok=True)
     try:

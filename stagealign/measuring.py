@@ -170,12 +170,9 @@ def open_oracle(request: Request) -> Oracle:
         from stagealign import rewards
 
         return rewards.load(rest, text="completion" if kind == "completion-reward" else "auto")
-    from stagealign.judge import LLMJudge
-    from stagealign.server import Server
+    from stagealign import judge
 
-    judge = LLMJudge(rest, Server(str(request.judge_url)))
-    judge.check()
-    return judge
+    return judge.connect(rest, str(request.judge_url))
 
 
 def open_policy(request: Request) -> tuple[Sampler, dict[str, Any], Callable[[str], int] | None]:

@@ -105,7 +105,8 @@ class Kept:
     """Rows that were measured before, by prompt hash, in a JSON-lines file that only grows."""
 
     def __init__(self, path: Path | None):
-        self.path, self.places = path, {}  # type: ignore[var-annotated]
+        self.path = path
+        self.places: dict[str, dict[str, Any]] = {}
         if path is not None and path.exists():
             self._mend(path)
             for row in read_dicts(path):
@@ -162,11 +163,12 @@ class Meter:
         if missing:
             started = time.monotonic()
             contests = [Contest(item.prompt, one.completions, item.off) for item, one in missing]
-            new = list(self.oracle.judge(contests))
+            for (item, _), verdict in zip(missing, self.oracle.judge(contests), strict=True):
+                if verdict.failed is None:
+                    self.verdicts.add([{"key": item.key, **asdict(verdict)}])
+                else:
+                    failed[item.key] = verdict
             self.phases.seconds["oracle"] += time.monotonic() - started
-            pairs = [(item.key, verdict) for (item, _), verdict in zip(missing, new, strict=True)]
-            self.verdicts.add([{"key": key, **asdict(verdict)} for key, verdict in pairs if verdict.failed is None])
-            failed = {key: verdict for key, verdict in pairs if verdict.failed is not None}
         return [failed.get(item.key) or self._verdict(item.key) for item, _ in batch]
 
     def _verdict(self, key: str) -> Judged:

@@ -135,7 +135,7 @@ class PairRMOracle:
         texts = [list(dict.fromkeys((*contest.on, *contest.off))) for contest in contests]
         rows = [self._tokens(contest.prompt, unique) for contest, unique in zip(contests, texts, strict=True)]
         asked = [(i, a, b) for i, unique in enumerate(texts) for a, b in combinations(range(len(unique)), 2)]
-        both = self._run([rows[i].row(*order) for i, a, b in asked for order in ((a, b), (b, a))])
+        both = self._run([rows[i].row(*order) for i, a, b in asked for order in ((a, b), (b, a))], together=2)
         logits: list[dict[tuple[int, int], tuple[float, float]]] = [{} for _ in contests]
         for (i, a, b), there, back in zip(asked, both[::2], both[1::2], strict=True):
             logits[i][a, b] = (there, back)
@@ -158,11 +158,12 @@ class PairRMOracle:
         return [[one for one in ids if one not in self._reserved] for ids in found]
 
     @torch.inference_mode()
-    def _run(self, rows: Sequence[list[int]]) -> list[float]:
-        """Logits of rows; the two orders of a pair stand side by side, are equally long, and share a batch."""
+    def _run(self, rows: Sequence[list[int]], together: int = 1) -> list[float]:
+        """Logits of rows; each `together` of them are equally long and share a batch, as the two orders of a pair."""
         out = [0.0] * len(rows)
         pad = self.tokenizer.pad_token_id or 0
-        for places in length_batches([len(row) for row in rows], self.batch_tokens):
+        for groups in length_batches([len(row) for row in rows[::together]], self.batch_tokens // together):
+            places = [group * together + i for group in groups for i in range(together)]
             logits = self.model(*padded([rows[i] for i in places], pad, self.model.device))
             for i, value in zip(places, logits.float().tolist(), strict=True):
                 out[i] = value

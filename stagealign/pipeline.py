@@ -136,7 +136,8 @@ class _Lines:
             return self._make(
                 "weights", f"{self.shared}/{asset}", BUILDERS["weights"], {"asset": asset, "dtype": dtype}
             )
-        shape = {"checkpoint": source, "revision": self.cell.checkpoint.revision, "seed": 0}
+        layers = self.training.trained_layers
+        shape = {"checkpoint": source, "revision": self.cell.checkpoint.revision, "seed": 0, "trained_layers": layers}
         return self._make("shape", f"{self.shared}/{source.rpartition('/')[2]}", BUILDERS["shape"], shape)
 
     def _start(self) -> Artifact:
@@ -283,16 +284,18 @@ class _Lines:
         return self._make("scores", f"{folder}/scores", BUILDERS["scores"], params, **inputs)
 
 
-def result(run: Run, store: Store, built: frozenset[str] = frozenset()) -> Result:
+def result(run: Run, store: Store, fresh: set[str] | None = None) -> Result:
     """The run's result from the store; rungs whose artifacts are not built are `not run`.
 
-    `built` names the artifacts that this call built; all others were reused.
+    `fresh` names reference passes that this call ran and that no result has claimed yet; those of this run are taken
+    out, so that each pass counts as computed once and as reused by all others.
     """
+    fresh = set() if fresh is None else fresh
     cell = run.cell
     records = {a.path: store.record(a) for goal in run.goals for a in goal.lineage()}
     complete = plan_run(cell, run.seed)
     rates = cell.scale.training.learning_rate
-    rounds = [_round(steps, rates[steps[0].source.key], store, built) for steps in complete.rounds]
+    rounds = [_round(steps, rates[steps[0].source.key], store, fresh) for steps in complete.rounds]
     weights = (store.record(run.weights) or {}).get("facts", {}).get("weights", "published")
     return {
         "schema": SCHEMA,
@@ -373,7 +376,7 @@ def _scores(scores: Artifact, store: Store) -> dict[str, Any]:
     return loaded
 
 
-def _round(steps: tuple[Step, ...], recorded: float, store: Store, built: frozenset[str]) -> dict[str, Any]:
+def _round(steps: tuple[Step, ...], recorded: float, store: Store, fresh: set[str]) -> dict[str, Any]:
     first = steps[0]
     pairs = store.record(first.pairs) or {}
     start = _scores(first.start_scores, store)
@@ -387,11 +390,11 @@ def _round(steps: tuple[Step, ...], recorded: float, store: Store, built: frozen
             for key, value in pairs.get("facts", {}).items()
             if key in ("pairs", "ties", "margin", "truncated", "drops")
         },
-        "rungs": [_rung(step, start, store, built) for step in steps],
+        "rungs": [_rung(step, start, store, fresh) for step in steps],
     }
 
 
-def _rung(step: Step, start: dict[str, Any], store: Store, built: frozenset[str]) -> dict[str, Any]:
+def _rung(step: Step, start: dict[str, Any], store: Store, fresh: set[str]) -> dict[str, Any]:
     """One learning rate's entry of the result."""
     rung: dict[str, Any] = {
         "learning_rate": step.learning_rate,
@@ -411,7 +414,8 @@ def _rung(step: Step, start: dict[str, Any], store: Store, built: frozenset[str]
             gains[name][split] = paired_gain(after, before, "rating points")
     reference = store.record(step.reference) or {}
     forwards = reference.get("facts", {}).get("forwards", 0)
-    computed = forwards if step.reference.path in built else 0
+    computed = forwards if step.reference.path in fresh else 0
+    fresh.discard(step.reference.path)
     return rung | {
         "state": "done",
         "metrics": metrics,

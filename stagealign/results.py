@@ -65,6 +65,20 @@ def _keep_rungs(old: Result, new: Result) -> None:
         ]
 
 
+def stands(folder: Path, new: Result) -> bool:
+    """Whether the folder holds a done result of the same run with every rung that `new` has done."""
+    try:
+        old = read_result(result_path(folder, new["scale"], new["cell"], new["seed"]))
+    except (FileNotFoundError, BadData):
+        return False
+
+    def done(result: Result) -> set[str]:
+        rungs = (rung for entry in result["rounds"] for rung in entry["rungs"])
+        return {rung["fingerprint"] for rung in rungs if rung["state"] == "done"}
+
+    return old["state"] == "done" and done(new) <= done(old)
+
+
 def read_result(path: Path) -> Result:
     """One run's result.
 

@@ -1,6 +1,7 @@
 """Reward models: a sequence classifier with one logit scores each candidate on its own."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal, get_args
 
@@ -30,11 +31,21 @@ WINDOW = 64
 """Contests that are tokenised and sorted together; execution, not identity."""
 
 
+@dataclass(frozen=True)
+class Row:
+    """Token ids of one scored text, at most `max_length`."""
+
+    ids: list[int]
+    cut: bool = False
+    lost: bool = False
+    """Nothing of the completion is left."""
+
+
 class RewardOracle:
     """Oracle of the boundary meter that scores candidates one by one, so equal texts always tie.
 
-    A text beyond `max_length` tokens loses its end. Where nothing of a completion would be left the verdict is a
-    failure: the scores would all be that of the prompt.
+    A completion loses its end where the text has more than `max_length` tokens. Where nothing of it would be left the
+    verdict is a failure: the scores would all be that of the prompt.
     """
 
     def __init__(
@@ -72,34 +83,41 @@ class RewardOracle:
         for contest in contests:
             for completion in (*contest.on, *contest.off):
                 places.setdefault((contest.prompt, completion), len(places))
-        rows = [self._ids(prompt, completion) for prompt, completion in places]
-        scores = self._run([row[: self.max_length] for row, _ in rows])
+        rows = [self._row(prompt, completion) for prompt, completion in places]
+        scores = self._run([row.ids for row in rows])
         for contest in contests:
             own = [places[contest.prompt, completion] for completion in (*contest.on, *contest.off)]
             found = tuple(scores[i] for i in own)
             failed = None
-            if any(len(rows[i][0]) > self.max_length <= rows[i][1] for i in own):
+            if any(rows[i].lost for i in own):
                 failed = f"the prompt alone fills the reward model's {self.max_length} tokens"
             elif not all(map(isfinite, found)):
                 failed = "the reward model gave a number that is not finite"
             if failed:
                 yield Judged((), (), failed=failed)
             else:
-                cut = sum(len(rows[i][0]) > self.max_length for i in own)
+                cut = sum(rows[i].cut for i in own)
                 yield Judged(found[: len(contest.on)], found[len(contest.on) :], truncated=cut)
 
-    def _ids(self, prompt: str, completion: str) -> tuple[list[int], int]:
-        """Token ids of what is scored, uncut, and how many of them come before the completion."""
-        if self.text == "completion":
-            return self._tokens(completion), 0
-        if self.text == "pair":
-            return self._tokens(prompt, completion), len(self._tokens(prompt))
-        asked, whole = _conversation(self.tokenizer, prompt, None), _conversation(self.tokenizer, prompt, completion)
-        ids = self._tokens(whole, special=False)
-        return ids, len(self._tokens(asked, special=False)) if len(ids) > self.max_length else 0
+    def _row(self, prompt: str, completion: str) -> "Row":
+        if self.text == "chat":
+            ids = self._tokens(_conversation(self.tokenizer, prompt, completion), special=False)
+            if len(ids) <= self.max_length:
+                return Row(ids)
+            asked = self._tokens(_conversation(self.tokenizer, prompt, None), special=False)
+            return Row(ids[: self.max_length], cut=True, lost=len(asked) >= self.max_length)
+        texts = (prompt, completion) if self.text == "pair" else (completion,)
+        ids = self._tokens(*texts)
+        over = len(ids) - self.max_length
+        if over <= 0:
+            return Row(ids)
+        if over >= len(self._tokens(completion, special=False)):
+            return Row([], cut=True, lost=True)
+        side = "only_second" if self.text == "pair" else "only_first"  # keeps the separator at the end
+        return Row(self._tokens(*texts, truncation=side, max_length=self.max_length), cut=True)
 
-    def _tokens(self, *texts: str, special: bool = True) -> list[int]:
-        return list(self.tokenizer(*texts, add_special_tokens=special, verbose=False).input_ids)
+    def _tokens(self, *texts: str, special: bool = True, **limits: Any) -> list[int]:
+        return list(self.tokenizer(*texts, add_special_tokens=special, verbose=False, **limits).input_ids)
 
     @torch.inference_mode()
     def _run(self, rows: Sequence[list[int]]) -> list[float]:

@@ -8,7 +8,7 @@ from stagealign.errors import BadData
 from stagealign.execute import Outcome, execute
 from stagealign.pipeline import Run, result, unfinished
 from stagealign.plan import Plan, check_machine, make_plan
-from stagealign.results import result_path, write_result
+from stagealign.results import result_path, stands, write_result
 from stagealign.spec import Cell, Scale
 from stagealign.store import Artifact, Store
 
@@ -50,6 +50,7 @@ def demo(results: Path, reports: Path, workers: int | None) -> Outcome:
 def _carry_out(plan: Plan, store: Store, results: Path, workers: int | None) -> Outcome:
     """Builds what is missing and writes each result as soon as it is complete, so that an interrupt costs none."""
     waiting = dict(enumerate(plan.runs))
+    claimed: set[str] = set()
     with show.progress(plan, workers) as progress:
 
         def finish(outcome: Outcome) -> None:
@@ -57,7 +58,11 @@ def _carry_out(plan: Plan, store: Store, results: Path, workers: int | None) -> 
             for number, one in list(waiting.items()):
                 goals = {goal.path for goal in one.goals}
                 if goals <= ready:
-                    progress.wrote(write_result(results, result(one, store, frozenset(outcome.built))))
+                    fresh = outcome.built - claimed
+                    made = result(one, store, fresh)
+                    claimed.update(outcome.built - claimed - fresh)
+                    if not (outcome.built.isdisjoint(paths(one)) and stands(results, made)):
+                        progress.wrote(write_result(results, made))
                 elif goals & outcome.failed.keys():
                     _write_failure(one, outcome, results)
                 else:
@@ -74,6 +79,11 @@ def _carry_out(plan: Plan, store: Store, results: Path, workers: int | None) -> 
         finish(outcome)
     show.outcome(plan, outcome)
     return outcome
+
+
+def paths(one: Run) -> set[str]:
+    """Every artifact that a run is made of."""
+    return {artifact.path for goal in one.goals for artifact in goal.lineage()}
 
 
 def _write_failure(one: Run, outcome: Outcome, results: Path) -> None:

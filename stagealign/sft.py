@@ -6,10 +6,13 @@ from typing import Any
 import torch
 
 from stagealign import assets
-from stagealign.lm import LanguageModel, check_tokenizer, freeze_below, load, save
+from stagealign.lm import LanguageModel, check_tokenizer, freeze_below, link, load, save
 from stagealign.records import read_dicts
 from stagealign.spec import stream
 from stagealign.store import Work
+
+VOCABULARY = 50_304
+"""Rows of Pythia-160m's embedding."""
 
 
 def build_weights(work: Work) -> dict[str, Any]:
@@ -37,10 +40,10 @@ def build_shape(work: Work) -> dict[str, Any]:
         lm = load(work.params["checkpoint"], work.params["revision"])
         weights = "published"
     except Exception as error:  # any failure to reach the hub or its cache means: not here
-        lm = LanguageModel(random_pythia(work.params["seed"]), byte_tokenizer())
+        lm = LanguageModel(random_pythia(work.params["seed"]), byte_tokenizer(words=VOCABULARY - 257))
         weights = "random"
         reason = type(error).__name__
-    save(lm, work.out)
+    save(lm, work.out, top_layers=work.params["trained_layers"])
     return {"weights": weights, "parameters": lm.model.num_parameters()} | (
         {"reason": reason} if weights == "random" else {}
     )
@@ -52,7 +55,7 @@ def random_pythia(seed: int) -> Any:
 
     torch.manual_seed(stream(seed, "weights") % 2**32)
     config = GPTNeoXConfig(
-        vocab_size=50_304,
+        vocab_size=VOCABULARY,
         hidden_size=768,
         num_hidden_layers=12,
         num_attention_heads=12,
@@ -65,13 +68,22 @@ def random_pythia(seed: int) -> Any:
     return AutoModelForCausalLM.from_config(config)
 
 
-def byte_tokenizer() -> Any:
-    """A tokenizer of bytes with an end token, for shapes whose own tokenizer is not at hand."""
+def byte_tokenizer(words: int = 0) -> Any:
+    """A tokenizer of bytes, an end token and made-up `words`, for shapes whose own tokenizer is not at hand.
+
+    Enough words that the vocabulary is the shape's: whatever random weights sample is then text and can be ranked.
+    """
+    from itertools import chain, islice, product
+    from string import ascii_lowercase, digits
+
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     symbols = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
+    made_up = chain.from_iterable(product(ascii_lowercase + digits, repeat=length) for length in range(1, 5))
+    symbols += ["\u0120" + "".join(word) for word in islice(made_up, words)]  # the byte alphabet's sign for a space
+    vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
@@ -126,9 +138,7 @@ def build_start(work: Work) -> dict[str, Any]:
 
 def build_link(work: Work) -> dict[str, Any]:
     """Builder of `start` where no SFT is asked for: the weights as they are."""
-    import os
-
     for file in Path(work.inputs["weights"]).iterdir():
         if file.name != "record.json":
-            os.link(file, work.out / file.name)
+            link(file, work.out / file.name)
     return {}

@@ -51,7 +51,11 @@ class Judge(ThreadingHTTPServer):
         choice = {"message": {"role": "assistant", "content": letter}}
         if self.logprobs and request.get("logprobs"):
             other = "AB".replace(letter, "")
-            top = [{"token": f" {letter}", "logprob": -0.1}, {"token": other, "logprob": -3}, {"token": "x", "logprob": -4}]
+            top = [
+                {"token": f" {letter}", "logprob": -0.1},
+                {"token": other, "logprob": -3},
+                {"token": "x", "logprob": -4},
+            ]
             choice |= {"message": {"content": "x"}, "logprobs": {"content": [{"top_logprobs": top}]}}
         return {"model": self.name, "choices": [choice], "usage": {"total_tokens": 7}}
 
@@ -122,7 +126,7 @@ def slow(_):
 
 
 def test_scores_are_shares_of_comparisons_won(ask, server):
-    """good beats fair twice: 1; bad loses twice: 0; each fair wins one of two: 0.5."""
+    """Good beats fair twice: 1; bad loses twice: 0; each fair wins one of two: 0.5."""
     judge = ask()
     (found,) = judge.judge([CONTEST])
     assert (found.on, found.off) == ((1.0, 0.0), (0.5, 0.5))
@@ -252,7 +256,10 @@ def test_the_wait_that_a_server_asks_for_is_kept(ask, server):
         ((200, {}, f"garbage {KEY}".encode()), r"not a chat completion: garbage \[key\] \(3 attempts\)"),
         ((200, {}, b" " * 5_000_000), r"more than 4,000,000 bytes"),
         ((200, {}, slow), r"within 0\.3 s \(3 attempts\)"),
-        ((200, {}, {"choices": [{"message": {"content": f"I am {KEY}"}}]}), r"answered 'I am \[key\]' where one letter"),
+        (
+            (200, {}, {"choices": [{"message": {"content": f"I am {KEY}"}}]}),
+            r"answered 'I am \[key\]' where one letter",
+        ),
     ],
     ids=["500", "401", "404", "redirect", "garbage", "flood", "never", "chatty"],
 )
@@ -363,7 +370,14 @@ def test_the_key_shows_nowhere(ask, server, monkeypatch):
 
 @pytest.mark.parametrize(
     "url",
-    ["", "localhost:8000/v1", "ftp://host/v1", f"http://me:{KEY}@host/v1", f"http://host/v1?key={KEY}", "http://a b/v1"],
+    [
+        "",
+        "localhost:8000/v1",
+        "ftp://host/v1",
+        f"http://me:{KEY}@host/v1",
+        f"http://host/v1?key={KEY}",
+        "http://a b/v1",
+    ],
 )
 def test_urls_that_cannot_be_used_are_refused(url):
     with pytest.raises(StagealignError, match="URL of the server") as caught:

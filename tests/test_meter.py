@@ -15,9 +15,8 @@ ITEMS = [Item(f"{i:04x}", f"prompt {i}", ("good static", "bad")) for i in range(
 class Coin:
     """An oracle to which the policy's candidates are better with a fixed chance, drawn by prompt."""
 
-    identity = {"kind": "coin"}
-
     def __init__(self, chance, fails=()):
+        self.identity = {"kind": "coin"}
         self.chance, self.fails, self.asked = chance, set(fails), []
 
     def judge(self, contests):

@@ -111,7 +111,10 @@ def test_batched_equals_one_by_one():
         texts = (*contest.on, *contest.off)
         for i, score in enumerate((*found.on, *found.off)):
             expected = [
-                (one_by_one(oracle, contest.prompt, texts[i], other) - one_by_one(oracle, contest.prompt, other, texts[i]))
+                (
+                    one_by_one(oracle, contest.prompt, texts[i], other)
+                    - one_by_one(oracle, contest.prompt, other, texts[i])
+                )
                 / 2
                 for j, other in enumerate(texts)
                 if j != i
@@ -153,7 +156,7 @@ def test_averaged_over_both_orders_a_swap_changes_only_the_sign():
 
 
 def test_verdict_by_hand():
-    """Three distinct texts a, b, c; on = (a, b), off = (c, a). ab: (3 - 1)/2 = 1; ac: (-2 - 2)/2 = -2; bc: (1 + 1)/2 = 1.
+    """Distinct texts a, b, c; on = (a, b), off = (c, a). ab: (3 - 1)/2 = 1; ac: (-2 - 2)/2 = -2; bc: (1 + 1)/2 = 1.
 
     a: (1 - 2 + 0)/3; b: (-1 + 1 - 1)/3; c: (2 - 1 + 2)/3. Only ab changes its winner with the order: a first wins at 3,
     b first wins at 1.
@@ -284,8 +287,8 @@ def test_only_safetensors_are_read(tmp_path):
     assert not (tmp_path / "hacked").exists()
     with pytest.raises(StagealignError, match="nowhere"):
         pairrm.load(str(tmp_path / "nowhere"))
+    saved(tmp_path / "fine")
     with pytest.raises(StagealignError, match="dtype 'int8': unknown"):
-        saved(tmp_path / "fine")
         pairrm.load(str(tmp_path / "fine"), dtype="int8")
 
 

@@ -129,6 +129,17 @@ def test_a_prompt_that_leaves_nothing_of_its_completions_is_a_failure(tmp_path, 
     assert lone.failed is None
 
 
+@pytest.mark.parametrize("text", ["pair", "completion"])
+def test_a_cut_text_keeps_its_last_separator(tmp_path, text):
+    oracle = rewards.load(save(tmp_path, "bert"), text=text, max_length=30)
+    (found,) = oracle.judge([Contest("Say it.", ("Good. " * 20,), ("Good. " * 30,))])
+    assert found.truncated == 2
+    assert found.on == found.off
+    kept = ("Good. " * 20)[: 30 - 2 if text == "completion" else 30 - 3 - len("Say it.")]
+    expected = alone(oracle, "Say it.", pair=kept) if text == "pair" else alone(oracle, kept)
+    assert found.on[0] == pytest.approx(expected, abs=1e-5)
+
+
 def test_numbers_that_are_not_finite_are_a_failure(tmp_path):
     oracle = rewards.load(save(tmp_path), text="completion")
     with torch.no_grad():
@@ -140,7 +151,9 @@ def test_identity_holds_what_may_change_a_score_and_no_place(tmp_path):
     one, other = rewards.load(save(tmp_path / "a", chat=True)), rewards.load(save(tmp_path / "b", chat=True))
     assert one.identity == other.identity
     assert str(tmp_path) not in json.dumps(one.identity)
-    (tmp_path / "b" / "chat_template.jinja").write_text(CHAT.replace("user", "human"))
+    (tmp_path / "b" / "record.json").write_text("{}")
+    assert rewards.load(str(tmp_path / "b")).identity == one.identity
+    (tmp_path / "b" / "chat_template.jinja").write_text(CHAT.replace("<assistant>", "<bot>"))
     assert rewards.load(str(tmp_path / "b")).identity != one.identity
     assert rewards.load(str(tmp_path / "a"), text="pair").identity != one.identity
 
@@ -155,13 +168,15 @@ def test_checkpoints_that_are_no_reward_model_are_refused(tmp_path, tiny):
         rewards.load(str(tmp_path / "causal"))
     path = tmp_path / "causal" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"id2label": {"0": "reward"}}))
-    with pytest.raises(StagealignError, match=r"1 weights of LlamaForSequenceClassification are missing.*score\.weight"):
+    with pytest.raises(
+        StagealignError, match=r"1 weights of LlamaForSequenceClassification are missing.*score\.weight"
+    ):
         rewards.load(str(tmp_path / "causal"))
     with pytest.raises(StagealignError, match="asks to run code of its own"):
         rewards.load(save(tmp_path / "remote", auto_map={"AutoModelForSequenceClassification": "evil.Model"}))
+    folder = save(tmp_path / "bin")
+    (tmp_path / "bin" / "model.safetensors").rename(tmp_path / "bin" / "pytorch_model.bin")
     with pytest.raises(StagealignError, match="safetensors"):
-        folder = save(tmp_path / "bin")
-        (tmp_path / "bin" / "model.safetensors").rename(tmp_path / "bin" / "pytorch_model.bin")
         rewards.load(folder)
     with pytest.raises(StagealignError, match="checkpoint"):
         rewards.load(save(tmp_path / "no-config", weights=False))
@@ -176,5 +191,5 @@ def test_options_that_cannot_be_used_are_refused(tmp_path):
     with pytest.raises(StagealignError, match="max_length 500: this reward model reads 1 to 128"):
         rewards.load(folder, max_length=500)
     (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('only tools') }}")
-    with pytest.raises(StagealignError, match="chat template fails on one turn.*only tools"):
+    with pytest.raises(StagealignError, match=r"chat template fails on one turn.*only tools"):
         rewards.load(folder)
