@@ -155,7 +155,8 @@ def outcome(made: Plan, done: Outcome) -> None:
 def summary(scale: Scale, chosen: Sequence[Cell], rows: Sequence[SummaryRow]) -> None:
     """The demo's table."""
     table = Table(
-        *SummaryRow.HEADINGS, title=f"{describe(chosen[0])}\ngold reward, {scale.evaluation.test_prompts} test films"
+        *SummaryRow.HEADINGS,
+        title=f"{describe(chosen[0])}\neffectiveness: gain in gold reward on {scale.evaluation.test_prompts} test films, 95%",
     )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row.cells))

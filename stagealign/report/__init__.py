@@ -24,9 +24,9 @@ class SummaryRow:
         "starting policy",
         "boundary score",
         "names",
-        "effectiveness off",
-        "effectiveness on",
-        "better source",
+        "gain off",
+        "gain on",
+        "better",
         "named it?",
     )
 

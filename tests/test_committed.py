@@ -1,0 +1,30 @@
+"""What is committed belongs together: reports match results, and the README's table is the one they give."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from stagealign import registry, report, runs
+from stagealign.report.front import with_demo
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def committed():
+    """Skips where results are not those of the checkout: a user's own run changes them, and may."""
+    changed = subprocess.run(
+        ["git", "-C", str(ROOT), "status", "--porcelain", "results/lab"], capture_output=True, text=True
+    )
+    if changed.returncode or changed.stdout:
+        pytest.skip("results/lab is not as committed: a run of one's own has changed it")
+
+
+def test_reports_match_results():
+    assert report.check(ROOT / "results", ROOT / "reports", "lab") == []
+
+
+def test_the_readme_shows_the_demo_as_the_results_give_it():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_demo(readme, ROOT / "results", registry.select("lab", runs.DEMO), "reports") == readme
