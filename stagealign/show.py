@@ -154,10 +154,9 @@ def outcome(made: Plan, done: Outcome) -> None:
 
 def summary(scale: Scale, chosen: Sequence[Cell], rows: Sequence[SummaryRow]) -> None:
     """The demo's table."""
-    table = Table(
-        *SummaryRow.HEADINGS,
-        title=f"{describe(chosen[0])}\neffectiveness: gain in gold reward on {scale.evaluation.test_prompts} test films, 95%",
-    )
+    films = scale.evaluation.test_prompts
+    title = f"{describe(chosen[0])}\neffectiveness: gain in gold reward on {films} test films, with 95% intervals"
+    table = Table(*SummaryRow.HEADINGS, title=title)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row.cells))
     console.print(table)
