@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from stagealign import assets
+from stagealign.errors import StagealignError
 from stagealign.lm import LanguageModel, check_tokenizer, freeze_below, link, load, save
 from stagealign.records import read_dicts
 from stagealign.spec import stream
@@ -39,10 +40,10 @@ def build_shape(work: Work) -> dict[str, Any]:
     try:
         lm = load(work.params["checkpoint"], work.params["revision"])
         weights = "published"
-    except Exception as error:  # any failure to reach the hub or its cache means: not here
+    except StagealignError as error:
         lm = LanguageModel(random_pythia(work.params["seed"]), byte_tokenizer(words=VOCABULARY - 257))
         weights = "random"
-        reason = type(error).__name__
+        reason = str(error)
     save(lm, work.out, top_layers=work.params["trained_layers"])
     return {"weights": weights, "parameters": lm.model.num_parameters()} | (
         {"reason": reason} if weights == "random" else {}
