@@ -13,14 +13,13 @@ from stagealign import assets, lm
 from stagealign.boundary import boundary_score
 from stagealign.logps import Packed, PairTokens, pack
 from stagealign.records import Candidate, Prompt, by_prompt, prompt_hash, read_dicts, read_rows
-from stagealign.statistics import mean_metric
+from stagealign.statistics import mean_metric, spearman
 from stagealign.store import Work
 
 
 def fit_gold(work: Work) -> dict[str, Any]:
     """Builder of `gold`: MiniLM with a scalar head, fine-tuned on human ratings; quality on held-out films."""
     from datasets import Dataset
-    from scipy.stats import spearmanr
     from transformers import (
         AutoModelForSequenceClassification,
         AutoTokenizer,
@@ -68,8 +67,8 @@ def fit_gold(work: Work) -> dict[str, Any]:
     model.save_pretrained(work.out)
     tokenizer.save_pretrained(work.out)
     scores = gold_reward(work.out, [row["text"] for row in held_out])
-    quality = spearmanr(scores, [row["rating"] for row in held_out]).statistic
-    return {"learned_from": len(learn), "held_out": len(held_out), "spearman": round(float(quality), 3)}
+    quality = spearman(scores, [row["rating"] for row in held_out])
+    return {"learned_from": len(learn), "held_out": len(held_out), "spearman": quality}
 
 
 @torch.inference_mode()

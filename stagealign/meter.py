@@ -20,6 +20,8 @@ from stagealign.spec import fingerprint
 
 FIRST_BATCH, LARGEST_BATCH = 16, 256
 FAILURES_ALLOWED = 0.01
+DPO_TOKEN_COST = 4
+"""A token of DPO (policy forward and backward, reference forward) in forwards of a sampled token; arithmetic only."""
 PAPER_COST_SHARE = 0.032
 """2,000 of 61,135 prompts, without the cost of generation; arXiv 2508.10530."""
 
@@ -182,7 +184,7 @@ def batches(items: Sequence[Item], growing: bool) -> Iterator[Sequence[Item]]:
     size, start = (FIRST_BATCH if growing else LARGEST_BATCH), 0
     while start < len(items):
         yield items[start : start + size]
-        start, size = start + size, min(size * 2 if not growing else size + FIRST_BATCH, LARGEST_BATCH)
+        start, size = start + size, min(size + FIRST_BATCH, LARGEST_BATCH)
 
 
 @dataclass
@@ -308,7 +310,7 @@ def conclude(
     stage: Stage = decision.stage if decision is not None else cross.stage
     failures = tally.counts["failures"]
     asked = len(tally.votes) + failures
-    share = meter.phases.tokens / epoch_tokens / 4 if epoch_tokens else None
+    share = meter.phases.tokens / (DPO_TOKEN_COST * epoch_tokens) if epoch_tokens else None
     return Measurement(
         boundary_score=cross.score,
         interval=decision.interval if decision is not None else cross.interval,

@@ -13,6 +13,7 @@ import numpy as np
 from stagealign.boundary import cross_votes, top_vote
 from stagealign.errors import BadData
 from stagealign.records import Candidate, Drops, Pair, by_prompt, prompt_hash, read_dicts, read_rows, write_rows
+from stagealign.statistics import spearman
 from stagealign.store import Work
 
 Scorer = Callable[[Sequence[str]], list[float]]
@@ -38,13 +39,6 @@ def fit(work: Work) -> dict[str, Any]:
         "held_out": len(held_out),
         "spearman": spearman(scores, [row["rating"] for row in held_out]),
     }
-
-
-def spearman(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Rank correlation of two scorings of the same texts."""
-    from scipy.stats import spearmanr
-
-    return round(float(spearmanr(ours, theirs).statistic), 3)
 
 
 def tfidf(folder: Path) -> Scorer:

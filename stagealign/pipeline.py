@@ -96,6 +96,14 @@ class Run:
         steps = [step for steps in self.rounds for step in steps]
         return [self.start_scores, *(step.scores for step in steps), *(step.policy for step in steps)]
 
+    @property
+    def artifacts(self) -> dict[str, Artifact]:
+        """Everything the run is made of, by path, parents first."""
+        found: dict[str, Artifact] = {}
+        for goal in self.goals:
+            goal.lineage(found)
+        return found
+
 
 def plan_run(cell: Cell, seed: int, demo: bool = False) -> Run:
     """Every artifact of one run; `demo` keeps only the recorded learning rate."""
@@ -292,7 +300,7 @@ def result(run: Run, store: Store, fresh: set[str] | None = None) -> Result:
     """
     fresh = set() if fresh is None else fresh
     cell = run.cell
-    records = {a.path: store.record(a) for goal in run.goals for a in goal.lineage()}
+    records = {path: store.record(artifact) for path, artifact in run.artifacts.items()}
     complete = plan_run(cell, run.seed)
     rates = cell.scale.training.learning_rate
     rounds = [_round(steps, rates[steps[0].source.key], store, fresh) for steps in complete.rounds]

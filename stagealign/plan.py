@@ -42,23 +42,13 @@ def make_plan(cells: Iterable[Cell], seeds: Sequence[int], store: Store, demo: b
     artifacts: dict[str, Artifact] = {}
     wanted = 0
     for run in runs:
-        mine: dict[str, Artifact] = {}
-        for goal in run.goals:
-            _collect(goal, mine)
+        mine = run.artifacts
         wanted += len(mine)
         for path, artifact in mine.items():
             known = artifacts.setdefault(path, artifact)
             assert known.fingerprint == artifact.fingerprint, f"{path}: two specs share this path"
     ready = frozenset(path for path, artifact in artifacts.items() if store.record(artifact) is not None)
     return Plan(runs, artifacts, ready, wanted)
-
-
-def _collect(artifact: Artifact, found: dict[str, Artifact]) -> None:
-    if artifact.path in found:
-        return
-    for parent in artifact.inputs.values():
-        _collect(parent, found)
-    found[artifact.path] = artifact
 
 
 def check_machine(scale: Scale, cells: Iterable[Cell]) -> None:

@@ -61,7 +61,7 @@ def _carry_out(plan: Plan, store: Store, results: Path, workers: int | None) -> 
                     fresh = outcome.built - claimed
                     made = result(one, store, fresh)
                     claimed.update(outcome.built - claimed - fresh)
-                    if not (outcome.built.isdisjoint(paths(one)) and stands(results, made)):
+                    if not (outcome.built.isdisjoint(one.artifacts) and stands(results, made)):
                         progress.wrote(write_result(results, made))
                 elif goals & outcome.failed.keys():
                     _write_failure(one, outcome, results)
@@ -79,11 +79,6 @@ def _carry_out(plan: Plan, store: Store, results: Path, workers: int | None) -> 
         finish(outcome)
     show.outcome(plan, outcome)
     return outcome
-
-
-def paths(one: Run) -> set[str]:
-    """Every artifact that a run is made of."""
-    return {artifact.path for goal in one.goals for artifact in goal.lineage()}
 
 
 def _write_failure(one: Run, outcome: Outcome, results: Path) -> None:

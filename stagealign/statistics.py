@@ -280,3 +280,10 @@ def _gains_at_kl(ladder: Ladder, kl: float) -> dict[str, float]:
         paired_differences(gains, ladder[0][1])
     found = {prompt: gain_at_kl([(rung, gains[prompt]) for rung, gains in ladder], kl) for prompt in ladder[0][1]}
     return {prompt: gain for prompt, gain in found.items() if gain is not None}
+
+
+def spearman(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Rank correlation of two scorings of the same texts."""
+    from scipy.stats import spearmanr
+
+    return round(float(spearmanr(ours, theirs).statistic), 3)

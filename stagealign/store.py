@@ -62,11 +62,14 @@ class Artifact:
     def fingerprint(self) -> str:
         return fingerprint(self.identity)
 
-    def lineage(self) -> Iterator["Artifact"]:
-        """This artifact after all it is made from, parents first; shared ones may repeat."""
-        for parent in self.inputs.values():
-            yield from parent.lineage()
-        yield self
+    def lineage(self, found: dict[str, "Artifact"] | None = None) -> dict[str, "Artifact"]:
+        """By path, all that this artifact is made from and then itself, each once, parents first; added to `found`."""
+        found = {} if found is None else found
+        if self.path not in found:
+            for parent in self.inputs.values():
+                parent.lineage(found)
+            found[self.path] = self
+        return found
 
 
 @dataclass(frozen=True)
