@@ -43,6 +43,7 @@ def run(
         int | None, typer.Option(help="How many seeds, from 0; the scale's own number by default.", min=1)
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be built and how long it takes.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Also run what the results folder holds already.")] = False,
     workers: Workers = None,
     results: Results = Path("results"),
 ) -> None:
@@ -51,7 +52,8 @@ def run(
 
     chosen = registry.scale(scale)
     cells = registry.select(scale, k)
-    outcome = runs.run(chosen, cells, chosen.seeds if seeds is None else tuple(range(seeds)), results, workers, dry_run)
+    own = chosen.seeds if seeds is None else tuple(range(seeds))
+    outcome = runs.run(chosen, cells, own, results, workers, dry_run, again)
     raise typer.Exit(1 if outcome.failed else 0)
 
 

@@ -71,6 +71,11 @@ class Step:
     scores: Artifact
     start_scores: Artifact
 
+    @property
+    def fingerprint(self) -> str:
+        """What a result's rung is known by: the policy and what measured it."""
+        return fingerprint([self.policy.fingerprint, self.scores.fingerprint])
+
 
 @dataclass(frozen=True)
 class Run:
@@ -95,6 +100,11 @@ class Run:
         """What must be built for this run's result; their lineage is everything."""
         steps = [step for steps in self.rounds for step in steps]
         return [self.start_scores, *(step.scores for step in steps), *(step.policy for step in steps)]
+
+    @property
+    def rungs(self) -> set[str]:
+        """Fingerprints of the rungs that a complete result of this run holds."""
+        return {step.fingerprint for steps in self.rounds for step in steps}
 
     @property
     def artifacts(self) -> dict[str, Artifact]:
@@ -406,7 +416,7 @@ def _rung(step: Step, start: dict[str, Any], store: Store, fresh: set[str]) -> d
     """One learning rate's entry of the result."""
     rung: dict[str, Any] = {
         "learning_rate": step.learning_rate,
-        "fingerprint": fingerprint([step.policy.fingerprint, step.scores.fingerprint]),
+        "fingerprint": step.fingerprint,
     }
     policy, scores = store.record(step.policy), store.record(step.scores)
     if policy is None or scores is None:

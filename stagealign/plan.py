@@ -1,6 +1,6 @@
 """Runs -> unique artifacts: what exists, what would be built, in which order and how long it takes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +22,9 @@ class Plan:
     wanted: int
     """Artifacts the runs would need if nothing were shared."""
 
+    standing: tuple[Run, ...] = ()
+    """Runs left out because their results stand already."""
+
     @cached_property
     def missing(self) -> list[Artifact]:
         """What would be built, parents first."""
@@ -33,12 +36,20 @@ class Plan:
         return sum(artifact.seconds for artifact in self.missing)
 
 
-def make_plan(cells: Iterable[Cell], seeds: Sequence[int], store: Store, demo: bool = False) -> Plan:
-    """The plan of all cells with all seeds.
+def make_plan(
+    cells: Iterable[Cell],
+    seeds: Sequence[int],
+    store: Store,
+    demo: bool = False,
+    stands: Callable[[Run], bool] = lambda run: False,
+) -> Plan:
+    """The plan of all cells with all seeds, without the runs whose results `stands` says are there already.
 
     Raises StoreDrift where the store holds an artifact of another spec, before anything is built.
     """
-    runs = tuple(plan_run(cell, seed, demo) for seed in seeds for cell in cells)
+    asked = tuple(plan_run(cell, seed, demo) for seed in seeds for cell in cells)
+    standing = tuple(run for run in asked if stands(run))
+    runs = tuple(run for run in asked if run not in standing)
     artifacts: dict[str, Artifact] = {}
     wanted = 0
     for run in runs:
@@ -48,7 +59,7 @@ def make_plan(cells: Iterable[Cell], seeds: Sequence[int], store: Store, demo: b
             known = artifacts.setdefault(path, artifact)
             assert known.fingerprint == artifact.fingerprint, f"{path}: two specs share this path"
     ready = frozenset(path for path, artifact in artifacts.items() if store.record(artifact) is not None)
-    return Plan(runs, artifacts, ready, wanted)
+    return Plan(runs, artifacts, ready, wanted, standing)
 
 
 def check_machine(scale: Scale, cells: Iterable[Cell]) -> None:

@@ -65,18 +65,19 @@ def _keep_rungs(old: Result, new: Result) -> None:
         ]
 
 
-def stands(folder: Path, new: Result) -> bool:
-    """Whether the folder holds a done result of the same run with every rung that `new` has done."""
+def stands(path: Path, rungs: set[str]) -> bool:
+    """Whether a done result with all of these rungs (fingerprints) stands there, from whichever machine it came."""
     try:
-        old = read_result(result_path(folder, new["scale"], new["cell"], new["seed"]))
+        old = read_result(path)
     except (FileNotFoundError, BadData):
         return False
+    return old["state"] == "done" and rungs <= done_rungs(old)
 
-    def done(result: Result) -> set[str]:
-        rungs = (rung for entry in result["rounds"] for rung in entry["rungs"])
-        return {rung["fingerprint"] for rung in rungs if rung["state"] == "done"}
 
-    return old["state"] == "done" and done(new) <= done(old)
+def done_rungs(result: Result) -> set[str]:
+    """Fingerprints of the rungs that the result has measured."""
+    rungs = (rung for entry in result["rounds"] for rung in entry["rungs"])
+    return {rung["fingerprint"] for rung in rungs if rung["state"] == "done"}
 
 
 def read_result(path: Path) -> Result:

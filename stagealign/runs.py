@@ -8,7 +8,7 @@ from stagealign.errors import BadData
 from stagealign.execute import Outcome, execute
 from stagealign.pipeline import Run, result, unfinished
 from stagealign.plan import Plan, check_machine, make_plan
-from stagealign.results import result_path, stands, write_result
+from stagealign.results import done_rungs, result_path, stands, write_result
 from stagealign.spec import Cell, Scale
 from stagealign.store import Artifact, Store
 
@@ -16,12 +16,25 @@ DEMO = "zephyr and dpo and (1off or 1on or 2off_off or 2off_on)"
 
 
 def run(
-    scale: Scale, cells: Sequence[Cell], seeds: Sequence[int], results: Path, workers: int | None, dry_run: bool = False
+    scale: Scale,
+    cells: Sequence[Cell],
+    seeds: Sequence[int],
+    results: Path,
+    workers: int | None,
+    dry_run: bool = False,
+    again: bool = False,
 ) -> Outcome:
-    """Runs cells with seeds and writes one result each; failed ones are written as failed."""
+    """Runs cells with seeds and writes one result each; failed ones are written as failed.
+
+    A run whose complete result stands in `results` is left out, also on a machine whose store is empty, unless `again`.
+    """
+
+    def stand(one: Run) -> bool:
+        return not again and stands(result_path(results, scale.key, one.cell.id, one.seed), one.rungs)
+
     check_machine(scale, cells)
     store = Store()
-    plan = make_plan(cells, seeds, store)
+    plan = make_plan(cells, seeds, store, stands=stand)
     show.plan(scale, plan, workers)
     if dry_run:
         return Outcome()
@@ -61,7 +74,8 @@ def _carry_out(plan: Plan, store: Store, results: Path, workers: int | None) -> 
                     fresh = outcome.built - claimed
                     made = result(one, store, fresh)
                     claimed.update(outcome.built - claimed - fresh)
-                    if not (outcome.built.isdisjoint(one.artifacts) and stands(results, made)):
+                    path = result_path(results, one.cell.scale.key, one.cell.id, one.seed)
+                    if not (outcome.built.isdisjoint(one.artifacts) and stands(path, done_rungs(made))):
                         progress.wrote(write_result(results, made))
                 elif goals & outcome.failed.keys():
                     _write_failure(one, outcome, results)

@@ -56,6 +56,10 @@ def assumptions(chosen: Sequence[Cell]) -> list[tuple[str, str, str]]:
 def plan(scale: Scale, made: Plan, workers: int | None) -> None:
     """First lines of a run: the scale, what is shared, what is there, how long the rest takes."""
     console.print(Text(f"scale {scale.key}: {scale.name}; {len(made.runs)} runs (cell x seed)"))
+    if made.standing:
+        console.print(Text(f"{len(made.standing)} more have their results already; `--again` runs them too"))
+    if not made.runs:
+        return
     shared = made.wanted - len(made.artifacts)
     console.print(
         Text(

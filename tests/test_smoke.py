@@ -115,7 +115,7 @@ def test_weights_that_no_round_trains_are_on_the_disk_once(smoke):
 
 
 def test_a_second_call_builds_nothing(smoke, results):
-    code, out, seconds = smoke[1]("run", "-k", "2off_on or 2on_off")
+    code, out, seconds = smoke[1]("run", "-k", "2off_on or 2on_off", "--again")
     assert code == 0, out
     assert "0 to build" in out
     assert "built 0, reused" in out
@@ -126,6 +126,18 @@ def test_a_second_call_builds_nothing(smoke, results):
         for (_, old), (_, new) in zip(rungs(before), rungs(after), strict=True):
             assert new["metrics"] == old["metrics"]
             assert new["training"]["curve"] == old["training"]["curve"]
+
+
+def test_what_stands_in_the_results_is_not_planned_again(smoke):
+    """Not even with an empty store: results travel, artifacts need not."""
+    code, out, _ = smoke[1]("run", "-k", "2off_on or 2on_off or pythia-dpo-1off", "--dry-run")
+    assert code == 0, out
+    assert "1 runs" in out
+    assert "4 more have their results already" in out
+    code, out, _ = smoke[1]("run", "-k", "2off_on or 2on_off")
+    assert code == 0, out
+    assert "nothing" not in out.splitlines()[0]
+    assert "0 runs" in out
 
 
 def test_the_report_is_written_and_current(smoke):
