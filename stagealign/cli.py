@@ -113,6 +113,9 @@ def boundary(
     template: Annotated[str, typer.Option(help="auto: the tokenizer's chat template; none: plain text.")] = "auto",
     policy_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the policy.")] = None,
     judge_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the judge.")] = None,
+    max_judge_tokens: Annotated[
+        int | None, typer.Option(help="Ask a served judge no more once it has billed so many tokens.", min=1)
+    ] = None,
     json_file: Annotated[
         str | None, typer.Option("--json", help="Write the measurement here; - is standard output.")
     ] = None,
@@ -128,7 +131,8 @@ def boundary(
     with show.measuring(json_file == "-") as heard:
         found = measuring.measure_boundary(
             policy, data, oracle=oracle, prompts=prompts, decide=decide, seed=seed, split=split, decoding=decoding,
-            template=template, policy_url=policy_url, judge_url=judge_url, heard=heard,
+            template=template, policy_url=policy_url, judge_url=judge_url, max_judge_tokens=max_judge_tokens,
+            heard=heard,
         )  # fmt: skip
     measuring.write(found, json_file, html)
     if json_file != "-":

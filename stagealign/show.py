@@ -197,7 +197,10 @@ def measurement(found: "Measurement") -> None:
         table.add_row(Text(name), Text(value))
     console.print(table)
     if not found.reliable:
-        console.print(Text(f"unreliable: the oracle failed on {found.failures} prompts", style="red"))
+        said = f"unreliable: {found.failures} prompts failed, the first with {found.failure}"
+        console.print(Text(said, style="red"), soft_wrap=True)
+    if found.stopped:
+        console.print(Text(f"stopped early: {found.stopped}", style="yellow"), soft_wrap=True)
 
 
 def where(page: Path) -> None:
