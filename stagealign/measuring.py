@@ -181,7 +181,7 @@ def _measure(request: Request, oracle: Oracle | None, heard: Heard) -> Measureme
     if isinstance(oracle, RecordedOracle):
         contests = (one for batch in batches(items, growing=False) for one in meter.contests(batch))
         oracle.check(Contest(item.prompt, one.completions, item.off) for item, one in contests if one.failed is None)
-    facts = _facts(rows) | policy.facts
+    facts = {**_facts(rows), **policy.facts}
     return measure(items, meter, facts, request.decide, heard, _epoch_tokens(rows, policy.count))
 
 

@@ -455,8 +455,9 @@ def conclude(
         prompts_used=tally.prompts,
         votes={"on": cross.votes_on, "off": cross.votes_off, "ties": tally.counts["ties"]},
         top_candidate={"score": top.score, "interval": looks.top.interval if looks else top.interval},
-        decision=looks
-        and {
+        decision=None
+        if looks is None
+        else {
             "level": looks.level,
             "decided": stage != "undecided",
             "prompts_needed": looks.cross.prompts_needed(),

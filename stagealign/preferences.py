@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 
 from stagealign.errors import BadData
@@ -128,7 +129,7 @@ def read_preferences(
         except Unusable as error:
             tally.add(str(error), number)
             continue
-        group = pick.group(preference.prompt_text, lambda preference=preference: _Merged(shelf.put(preference)))
+        group = pick.group(preference.prompt_text, partial(_merged, shelf, preference))
         if group is not None:
             group.rows += 1
     some(source, given, given - tally.drops.total(), tally)
@@ -220,6 +221,10 @@ class _Merged:
     first: int
     """Place of the first row's candidates."""
     rows: int = 0
+
+
+def _merged(shelf: Shelf[Preference], first: Preference) -> _Merged:
+    return _Merged(shelf.put(first))
 
 
 def _present(source: str, row: Row, column: str) -> None:

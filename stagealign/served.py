@@ -21,7 +21,9 @@ TIMEOUT = 600.0
 """Seconds for one completion, the wait for those before it included: some servers write one at a time."""
 WORKERS = 8
 REFUSED = {400, 413, 422}
-"""What a server answers to a request that it will never take; a prompt beyond its context is one."""
+"""What a server answers to a request that it will never take."""
+GIVE_UP = 10
+"""Prompts that fail one after the other before the run is stopped."""
 PROBE = "Write one sentence about the sea."
 
 Messages = Sequence[Mapping[str, str]]
@@ -112,19 +114,25 @@ class ServedPolicy:
     def write(self, prompts: Sequence[tuple[str, Messages]], count: int) -> Iterator[Written]:
         """`count` completions of each (hash, messages), in order, with some requests under way.
 
-        A prompt that the server refuses is a failure with its reason. Raises StagealignError where it stays away, or
-        gives its model another name than before; what was given up to there stands.
+        A prompt that the server refuses, or fails on after all attempts, is a failure with its reason: one beyond its
+        context, say. Raises StagealignError where the server stays away, fails on `GIVE_UP` prompts in a row, or gives
+        its model another name than before; what was given up to there stands.
         """
         stop = threading.Event()
         pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="policy")
         waiting: deque[list[Future[tuple[str, int, bool]]]] = deque()
+        streak = 0
         try:
             for place in range(len(prompts) + WORKERS):
                 if place < len(prompts):
                     key, messages = prompts[place]
                     waiting.append([pool.submit(self._complete, key, messages, i, stop) for i in range(count)])
                 if waiting and (len(waiting) > WORKERS or place >= len(prompts)):
-                    yield self._written(waiting.popleft())
+                    written = self._written(waiting.popleft())
+                    streak = streak + 1 if written.failed else 0
+                    if streak == GIVE_UP:
+                        raise self._stopped(f"{GIVE_UP} prompts in a row failed, the last with {written.failed}")
+                    yield written
         finally:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -133,14 +141,17 @@ class ServedPolicy:
         try:
             found = [future.result() for future in futures]
         except RequestFailed as error:
-            if error.status in REFUSED:
-                return Written(failed=f"the policy's server refused the prompt: {error}")
-            raise StagealignError(
-                f"policy {self.name!r} at {self.server.url}: {error}; what was measured is kept, run the same command "
-                "again when it is back"
-            ) from error
+            if error.status is not None:
+                return Written(failed=f"the policy's server answered {error}")
+            raise self._stopped(str(error)) from error
         return Written(
             tuple(text for text, _, _ in found), sum(tokens for _, tokens, _ in found), sum(cut for *_, cut in found)
+        )
+
+    def _stopped(self, reason: str) -> StagealignError:
+        return StagealignError(
+            f"policy {self.name!r} at {self.server.url}: {reason}; what was measured is kept, run the same command "
+            "again when it is back"
         )
 
     def _complete(self, key: str, messages: Messages, index: int, stop: threading.Event) -> tuple[str, int, bool]:

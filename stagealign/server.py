@@ -20,13 +20,15 @@ LONGEST_CONNECT = 10.0
 """Seconds to wait for a connection at most: an answer may take long, a server that runs takes connections at once."""
 FIRST_ATTEMPTS = 3
 """Requests sent for the first answer of all, before any work: a server that is not there is soon said."""
-ATTEMPTS = 7
+ATTEMPTS = 15
 """Requests sent for one answer; with the first wait of a second the last goes out about a minute after the first, so
 a server that was restarted is back."""
 LARGEST_ANSWER = 4_000_000
 """Bytes of a body; more is no chat completion."""
 LONGEST_WAIT = 60.0
 """Seconds between two attempts at most, whatever the server asks for."""
+LONGEST_OWN_WAIT = 5.0
+"""Seconds between two attempts at most where it asks for nothing."""
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
 
@@ -124,7 +126,7 @@ class Server:
     def _wait(self, state: Any) -> float:
         error = state.outcome.exception()
         asked = error.after if isinstance(error, RequestFailed) and error.after is not None else 0.0
-        grown = self.backoff * 2 ** (state.attempt_number - 1) * random.uniform(0.75, 1.25)
+        grown = min(LONGEST_OWN_WAIT, self.backoff * 2 ** (state.attempt_number - 1)) * random.uniform(0.75, 1.25)
         return min(LONGEST_WAIT, max(asked, grown))
 
     def _answer(self, body: Mapping[str, Any]) -> dict[str, Any]:
