@@ -257,7 +257,7 @@ class Meter:
 
 def _verdict(row: dict[str, Any]) -> Judged:
     row.pop("key")
-    return Judged(**row | {name: tuple(row[name]) for name in ("on", "off", "won")})
+    return Judged(**row | {name: tuple(row.get(name, ())) for name in ("on", "off", "won")})
 
 
 def batches(items: Sequence[Any], growing: bool) -> Iterator[Sequence[Any]]:

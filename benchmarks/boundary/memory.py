@@ -1,13 +1,14 @@
 """Peak memory of the whole command over a file of 2,000 rows and one of 100,000, each in a process of its own.
 
-`recorded`: candidates scored beforehand, every prompt of the file used. `reward`: a tiny policy is sampled and a tiny
-reward model scores, with the command's own 2,000 prompts at most.
+`recorded`: candidates scored beforehand. `reward`: a tiny policy is sampled and a tiny reward model scores. With the
+command's own limit of 2,000 prompts, and with every prompt of the file (there the larger file has 20,000 for `reward`).
 """
 
 import json
 import random
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +16,50 @@ from benchmarks.boundary.machine import boundary, hardware
 
 SMALL, LARGE = 2_000, 100_000
 WORDS = ("a", "slow", "film", "of", "rain", "and", "long", "roads", "where", "nobody", "says", "what", "they", "want")
-EVERY = ["--prompts", "1000000"]
+EVERY = ("--prompts", "1000000")
 
 
-def measure(threads: int = 1, large: int = LARGE) -> list[dict[str, Any]]:
-    """One row an oracle: peak MB at both sizes and their ratio."""
+@dataclass(frozen=True)
+class Case:
+    """One oracle and how many prompts it is given."""
+
+    name: str
+    write: Callable[[Path, int], Path]
+    arguments: tuple[str, ...]
+    given: str
+    """Option before the file, and what the file's name follows in it."""
+    large: int = LARGE
+
+    def command(self, file: Path) -> list[str]:
+        option, _, start = self.given.partition(" ")
+        return [*self.arguments, option, f"{start}{file}"]
+
+
+def measure(threads: int = 1, scale: float = 1.0) -> list[dict[str, Any]]:
+    """One row a case: peak MB at both sizes and their ratio; `scale` below 1 makes all files smaller, for a test."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         policy, reward = tiny_models(folder)
-        runs: dict[str, tuple[Callable[[Path, int], Path], Callable[[Path], list[str]]]] = {
-            "recorded, every prompt": (scored, lambda file: ["--oracle", f"recorded:{file}", *EVERY]),
-            "recorded, 2,000 prompts": (scored, lambda file: ["--oracle", f"recorded:{file}"]),
-            "reward, 2,000 prompts": (
-                pairs,
-                lambda file: ["--policy", policy, "--data", str(file), "--oracle", reward, "--max-new-tokens", "8"],
-            ),
-        }
-        return [_row(oracle, *how, folder, threads, large) for oracle, how in runs.items()]
+        scoring = ("--policy", policy, "--oracle", reward, "--max-new-tokens", "8")
+        cases = [
+            Case("recorded, every prompt", scored, EVERY, "--oracle recorded:"),
+            Case("recorded, 2,000 prompts", scored, (), "--oracle recorded:"),
+            Case("reward, every prompt", pairs, (*scoring, *EVERY), "--data", large=20_000),
+            Case("reward, 2,000 prompts", pairs, scoring, "--data"),
+        ]
+        return [_row(case, folder, threads, scale) for case in cases]
 
 
-def _row(
-    oracle: str,
-    write: Callable[[Path, int], Path],
-    arguments: Callable[[Path], list[str]],
-    folder: Path,
-    threads: int,
-    large: int,
-) -> dict[str, Any]:
-    row: dict[str, Any] = {"oracle": oracle}
-    for size in (SMALL, large):
-        file = write(folder / "rows.jsonl", size)
+def _row(case: Case, folder: Path, threads: int, scale: float) -> dict[str, Any]:
+    sizes = {}
+    for size in (int(SMALL * scale), int(case.large * scale)):
+        file = case.write(folder / "rows.jsonl", size)
         with tempfile.TemporaryDirectory(dir=folder) as home:
-            found, used = boundary(arguments(file), Path(home), threads)
+            found, used = boundary(case.command(file), Path(home), threads)
         megabytes = round(file.stat().st_size / 2**20, 1)
-        row[str(size)] = {"prompts": found["prompts_used"], "file_mb": megabytes, **used}
-    row["ratio"] = round(row[str(large)]["peak_mb"] / row[str(SMALL)]["peak_mb"], 3)
-    row["hardware"] = hardware(threads)
-    return row
+        sizes[f"{size:,} rows"] = {"prompts": found["prompts_used"], "file_mb": megabytes, **used}
+    small, large = (one["peak_mb"] for one in sizes.values())
+    return {"oracle": case.name, **sizes, "ratio": round(large / small, 3), "hardware": hardware(threads)}
 
 
 def _text(rng: random.Random, words: int) -> str:
