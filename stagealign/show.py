@@ -197,7 +197,7 @@ def measurement(found: "Measurement") -> None:
         table.add_row(Text(name), Text(value))
     console.print(table)
     if not found.reliable:
-        said = f"unreliable: {found.failures} prompts failed, the first with {found.failure}"
+        said = f"unreliable: prompts that failed: {found.failures}, the first with {found.failure}"
         console.print(Text(said, style="red"), soft_wrap=True)
     if found.stopped:
         console.print(Text(f"stopped early: {found.stopped}", style="yellow"), soft_wrap=True)

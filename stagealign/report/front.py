@@ -45,7 +45,7 @@ def meter_lines(folder: Path) -> list[str]:
     for row in _found(folder, "real_run"):
         took, cost, machine = row["used"], row["cost"], row["hardware"]
         lines.append(
-            f"**Cost.** {row['policy']} on {row['data']['prompts']} film reviews, `--decide 0.95`: {row['stage']} "
+            f"**Cost.** {row['policy']} on {row['data']['prompts']} prompts for film reviews, `--decide 0.95`: {row['stage']} "
             f"after {row['prompts_used']} prompts, {took['seconds']:.0f} s from start to answer "
             f"({took['cpu_seconds']:.0f} s of processor time; {machine['processor']}, threads: {machine['threads']}). "
             f"Sampling cost {100 * cost['share_of_dpo_epoch']:.1f}% of one DPO epoch on these "
@@ -56,7 +56,8 @@ def meter_lines(folder: Path) -> list[str]:
     if passes:
         told = "; ".join(
             f"{row['what'].partition(' of ')[0]} (median row of {row['median_row_tokens']:.0f} tokens) "
-            f"{row['ratio']['median']:.1f}x [{row['ratio']['least']:.1f}, {row['ratio']['most']:.1f}]"
+            f"{row['ratio']['median']:.1f}x [{row['ratio']['least']:.1f}, {row['ratio']['most']:.1f}], "
+            f"in processor time {row['ratio']['processor']:.1f}x"
             for row in passes
         )
         lines.append(
