@@ -45,8 +45,8 @@ def meter_lines(folder: Path) -> list[str]:
     for row in _found(folder, "real_run"):
         took, cost, machine = row["used"], row["cost"], row["hardware"]
         lines.append(
-            f"**Cost.** {row['policy']} on {row['data']['prompts']} prompts for film reviews, `--decide 0.95`: {row['stage']} "
-            f"after {row['prompts_used']} prompts, {took['seconds']:.0f} s from start to answer "
+            f"**Cost.** {row['policy']} on {row['data']['prompts']} prompts for film reviews, `--decide 0.95`: "
+            f"{row['stage']} after {row['prompts_used']} prompts, {took['seconds']:.0f} s from start to answer "
             f"({took['cpu_seconds']:.0f} s of processor time; {machine['processor']}, threads: {machine['threads']}). "
             f"Sampling cost {100 * cost['share_of_dpo_epoch']:.1f}% of one DPO epoch on these "
             f"{row['data']['rows given']} pairs. The paper's {100 * cost['paper_share']:.1f}% is 2,000 of its 61,135 "
