@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from stagealign.claims import Claim, of_scale
+from stagealign.claims import KINDS, Claim, of_scale
 from stagealign.report.book import SPLIT, Book, after, weights
 from stagealign.report.contrasts import BOUNDARY, NOT_RUN, UNDECIDED, Contrast, boundary
 from stagealign.report.rows import Row, Table
-from stagealign.report.words import DASH, gain, listing, plain, score, signed
+from stagealign.report.words import DASH, count, gain, listing, plain, score, signed
 from stagealign.statistics import Metric, proportion
 from stagealign.verdicts import NOT_RUN as NO_RESULT
 from stagealign.verdicts import VERDICTS, Estimate, Verdict, judge, normal, share_of
@@ -105,7 +105,7 @@ ESTIMATES: Mapping[str, Callable[[Claim, Book, Sequence[Contrast]], Estimate | s
 
 def table(book: Book, found: Sequence[Verdict]) -> Table:
     """Every claim with its verdict: the report's first table."""
-    real = "" if book.scale == "paper" else " The claims are the paper's rule said of stand-ins: a direction each."
+    run = sum(one.state != NO_RESULT for one in found)
     rows = [
         Row(
             (
@@ -113,28 +113,48 @@ def table(book: Book, found: Sequence[Verdict]) -> Table:
                 one.state,
                 one.estimate.shown if one.estimate else DASH,
                 _probability(one.adjusted),
-                _why(one),
-                one.claim.source,
+                one.why,
             ),
             one.state,
         )
         for one in found
     ]
+    what = "" if book.scale == "paper" else "The claims are the paper's rule said of stand-ins: a direction each. "
     return Table(
         "verdicts",
         "Verdicts",
-        "Claims were written down with their tolerance before the results they are judged by; each result carries "
-        f"their fingerprints. p: two-sided, corrected by Holm over all {sum(one.state != NO_RESULT for one in found)} "
-        f"claims that were run; a direction holds below 0.05.{real}",
-        ("Claim", "Verdict", "Found", "p", "Why", "The paper's source"),
+        f"{what}p: two-sided, corrected by Holm over the {count(run, 'claim')} that could be judged; a direction holds "
+        "below 0.05. How each claim was written down stands further below.",
+        ("Claim", "Verdict", "Found", "p", "Why"),
         tuple(rows),
     )
 
 
-def _why(one: Verdict) -> str:
-    claim = one.claim
-    seen = "; written after a first look at some of its results" if claim.seen else ""
-    return f"{one.why}\nsmallest effect planned for: {claim.smallest_effect:g} {claim.unit} ({claim.planned}){seen}"
+def ledger(book: Book) -> Table:
+    """The claims as they were written down."""
+    rows = [
+        Row(
+            (
+                claim.words,
+                KINDS[claim.kind],
+                "direction only" if claim.tolerance is None else "{:g} to {:g}".format(*claim.tolerance),
+                f"{claim.smallest_effect:g} {claim.unit} ({claim.planned})",
+                "some" if claim.seen else "none",
+                claim.source,
+            )
+        )
+        for claim in of_scale(book.scale)
+    ]
+    return Table(
+        "claims",
+        "The claims as they were written down",
+        "Each result carries the fingerprints of the claims that it helps to judge, and a claim that was changed "
+        "afterwards judges nothing. Smallest effect: what the planned prompts and seeds show 4 times in 5; where an "
+        "interval leaves out all effects as large, the claim is not reproduced.",
+        ("Claim", "Metric", "Same number", "Smallest effect", "Results seen before", "The paper's source"),
+        tuple(rows),
+        folded=True,
+    )
 
 
 def tally(found: Sequence[Verdict]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from stagealign.report import facts
 from stagealign.report.book import Book
+from stagealign.report.claims import ledger as claims_ledger
 from stagealign.report.claims import table as claims_table
 from stagealign.report.claims import tally, verdicts
 from stagealign.report.contrasts import Contrast
@@ -58,6 +59,7 @@ def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) ->
             ladder(book),
             pairs(book),
             runs(book),
+            claims_ledger(book),
         ],
         "figures": drawn,
         "about": ABOUT,
