@@ -10,12 +10,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stagealign.claims import cited
+from stagealign.records import Candidate, prompt_hash, read_rows
 from stagealign.results import SCHEMA, Result
 from stagealign.spec import Cell, Source, fingerprint, plain, stream
 from stagealign.store import Artifact, Builder, Store
 
 FACTS = ("seconds", "peak_memory_mib", "hardware", "threads", "commit", "dirty", "versions")
 """What a result tells of how each artifact was made; none of it is identity."""
+
+SAMPLES = 20
+"""Test prompts whose completions a result shows."""
 
 HELD_OUT = ("validation", "test")
 
@@ -341,6 +345,7 @@ def result(run: Run, store: Store, fresh: set[str] | None = None) -> Result:
         "artifacts": {path: _made(record) for path, record in sorted(records.items()) if record},
         "start": _scores(run.start_scores, store),
         "rounds": rounds,
+        "samples": _samples(run, store),
     }
 
 
@@ -394,6 +399,21 @@ def _made(record: Mapping[str, Any]) -> dict[str, Any]:
 def _scores(scores: Artifact, store: Store) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((store.folder(scores) / "scores.json").read_text(encoding="utf-8"))
     return loaded
+
+
+def _samples(run: Run, store: Store) -> list[dict[str, Any]]:
+    """Completions of `SAMPLES` test prompts by the start and by the policy that each round ends with."""
+    rates = run.cell.scale.training.learning_rate
+    kept = [next(s for s in steps if s.learning_rate == rates[s.source.key]) for steps in run.rounds]
+    texts: dict[str, dict[str, list[str]]] = {}
+    for name, scores in (("start", run.start_scores), *((f"round {step.number}", step.scores) for step in kept)):
+        test = _scores(scores, store)["test"]["prompts"]
+        folder = store.folder(scores.inputs["completions"])
+        for candidate in read_rows(folder / "candidates.jsonl", Candidate):
+            if prompt_hash(candidate.prompt) in test:
+                texts.setdefault(candidate.prompt, {}).setdefault(name, []).append(candidate.completion)
+    chosen = sorted(texts, key=prompt_hash)[:SAMPLES]
+    return [{"prompt": prompt_hash(text), "text": text, "completions": texts[text]} for text in chosen]
 
 
 def _round(steps: tuple[Step, ...], recorded: float, store: Store, fresh: set[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -160,7 +161,10 @@ def summary(scale: Scale, chosen: Sequence[Cell], rows: Sequence[SummaryRow]) ->
     """The demo's table."""
     films = scale.evaluation.test_prompts
     title = f"{describe(chosen[0])}\neffectiveness: gain in gold reward on {films} test films, with 95% intervals"
-    table = Table(*SummaryRow.HEADINGS, title=title)
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for heading in SummaryRow.HEADINGS:
+        widest = "undecided" if heading in SummaryRow.HEADINGS[-2:] else max(heading.split(), key=len)
+        table.add_column(heading, min_width=len(widest))
     for row in rows:
         table.add_row(*(Text(cell) for cell in row.cells))
     console.print(table)
