@@ -12,6 +12,17 @@ Shape (all numbers are of this run; a metric is `{"value", "unit", "n", "standar
     rounds      one entry a round:
         round, source, learning_rate (the recorded one), start (policy metrics before this round)
         pairs       pairs, margin (mean, oracle points), ties, truncated, drops by reason
+        data        what the round's data is like; absent in results of before it was measured:
+            prompts, candidates, drops by reason (prompts left out)
+            metrics     metric by name, over prompts; without a value it has a `reason`:
+                        distinct_1, distinct_2 (share of different n-grams among a prompt's candidates),
+                        self_bleu (0 to 1, high means alike), embedding (mean cosine distance by the encoder),
+                        surprise, surprise_gap (nats a token under the round's start: mean of the pair, distance of
+                        the two), quality (percent of comparisons with the prompt's static candidates won under the
+                        oracle; 50 for those themselves), length, length_gap (words; chosen minus rejected),
+                        margin (oracle points), ties, duplicates, repeats (shares: pairs of margin 0, prompts with
+                        equal candidates, candidates whose text another prompt has too)
+            agreement   "measure, measure" -> rank correlation over prompts {value, n}, more diverse counted up
         rungs       one entry a learning rate of the ladder (earlier rounds have the recorded one only):
             learning_rate, state ("done" | "not run")
             metrics     policy metrics after the round

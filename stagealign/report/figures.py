@@ -114,7 +114,13 @@ def _boundary(book: Book, _: None) -> Any:
             _node(axis, x, metric, source)
             if metric0 is not None:
                 style = "--" if method == "slichf" else "-"
-                axis.plot([x0, x], [metric0["value"], metric["value"]], style, color=SOURCE_COLOUR[source], linewidth=1)
+                axis.plot(
+                    [x0, x],
+                    [metric0["value"], metric["value"]],
+                    style,
+                    color=SOURCE_COLOUR.get(source, INK),
+                    linewidth=1,
+                )
     for line in axes:
         line[0].set_ylabel("boundary score")
     _legend(figure)

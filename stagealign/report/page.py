@@ -8,6 +8,7 @@ from typing import Any
 from stagealign.report import facts
 from stagealign.report.book import Book
 from stagealign.report.contrasts import Contrast
+from stagealign.report.data import data_statements, data_tables
 from stagealign.report.figures import ABOUT
 from stagealign.report.findings import findings
 from stagealign.report.ledgers import ladder, pairs, runs
@@ -43,13 +44,14 @@ def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) ->
         "scale": book.scale,
         "made": made(book),
         "kinds": KINDS,
-        "findings": findings(book, contrasts),
+        "findings": [*findings(book, contrasts), *data_statements(book)],
         "tables": [
             effectiveness(book, contrasts),
             ratios(book, contrasts),
             boundaries(book),
             ladder(book),
             pairs(book),
+            *data_tables(book),
             runs(book),
         ],
         "figures": drawn,
