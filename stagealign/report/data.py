@@ -28,6 +28,8 @@ NAMES = {
 JUDGED = {"surprise", "surprise_gap"}
 """Measures that are taken under the policy that the round starts from; the others need the texts only."""
 NOT_MEASURED = "not measured"
+ENOUGH = 6
+"""Comparisons without a contradiction from which on chance is an unlikely reason: a sign test's fewest at 95%."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ def data_statements(book: Book) -> Iterator[Finding]:
         f"{_both(names)} in {found['opposite']} of {found['same'] + found['opposite']}" for names, found in against
     ]
     text += f" ({listing(words, 4)})" if words else ""
-    text += f", {silent} can never both tell." if silent else "."
+    text += f", {silent} can never both tell" if silent else ""
+    compared = len(_said(measured, ("distinct_2",)))
+    text += f"; {count(compared, 'comparison')} of two sources from one start."
     within = {names: median(rhos) for names, _, rhos in rows if rhos}
     if within:
         low, high = min(within, key=within.__getitem__), max(within, key=within.__getitem__)
@@ -105,7 +109,7 @@ def data_statements(book: Book) -> Iterator[Finding]:
             f" Over the prompts of one set their rank correlation is {signed(within[low])} ({_both(low)}) to "
             f"{signed(within[high])} ({_both(high)}), medians of {count(len(measured), 'set')}."
         )
-    yield Finding("found" if alike and not against else "unsure", text)
+    yield Finding("found" if alike and not against and compared >= ENOUGH else "unsure", text)
 
 
 def described(book: Book, sets: Sequence[DataSet]) -> Table:
@@ -158,8 +162,8 @@ def _row(book: Book, group: Sequence[DataSet]) -> Row:
         seeds,
         " to ".join(str(number) for number in dict.fromkeys((prompts[0], prompts[-1])))
         + "".join(f"\nleft out, {reason}: {number}" for reason, number in sorted(left_out.items())),
-        f"{_mean(measured, 'distinct_1')}\n{_mean(measured, 'distinct_2')}",
-        _mean(measured, "self_bleu"),
+        f"{_mean(measured, 'distinct_1', 3)}\n{_mean(measured, 'distinct_2', 3)}",
+        _mean(measured, "self_bleu", 3),
         _mean(measured, "embedding"),
         f"{_mean(measured, 'surprise')}\n{_mean(measured, 'surprise_gap')}",
         _mean(measured, "quality", 0),
