@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stagealign import registry
+from stagealign.claims import cited
 from stagealign.results import SCHEMA, Result
 from stagealign.spec import Cell, Source, fingerprint, plain, stream
 from stagealign.store import Artifact, Builder, Store
@@ -370,6 +371,7 @@ def result(run: Run, store: Store, fresh: set[str] | None = None) -> Result:
             for name, a in (("oracle", run.oracle), ("gold", run.gold))
         },
         "spec": plain(cell),
+        "claims": dict(cited(cell)),
         "artifacts": {path: _made(record) for path, record in sorted(records.items()) if record},
         "start": _scores(run.start_scores, store),
         "rounds": rounds,

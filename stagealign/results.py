@@ -7,6 +7,7 @@ Shape (all numbers are of this run; a metric is `{"value", "unit", "n", "standar
     method      the Method spec        schedule    "2off_on"        sources    ["off", "on"]
     preference  the Preference spec    scorers     held-out quality of oracle and gold reward
     spec        the whole cell as identity
+    claims      key -> fingerprint of the claims that this result helps to judge, as they stood at the run
     artifacts   path -> fingerprint, seconds, peak_memory_mib, hardware, threads, commit, dirty, versions
     start       policy metrics of the policy before round 1
     rounds      one entry a round:

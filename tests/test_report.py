@@ -10,11 +10,14 @@ import pytest
 from factory_results import broken, fill, result
 
 from stagealign import paper, registry, report
+from stagealign.claims import of_scale
 from stagealign.errors import StagealignError
 from stagealign.report.book import Start, open_book
+from stagealign.report.claims import verdicts
 from stagealign.report.contrasts import contrasts
 from stagealign.report.findings import findings
 from stagealign.report.ledgers import ladder, runs
+from stagealign.report.strategies import strategies
 from stagealign.report.tables import boundaries, effectiveness, ratios
 from stagealign.report.words import count, duration, gain, listing, plain, rate, score
 from stagealign.results import result_path, write_result
@@ -167,6 +170,43 @@ def test_findings_say_what_holds_and_what_is_not_known(book, compared):
     assert "The paper's Zephyr gained more from off-policy data" in text
     assert "same direction" in text
     assert "missing: Left out of this report: results/lab/qwen-dpo-1off-seed0.json: damaged" in text
+
+
+def test_each_claim_gets_the_verdict_that_its_results_give(book, compared):
+    found = {one.claim.key: one for one in verdicts(book, compared)}
+    assert set(found) == {claim.key for claim in of_scale("lab")}
+    assert found["zephyr-start-off"].state == found["zephyr-after-off-on"].state == "reproduced"
+    assert found["zephyr-start-below"].state == "reproduced"
+    assert "ratio" in found["zephyr-start-off"].estimate.shown
+    assert found["llama3-start-on"].state == "not run"
+    assert "no results of both sources" in found["llama3-start-on"].why
+    assert found["rule"].state == "under-powered", "a handful of cases cannot show a rule"
+
+
+def test_a_claim_that_was_changed_after_its_results_judges_nothing(tmp_path):
+    for cell in ("zephyr-dpo-1off", "zephyr-dpo-1on"):
+        write_result(tmp_path, result(cell) | {"claims": {"zephyr-start-off": "0123456789abcdef"}})
+    book = open_book(tmp_path, "lab")
+    found = {one.claim.key: one for one in verdicts(book, contrasts(book))}
+    assert found["zephyr-start-off"].state == "not run"
+    assert "was changed after results" in found["zephyr-start-off"].why
+    assert found["zephyr-start-below"].state == "reproduced"
+
+
+def test_strategies_by_hand(compared):
+    """Every strategy's gain is the mean of what it takes; the best in hindsight minus it is what it loses."""
+    every = [one for one in compared if {"on", "off"} <= one.best.keys()]
+    gains = [{source: side.gain["value"] for source, side in one.best.items()} for one in every]
+    found = {one.name: one for one in strategies(compared)}
+    best = sum(max(pair.values()) for pair in gains) / len(gains)
+    for source in ("off", "on"):
+        mean = sum(pair[source] for pair in gains) / len(gains)
+        assert found[f"always {source}-policy"].gain["value"] == pytest.approx(mean)
+        assert found[f"always {source}-policy"].lost == pytest.approx(best - mean)
+    sure = [one for one in every if one.better in ("on", "off")]
+    assert found["follow the boundary score"].right == sum(one.named == one.better for one in sure)
+    assert found["a coin, on average"].right == len(sure) / 2
+    assert strategies([]) == []
 
 
 def test_a_contradiction_is_said_plainly(tmp_path):

@@ -1,6 +1,7 @@
 """Figures as SVG text: the same bytes for the same results, light or dark as the reader's system asks."""
 
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,9 +13,18 @@ from stagealign.report.words import rate
 
 SOURCE_COLOUR = {"off": "#0072b2", "on": "#d55e00"}
 """Blue and vermilion of Okabe and Ito, told apart by all readers; shapes differ too."""
+MODEL_COLOUR = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")
+"""Okabe and Ito, one a model."""
 SHAPE = {"off": "s", "on": "o"}
 INK, PAPER, FAINT = "#222222", "#ffffff", "#999999"
-DARK = {INK: "#e6e6e6", PAPER: "#15181c", FAINT: "#7d7d7d", "#0072b2": "#56b4e9", "#d55e00": "#e69f00"}
+DARK = {
+    INK: "#e6e6e6",
+    PAPER: "#15181c",
+    FAINT: "#7d7d7d",
+    "#0072b2": "#56b4e9",
+    "#d55e00": "#e69f00",
+    "#009e73": "#33c79b",
+}
 WIDTH = 7.2
 """Inches; narrow, so that a phone shows it whole."""
 STYLE = {
@@ -37,6 +47,8 @@ def figures(book: Book, contrasts: Sequence[Contrast]) -> dict[str, str]:
     drawn = {}
     if any(one.sides for one in contrasts):
         drawn["gains.svg"] = _render("gains", _gains, book, [one for one in contrasts if one.sides])
+    if any(_has_ratio(one) for one in contrasts):
+        drawn["rule.svg"] = _render("rule", _rule, book, list(contrasts))
     if any(boundary([policy.metrics]) for policy in book.policies):
         drawn["boundary.svg"] = _render("boundary", _boundary, book, None)
     return drawn
@@ -45,6 +57,10 @@ def figures(book: Book, contrasts: Sequence[Contrast]) -> dict[str, str]:
 ABOUT = {
     "gains.svg": "Gain in gold reward by starting policy, source and learning rate, with 95% intervals; small "
     "numbers: KL to the round's start in nats a completion. Square, blue: off-policy. Circle, orange: on-policy.",
+    "rule.svg": "Effectiveness ratio (gain from on-policy over gain from off-policy data, each at its best learning "
+    "rate, logarithmic) against the boundary score before the round, with 95% intervals. By the paper's rule every "
+    "point lies in a shaded quarter: below 1 left of the line at 0.5, above 1 right of it. A starting policy whose "
+    "ratio has no value is not drawn. Full: round 1, hollow: later; circle: DPO, triangle: SLiC-HF.",
     "boundary.svg": "Boundary score of each policy by round, with 95% intervals and the line at 0.5. A line has "
     "the colour of the round's data (square, blue: off-policy; circle, orange: on-policy); dashes: SLiC-HF.",
 }
@@ -93,6 +109,74 @@ def _point(axis: Any, place: int, side: Side) -> None:
         axis.annotate(
             f"{side.kl:.0f}", (x, middle), (offset, -3), textcoords="offset points", ha=align, fontsize=8, color=INK
         )
+
+
+def _has_ratio(one: Contrast) -> bool:
+    view = one.view("best")
+    return one.boundary is not None and view is not None and view.ratio["value"] is not None
+
+
+def _rule(book: Book, contrasts: list[Contrast]) -> Any:
+    """Ratio against score, one point a starting policy; colour: model."""
+    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+
+    figure, axes = _grid(1, 1, 3.6, sharex=False)
+    axis = axes[0][0]
+    shown = [one for one in contrasts if _has_ratio(one)]
+    models = list(dict.fromkeys(one.start.model for one in shown))
+    axis.set_yscale("log")
+    for one in shown:
+        _ratio_point(axis, one, MODEL_COLOUR[models.index(one.start.model) % len(MODEL_COLOUR)])
+    low, high = axis.get_ylim()
+    low, high = min(low, 0.5), max(high, 2.0)
+    axis.axvspan(0, BOUNDARY, ymax=_share(1, low, high), color=FAINT, alpha=0.15, linewidth=0)
+    axis.axvspan(BOUNDARY, 1, ymin=_share(1, low, high), color=FAINT, alpha=0.15, linewidth=0)
+    axis.axvline(BOUNDARY, color=INK, linewidth=0.8, linestyle=":")
+    axis.axhline(1, color=INK, linewidth=0.8, linestyle=":")
+    axis.set_xlim(0, 1)
+    axis.set_ylim(low, high)
+    axis.yaxis.set_major_locator(FixedLocator([0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50]))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_xlabel("boundary score before the round")
+    axis.set_ylabel("effectiveness ratio, on / off")
+    _models_legend(figure, book, models)
+    return figure
+
+
+def _share(value: float, low: float, high: float) -> float:
+    """Place of `value` on a logarithmic axis, 0 to 1."""
+    return math.log(value / low) / math.log(high / low)
+
+
+def _ratio_point(axis: Any, one: Contrast, colour: str) -> None:
+    view, score = one.view("best"), one.boundary
+    assert view is not None, one
+    assert score is not None, one
+    ratio = view.ratio
+    left, right = score["interval"] or (score["value"], score["value"])
+    low, high = (max(bound, 0.05) for bound in ratio["interval"])
+    axis.errorbar(
+        [score["value"]],
+        [ratio["value"]],
+        xerr=[[score["value"] - left], [right - score["value"]]],
+        yerr=[[max(ratio["value"] - low, 0)], [max(high - ratio["value"], 0)]],
+        fmt="^" if one.start.method == "slichf" else "o",
+        color=colour,
+        markerfacecolor=colour if not one.start.before else PAPER,
+        markersize=6,
+        elinewidth=0.7,
+    )
+
+
+def _models_legend(figure: Any, book: Book, models: list[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    lines = [
+        Line2D([], [], color=MODEL_COLOUR[place % len(MODEL_COLOUR)], marker="o", linestyle="", label=book.label(model))
+        for place, model in enumerate(models)
+    ]
+    figure.legend(handles=lines, loc="outside upper left", ncols=3, frameon=False)
 
 
 def _boundary(book: Book, _: None) -> Any:

@@ -7,11 +7,15 @@ from typing import Any
 
 from stagealign.report import facts
 from stagealign.report.book import Book
+from stagealign.report.claims import ledger as claims_ledger
+from stagealign.report.claims import table as claims_table
+from stagealign.report.claims import tally, verdicts
 from stagealign.report.contrasts import Contrast
 from stagealign.report.data import data_statements, data_tables
 from stagealign.report.figures import ABOUT
 from stagealign.report.findings import findings
 from stagealign.report.ledgers import ladder, pairs, runs
+from stagealign.report.strategies import table as strategies
 from stagealign.report.tables import boundaries, effectiveness, ratios
 from stagealign.report.words import listing
 
@@ -40,12 +44,16 @@ def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) ->
     environment.filters["md"] = lambda text: Markup(markdown(str(text)))
     environment.filters["tight"] = tight
     drawn = {name: Markup(svg) for name, svg in figures.items()}  # our own SVG: matplotlib escapes its texts
+    judged = verdicts(book, contrasts)
     values: dict[str, Any] = {
         "scale": book.scale,
+        "tally": tally(judged),
         "made": made(book),
         "kinds": KINDS,
         "findings": [*findings(book, contrasts), *data_statements(book)],
+        "verdicts": claims_table(book, judged),
         "tables": [
+            strategies(contrasts),
             effectiveness(book, contrasts),
             ratios(book, contrasts),
             boundaries(book),
@@ -53,6 +61,7 @@ def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) ->
             pairs(book),
             *data_tables(book),
             runs(book),
+            claims_ledger(book),
         ],
         "figures": drawn,
         "about": ABOUT,
