@@ -61,7 +61,7 @@ def test_a_rung_that_was_run_again_replaces_the_old_one(tmp_path):
 
 
 def test_a_rewritten_result_keeps_the_count_of_the_call_that_computed(tmp_path):
-    """Measuring the data later rewrites a result whose forwards are then all reused; they were computed all the same."""
+    """Measuring the data later rewrites a result whose forwards are then all reused, yet once were computed."""
     made = json.loads(json.dumps(result("zephyr-dpo-1on")))
     path = write_result(tmp_path, made)
     assert not described(path)
