@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from stagealign import registry
 from stagealign.assets import Asset
 from stagealign.execute import Outcome, worker_count
 from stagealign.pipeline import describe
@@ -32,10 +33,17 @@ def cells(scale: Scale, chosen: Sequence[Cell]) -> None:
     starts = Table("model", "starts from", "methods", "cells", title=None)
     for key in dict.fromkeys(cell.model.key for cell in chosen):
         mine = [cell for cell in chosen if cell.model.key == key]
-        ids = Text("\n".join(cell.id for cell in mine))
+        ids = Text("\n".join(f"{cell.id} (extra)" if cell.extra else cell.id for cell in mine))
         methods = ", ".join(dict.fromkeys(cell.method.name for cell in mine))
         starts.add_row(mine[0].model.name, Text(describe(mine[0])), methods, ids)
     console.print(starts)
+    others = [cell for cell in registry.cells(scale.key, extras=True) if cell.extra and cell not in chosen]
+    if others:
+        schedules = ", ".join(dict.fromkeys(cell.schedule for cell in others))
+        console.print(
+            Text(f"{len(others)} extra cells run only where their source is named: `-k {others[0].schedule}`")
+        )
+        console.print(Text(f"their schedules: {schedules}"))
     assumed = Table("assumed, not published", "value", "taken from")
     for place, value, recipe in assumptions(chosen):
         assumed.add_row(place, value, recipe)

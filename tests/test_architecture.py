@@ -8,9 +8,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "stagealign"
 FLOORS = {
     0: "errors spec registry records judged tables store results paper claims",  # words
-    1: "losses logps boundary statistics world verdicts",  # numbers
+    1: "losses logps boundary statistics world diversity verdicts",  # numbers
     2: "lm sources preferences sample oracle train evaluate sft assets "  # machines
-    "pairrm rewards judge checkpoints server",
+    "pairrm rewards judge checkpoints server describe",
     3: "cli runs show pipeline plan execute report meter measuring __init__",  # house
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}

@@ -4,7 +4,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from stagealign.report.book import Book
 from stagealign.report.contrasts import BOUNDARY, Contrast, Side, boundary
@@ -202,7 +202,13 @@ def _boundary(book: Book) -> Any:
             _node(axis, x, metric, source)
             if metric0 is not None:
                 style = "--" if method == "slichf" else "-"
-                axis.plot([x0, x], [metric0["value"], metric["value"]], style, color=SOURCE_COLOUR[source], linewidth=1)
+                axis.plot(
+                    [x0, x],
+                    [metric0["value"], metric["value"]],
+                    style,
+                    color=SOURCE_COLOUR.get(source, INK),
+                    linewidth=1,
+                )
     for line in axes:
         line[0].set_ylabel("boundary score")
     legend(figure)
@@ -237,7 +243,9 @@ def _node(axis: Any, x: float, metric: Any, source: str) -> None:
     )
 
 
-def grid(rows: int, columns: int, height: float, sharex: bool, sharey: bool | str = True) -> tuple[Any, Any]:
+def grid(
+    rows: int, columns: int, height: float, sharex: bool, sharey: Literal["all", "row"] = "all"
+) -> tuple[Any, Any]:
     """A figure of the reports' width with `rows` x `columns` panels, each `height` inches, and the panels."""
     from matplotlib.figure import Figure
 

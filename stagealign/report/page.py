@@ -14,6 +14,7 @@ from stagealign.report.claims import ledger as claims_ledger
 from stagealign.report.claims import table as claims_table
 from stagealign.report.claims import tally, verdicts
 from stagealign.report.contrasts import Contrast
+from stagealign.report.data import data_statements, data_tables
 from stagealign.report.figures import ABOUT
 from stagealign.report.findings import findings
 from stagealign.report.ledgers import ladder, pairs, runs
@@ -40,7 +41,7 @@ def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) ->
         "tally": tally(judged),
         "made": made(book),
         "kinds": KINDS,
-        "findings": findings(book, contrasts),
+        "findings": [*findings(book, contrasts), *data_statements(book)],
         "verdicts": claims_table(book, judged),
         "tables": [
             strategies(contrasts),
@@ -49,6 +50,7 @@ def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) ->
             boundaries(book),
             ladder(book),
             pairs(book),
+            *data_tables(book),
             runs(book),
             claims_ledger(book),
         ],
