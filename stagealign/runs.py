@@ -56,7 +56,7 @@ def demo(results: Path, reports: Path, workers: int | None) -> Outcome:
     if not outcome.failed:
         report(results, reports, "lab", check=False)
         show.summary(scale, cells, summary_rows(results, cells))
-        show.where(reports / "lab" / "index.html")
+        show.where(reports / "index.html")
     return outcome
 
 

@@ -1,9 +1,11 @@
 """The report from made-up results: states, words, escaping, same bytes, and a check that notices."""
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
 import pytest
@@ -232,45 +234,72 @@ def test_without_shared_prompts_the_error_counts_them(tmp_path):
 
 
 def test_nothing_from_a_result_becomes_markup(built):
-    page = Page(built["index.html"])
+    page = Page(built["lab/index.html"])
     assert "script" not in page.tags
     assert SCRIPT in "".join(page.words)
-    assert "<script" not in built["index.html"] + built["README.md"]
-    assert r"&lt;script&gt;alert(1)&lt;/script&gt; \| a\*b\_c \`d\`" in built["README.md"]
+    assert "<script" not in built["lab/index.html"] + built["lab/README.md"]
+    assert r"&lt;script&gt;alert(1)&lt;/script&gt; \| a\*b\_c \`d\`" in built["lab/README.md"]
 
 
 def test_the_page_needs_nothing_else(built):
     pages = [name for name in built if name.endswith(".html")]
-    assert "zephyr-dpo.html" in pages
+    assert "lab/zephyr-dpo.html" in pages
     for name in pages:
         page = Page(built[name])
         assert len(page.ids) == len(set(page.ids)), "an id stands twice"
         assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
-        assert {link for link in page.links if not link.startswith("#")} <= set(pages) | {"index.html"}
+        here = PurePosixPath(name).parent
+        others = {os.path.normpath(here / link) for link in page.links if not link.startswith("#")}
+        assert others <= set(pages)
         assert not re.search(r"url\((?!#)|@import|<link|<img", built[name])
         assert "prefers-color-scheme: dark" in built[name]
         assert 'name="viewport"' in built[name]
 
 
-def test_first_line_names_commit_and_command(built):
+def test_the_front_page_says_of_every_scale_what_was_judged(built):
     for name in ("index.html", "README.md"):
+        assert "Scale lab, stand-ins on a laptop CPU: " in built[name]
+        assert "Scale paper, the real models on GPUs: not run" in built[name]
+        assert "Zephyr's stand-in" in built[name].replace("&#39;", "'")
+        assert "smoke" not in built[name]
+        assert "<script" not in built[name]
+
+
+def test_completions_stand_beside_each_other_and_the_best_is_marked(tmp_path):
+    for cell, sources in (("zephyr-dpo-1off", ("off",)), ("zephyr-dpo-1on", ("on",))):
+        made = result(cell)
+        key = sorted(made["start"]["test"]["prompts"])[0]
+        texts = {"start": ["so so"], "round 1": [SCRIPT, f"after {sources[0]}"]}
+        write_result(tmp_path, made | {"samples": [{"prompt": key, "text": "Write <b>one</b>.", "completions": texts}]})
+    page = report.build(tmp_path, "lab")["lab/zephyr-dpo.html"]
+    table = page[page.index('<table class="samples">') :]
+    assert [w for w in Page(table[: table.index("</thead>")]).words if w.strip()] == ["Prompt", "before", "off", "on"]
+    assert SCRIPT not in page
+    assert "Write &lt;b&gt;one&lt;/b&gt;." in table
+    assert table.count('class="won"') == 1
+    assert "so so" in table
+    assert table.index("after off") < table.index("after on")
+
+
+def test_first_line_names_commit_and_command(built):
+    for name in ("lab/index.html", "lab/README.md"):
         first = built[name].splitlines()[0]
         assert "stagealign report --scale lab" in first
         assert "commit 0123456789ab" in first
 
 
 def test_tables_of_the_markdown_page_are_whole(built):
-    lines = built["README.md"].splitlines()
+    lines = built["lab/README.md"].splitlines()
     for line, following in pairwise(lines):
         if line.startswith("|") and following.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", line)) == len(re.findall(r"(?<!\\)\|", following))
 
 
 def test_figures_are_well_formed_and_undated(built):
-    for name in ("gains.svg", "boundary.svg"):
+    for name in ("lab/gains.svg", "lab/boundary.svg"):
         ElementTree.fromstring(built[name])
         assert not re.search(r"<dc:date|Matplotlib|matplotlib\.org", built[name])
-    assert "stand-in" in built["gains.svg"]
+    assert "stand-in" in built["lab/gains.svg"]
 
 
 def test_same_results_same_bytes(results, built):
@@ -281,6 +310,8 @@ def test_check_notices_every_change(tmp_path):
     results = tmp_path / "results"
     write_result(results, result("zephyr-dpo-1off"))
     assert report.check(results, tmp_path, "lab") == [
+        "README.md",
+        "index.html",
         "lab/README.md",
         "lab/boundary.svg",
         "lab/gains.svg",
@@ -338,7 +369,7 @@ def test_only_damaged_results_still_give_a_report(tmp_path):
     path = result_path(tmp_path, "lab", "zephyr-dpo-1off", 0)
     path.parent.mkdir(parents=True)
     path.write_text("{", encoding="utf-8")
-    assert "zephyr-dpo-1off-seed0.json: damaged" in report.build(tmp_path, "lab")["index.html"]
+    assert "zephyr-dpo-1off-seed0.json: damaged" in report.build(tmp_path, "lab")["lab/index.html"]
 
 
 def test_summary_rows_of_the_demos_cells(results):

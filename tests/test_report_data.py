@@ -181,8 +181,8 @@ def test_results_of_before_it_was_measured_still_make_a_report(tmp_path):
     assert list(data_statements(book)) == []
     assert all(row.cells[2] == "not measured" for row in described(book, data_sets(book)).rows)
     built = report.build(tmp_path, "lab")
-    assert "not measured" in built["README.md"]
-    assert "Do the measures of diversity agree" not in built["README.md"]
+    assert "not measured" in built["lab/README.md"]
+    assert "Do the measures of diversity agree" not in built["lab/README.md"]
 
 
 def test_a_report_with_another_source_is_whole(tmp_path):
@@ -190,6 +190,6 @@ def test_a_report_with_another_source_is_whole(tmp_path):
     write_result(tmp_path, with_data("zephyr-dpo-1off", entry()))
     write_result(tmp_path, with_data("zephyr-dpo-2off_llama", entry(), entry(LLAMA)))
     built = report.build(tmp_path, "lab")
-    assert "after off then llama" in built["README.md"]
-    assert "llama, round 2" in built["index.html"]
+    assert "after off then llama" in built["lab/README.md"]
+    assert "llama, round 2" in built["lab/index.html"]
     assert report.build(tmp_path, "lab") == built

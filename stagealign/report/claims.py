@@ -124,7 +124,7 @@ def table(book: Book, found: Sequence[Verdict]) -> Table:
         "verdicts",
         "Verdicts",
         f"{what}p: two-sided, corrected by Holm over the {count(run, 'claim')} that could be judged; a direction holds "
-        "below 0.05. How each claim was written down stands further below.",
+        "below 0.05. How each claim was written down stands at the end of the scale's report.",
         ("Claim", "Verdict", "Found", "p", "Why"),
         tuple(rows),
     )

@@ -33,7 +33,7 @@ KINDS = {
 
 def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) -> dict[str, str]:
     """`index.html` and `README.md` by name."""
-    environment = _environment()
+    templates = environment()
     drawn = {name: Markup(svg) for name, svg in figures.items()}  # our own SVG: matplotlib escapes its texts
     judged = verdicts(book, contrasts)
     values: dict[str, Any] = {
@@ -65,18 +65,18 @@ def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) ->
     values["rows"] = [
         (rowpage.file_name(*key), rowpage.title(book, *key)) for key in rowpage.keys(book) if book.scale != "smoke"
     ]
-    rows = {name: _row(environment, book, *key) for key in rowpage.keys(book) if (name := rowpage.file_name(*key))}
+    rows = {name: _row(templates, book, *key) for key in rowpage.keys(book) if (name := rowpage.file_name(*key))}
     return {
         **(rows if values["rows"] else {}),
-        "index.html": environment.get_template("page.html.j2").render(values),
-        "README.md": environment.get_template("readme.md.j2").render(values),
+        "index.html": templates.get_template("page.html.j2").render(values),
+        "README.md": templates.get_template("readme.md.j2").render(values),
     }
 
 
-def _row(environment: Environment, book: Book, model: str, method: str) -> str:
+def _row(templates: Environment, book: Book, model: str, method: str) -> str:
     """The page of one row of the grid."""
     runs = rowpage.results(book, model, method)
-    return environment.get_template("row.html.j2").render(
+    return templates.get_template("row.html.j2").render(
         scale=book.scale,
         made=made(book),
         title=rowpage.title(book, model, method),
@@ -91,7 +91,7 @@ def _row(environment: Environment, book: Book, model: str, method: str) -> str:
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     """Templates with everything escaped that is not our own markup."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
