@@ -84,6 +84,19 @@ def report(
 
 
 @app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="A results folder, or a cell.")],
+    b: Annotated[str, typer.Argument(help="Another one of the same kind.")],
+    scale: ScaleKey = "lab",
+    results: Results = Path("results"),
+) -> None:
+    """Shows what moved between two results folders or two cells; exit code 1 where it is more than noise."""
+    from stagealign import runs
+
+    raise typer.Exit(runs.compare(a, b, scale, results))
+
+
+@app.command()
 def fetch() -> None:
     """Downloads the lab's assets by exact version and hash into the cache, so that later runs need no network."""
     from stagealign import runs

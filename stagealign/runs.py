@@ -130,6 +130,22 @@ def _front(readme: Path, results: Path, reports: Path) -> str:
     return with_demo(readme.read_text(encoding="utf-8"), results, registry.select("lab", DEMO), reports.name)
 
 
+def compare(a: str, b: str, scale: str, results: Path) -> int:
+    """Exit code: 0 where nothing moved by more than noise and nothing is missing, else 1.
+
+    Raises UnknownName where `a` and `b` are neither two folders nor two cells of the scale.
+    """
+    from stagealign.report import compare as comparing
+
+    if Path(a).is_dir() and Path(b).is_dir():
+        found = comparing.compare_folders(Path(a), Path(b), scale)
+    else:
+        cells = [registry.cell(name, scale).id for name in (a, b)]
+        found = comparing.compare_cells(results, scale, cells[0], cells[1])
+    show.comparison(found)
+    return 1 if found.changed else 0
+
+
 def fetch() -> None:
     """Downloads every asset of the lab that is not in the cache."""
     home = Store().home

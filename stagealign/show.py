@@ -18,11 +18,13 @@ from stagealign.execute import Outcome, worker_count
 from stagealign.pipeline import describe
 from stagealign.plan import Plan
 from stagealign.report import SummaryRow
+from stagealign.report.words import count, listing
 from stagealign.spec import Cell, Scale
 from stagealign.store import Artifact
 
 if TYPE_CHECKING:
     from stagealign.meter import Measurement
+    from stagealign.report.compare import Comparison
 
 console = Console(soft_wrap=False, highlight=False)
 
@@ -210,6 +212,32 @@ def measurement(found: "Measurement") -> None:
     console.print(table)
     if not found.reliable:
         console.print(Text(f"unreliable: the oracle failed on {found.failures} prompts", style="red"))
+
+
+def comparison(found: "Comparison") -> None:
+    """Every quantity that moved by more than noise, how many did not, and what stands on one side only."""
+    table = Table("policy", "quantity", "before", "after", "difference", "p", box=box.SIMPLE)
+    for one in found.moved:
+        if one.more_than_noise:
+            low, high = one.interval or (one.after - one.before,) * 2
+            change = f"{one.after - one.before:+.3f} [{low:+.3f}, {high:+.3f}] {one.unit}"
+            table.add_row(
+                Text(one.policy), one.quantity, f"{one.before:.3f}", f"{one.after:.3f}", Text(change), f"{one.p:.3g}"
+            )
+    if table.row_count:
+        console.print(table)
+    same = sum(one.interval is None and one.before == one.after for one in found.moved)
+    noise = len(found.moved) - table.row_count - same
+    console.print(
+        Text(
+            f"{len(found.moved)} numbers compared: {table.row_count} moved by more than noise (Holm over all), {noise} "
+            f"within noise, {same} the same to the last digit"
+        )
+    )
+    for side, names in (("first", found.only_first), ("second", found.only_second)):
+        if names:
+            text = f"only in the {side}, {count(len(names), 'policy')} with a seed: {listing(names, 6)}"
+            console.print(Text(text, style="red" if side == "first" else ""), soft_wrap=True)
 
 
 def where(page: Path) -> None:
