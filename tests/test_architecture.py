@@ -7,11 +7,13 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "stagealign"
 FLOORS = {
-    0: "errors spec registry records judged tables store results paper claims",  # words
-    1: "losses logps boundary statistics world verdicts",  # numbers
+    0: "errors spec registry records judged tables store results paper claims "  # words
+    "length_prior",
+    1: "losses logps boundary statistics world verdicts length_control",  # numbers
     2: "lm sources preferences sample oracle train evaluate sft assets "  # machines
-    "pairrm rewards judge checkpoints server",
-    3: "cli runs show pipeline plan execute report meter measuring __init__",  # house
+    "pairrm rewards judge checkpoints server comparisons official_lc",
+    3: "cli runs show pipeline plan execute report meter measuring __init__ "  # house
+    "lc_win_rate",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 COMMON = {"lm", "assets", "checkpoints", "server"}  # the machines that other machines may use
