@@ -100,7 +100,8 @@ def fit(rows: Array, outcomes: Array, prior: Prior = LEARNED) -> Weights:
         raise ValueError(f"{len(outcomes)} outcomes; give at least one, all in [0, 1]")
     if prior.base_pull == 0:
         return Weights(*_minimise(rows, outcomes, prior, 0.0))
-    without = Weights(*_minimise(rows[:, :2], outcomes, prior, 0.0), base=0.0)
+    length, difficulty = _minimise(rows[:, :2], outcomes, prior, 0.0)
+    without = Weights(length, difficulty, 0.0)
     pull = -float(score(rows, outcomes, without)[2])
     if abs(pull) <= prior.base_pull:
         return without
@@ -117,8 +118,8 @@ def sampling_error(rows: Array, outcomes: Array, weights: Weights, prior: Prior 
 
     Counts what the official error leaves out: that other prompts would have given other weights. Delta method with the
     sandwich variance (Huber 1967): each prompt's influence on the mean and, through the weights, on all chances. The
-    learned prior is taken as exact. Infinite for one row. Against random quarters of 29 models it is 15% too small; with
-    fewer than 200 prompts of a model that hardly ever wins it is not to be trusted.
+    learned prior is taken as exact. Infinite for one row. Against random quarters of 29 models it is 15% too small;
+    with fewer than 200 prompts of a model that hardly ever wins it is not to be trusted.
     """
     n = len(outcomes)
     if n < 2:
