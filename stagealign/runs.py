@@ -8,7 +8,7 @@ from stagealign.errors import BadData
 from stagealign.execute import Outcome, execute
 from stagealign.pipeline import Run, result, unfinished
 from stagealign.plan import Plan, check_machine, make_plan
-from stagealign.results import done_rungs, result_path, stands, write_result
+from stagealign.results import done_rungs, result_path, says_all, stands, write_result
 from stagealign.spec import Cell, Scale
 from stagealign.store import Artifact, Store
 
@@ -75,7 +75,8 @@ def _carry_out(plan: Plan, store: Store, results: Path, workers: int | None) -> 
                     made = result(one, store, fresh)
                     claimed.update(outcome.built - claimed - fresh)
                     path = result_path(results, one.cell.scale.key, one.cell.id, one.seed)
-                    if not (outcome.built.isdisjoint(one.artifacts) and stands(path, done_rungs(made))):
+                    same = outcome.built.isdisjoint(one.artifacts) and stands(path, done_rungs(made))
+                    if not (same and says_all(path, made)):
                         progress.wrote(write_result(results, made))
                 elif goals & outcome.failed.keys():
                     _write_failure(one, outcome, results)

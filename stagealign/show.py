@@ -6,11 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from stagealign import registry
 from stagealign.assets import Asset
 from stagealign.execute import Outcome, worker_count
 from stagealign.pipeline import describe
@@ -32,10 +34,17 @@ def cells(scale: Scale, chosen: Sequence[Cell]) -> None:
     starts = Table("model", "starts from", "methods", "cells", title=None)
     for key in dict.fromkeys(cell.model.key for cell in chosen):
         mine = [cell for cell in chosen if cell.model.key == key]
-        ids = Text("\n".join(cell.id for cell in mine))
+        ids = Text("\n".join(f"{cell.id} (extra)" if cell.extra else cell.id for cell in mine))
         methods = ", ".join(dict.fromkeys(cell.method.name for cell in mine))
         starts.add_row(mine[0].model.name, Text(describe(mine[0])), methods, ids)
     console.print(starts)
+    others = [cell for cell in registry.cells(scale.key, extras=True) if cell.extra and cell not in chosen]
+    if others:
+        schedules = ", ".join(dict.fromkeys(cell.schedule for cell in others))
+        console.print(
+            Text(f"{len(others)} extra cells run only where their source is named: `-k {others[0].schedule}`")
+        )
+        console.print(Text(f"their schedules: {schedules}"))
     assumed = Table("assumed, not published", "value", "taken from")
     for place, value, recipe in assumptions(chosen):
         assumed.add_row(place, value, recipe)
@@ -161,7 +170,10 @@ def summary(scale: Scale, chosen: Sequence[Cell], rows: Sequence[SummaryRow]) ->
     """The demo's table."""
     films = scale.evaluation.test_prompts
     title = f"{describe(chosen[0])}\neffectiveness: gain in gold reward on {films} test films, with 95% intervals"
-    table = Table(*SummaryRow.HEADINGS, title=title)
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for heading in SummaryRow.HEADINGS:
+        widest = "undecided" if heading in SummaryRow.HEADINGS[-2:] else max(heading.split(), key=len)
+        table.add_column(heading, min_width=len(widest))
     for row in rows:
         table.add_row(*(Text(cell) for cell in row.cells))
     console.print(table)

@@ -240,13 +240,16 @@ def test_nothing_from_a_result_becomes_markup(built):
 
 
 def test_the_page_needs_nothing_else(built):
-    page = Page(built["index.html"])
-    assert len(page.ids) == len(set(page.ids)), "an id stands twice"
-    assert all(link.startswith("#") for link in page.links)
-    assert {link[1:] for link in page.links} <= set(page.ids)
-    assert not re.search(r"url\((?!#)|@import|<link|<img", built["index.html"])
-    assert "prefers-color-scheme: dark" in built["index.html"]
-    assert 'name="viewport"' in built["index.html"]
+    pages = [name for name in built if name.endswith(".html")]
+    assert "zephyr-dpo.html" in pages
+    for name in pages:
+        page = Page(built[name])
+        assert len(page.ids) == len(set(page.ids)), "an id stands twice"
+        assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+        assert {link for link in page.links if not link.startswith("#")} <= set(pages) | {"index.html"}
+        assert not re.search(r"url\((?!#)|@import|<link|<img", built[name])
+        assert "prefers-color-scheme: dark" in built[name]
+        assert 'name="viewport"' in built[name]
 
 
 def test_first_line_names_commit_and_command(built):
@@ -282,9 +285,16 @@ def test_check_notices_every_change(tmp_path):
         "lab/boundary.svg",
         "lab/gains.svg",
         "lab/index.html",
+        "lab/zephyr-dpo.html",
     ]
     written = report.write(results, tmp_path, "lab")
-    assert {path.name for path in written} == {"index.html", "README.md", "gains.svg", "boundary.svg"}
+    assert {path.name for path in written} == {
+        "index.html",
+        "README.md",
+        "gains.svg",
+        "boundary.svg",
+        "zephyr-dpo.html",
+    }
     assert report.check(results, tmp_path, "lab") == []
     page = tmp_path / "lab" / "README.md"
     page.write_text(page.read_text(encoding="utf-8") + "by hand\n", encoding="utf-8")

@@ -3,8 +3,8 @@
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 from stagealign.report.book import Book
 from stagealign.report.contrasts import BOUNDARY, Contrast, Side, boundary
@@ -46,12 +46,16 @@ def figures(book: Book, contrasts: Sequence[Contrast]) -> dict[str, str]:
     """SVG text by file name; a figure without data is left out."""
     drawn = {}
     if any(one.sides for one in contrasts):
-        drawn["gains.svg"] = _render("gains", _gains, book, [one for one in contrasts if one.sides])
+        drawn["gains.svg"] = _named("gains", lambda: _gains(book, [one for one in contrasts if one.sides]))
     if any(_has_ratio(one) for one in contrasts):
-        drawn["rule.svg"] = _render("rule", _rule, book, list(contrasts))
+        drawn["rule.svg"] = _named("rule", lambda: _rule(book, list(contrasts)))
     if any(boundary([policy.metrics]) for policy in book.policies):
-        drawn["boundary.svg"] = _render("boundary", _boundary, book, None)
+        drawn["boundary.svg"] = _named("boundary", lambda: _boundary(book))
     return drawn
+
+
+def _named(name: str, draw: Callable[[], Any]) -> str:
+    return render(name, ABOUT[f"{name}.svg"], draw)
 
 
 ABOUT = {
@@ -71,7 +75,7 @@ def _gains(book: Book, contrasts: list[Contrast]) -> Any:
     rows = list(dict.fromkeys((one.start.model, one.start.method) for one in contrasts))
     columns = list(dict.fromkeys(one.start.name for one in sorted(contrasts, key=lambda c: c.start.before[::-1])))
     rates = sorted({side.learning_rate for one in contrasts for side in one.sides})
-    figure, axes = _grid(len(rows), len(columns), 1.6, sharex=True)
+    figure, axes = grid(len(rows), len(columns), 1.6, sharex=True)
     for row, (model, method) in enumerate(rows):
         for column, name in enumerate(columns):
             axis = axes[row][column]
@@ -93,7 +97,7 @@ def _gains(book: Book, contrasts: list[Contrast]) -> Any:
         axis.set_xlabel("learning rate")
     for line in axes:
         line[0].set_ylabel("gain, gold reward")
-    _legend(figure)
+    legend(figure)
     return figure
 
 
@@ -120,7 +124,7 @@ def _rule(book: Book, contrasts: list[Contrast]) -> Any:
     """Ratio against score, one point a starting policy; colour: model."""
     from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-    figure, axes = _grid(1, 1, 3.6, sharex=False)
+    figure, axes = grid(1, 1, 3.6, sharex=False)
     axis = axes[0][0]
     shown = [one for one in contrasts if _has_ratio(one)]
     models = list(dict.fromkeys(one.start.model for one in shown))
@@ -179,11 +183,11 @@ def _models_legend(figure: Any, book: Book, models: list[str]) -> None:
     figure.legend(handles=lines, loc="outside upper left", ncols=3, frameon=False)
 
 
-def _boundary(book: Book, _: None) -> Any:
+def _boundary(book: Book) -> Any:
     """One panel a model; a tree of policies over rounds."""
     models = list(dict.fromkeys(policy.model for policy in book.policies))
     columns = min(3, len(models))
-    figure, axes = _grid(-(-len(models) // columns), columns, 2.1, sharex=False)
+    figure, axes = grid(-(-len(models) // columns), columns, 2.1, sharex=False)
     panels = [axis for line in axes for axis in line]
     last = max(len(policy.sources) for policy in book.policies)
     for axis in panels[len(models) :]:
@@ -198,10 +202,16 @@ def _boundary(book: Book, _: None) -> Any:
             _node(axis, x, metric, source)
             if metric0 is not None:
                 style = "--" if method == "slichf" else "-"
-                axis.plot([x0, x], [metric0["value"], metric["value"]], style, color=SOURCE_COLOUR[source], linewidth=1)
+                axis.plot(
+                    [x0, x],
+                    [metric0["value"], metric["value"]],
+                    style,
+                    color=SOURCE_COLOUR.get(source, INK),
+                    linewidth=1,
+                )
     for line in axes:
         line[0].set_ylabel("boundary score")
-    _legend(figure)
+    legend(figure)
     return figure
 
 
@@ -233,14 +243,18 @@ def _node(axis: Any, x: float, metric: Any, source: str) -> None:
     )
 
 
-def _grid(rows: int, columns: int, height: float, sharex: bool) -> tuple[Any, Any]:
+def grid(
+    rows: int, columns: int, height: float, sharex: bool, sharey: Literal["all", "row"] = "all"
+) -> tuple[Any, Any]:
+    """A figure of the reports' width with `rows` x `columns` panels, each `height` inches, and the panels."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height * rows + 0.7), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=True)
+    return figure, figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
 
 
-def _legend(figure: Any) -> None:
+def legend(figure: Any) -> None:
+    """Names the sources' colours and shapes above the panels."""
     from matplotlib.lines import Line2D
 
     lines = [
@@ -250,17 +264,18 @@ def _legend(figure: Any) -> None:
     figure.legend(handles=lines, loc="outside upper left", ncols=2, frameon=False)
 
 
-def _render(name: str, draw: Any, book: Book, contrasts: list[Contrast] | None) -> str:
+def render(name: str, about: str, draw: Callable[[], Any]) -> str:
+    """SVG text of the figure that `draw` gives: the same bytes each time, with `about` for readers who hear it."""
     import matplotlib.style
 
     with matplotlib.style.context(["default", {**STYLE, "svg.hashsalt": f"stagealign {name}"}]):
         buffer = io.StringIO()
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        draw(book, contrasts).savefig(buffer, format="svg", metadata=metadata)
-    return _finish(buffer.getvalue(), name)
+        draw().savefig(buffer, format="svg", metadata=metadata)
+    return _finish(buffer.getvalue(), name, about)
 
 
-def _finish(svg: str, name: str) -> str:
+def _finish(svg: str, name: str, about: str) -> str:
     """Own ids, so that two figures can stand on one page; a label for readers who hear it; a dark form."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
@@ -271,6 +286,6 @@ def _finish(svg: str, name: str) -> str:
         for light, dark in DARK.items()
         for part in ("fill", "stroke")
     )
-    style = f"<title>{ABOUT[name + '.svg']}</title>\n<style>@media (prefers-color-scheme: dark){{{rules}}}</style>\n"
+    style = f"<title>{about}</title>\n<style>@media (prefers-color-scheme: dark){{{rules}}}</style>\n"
     head, bracket, body = svg.partition(">")
     return f'{head} role="img"{bracket}\n{style}{body.lstrip()}'

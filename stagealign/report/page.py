@@ -1,16 +1,20 @@
-"""The two pages: one HTML file that needs nothing else, one Markdown file for a repository's browser."""
+"""The pages: HTML for the scale and for each row of the grid that needs nothing else, and Markdown."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stagealign.report import facts
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from stagealign.report import curves, facts, rowpage
 from stagealign.report.book import Book
 from stagealign.report.claims import ledger as claims_ledger
 from stagealign.report.claims import table as claims_table
 from stagealign.report.claims import tally, verdicts
 from stagealign.report.contrasts import Contrast
+from stagealign.report.data import data_statements, data_tables
 from stagealign.report.figures import ABOUT
 from stagealign.report.findings import findings
 from stagealign.report.ledgers import ladder, pairs, runs
@@ -29,19 +33,7 @@ KINDS = {
 
 def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) -> dict[str, str]:
     """`index.html` and `README.md` by name."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["md"] = lambda text: Markup(markdown(str(text)))
-    environment.filters["tight"] = tight
+    environment = _environment()
     drawn = {name: Markup(svg) for name, svg in figures.items()}  # our own SVG: matplotlib escapes its texts
     judged = verdicts(book, contrasts)
     values: dict[str, Any] = {
@@ -49,7 +41,7 @@ def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) ->
         "tally": tally(judged),
         "made": made(book),
         "kinds": KINDS,
-        "findings": findings(book, contrasts),
+        "findings": [*findings(book, contrasts), *data_statements(book)],
         "verdicts": claims_table(book, judged),
         "tables": [
             strategies(contrasts),
@@ -58,6 +50,7 @@ def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) ->
             boundaries(book),
             ladder(book),
             pairs(book),
+            *data_tables(book),
             runs(book),
             claims_ledger(book),
         ],
@@ -69,10 +62,48 @@ def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) ->
             dict.fromkeys(f"{r['model']['name']}: {r['model']['note']}" for r in book.results if r["model"].get("note"))
         ),
     }
+    values["rows"] = [
+        (rowpage.file_name(*key), rowpage.title(book, *key)) for key in rowpage.keys(book) if book.scale != "smoke"
+    ]
+    rows = {name: _row(environment, book, *key) for key in rowpage.keys(book) if (name := rowpage.file_name(*key))}
     return {
+        **(rows if values["rows"] else {}),
         "index.html": environment.get_template("page.html.j2").render(values),
         "README.md": environment.get_template("readme.md.j2").render(values),
     }
+
+
+def _row(environment: Environment, book: Book, model: str, method: str) -> str:
+    """The page of one row of the grid."""
+    runs = rowpage.results(book, model, method)
+    return environment.get_template("row.html.j2").render(
+        scale=book.scale,
+        made=made(book),
+        title=rowpage.title(book, model, method),
+        notes=list(dict.fromkeys(run["model"]["note"] for run in runs if run["model"].get("note"))),
+        tables=rowpage.tables(book, model, method),
+        curves=Markup(curves.curves(book, model, method)),  # our own SVG: matplotlib escapes its texts
+        about=curves.ABOUT,
+        samples=rowpage.samples(book, model, method),
+        versions=rowpage.versions(runs),
+        cell=runs[0]["cell"],
+        spec=rowpage.spec(runs),
+    )
+
+
+def _environment() -> Environment:
+    """Templates with everything escaped that is not our own markup."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["md"] = lambda text: Markup(markdown(str(text)))
+    environment.filters["tight"] = tight
+    return environment
 
 
 def made(book: Book) -> str:
