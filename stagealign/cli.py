@@ -149,6 +149,40 @@ def boundary(
     raise typer.Exit(0 if found.reliable else 3)
 
 
+@app.command("lc-win-rate")
+def lc_win_rate(
+    preferences: Annotated[
+        Path,
+        typer.Argument(
+            help="File with columns prompt_index, generator, preference (1 baseline ... 2 model), baseline_chars, "
+            "model_chars."
+        ),
+    ],
+    difficulty: Annotated[Path, typer.Option(help="CSV with columns prompt_index, instruction_difficulty.")],
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Published weights; glm_weights.csv beside the difficulty file where there is one."),
+    ] = None,
+    fit: Annotated[bool, typer.Option("--fit", help="Fit every generator, published weights or not.")] = False,
+    official: Annotated[
+        bool, typer.Option("--official", help="Call alpaca_eval's own function; needs the extra eval and the hub.")
+    ] = False,
+    json_file: Annotated[
+        str | None, typer.Option("--json", help="Write the numbers here; - is standard output.")
+    ] = None,
+) -> None:
+    """Win rate and length-controlled win rate (AlpacaEval 2) of judged comparisons, offline."""
+    from stagealign import lc_win_rate as rates
+    from stagealign import show
+
+    rates.writable(json_file)
+    found = rates.lc_win_rates(preferences, difficulty, weights, fit, official)
+    if json_file:
+        rates.write(found, json_file)
+    if json_file != "-":
+        show.lc_win_rates(found)
+
+
 def main() -> None:
     """Entry point: a user's mistake is one clear message, an interrupt keeps what is built."""
     code: int | None = INTERRUPTED

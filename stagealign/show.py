@@ -23,6 +23,7 @@ from stagealign.spec import Cell, Scale
 from stagealign.store import Artifact
 
 if TYPE_CHECKING:
+    from stagealign.lc_win_rate import LcWinRate
     from stagealign.meter import Measurement
     from stagealign.report.compare import Comparison
 
@@ -238,6 +239,44 @@ def comparison(found: "Comparison") -> None:
         if names:
             text = f"only in the {side}, {count(len(names), 'policy')} with a seed: {listing(names, 6)}"
             console.print(Text(text, style="red" if side == "first" else ""), soft_wrap=True)
+
+
+def lc_win_rates(found: Sequence["LcWinRate"]) -> None:
+    """A row a generator, in percent; below it what the numbers rest on and what was left out."""
+    table = Table(title="percent, standard errors after +-")
+    table.add_column("generator", overflow="fold")
+    for heading in ("n", "win rate", "LC win rate", "over prompts"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("method")
+    for row in found:
+        rates = [_rate(row.win_rate, row.standard_error), _rate(row.lc_win_rate, row.lc_standard_error)]
+        table.add_row(Text(row.generator), str(row.n), *rates, _rate(None, row.lc_sampling_error), Text(row.method))
+    console.print(table)
+    say = [
+        "n: judged prompts, the denominator of both rates. LC's error is the official one, which takes the weights as "
+        "exact; `over prompts` is the error of LC with weights fitted anew to other prompts."
+    ]
+    for row in found:
+        if row.failed or row.missing:
+            say.append(f"{row.generator}: {row.failed} failed judgments and {row.missing} missing prompts left out.")
+        if row.official_lookup is None:
+            continue
+        by_row = (
+            f"{row.generator}: the official function looks difficulties up by row, not by prompt; with some missing"
+        )
+        theirs = row.official_lookup == row.lc_win_rate
+        say.append(
+            f"{by_row}, this value has those of other prompts in it; `--fit` joins them by prompt."
+            if theirs
+            else f"{by_row}, it would give about {row.official_lookup:.2f}. Here they are joined by prompt."
+        )
+    for line in say:
+        console.print(Text(line), soft_wrap=True)
+
+
+def _rate(value: float | None, error: float | None) -> str:
+    spread = "" if error is None else f"+-{error:.2f}"
+    return " ".join(part for part in ("" if value is None else f"{value:.2f}", spread) if part) or "-"
 
 
 def where(page: Path) -> None:
