@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+from stagealign.errors import BadSpec
+
 
 def _assumptions() -> Any:
     """Field that maps a field's name to the recipe its value was taken from; a remark, so not identity."""
@@ -102,6 +104,13 @@ class Preference:
     """Picks the chosen one among human texts; neither the oracle nor the gold reward."""
     sign: int
     """+1 asks for a high rating, -1 for a low one."""
+
+    def __post_init__(self) -> None:
+        if self.oracle == self.gold:
+            raise BadSpec(
+                f"preference {self.key!r}: oracle and gold reward are both {self.oracle!r}; what labels the training "
+                "pairs must not evaluate; name two scorers"
+            )
 
 
 @dataclass(frozen=True)

@@ -365,6 +365,22 @@ def test_recorded_learning_rate_from_the_spec_where_the_round_is_silent(tmp_path
     assert recorded == [rate for rate in (1.5e-4, 3e-4) if rate == planned]
 
 
+def test_results_of_another_spec_are_left_out_by_name(tmp_path):
+    made = json.loads(json.dumps(result("zephyr-dpo-1off")))
+    made["spec"]["scale"]["training"]["batch"] = 99
+    write_result(tmp_path, made)
+    write_result(tmp_path, result("zephyr-dpo-1on"))
+    found = open_book(tmp_path, "lab")
+    assert [one["cell"] for one in found.results] == ["zephyr-dpo-1on"]
+    (text,) = found.damaged
+    assert "zephyr-dpo-1off-seed0.json" in text
+    assert "scale.training.batch was 99, is 8" in text
+    assert "stagealign run --scale lab -k zephyr-dpo-1off" in text
+    del made["spec"]["scale"]["training"]["batch"]  # a field that did not exist yet
+    write_result(tmp_path, made)
+    assert not open_book(tmp_path, "lab").damaged
+
+
 def test_only_damaged_results_still_give_a_report(tmp_path):
     path = result_path(tmp_path, "lab", "zephyr-dpo-1off", 0)
     path.parent.mkdir(parents=True)
