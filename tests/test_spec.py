@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stagealign import registry
+from stagealign.errors import BadSpec
 from stagealign.spec import Checkpoint, Decoding, Method, fingerprint, plain, stream
 
 
