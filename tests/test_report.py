@@ -23,7 +23,7 @@ from stagealign.report.strategies import strategies
 from stagealign.report.tables import boundaries, effectiveness, ratios
 from stagealign.report.words import count, duration, gain, listing, plain, rate, score
 from stagealign.results import result_path, write_result
-from stagealign.spec import plain
+from stagealign.spec import plain as identity
 
 SCRIPT = "<script>alert(1)</script> | a*b_c `d`"
 
@@ -218,7 +218,7 @@ def test_a_contradiction_is_said_plainly(tmp_path):
         swapped = result(f"zephyr-dpo-1{source}")
         swapped |= {"cell": f"zephyr-dpo-1{other}", "schedule": f"1{other}", "sources": [other]}
         swapped["rounds"][0]["source"] = other
-        swapped["spec"] = plain(registry.cell(swapped["cell"]))
+        swapped["spec"] = identity(registry.cell(swapped["cell"]))
         write_result(tmp_path, swapped)
     book = open_book(tmp_path, "lab")
     said = [one for one in findings(book, contrasts(book)) if one.kind == "against"]
