@@ -99,7 +99,7 @@ class Run:
     gold: Artifact
     weights: Artifact
     rounds: tuple[tuple[Step, ...], ...]
-    """A tuple of steps a round, one a learning rate: one-round cells have the ladder, others the recorded rate."""
+    """A tuple of steps a round, one a learning rate: the last round has the ladder, the others the recorded rate."""
 
     @property
     def id(self) -> str:
@@ -194,7 +194,7 @@ class _Lines:
         policy, scores, rounds = self.start, start_scores, []
         for number, source in enumerate(self.cell.sources, 1):
             recorded = self.training.rate(source)
-            rates = self.training.ladder if len(self.cell.sources) == 1 and not demo else (recorded,)
+            rates = self.training.ladder if number == len(self.cell.sources) and not demo else (recorded,)
             steps = tuple(self._step(number, rate, policy, scores) for rate in rates)
             rounds.append(steps)
             chosen = self._step(number, recorded, policy, scores)

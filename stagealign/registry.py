@@ -62,6 +62,7 @@ SCHEDULES = GRID | {
 HANDBOOK = "alignment-handbook, zephyr-7b-beta DPO recipe"
 SIMPO = "SimPO, DPO baseline of Llama-3-Instruct"
 PROTOTYPE = "lab prototype"
+VALIDATED = "best clean gain on validation films in round 1, mean of three stand-ins, for either source"
 
 DPO = Method("dpo", "DPO", form="sigmoid", beta=0.01, assumed={"beta": HANDBOOK})
 SLIC_HF = Method(
@@ -176,11 +177,11 @@ SCALES = {
             batch=8,
             epochs=1,
             ladder=(1.5e-4, 5e-4),
-            learning_rate={"off": 5e-4, "on": 1.5e-4},
+            learning_rate={"off": 5e-4, "on": 5e-4},
             warmup=0.0,
             max_length=160,
             trained_layers=6,
-            assumed={"learning_rate": PROTOTYPE, "trained_layers": PROTOTYPE},
+            assumed={"learning_rate": VALIDATED, "trained_layers": PROTOTYPE},
         ),
         evaluation=Evaluation(validation_prompts=16, test_prompts=64),
         seeds=(0, 1),

@@ -121,7 +121,7 @@ class Training:
     batch: int
     epochs: int
     ladder: tuple[float, ...]
-    """Learning rates that one-round cells try, the same for every source."""
+    """Learning rates that the last round of a cell tries, the same for every source."""
     learning_rate: Mapping[str, float]
     """By source: the rung that two-round cells, and the demo, use; see `rate`."""
     warmup: float = 0.1

@@ -110,6 +110,7 @@ def test_recorded_learning_rates_are_rungs(scale):
 
 def test_a_source_without_a_rate_takes_that_of_its_status():
     training = registry.scale("lab").training
+    training = replace(training, learning_rate={"off": 5e-4, "on": 1.5e-4})
     sources = {key: replace(registry.SOURCES["off"], key=key, on_policy=key == "own") for key in ("mixed", "own")}
     assert training.rate(registry.SOURCES["llama"]) == training.learning_rate["off"] == 5e-4
     assert training.rate(sources["mixed"]) == training.learning_rate["off"]
@@ -253,13 +254,13 @@ def test_claims_are_not_met_by_other_scales_or_weights(tmp_path):
     assert "passed" not in out
     assert "not run: no paper-scale results" in out
     for cell in cells:
-        write_result(tmp_path, result(cell) | {"scale": "paper"})  # stand-ins that got into the wrong folder
+        write_result(tmp_path, result(cell, scale="paper"))  # random weights that got into the folder
     code, out = pytest_run(*paper)
     assert code == 0, out
     assert "passed" not in out
     assert "other weights than the published ones stand in the folder: llama3-dpo-1off" in out
     for cell in cells:
-        made = result(cell) | {"scale": "paper"}
+        made = result(cell, scale="paper")
         write_result(tmp_path, made | {"model": made["model"] | {"weights": "published"}})
     code, out = pytest_run(*paper, "-q")
     assert "FAILED" in out, "made-up results do not reproduce the paper"
