@@ -10,7 +10,7 @@ FLOORS = {
     0: "errors spec registry records judged tables store results paper",  # words
     1: "losses logps boundary statistics world",  # numbers
     2: "lm sources preferences sample oracle train evaluate sft assets "  # machines
-    "pairrm rewards judge checkpoints server",
+    "pairrm rewards judge checkpoints server alpaca",
     3: "cli runs show pipeline plan execute report meter measuring __init__",  # house
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
