@@ -125,7 +125,7 @@ class Result:
             "reliable": self.reliable,
             "sentence": self.sentence,
             "failed": [
-                {"prompt_index": item.index, "prompt": item.hash, "reason": reason} for item, reason in self.failed
+                {"prompt_index": item.index, "prompt_hash": item.hash, "reason": reason} for item, reason in self.failed
             ],
             "stopped": self.stopped,
             "equal_texts": self.drawn,
@@ -152,7 +152,7 @@ class Result:
                 "preference": one.preference,
                 "baseline_chars": len(item.baseline),
                 "model_chars": None if item.model is None else len(item.model),
-                "prompt": item.hash,
+                "prompt_hash": item.hash,
                 "failed": None if one.preference is not None else one.failed or UNASKED,
             }
             for item, one in zip(self.battle.items, self._ordered(), strict=True)

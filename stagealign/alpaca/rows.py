@@ -142,6 +142,12 @@ def _told(source: str, number: int, row: Row) -> _Told:
             raise BadData(f"{where}: no column {names[0]!r}; AlpacaEval's are instruction, output, generator")
         if not isinstance(row[name], str):
             raise BadData(f"{where}, column {name!r}: {kind_of(row[name])} found; text is expected")
+        try:
+            row[name].encode()
+        except UnicodeEncodeError:
+            raise BadData(
+                f"{where}, column {name!r}: half a character (a lone surrogate) found; write the file again as UTF-8"
+            ) from None
         texts.append(row[name])
     generator = row.get("generator")
     name = generator if isinstance(generator, str) and generator else Path(source).name.split(".")[0]
