@@ -432,6 +432,7 @@ def test_equal_texts_are_draws_and_missing_ones_failures(ask, server):
     assert [(item.index, why) for item, why in found.failed] == [(i, "no completion given") for i in (297, 298, 299)]
     assert found.reliable
     assert "over 297 of 300 prompts; 3 failed" in found.sentence
+    assert [row["prompt_index"] for row in found.table()] == list(range(297))  # nothing was compared on the others
     assert len(server.seen) == 296
 
 

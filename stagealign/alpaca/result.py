@@ -83,12 +83,27 @@ class Result:
         return text
 
     @property
+    def first_shown_preferred(self) -> float | None:
+        """Mean probability that the completion shown first wins; far from 0.5 the judge looks at places, not texts."""
+        return _mean([one.first for one in self._ordered() if one.first is not None])
+
+    @property
+    def letter_probability(self) -> float | None:
+        """Mean probability of "m" and "M" together; far from 1 the judge does not answer the question."""
+        return _mean([one.letters for one in self._ordered() if one.letters is not None])
+
+    @property
     def details(self) -> list[str]:
         """What stands under the sentence: judge, cost, and each reason why something is missing or doubtful."""
         judge = " ".join(str(self.judge[name]) for name in ("kind", "model") if name in self.judge)
         served = self.judge.get("served")
         other = served not in (None, self.judge.get("model"))
         lines = [f"judge: {judge}" + f", which names itself {served}" * other]
+        first, letters = self.first_shown_preferred, self.letter_probability
+        if first is not None and letters is not None:
+            lines.append(
+                f"it prefers what is shown first in {first:.0%}; 'm' and 'M' have {letters:.0%} of its next token"
+            )
         if self.spent.prompt_tokens:
             lines.append(f"tokens: {self.spent.prompt_tokens:,} read, {self.spent.completion_tokens:,} written")
         if self.cost_now is not None:
@@ -107,9 +122,7 @@ class Result:
 
     def plain(self) -> dict[str, Any]:
         """The record, as JSON has it."""
-        found, metric = self._ordered(), self.metric
-        first = [one.first for one in found if one.first is not None]
-        letters = [one.letters for one in found if one.letters is not None]
+        metric = self.metric
         return {
             "schema": SCHEMA,
             "evaluation": "AlpacaEval 2",
@@ -130,8 +143,8 @@ class Result:
             "stopped": self.stopped,
             "equal_texts": self.drawn,
             "garbled": list(self.garbled),
-            "first_shown_preferred": _mean(first),
-            "letter_probability": _mean(letters),
+            "first_shown_preferred": self.first_shown_preferred,
+            "letter_probability": self.letter_probability,
             "model_chars": _mean([len(one.model) for one in self.battle.items if one.model is not None]),
             "baseline_chars": _mean([len(one.baseline) for one in self.battle.items]),
             "tokens": {"prompt": self.spent.prompt_tokens, "completion": self.spent.completion_tokens},
@@ -144,18 +157,22 @@ class Result:
         }
 
     def table(self) -> list[dict[str, Any]]:
-        """One row a prompt for `stagealign lc-win-rate`; the preference is None where there is none."""
+        """One row a comparison, for `stagealign lc-win-rate`; the preference is None where the judge gave none.
+
+        A prompt without a completion was never compared: it is in the record alone.
+        """
         return [
             {
                 "prompt_index": item.index,
                 "generator": self.battle.generator,
                 "preference": one.preference,
                 "baseline_chars": len(item.baseline),
-                "model_chars": None if item.model is None else len(item.model),
+                "model_chars": len(item.model),
                 "prompt_hash": item.hash,
                 "failed": None if one.preference is not None else one.failed or UNASKED,
             }
             for item, one in zip(self.battle.items, self._ordered(), strict=True)
+            if item.model is not None
         ]
 
     def _ordered(self) -> list[Answer]:
@@ -189,7 +206,7 @@ def _encoded(table: Sequence[Mapping[str, Any]], ending: str) -> bytes:
         return "".join(json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n" for row in table).encode()
     import pandas as pd
 
-    frame = pd.DataFrame(table).astype({"preference": "float64", "model_chars": "Int64"})
+    frame = pd.DataFrame(table).astype({"preference": "float64"})
     data = io.BytesIO()
     if ending == ".csv":
         frame.to_csv(data, index=False, lineterminator="\n")
