@@ -168,7 +168,8 @@ def test_win_rate_is_the_judges_mean_probability_by_hand(ask, server):
     assert record["judge"]["served"] == MODEL
     assert record["letter_probability"] == pytest.approx(math.exp(-0.1))
     assert found.reliable
-    assert record["first_shown_preferred"] + 0.2 > 0.5
+    shown = [sigmoid(2.25) if first else 1 - sigmoid(1.75) for first in firsts]
+    assert record["first_shown_preferred"] == pytest.approx(sum(shown) / 12)
 
 
 @needs_package
