@@ -183,6 +183,39 @@ def lc_win_rate(
         show.lc_win_rates(found)
 
 
+@app.command("alpaca-eval")
+def alpaca_eval(
+    outputs: Annotated[str, typer.Argument(help="The model's completions: instruction, output, generator.")],
+    baseline: Annotated[str, typer.Option(help="The baseline's completions; this file defines the prompts.")],
+    judge: Annotated[str, typer.Option(help="official, judge:MODEL, local:PATH or recorded:FILE.")],
+    judge_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the judge.")] = None,
+    generator: Annotated[str | None, typer.Option(help="Which one, where OUTPUTS holds several.")] = None,
+    spend: Annotated[float | None, typer.Option(help="Most USD that this call may cost; 0 shows the cost.")] = None,
+    price: Annotated[
+        str | None, typer.Option(help="USD for a million tokens of prompt and completion.", metavar="IN,OUT")
+    ] = None,
+    served: Annotated[str | None, typer.Option(help="Version of the judge, as its server names it.")] = None,
+    workers: Annotated[int, typer.Option(help="Requests under way at a time.", min=1)] = 8,
+    json_file: Annotated[
+        str | None, typer.Option("--json", help="Write the record here; - is standard output.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Write one row a prompt here, for lc-win-rate: .parquet, .jsonl or .csv.")
+    ] = None,
+) -> None:
+    """Tells how often a judge prefers a model's completions to a baseline's, as AlpacaEval 2 does."""
+    from stagealign import alpaca, show
+
+    alpaca.writable(annotations)
+    request = alpaca.Request(outputs, baseline, judge, judge_url, generator, spend, price, served, workers)
+    with show.evaluating(json_file == "-") as heard:
+        found = alpaca.evaluate(request, heard)
+    alpaca.write(found, json_file, annotations)
+    if json_file != "-":
+        show.evaluation(found)
+    raise typer.Exit(0 if found.reliable else 3)
+
+
 def main() -> None:
     """Entry point: a user's mistake is one clear message, an interrupt keeps what is built."""
     code: int | None = INTERRUPTED
