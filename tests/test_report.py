@@ -300,7 +300,7 @@ def test_tables_of_the_markdown_page_are_whole(built):
 
 
 def test_figures_are_well_formed_and_undated(built):
-    for name in ("lab/gains.svg", "lab/boundary.svg"):
+    for name in ("lab/gains.svg", "lab/boundary.svg", "lab/rule.svg", "lab/frontier.svg"):
         ElementTree.fromstring(built[name])
         assert not re.search(r"<dc:date|Matplotlib|matplotlib\.org", built[name])
     assert "stand-in" in built["lab/gains.svg"]
