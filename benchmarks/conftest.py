@@ -39,6 +39,10 @@ def pytest_configure(config):
     if (config.getoption("seeds") or 1) < 1:
         raise pytest.UsageError(f"--seeds {config.getoption('seeds')}: at least 1 is needed")
     config.stash[SCALE] = scale
+    try:
+        config.stash[MATCHES] = registry.matcher(config.option.keyword)
+    except StagealignError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 def pytest_report_header(config):
@@ -49,8 +53,14 @@ def pytest_report_header(config):
 def pytest_generate_tests(metafunc):
     if "entry" in metafunc.fixturenames:
         config = metafunc.config
-        cells = registry.cells(config.stash[SCALE].key)
+        cells, matches = registry.cells(config.stash[SCALE].key, extras=True), config.stash[MATCHES]
         entries = [Entry(cell, seed) for cell in cells for seed in seeds(config)]
+        entries = [
+            one
+            for one in entries
+            if not one.cell.extra
+            or registry.asked_for(one.cell, matches, (one.id, metafunc.definition.name, *one.cell.keywords))
+        ]
         metafunc.parametrize("entry", entries, ids=lambda entry: entry.id)
 
 
@@ -131,4 +141,6 @@ def _entry(item) -> Entry | None:
 
 
 SCALE = pytest.StashKey()
+MATCHES = pytest.StashKey()
+"""The predicate of `-k`: extra cells are items only where it asks for their source by name."""
 CHOSEN = pytest.StashKey()

@@ -84,6 +84,19 @@ def report(
 
 
 @app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="A results folder, or a cell.")],
+    b: Annotated[str, typer.Argument(help="Another one of the same kind.")],
+    scale: ScaleKey = "lab",
+    results: Results = Path("results"),
+) -> None:
+    """Shows what moved between two results folders or two cells; exit code 1 where it is more than noise."""
+    from stagealign import runs
+
+    raise typer.Exit(runs.compare(a, b, scale, results))
+
+
+@app.command()
 def fetch() -> None:
     """Downloads the lab's assets by exact version and hash into the cache, so that later runs need no network."""
     from stagealign import runs
@@ -137,6 +150,73 @@ def boundary(
     measuring.write(found, json_file, html)
     if json_file != "-":
         show.measurement(found)
+    raise typer.Exit(0 if found.reliable else 3)
+
+
+@app.command("lc-win-rate")
+def lc_win_rate(
+    preferences: Annotated[
+        Path,
+        typer.Argument(
+            help="File with columns prompt_index, generator, preference (1 baseline ... 2 model), baseline_chars, "
+            "model_chars."
+        ),
+    ],
+    difficulty: Annotated[Path, typer.Option(help="CSV with columns prompt_index, instruction_difficulty.")],
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Published weights; glm_weights.csv beside the difficulty file where there is one."),
+    ] = None,
+    fit: Annotated[bool, typer.Option("--fit", help="Fit every generator, published weights or not.")] = False,
+    official: Annotated[
+        bool, typer.Option("--official", help="Call alpaca_eval's own function; needs the extra eval and the hub.")
+    ] = False,
+    json_file: Annotated[
+        str | None, typer.Option("--json", help="Write the numbers here; - is standard output.")
+    ] = None,
+) -> None:
+    """Win rate and length-controlled win rate (AlpacaEval 2) of judged comparisons, offline."""
+    from stagealign import lc_win_rate as rates
+    from stagealign import show
+
+    rates.writable(json_file)
+    found = rates.lc_win_rates(preferences, difficulty, weights, fit, official)
+    if json_file:
+        rates.write(found, json_file)
+    if json_file != "-":
+        show.lc_win_rates(found)
+
+
+@app.command("alpaca-eval")
+def alpaca_eval(
+    outputs: Annotated[str, typer.Argument(help="The model's completions: instruction, output, generator.")],
+    baseline: Annotated[str, typer.Option(help="The baseline's completions; this file defines the prompts.")],
+    judge: Annotated[str, typer.Option(help="official, judge:MODEL, local:PATH or recorded:FILE.")],
+    judge_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the judge.")] = None,
+    generator: Annotated[str | None, typer.Option(help="Which one, where OUTPUTS holds several.")] = None,
+    spend: Annotated[float | None, typer.Option(help="Most USD that this call may cost; 0 shows the cost.")] = None,
+    price: Annotated[
+        str | None, typer.Option(help="USD for a million tokens of prompt and completion.", metavar="IN,OUT")
+    ] = None,
+    served: Annotated[str | None, typer.Option(help="Version of the judge, as its server names it.")] = None,
+    workers: Annotated[int, typer.Option(help="Requests under way at a time.", min=1)] = 8,
+    json_file: Annotated[
+        str | None, typer.Option("--json", help="Write the record here; - is standard output.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Write one row a prompt here, for lc-win-rate: .parquet, .jsonl or .csv.")
+    ] = None,
+) -> None:
+    """Tells how often a judge prefers a model's completions to a baseline's, as AlpacaEval 2 does."""
+    from stagealign import alpaca, show
+
+    alpaca.writable(annotations)
+    request = alpaca.Request(outputs, baseline, judge, judge_url, generator, spend, price, served, workers)
+    with show.evaluating(json_file == "-") as heard:
+        found = alpaca.evaluate(request, heard)
+    alpaca.write(found, json_file, annotations)
+    if json_file != "-":
+        show.evaluation(found)
     raise typer.Exit(0 if found.reliable else 3)
 
 

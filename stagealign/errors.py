@@ -17,6 +17,10 @@ class UnknownName(StagealignError):
         super().__init__(f"{kind} {given!r}: unknown; nearest: {', '.join(near)}. `stagealign list` shows all.")
 
 
+class BadSpec(StagealignError):
+    """A registry entry that would give numbers without meaning."""
+
+
 class BadData(StagealignError):
     """A data file whose rows cannot be used as they stand."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stagealign.errors import BadData, StagealignError
 from stagealign.logps import PairTokens
@@ -86,6 +86,18 @@ def load(folder: str | Path, revision: str | None = None, dtype: str = "float32"
         raise StagealignError(f"checkpoint {str(folder)!r}: {str(error).splitlines()[0]}") from error
     check_tokenizer(tokenizer, str(folder))
     return LanguageModel(model.eval(), tokenizer)
+
+
+def load_shape(folder: str | Path) -> LanguageModel:
+    """A local checkpoint's architecture without its weights, and its tokenizer: for what needs token ids only.
+
+    Raises StagealignError where the checkpoint lacks an EOS token.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    check_tokenizer(tokenizer, str(folder))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    return LanguageModel(model, tokenizer)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, chat: bool = False) -> None:

@@ -9,12 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from stagealign import registry
+from stagealign.claims import cited
+from stagealign.records import Candidate, prompt_hash, read_rows
 from stagealign.results import SCHEMA, Result
 from stagealign.spec import Cell, Source, fingerprint, plain, stream
 from stagealign.store import Artifact, Builder, Store
 
 FACTS = ("seconds", "peak_memory_mib", "hardware", "threads", "commit", "dirty", "versions")
 """What a result tells of how each artifact was made; none of it is identity."""
+
+SAMPLES = 20
+"""Test prompts whose completions a result shows."""
 
 HELD_OUT = ("validation", "test")
 
@@ -32,6 +38,7 @@ BUILDERS = {
     "reference": Builder("stagealign.train:build_reference"),
     "policy": Builder("stagealign.train:build_policy"),
     "scores": Builder("stagealign.evaluate:score"),
+    "data": Builder("stagealign.describe:measure"),
 }
 
 TASKS: Mapping[str, Mapping[str, Builder]] = {
@@ -40,6 +47,7 @@ TASKS: Mapping[str, Mapping[str, Builder]] = {
         "static": Builder("stagealign.sources:build_static"),
         "oracle": Builder("stagealign.oracle:fit"),
         "gold": Builder("stagealign.evaluate:fit_gold"),
+        "embeddings": Builder("stagealign.describe:embed"),
     },
     "smoke": {
         "prompts": Builder("stagealign.sources:build_smoke"),
@@ -52,7 +60,7 @@ TASKS: Mapping[str, Mapping[str, Builder]] = {
 SECONDS = {
     "weights": 31, "shape": 6, "start": 118, "link": 1, "reviews": 1, "prompts": 1, "ratings": 1, "oracle": 3,
     "gold": 240, "static": 2, "candidates": 40, "completions": 32, "pairs": 1, "votes": 1, "trunk": 21, "reference": 8,
-    "policy": 32, "scores": 16,
+    "policy": 32, "scores": 16, "embeddings": 3, "data": 1,
 }  # fmt: skip
 """Expected seconds of each kind at lab scale on one core, measured; only the time left is computed from them."""
 
@@ -70,6 +78,8 @@ class Step:
     policy: Artifact
     scores: Artifact
     start_scores: Artifact
+    data: Artifact
+    """What the round's candidates and pairs are like; no rung is known by it."""
 
     @property
     def fingerprint(self) -> str:
@@ -89,7 +99,7 @@ class Run:
     gold: Artifact
     weights: Artifact
     rounds: tuple[tuple[Step, ...], ...]
-    """A tuple of steps a round, one a learning rate: one-round cells have the ladder, others the recorded rate."""
+    """A tuple of steps a round, one a learning rate: the last round has the ladder, the others the recorded rate."""
 
     @property
     def id(self) -> str:
@@ -99,7 +109,9 @@ class Run:
     def goals(self) -> list[Artifact]:
         """What must be built for this run's result; their lineage is everything."""
         steps = [step for steps in self.rounds for step in steps]
-        return [self.start_scores, *(step.scores for step in steps), *(step.policy for step in steps)]
+        described = {steps[0].data.path: steps[0].data for steps in self.rounds}
+        scores = (step.scores for step in steps)
+        return [self.start_scores, *scores, *(step.policy for step in steps), *described.values()]
 
     @property
     def rungs(self) -> set[str]:
@@ -181,8 +193,8 @@ class _Lines:
         start_scores = self._scores(self.start, None)
         policy, scores, rounds = self.start, start_scores, []
         for number, source in enumerate(self.cell.sources, 1):
-            recorded = self.training.learning_rate[source.key]
-            rates = self.training.ladder if len(self.cell.sources) == 1 and not demo else (recorded,)
+            recorded = self.training.rate(source)
+            rates = self.training.ladder if number == len(self.cell.sources) and not demo else (recorded,)
             steps = tuple(self._step(number, rate, policy, scores) for rate in rates)
             rounds.append(steps)
             chosen = self._step(number, recorded, policy, scores)
@@ -229,7 +241,22 @@ class _Lines:
             reference=reference,
             **trunk,
         )
-        return Step(number, source, rate, start, pairs, reference, policy, self._scores(policy, start), start_scores)
+        scores = self._scores(policy, start)
+        data = self._data(number, where, here, candidates=candidates, pairs=pairs, reference=reference, policy=start)
+        return Step(number, source, rate, start, pairs, reference, policy, scores, start_scores, data)
+
+    def _data(self, number: int, where: str, here: str, **made: Artifact) -> Artifact:
+        """What one round's data is like: its texts once for all who train on them, their likelihood by start policy."""
+        labels = {"oracle": self.preference.oracle, "sign": self.preference.sign}
+        pool = {"completions": made["candidates"], "static": self._pool(number), "oracle": self.oracle}
+        made["votes"] = self._make("votes", f"{where}/votes", BUILDERS["votes"], labels, **pool)
+        if "embeddings" in self.task:
+            builder, encoder = self.task["embeddings"], {"asset": "minilm"}
+            made["embeddings"] = self._make(
+                "embeddings", f"{where}/embeddings", builder, encoder, candidates=made["candidates"]
+            )
+        known = {"max_length": self.training.max_length}
+        return self._make("data", f"{here}/data", BUILDERS["data"], known, **made)
 
     def _folder(self, number: int, source: Source, start: Artifact) -> str:
         """Where a round stands: below the policy that it starts from, so that cells share what they have in common."""
@@ -242,13 +269,25 @@ class _Lines:
         return policy.path.removesuffix("/policy")
 
     def _candidates(self, number: int, source: Source, start: Artifact) -> Artifact:
-        """Candidates of one round: static ones are shared by all models, sampled ones belong to their policy."""
-        static = self._static(f"static{number}", ("train",), self.training.pairs, number)
+        """Candidates of one round: static ones are shared by all models, sampled ones belong to their policy.
+
+        What another model's start writes is the same artifact as that model's own on-policy candidates.
+        """
+        static = self._pool(number)
+        if source.sampled_from:
+            checkpoint = registry.CHECKPOINTS[self.scale.key][source.sampled_from]
+            other = replace(self.cell, model=registry.MODELS[source.sampled_from], checkpoint=checkpoint)
+            writer = _Lines(other, self.seed)
+            return writer._candidates(number, registry.SOURCES["on"], writer.start)
         if not source.on_policy:
             return static
         return self._sample(
             "candidates", f"{self._folder(number, source, start)}/candidates", start, static, ("train",), 2
         )
+
+    def _pool(self, number: int) -> Artifact:
+        """Static candidates of one round's prompts."""
+        return self._static(f"static{number}", ("train",), self.training.pairs, number)
 
     def _static(self, name: str, splits: tuple[str, ...], prompts: int | None, number: int) -> Artifact:
         params = {
@@ -312,8 +351,8 @@ def result(run: Run, store: Store, fresh: set[str] | None = None) -> Result:
     cell = run.cell
     records = {path: store.record(artifact) for path, artifact in run.artifacts.items()}
     complete = plan_run(cell, run.seed)
-    rates = cell.scale.training.learning_rate
-    rounds = [_round(steps, rates[steps[0].source.key], store, fresh) for steps in complete.rounds]
+    training = cell.scale.training
+    rounds = [_round(steps, training.rate(steps[0].source), store, fresh) for steps in complete.rounds]
     weights = (store.record(run.weights) or {}).get("facts", {}).get("weights", "published")
     return {
         "schema": SCHEMA,
@@ -336,9 +375,11 @@ def result(run: Run, store: Store, fresh: set[str] | None = None) -> Result:
             for name, a in (("oracle", run.oracle), ("gold", run.gold))
         },
         "spec": plain(cell),
+        "claims": dict(cited(cell)),
         "artifacts": {path: _made(record) for path, record in sorted(records.items()) if record},
         "start": _scores(run.start_scores, store),
         "rounds": rounds,
+        "samples": _samples(run, store),
     }
 
 
@@ -390,8 +431,27 @@ def _made(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scores(scores: Artifact, store: Store) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((store.folder(scores) / "scores.json").read_text(encoding="utf-8"))
+    return _read(scores, "scores.json", store)
+
+
+def _read(artifact: Artifact, name: str, store: Store) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((store.folder(artifact) / name).read_text(encoding="utf-8"))
     return loaded
+
+
+def _samples(run: Run, store: Store) -> list[dict[str, Any]]:
+    """Completions of `SAMPLES` test prompts by the start and by the policy that each round ends with."""
+    rates = run.cell.scale.training.learning_rate
+    kept = [next(s for s in steps if s.learning_rate == rates[s.source.key]) for steps in run.rounds]
+    texts: dict[str, dict[str, list[str]]] = {}
+    for name, scores in (("start", run.start_scores), *((f"round {step.number}", step.scores) for step in kept)):
+        test = _scores(scores, store)["test"]["prompts"]
+        folder = store.folder(scores.inputs["completions"])
+        for candidate in read_rows(folder / "candidates.jsonl", Candidate):
+            if prompt_hash(candidate.prompt) in test:
+                texts.setdefault(candidate.prompt, {}).setdefault(name, []).append(candidate.completion)
+    chosen = sorted(texts, key=prompt_hash)[:SAMPLES]
+    return [{"prompt": prompt_hash(text), "text": text, "completions": texts[text]} for text in chosen]
 
 
 def _round(steps: tuple[Step, ...], recorded: float, store: Store, fresh: set[str]) -> dict[str, Any]:
@@ -408,6 +468,7 @@ def _round(steps: tuple[Step, ...], recorded: float, store: Store, fresh: set[st
             for key, value in pairs.get("facts", {}).items()
             if key in ("pairs", "ties", "margin", "truncated", "drops")
         },
+        "data": _read(first.data, "data.json", store),
         "rungs": [_rung(step, start, store, fresh) for step in steps],
     }
 

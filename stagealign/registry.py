@@ -39,9 +39,10 @@ MODELS = {
 SOURCES = {
     "off": Source("off", "static candidates of a fixed set", on_policy=False),
     "on": Source("on", "samples of the policy in training", on_policy=True),
+    "llama": Source("llama", "samples of Llama-3 (PC_llama)", on_policy=False, sampled_from="llama3", extra=True),
 }
 
-SCHEDULES = {
+GRID = {
     "1off": ("off",),
     "1on": ("on",),
     "2off_off": ("off", "off"),
@@ -49,10 +50,19 @@ SCHEDULES = {
     "2on_off": ("on", "off"),
     "2on_on": ("on", "on"),
 }
+"""Schedules of every model and method; an extra source adds its own: alone, and after one round of each of the two."""
+
+SCHEDULES = GRID | {
+    f"{len(sources)}{'_'.join(sources)}": sources
+    for source in SOURCES.values()
+    if source.extra
+    for sources in ((source.key,), ("off", source.key), ("on", source.key))
+}
 
 HANDBOOK = "alignment-handbook, zephyr-7b-beta DPO recipe"
 SIMPO = "SimPO, DPO baseline of Llama-3-Instruct"
 PROTOTYPE = "lab prototype"
+VALIDATED = "best clean gain on validation films in round 1, mean of three stand-ins, for either source"
 
 DPO = Method("dpo", "DPO", form="sigmoid", beta=0.01, assumed={"beta": HANDBOOK})
 SLIC_HF = Method(
@@ -167,11 +177,11 @@ SCALES = {
             batch=8,
             epochs=1,
             ladder=(1.5e-4, 5e-4),
-            learning_rate={"off": 5e-4, "on": 1.5e-4},
+            learning_rate={"off": 5e-4, "on": 5e-4},
             warmup=0.0,
             max_length=160,
             trained_layers=6,
-            assumed={"learning_rate": PROTOTYPE, "trained_layers": PROTOTYPE},
+            assumed={"learning_rate": VALIDATED, "trained_layers": PROTOTYPE},
         ),
         evaluation=Evaluation(validation_prompts=16, test_prompts=64),
         seeds=(0, 1),
@@ -205,10 +215,13 @@ def scale(key: str) -> Scale:
     return _known("scale", key, SCALES)
 
 
-def cells(scale_key: str) -> list[Cell]:
-    """Every cell of one scale, in the paper's order of models, methods and schedules."""
+def cells(scale_key: str, extras: bool = False) -> list[Cell]:
+    """Every cell of one scale's grid, in the paper's order of models, methods and schedules; `extras` adds the others.
+
+    A source that samples from one model is given to the other models, at scales that have it.
+    """
     chosen = scale(scale_key)
-    return [
+    found = [
         Cell(
             MODELS[model],
             CHECKPOINTS[scale_key][model],
@@ -223,11 +236,18 @@ def cells(scale_key: str) -> list[Cell]:
         if scale_key == "smoke" or model in PAPER_METHODS[key]
         for schedule, sources in SCHEDULES.items()
     ]
+    return [one for one in found if _can_be_given(one) and (extras or not one.extra)]
+
+
+def _can_be_given(one: Cell) -> bool:
+    """Whether every model that writes candidates for this cell is another one and part of the scale."""
+    writers = {source.sampled_from for source in one.sources if source.sampled_from}
+    return one.model.key not in writers and writers <= CHECKPOINTS[one.scale.key].keys()
 
 
 def cell(cell_id: str, scale_key: str = "lab") -> Cell:
     """The cell called `cell_id`; UnknownName names the part that is wrong."""
-    known = {found.id: found for found in cells(scale_key)}
+    known = {found.id: found for found in cells(scale_key, extras=True)}
     if cell_id not in known:
         parts = [*cell_id.split("-"), "", ""]
         _known("model", parts[0], MODELS)
@@ -237,19 +257,37 @@ def cell(cell_id: str, scale_key: str = "lab") -> Cell:
 
 
 def select(scale_key: str, expression: str = "") -> list[Cell]:
-    """Cells of one scale that a `-k` expression matches, as pytest would match them.
+    """Cells of one scale that a `-k` expression matches, as pytest would match them; extra ones only where named.
 
     Raises StagealignError where the expression is malformed or matches nothing.
     """
-    every = cells(scale_key)
+    every = cells(scale_key, extras=True)
     matches = matcher(expression)
-    chosen = [one for one in every if matches(one.keywords)]
+    chosen = [one for one in every if asked_for(one, matches, one.keywords)]
     if not chosen:
         words = [word for word in re.findall(r"[\w.+-]+", expression) if word not in ("and", "or", "not")]
         names = [*MODELS, *METHODS[scale_key], *SCHEDULES, *(one.id for one in every)]
         unknown = next((word for word in words if not any(word.lower() in name for name in names)), expression)
         raise UnknownName(f"-k {expression!r} matches no cell at scale {scale_key}; name", unknown, names)
     return chosen
+
+
+def asked_for(one: Cell, matches: Callable[[Iterable[str]], bool], names: Iterable[str]) -> bool:
+    """Whether an expression matches a cell's names; for an extra cell, only by the name of an extra source.
+
+    So `-k zephyr` is the row of the grid, and `-k "zephyr and 1llama"` or `-k llama` also finds `zephyr-dpo-1llama`.
+    """
+    names = list(names)
+    if not matches(names) or not one.extra:
+        return matches(names)
+    extra = [source.key for source in one.sources if source.extra]
+    return not matches([name.replace(one.schedule, _without(one.schedule, extra)) for name in names])
+
+
+def _without(text: str, words: Iterable[str]) -> str:
+    for word in words:
+        text = text.replace(word, "")
+    return text
 
 
 def matcher(expression: str) -> Callable[[Iterable[str]], bool]:

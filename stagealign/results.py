@@ -7,11 +7,23 @@ Shape (all numbers are of this run; a metric is `{"value", "unit", "n", "standar
     method      the Method spec        schedule    "2off_on"        sources    ["off", "on"]
     preference  the Preference spec    scorers     held-out quality of oracle and gold reward
     spec        the whole cell as identity
+    claims      key -> fingerprint of the claims that this result helps to judge, as they stood at the run
     artifacts   path -> fingerprint, seconds, peak_memory_mib, hardware, threads, commit, dirty, versions
     start       policy metrics of the policy before round 1
     rounds      one entry a round:
         round, source, learning_rate (the recorded one), start (policy metrics before this round)
         pairs       pairs, margin (mean, oracle points), ties, truncated, drops by reason
+        data        what the round's data is like; absent in results of before it was measured:
+            prompts, candidates, drops by reason (prompts left out)
+            metrics     metric by name, over prompts; without a value it has a `reason`:
+                        distinct_1, distinct_2 (share of different n-grams among a prompt's candidates),
+                        self_bleu (0 to 1, high means alike), embedding (mean cosine distance by the encoder),
+                        surprise, surprise_gap (nats a token under the round's start: mean of the pair, distance of
+                        the two), quality (percent of comparisons with the prompt's static candidates won under the
+                        oracle; 50 for those themselves), length, length_gap (words; chosen minus rejected),
+                        margin (oracle points), ties, duplicates, repeats (shares: pairs of margin 0, prompts with
+                        equal candidates, candidates whose text another prompt has too)
+            agreement   "measure, measure" -> rank correlation over prompts {value, n}, more diverse counted up
         rungs       one entry a learning rate of the ladder (earlier rounds have the recorded one only):
             learning_rate, state ("done" | "not run")
             metrics     policy metrics after the round
@@ -20,6 +32,8 @@ Shape (all numbers are of this run; a metric is `{"value", "unit", "n", "standar
             kl          metric: to the round's start, nats a completion
             training    curve of {step, loss, margin, accuracy, grad_norm, kl}, pairs_per_second, reference
                         {computed, reused} forwards
+    samples     one entry for each of 20 test prompts: prompt (hash), text, completions {"start" | "round N": texts} of
+                the policies that the run's rounds start from and end with, at the recorded learning rates
     policy metrics, by split ("validation", "test"):
         gold, clean_gold, win_rate, length, degenerate, truncated, boundary {score, interval, votes_on, votes_off,
         ties, top_score, prompts}, prompts {prompt hash: [gold, clean gold]} (means over the prompt's completions)
@@ -56,13 +70,22 @@ def write_result(folder: Path, result: Result) -> Path:
 
 
 def _keep_rungs(old: Result, new: Result) -> None:
-    """Puts the rungs that `old` has done and `new` has not run into `new`, where both mean the same."""
+    """Puts the rungs that `old` has done and `new` has not run into `new`, where both mean the same.
+
+    A rung of both keeps the count of reference forwards of the call that computed them: each counts as computed once.
+    """
     new["artifacts"] = old.get("artifacts", {}) | new.get("artifacts", {})
+    if "claims" in old:
+        new["claims"] = new.get("claims", {}) | old["claims"]  # as they stood when the numbers were made
     for before, after in zip(old.get("rounds", []), new.get("rounds", []), strict=False):
         done = {rung["fingerprint"]: rung for rung in before["rungs"] if rung["state"] == "done"}
         after["rungs"] = [
             done.get(rung["fingerprint"], rung) if rung["state"] == "not run" else rung for rung in after["rungs"]
         ]
+        for rung in after["rungs"]:
+            counts = [one.get("training", {}).get("reference") for one in (done.get(rung["fingerprint"], {}), rung)]
+            if all(counts) and counts[0]["computed"] > counts[1]["computed"]:
+                rung["training"]["reference"] = counts[0]
 
 
 def stands(path: Path, rungs: set[str]) -> bool:
@@ -72,6 +95,13 @@ def stands(path: Path, rungs: set[str]) -> bool:
     except (FileNotFoundError, BadData):
         return False
     return old["state"] == "done" and rungs <= done_rungs(old)
+
+
+def says_all(path: Path, new: Result) -> bool:
+    """Whether the result that stands there has every entry that `new` has: an older version may have written less."""
+    old = read_result(path)
+    rounds = zip(old["rounds"], new["rounds"], strict=True)
+    return new.keys() <= old.keys() and all(now.keys() <= before.keys() for before, now in rounds)
 
 
 def done_rungs(result: Result) -> set[str]:

@@ -8,7 +8,7 @@ from stagealign.errors import BadData
 from stagealign.execute import Outcome, execute
 from stagealign.pipeline import Run, result, unfinished
 from stagealign.plan import Plan, check_machine, make_plan
-from stagealign.results import done_rungs, result_path, stands, write_result
+from stagealign.results import done_rungs, result_path, says_all, stands, write_result
 from stagealign.spec import Cell, Scale
 from stagealign.store import Artifact, Store
 
@@ -56,7 +56,7 @@ def demo(results: Path, reports: Path, workers: int | None) -> Outcome:
     if not outcome.failed:
         report(results, reports, "lab", check=False)
         show.summary(scale, cells, summary_rows(results, cells))
-        show.where(reports / "lab" / "index.html")
+        show.where(reports / "index.html")
     return outcome
 
 
@@ -75,7 +75,8 @@ def _carry_out(plan: Plan, store: Store, results: Path, workers: int | None) -> 
                     made = result(one, store, fresh)
                     claimed.update(outcome.built - claimed - fresh)
                     path = result_path(results, one.cell.scale.key, one.cell.id, one.seed)
-                    if not (outcome.built.isdisjoint(one.artifacts) and stands(path, done_rungs(made))):
+                    same = outcome.built.isdisjoint(one.artifacts) and stands(path, done_rungs(made))
+                    if not (same and says_all(path, made)):
                         progress.wrote(write_result(results, made))
                 elif goals & outcome.failed.keys():
                     _write_failure(one, outcome, results)
@@ -128,6 +129,22 @@ def _front(readme: Path, results: Path, reports: Path) -> str:
 
     text = with_demo(readme.read_text(encoding="utf-8"), results, registry.select("lab", DEMO), reports.name)
     return with_meter(text, results)
+
+
+def compare(a: str, b: str, scale: str, results: Path) -> int:
+    """Exit code: 0 where nothing moved by more than noise and nothing is missing, else 1.
+
+    Raises UnknownName where `a` and `b` are neither two folders nor two cells of the scale.
+    """
+    from stagealign.report import compare as comparing
+
+    if Path(a).is_dir() and Path(b).is_dir():
+        found = comparing.compare_folders(Path(a), Path(b), scale)
+    else:
+        cells = [registry.cell(name, scale).id for name in (a, b)]
+        found = comparing.compare_cells(results, scale, cells[0], cells[1])
+    show.comparison(found)
+    return 1 if found.changed else 0
 
 
 def fetch() -> None:

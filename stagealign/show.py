@@ -6,21 +6,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from stagealign import registry
 from stagealign.assets import Asset
 from stagealign.execute import Outcome, worker_count
 from stagealign.pipeline import describe
 from stagealign.plan import Plan
 from stagealign.report import SummaryRow
+from stagealign.report.words import count, listing
 from stagealign.spec import Cell, Scale
 from stagealign.store import Artifact
 
 if TYPE_CHECKING:
+    from stagealign.alpaca import Result
+    from stagealign.lc_win_rate import LcWinRate
     from stagealign.meter import Measurement
+    from stagealign.report.compare import Comparison
 
 console = Console(soft_wrap=False, highlight=False)
 
@@ -31,10 +37,17 @@ def cells(scale: Scale, chosen: Sequence[Cell]) -> None:
     starts = Table("model", "starts from", "methods", "cells", title=None)
     for key in dict.fromkeys(cell.model.key for cell in chosen):
         mine = [cell for cell in chosen if cell.model.key == key]
-        ids = Text("\n".join(cell.id for cell in mine))
+        ids = Text("\n".join(f"{cell.id} (extra)" if cell.extra else cell.id for cell in mine))
         methods = ", ".join(dict.fromkeys(cell.method.name for cell in mine))
         starts.add_row(mine[0].model.name, Text(describe(mine[0])), methods, ids)
     console.print(starts)
+    others = [cell for cell in registry.cells(scale.key, extras=True) if cell.extra and cell not in chosen]
+    if others:
+        schedules = ", ".join(dict.fromkeys(cell.schedule for cell in others))
+        console.print(
+            Text(f"{len(others)} extra cells run only where their source is named: `-k {others[0].schedule}`")
+        )
+        console.print(Text(f"their schedules: {schedules}"))
     assumed = Table("assumed, not published", "value", "taken from")
     for place, value, recipe in assumptions(chosen):
         assumed.add_row(place, value, recipe)
@@ -160,7 +173,10 @@ def summary(scale: Scale, chosen: Sequence[Cell], rows: Sequence[SummaryRow]) ->
     """The demo's table."""
     films = scale.evaluation.test_prompts
     title = f"{describe(chosen[0])}\neffectiveness: gain in gold reward on {films} test films, with 95% intervals"
-    table = Table(*SummaryRow.HEADINGS, title=title)
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for heading in SummaryRow.HEADINGS:
+        widest = "undecided" if heading in SummaryRow.HEADINGS[-2:] else max(heading.split(), key=len)
+        table.add_column(heading, min_width=len(widest))
     for row in rows:
         table.add_row(*(Text(cell) for cell in row.cells))
     console.print(table)
@@ -201,6 +217,104 @@ def measurement(found: "Measurement") -> None:
         console.print(Text(said, style="red"), soft_wrap=True)
     if found.stopped:
         console.print(Text(f"stopped early: {found.stopped}", style="yellow"), soft_wrap=True)
+
+
+def comparison(found: "Comparison") -> None:
+    """Every quantity that moved by more than noise, how many did not, and what stands on one side only."""
+    table = Table("policy", "quantity", "before", "after", "difference", "p", box=box.SIMPLE)
+    for one in found.moved:
+        if one.more_than_noise:
+            low, high = one.interval or (one.after - one.before,) * 2
+            change = f"{one.after - one.before:+.3f} [{low:+.3f}, {high:+.3f}] {one.unit}"
+            table.add_row(
+                Text(one.policy), one.quantity, f"{one.before:.3f}", f"{one.after:.3f}", Text(change), f"{one.p:.3g}"
+            )
+    if table.row_count:
+        console.print(table)
+    same = sum(one.interval is None and one.before == one.after for one in found.moved)
+    noise = len(found.moved) - table.row_count - same
+    console.print(
+        Text(
+            f"{len(found.moved)} numbers compared: {table.row_count} moved by more than noise (Holm over all), {noise} "
+            f"within noise, {same} the same to the last digit"
+        )
+    )
+    for side, names in (("first", found.only_first), ("second", found.only_second)):
+        if names:
+            text = f"only in the {side}, {count(len(names), 'policy')} with a seed: {listing(names, 6)}"
+            console.print(Text(text, style="red" if side == "first" else ""), soft_wrap=True)
+
+
+def lc_win_rates(found: Sequence["LcWinRate"]) -> None:
+    """A row a generator, in percent; below it what the numbers rest on and what was left out."""
+    table = Table(title="percent, standard errors after +-")
+    table.add_column("generator", overflow="fold")
+    for heading in ("n", "win rate", "LC win rate", "over prompts"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("method")
+    for row in found:
+        rates = [_rate(row.win_rate, row.standard_error), _rate(row.lc_win_rate, row.lc_standard_error)]
+        table.add_row(Text(row.generator), str(row.n), *rates, _rate(None, row.lc_sampling_error), Text(row.method))
+    console.print(table)
+    say = [
+        "n: judged prompts, the denominator of both rates. LC's error is the official one, which takes the weights as "
+        "exact; `over prompts` is the error of LC with weights fitted anew to other prompts."
+    ]
+    for row in found:
+        if row.failed or row.missing:
+            say.append(f"{row.generator}: {row.failed} failed judgments and {row.missing} missing prompts left out.")
+        if row.official_lookup is None:
+            continue
+        by_row = (
+            f"{row.generator}: the official function looks difficulties up by row, not by prompt; with some missing"
+        )
+        theirs = row.official_lookup == row.lc_win_rate
+        say.append(
+            f"{by_row}, this value has those of other prompts in it; `--fit` joins them by prompt."
+            if theirs
+            else f"{by_row}, it would give about {row.official_lookup:.2f}. Here they are joined by prompt."
+        )
+    for line in say:
+        console.print(Text(line), soft_wrap=True)
+
+
+def _rate(value: float | None, error: float | None) -> str:
+    spread = "" if error is None else f"+-{error:.2f}"
+    return " ".join(part for part in ("" if value is None else f"{value:.2f}", spread) if part) or "-"
+
+
+class Evaluating:
+    """What an evaluation costs beforehand, then a bar over its prompts."""
+
+    def __init__(self, bar: Progress):
+        self.bar = bar
+        self.task = bar.add_task("", total=1, visible=False)
+
+    def planned(self, prompts: int, kept: int, tokens: int, cost: float | None, price: str | None) -> None:
+        """Says what will be asked and what that costs."""
+        text = f"asking the judge about {prompts - kept} of {prompts} prompts, {kept} need no asking"
+        if cost is not None:
+            text += f"; about {tokens:,} tokens, ${cost:.2f} (price: {price})"
+        self.bar.console.print(Text(text), soft_wrap=True)
+
+    def answered(self, done: int, total: int) -> None:
+        """Moves the bar."""
+        self.bar.update(self.task, completed=done, total=total, visible=True)
+
+
+@contextmanager
+def evaluating(quiet: bool) -> Iterator[Evaluating]:
+    """A bar over the prompts of an AlpacaEval run, on standard error."""
+    columns = (BarColumn(24), TextColumn("{task.completed} of {task.total} prompts"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True, highlight=False), disable=quiet) as bar:
+        yield Evaluating(bar)
+
+
+def evaluation(found: "Result") -> None:
+    """The win rate in one sentence, then judge, cost and what is missing."""
+    console.print(Text(found.sentence, style="bold" if found.reliable else "bold red"), soft_wrap=True)
+    for line in found.details:
+        console.print(Text(line), soft_wrap=True)
 
 
 def where(page: Path) -> None:

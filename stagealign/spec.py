@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+from stagealign.errors import BadSpec
+
 
 def _assumptions() -> Any:
     """Field that maps a field's name to the recipe its value was taken from; a remark, so not identity."""
@@ -83,6 +85,10 @@ class Source:
     key: str
     name: str
     on_policy: bool
+    sampled_from: str | None = None
+    """Model whose starting policy writes the candidates for every other model; None: a fixed set, or the policy."""
+    extra: bool = field(default=False, metadata={"identity": False})
+    """Beyond the grid: its cells run where they are asked for by its name."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,13 @@ class Preference:
     sign: int
     """+1 asks for a high rating, -1 for a low one."""
 
+    def __post_init__(self) -> None:
+        if self.oracle == self.gold:
+            raise BadSpec(
+                f"preference {self.key!r}: oracle and gold reward are both {self.oracle!r}; what labels the training "
+                "pairs must not evaluate; name two scorers"
+            )
+
 
 @dataclass(frozen=True)
 class Training:
@@ -108,9 +121,9 @@ class Training:
     batch: int
     epochs: int
     ladder: tuple[float, ...]
-    """Learning rates that one-round cells try, the same for every source."""
+    """Learning rates that the last round of a cell tries, the same for every source."""
     learning_rate: Mapping[str, float]
-    """By source: the rung that two-round cells, and the demo, use."""
+    """By source: the rung that two-round cells, and the demo, use; see `rate`."""
     warmup: float = 0.1
     schedule: str = "cosine"
     max_length: int = 1024
@@ -119,6 +132,10 @@ class Training:
     """Only the top N decoder layers and the final norm learn; None trains everything."""
     dtype: str = "float32"
     assumed: Mapping[str, str] = _assumptions()
+
+    def rate(self, source: Source) -> float:
+        """Learning rate recorded for a source; one without its own takes that of `off` or `on`, as its status is."""
+        return self.learning_rate.get(source.key, self.learning_rate["on" if source.on_policy else "off"])
 
 
 @dataclass(frozen=True)
@@ -162,6 +179,11 @@ class Cell:
     def id(self) -> str:
         """Cell id such as `zephyr-dpo-2off_on`."""
         return f"{self.model.key}-{self.method.key}-{self.schedule}"
+
+    @property
+    def extra(self) -> bool:
+        """Whether the cell is beyond the grid, so that it runs only where its source is asked for by name."""
+        return any(source.extra for source in self.sources)
 
     @property
     def keywords(self) -> tuple[str, ...]:

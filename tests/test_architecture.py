@@ -7,11 +7,13 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "stagealign"
 FLOORS = {
-    0: "errors spec registry records judged tables texts picking store results paper",  # words
-    1: "losses logps boundary statistics world",  # numbers
+    0: "errors spec registry records judged tables texts picking store results paper claims "  # words
+    "length_prior",
+    1: "losses logps boundary statistics world diversity verdicts length_control",  # numbers
     2: "lm sources preferences recorded sample oracle train evaluate sft assets "  # machines
-    "pairrm rewards judge checkpoints server served",
-    3: "cli runs show pipeline plan execute report meter measuring __init__",  # house
+    "pairrm rewards judge checkpoints server served describe comparisons official_lc alpaca",
+    3: "cli runs show pipeline plan execute report meter measuring __init__ "  # house
+    "lc_win_rate",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 COMMON = {"lm", "assets", "checkpoints", "server"}  # the machines that other machines may use

@@ -59,9 +59,13 @@ def test_list_shows_cells_stand_ins_and_assumptions(call):
     assert code == 0
     assert out.startswith("scale lab: stand-ins on a laptop CPU; 48 cells")
     assert "stand-in for" in out
+    assert "18 extra cells run only where their source is named: `-k 1llama`" in out
+    assert "their schedules: 1llama, 2off_llama, 2on_llama" in out
+    assert "(extra)" not in out
     code, out, _ = call("list", "--scale", "paper", "-k", "zephyr and 1on")
     assert code == 0
     assert "2 cells" in out
+    assert "zephyr-dpo-1llama (extra)" in call("list", "-k", "zephyr and 1llama")[1]
     assert "zephyr-dpo-1on" in out
     assert "alignment-handbook" in out
     assert "assumed, not published" in out

@@ -1,6 +1,7 @@
 """Cells become unique artifacts: shared prefixes, one spec a path, and what a machine lacks said before any work."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -9,8 +10,11 @@ from stagealign import registry
 from stagealign.errors import CannotRun, StoreDrift
 from stagealign.pipeline import plan_run
 from stagealign.plan import check_machine, make_plan
+from stagealign.results import read_results
 from stagealign.runs import DEMO
 from stagealign.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -26,11 +30,11 @@ def kinds(plan):
 
 @pytest.mark.parametrize("key", ["llama3", "pythia"])
 def test_a_row_shares_what_its_cells_have_in_common(key, empty):
-    """By hand, a method: round 1 has two sources at every rung, round 2 two sources from two recorded policies."""
+    """By hand, a method: two sources at every rung, in round 1 and in round 2 from each of two recorded policies."""
     methods = len(registry.select("lab", key)) // 6
     plan = make_plan(registry.select("lab", key), (0,), empty)
     rungs, starts = len(registry.scale("lab").training.ladder), 2
-    policies = methods * (2 * rungs + starts * 2)
+    policies = methods * (2 * rungs + starts * 2 * rungs)
     sampled = 1 + methods * starts  # on-policy candidates: of the start, and of each policy that round 2 starts from
     pairs = sampled + 2  # and the static ones of both rounds
     assert kinds(plan) == {
@@ -39,6 +43,8 @@ def test_a_row_shares_what_its_cells_have_in_common(key, empty):
         "build_ratings": 1,
         "fit": 1,
         "fit_gold": 1,
+        "embed": pairs,
+        "measure": 2 + methods * starts * 2,
         "build_sft": 1,
         "build_start": 1,
         "build_static": 3,
@@ -47,7 +53,7 @@ def test_a_row_shares_what_its_cells_have_in_common(key, empty):
         "build_reference": 2 + methods * starts * 2,
         "build_policy": policies,
         "build": sampled + 1 + policies,
-        "votes": 1 + policies,
+        "votes": 1 + policies + pairs,
         "score": 1 + policies,
     }
     assert plan.wanted > 2 * len(plan.artifacts)
@@ -90,21 +96,76 @@ def test_the_demo_is_a_part_of_the_grid(empty):
         assert grid.artifacts[path].fingerprint == artifact.fingerprint
 
 
-def test_the_ladder_belongs_to_one_round_cells():
-    cell = registry.cell("zephyr-dpo-1on")
+@pytest.mark.parametrize("name", ["zephyr-dpo-1on", "zephyr-dpo-2off_on"])
+def test_the_ladder_belongs_to_the_last_round(name):
+    cell = registry.cell(name)
     training = cell.scale.training
     for demo, rates in ((False, training.ladder), (True, (training.learning_rate["on"],))):
-        (steps,) = plan_run(cell, 0, demo).rounds
+        steps = plan_run(cell, 0, demo).rounds[-1]
         assert tuple(step.learning_rate for step in steps) == rates
 
 
-def test_two_rounds_use_the_recorded_rates():
+def test_later_rounds_start_from_the_recorded_rate():
     run = plan_run(registry.cell("zephyr-dpo-2off_on"), 0)
     recorded = run.cell.scale.training.learning_rate
     assert [step.learning_rate for step in run.rounds[0]] == [recorded["off"]]
-    assert [step.learning_rate for step in run.rounds[1]] == [recorded["on"]]
     assert {step.start.path for step in run.rounds[1]} == {run.rounds[0][0].policy.path}
     assert run.id == "zephyr-dpo-2off_on-seed0"
+
+
+def test_what_a_round_was_trained_on_is_a_goal_and_no_part_of_a_rung(empty):
+    """So that results of before it was measured keep their rungs; static texts are embedded once for all models."""
+    cells = registry.select("lab", "dpo and 2off_on")
+    for cell in cells:
+        run = plan_run(cell, 0)
+        steps = [step for steps in run.rounds for step in steps]
+        assert {step.data.path for step in steps} <= {goal.path for goal in run.goals}
+        for step in steps:
+            assert step.data.path not in step.policy.lineage()
+            assert step.data.path not in step.scores.lineage()
+            assert step.data.path == step.reference.path.removesuffix("reference") + "data"
+            assert step.data.inputs["reference"] is step.reference
+    plan = make_plan(cells, (0,), empty)
+    static = [path for path in plan.artifacts if "/static" in path and path.endswith(("embeddings", "votes"))]
+    assert sorted(static) == [f"lab/pan/seed0/static1/{name}" for name in ("embeddings", "votes")]
+    assert not [path for path in make_plan(registry.cells("smoke"), (0,), empty).artifacts if "embeddings" in path]
+
+
+def test_another_models_samples_are_that_models_own_artifacts(empty):
+    """PC_llama in round 1 is what Llama-3 samples for itself; in round 2 its start writes for that round's prompts."""
+    own = plan_run(registry.cell("llama3-dpo-1on"), 0).rounds[0][0]
+    (given,) = plan_run(registry.cell("zephyr-dpo-1llama"), 0).rounds
+    for step in given:
+        assert step.pairs.fingerprint == own.pairs.fingerprint
+        assert step.pairs.path == own.pairs.path
+        assert step.start.path == "lab/zephyr/seed0/start"
+        assert step.data.inputs["candidates"].inputs["policy"].path == "lab/llama3/seed0/start"
+        assert step.policy.path.startswith("lab/pan/zephyr/seed0/1llama/dpo/lr")
+    assert [step.learning_rate for step in given] == list(registry.scale("lab").training.ladder)
+    first, second = plan_run(registry.cell("zephyr-dpo-2on_llama"), 1).rounds
+    assert first[0].learning_rate == registry.scale("lab").training.learning_rate["on"]
+    assert second[0].start.path == first[0].policy.path
+    candidates = second[0].data.inputs["candidates"]
+    assert candidates.path == "lab/pan/llama3/seed1/2on/candidates"
+    assert candidates.inputs["policy"].path == "lab/llama3/seed1/start"
+    assert candidates.inputs["prompts"].path == "lab/pan/seed1/static2/candidates"
+    everything = make_plan(registry.cells("lab", extras=True), registry.scale("lab").seeds, empty)
+    assert len({artifact.fingerprint for artifact in everything.artifacts.values()}) == len(everything.artifacts)
+
+
+def test_committed_results_are_of_todays_spec():
+    """What the results name and the plan still makes has the same fingerprint: nothing built must be built again."""
+    compared = 0
+    for path, found in read_results(ROOT / "results", "lab"):
+        assert isinstance(found, dict), path
+        planned = plan_run(registry.cell(found["cell"], "lab"), found["seed"]).artifacts
+        shared = planned.keys() & found["artifacts"].keys()
+        compared += len(shared)
+        assert {name: planned[name].fingerprint for name in shared} == {
+            name: found["artifacts"][name]["fingerprint"] for name in shared
+        }
+    if not compared:
+        pytest.skip("no results of the lab are here")
 
 
 def test_what_is_built_is_ready(empty, monkeypatch):

@@ -6,7 +6,7 @@ import random
 import re
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -40,10 +40,53 @@ def test_smoke_has_pythia_with_both_methods():
     assert training.epochs * -(-training.pairs // training.batch) <= 10, "at most ten optimizer steps a round"
 
 
+def test_another_models_samples_are_a_source_beyond_the_grid():
+    """PC_llama: alone and after one round of each, for every row but Llama-3's own, and not where no Llama-3 is."""
+    for scale in ("lab", "paper"):
+        every = registry.cells(scale, extras=True)
+        extra = [cell for cell in every if cell.extra]
+        assert [cell for cell in every if not cell.extra] == registry.cells(scale)
+        rows = {(cell.model.key, cell.method.key) for cell in every} - {("llama3", "dpo"), ("llama3", "slichf")}
+        schedules = ("1llama", "2off_llama", "2on_llama")
+        assert {cell.id for cell in extra} == {f"{m}-{method}-{s}" for m, method in rows for s in schedules}
+        assert not any(source.on_policy for cell in extra for source in cell.sources if source.key == "llama")
+    assert registry.cells("smoke", extras=True) == registry.cells("smoke")
+    assert registry.cell("zephyr-dpo-1llama").sources == (registry.SOURCES["llama"],)
+    with pytest.raises(UnknownName, match=r"llama3-dpo-1llama.*unknown"):
+        registry.cell("llama3-dpo-1llama")
+
+
+@pytest.mark.parametrize(
+    ("expression", "extras"),
+    [
+        ("", 0),
+        ("zephyr", 0),
+        ("llama3", 0),
+        ("off", 0),
+        ("2off", 0),
+        ("not slichf", 0),
+        ("1llama", 6),
+        ("llama", 18),
+        ("zephyr and 1llama", 2),
+        ("zephyr and dpo and llama", 3),
+        ("zephyr-dpo-2off_llama", 1),
+        ("1on or 1llama", 6),
+        ("zephyr and not llama", 0),
+        ("zephyr or llama3", 0),
+    ],
+)
+def test_extra_cells_run_only_where_their_source_is_named(expression, extras):
+    """As in pytest all else: without the extra ones the choice is the grid's."""
+    chosen = registry.select("lab", expression)
+    assert sum(cell.extra for cell in chosen) == extras
+    matches = registry.matcher(expression)
+    assert [cell for cell in chosen if not cell.extra] == [c for c in registry.cells("lab") if matches(c.keywords)]
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_no_name_is_inside_another(scale):
     """`-k` matches substrings of ids and of file and function names, so none may hold a cell id."""
-    ids = [cell.id for cell in registry.cells(scale)]
+    ids = [cell.id for cell in registry.cells(scale, extras=True)]
     assert len(set(ids)) == len(ids)
     files = [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "tests").glob("*.py")]
     names = {part for path in files for part in path.relative_to(ROOT).parts}
@@ -61,8 +104,19 @@ def test_no_name_is_inside_another(scale):
 @pytest.mark.parametrize("scale", SCALES)
 def test_recorded_learning_rates_are_rungs(scale):
     training = registry.scale(scale).training
-    assert set(training.learning_rate) == set(registry.SOURCES)
-    assert set(training.learning_rate.values()) <= set(training.ladder)
+    assert set(training.learning_rate) <= set(registry.SOURCES)
+    assert {training.rate(source) for source in registry.SOURCES.values()} <= set(training.ladder)
+
+
+def test_a_source_without_a_rate_takes_that_of_its_status():
+    training = registry.scale("lab").training
+    training = replace(training, learning_rate={"off": 5e-4, "on": 1.5e-4})
+    sources = {key: replace(registry.SOURCES["off"], key=key, on_policy=key == "own") for key in ("mixed", "own")}
+    assert training.rate(registry.SOURCES["llama"]) == training.learning_rate["off"] == 5e-4
+    assert training.rate(sources["mixed"]) == training.learning_rate["off"]
+    assert training.rate(sources["own"]) == training.learning_rate["on"] == 1.5e-4
+    own = replace(training, learning_rate=training.learning_rate | {"mixed": 1.0})
+    assert own.rate(sources["mixed"]) == 1.0
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -167,6 +221,14 @@ def test_the_row_of_a_model_is_collected_without_torch():
     assert float(used) < 0.8, "pytest's own share is about 0.2 s"
 
 
+def test_extra_cells_are_items_only_where_named():
+    """The same choice as `stagealign run -k`; pytest's own names may stand beside it."""
+    for words, count in (("zephyr", 24), ("1llama and seed0", 6), ("test_cell and phi2-dpo-2on_llama", 2), ("", 96)):
+        code, out = pytest_run("benchmarks/test_cells.py", "--collect-only", "-q", *(("-k", words) if words else ()))
+        assert code == 0, out
+        assert out.count("test_cells.py::test_cell[") == count, words
+
+
 def test_options_of_the_benchmarks(tmp_path):
     code, out = pytest_run("benchmarks", "--collect-only", "--scale", "smoke", "--seeds", "2", "-k", "pythia160m")
     assert code == 0, out
@@ -177,22 +239,29 @@ def test_options_of_the_benchmarks(tmp_path):
     assert "scale 'smok': unknown; nearest: smoke" in out
 
 
-def test_claims_are_not_met_by_other_scales(tmp_path):
+def test_claims_are_not_met_by_other_scales_or_weights(tmp_path):
     from factory_results import result
 
     from stagealign.results import write_result
 
-    for cell in ("zephyr-dpo-1on", "zephyr-dpo-1off", "llama3-dpo-1on", "llama3-dpo-1off", "phi2-dpo-1on"):
+    cells = ("zephyr-dpo-1on", "zephyr-dpo-1off", "llama3-dpo-1on", "llama3-dpo-1off", "phi2-dpo-1on")
+    for cell in cells:
         write_result(tmp_path, result(cell))
-        write_result(tmp_path, result(cell) | {"scale": "paper"})  # a stand-in that got into the wrong folder
-    code, out = pytest_run("benchmarks/test_claims.py", "--results", str(tmp_path))
+    paper = ("benchmarks/test_claims.py", "--scale", "paper", "--results", str(tmp_path))
+    code, out = pytest_run(*paper)
     assert code == 0, out
-    assert "3 skipped" in out
+    assert "failed" not in out
+    assert "passed" not in out
     assert "not run: no paper-scale results" in out
-    for cell in ("zephyr-dpo-1on", "zephyr-dpo-1off", "llama3-dpo-1on", "llama3-dpo-1off", "phi2-dpo-1on"):
-        made = result(cell) | {"scale": "paper"}
+    for cell in cells:
+        write_result(tmp_path, result(cell, scale="paper"))  # random weights that got into the folder
+    code, out = pytest_run(*paper)
+    assert code == 0, out
+    assert "passed" not in out
+    assert "other weights than the published ones stand in the folder: llama3-dpo-1off" in out
+    for cell in cells:
+        made = result(cell, scale="paper")
         write_result(tmp_path, made | {"model": made["model"] | {"weights": "published"}})
-    code, out = pytest_run("benchmarks/test_claims.py", "--results", str(tmp_path), "-q")
-    assert "skipped" not in out, out
+    code, out = pytest_run(*paper, "-q")
     assert "FAILED" in out, "made-up results do not reproduce the paper"
-    assert "is the tolerance" in out
+    assert "direction only" in out

@@ -1,23 +1,29 @@
 """The report from made-up results: states, words, escaping, same bytes, and a check that notices."""
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
 import pytest
 from factory_results import broken, fill, result
 
 from stagealign import paper, registry, report
+from stagealign.claims import of_scale
 from stagealign.errors import StagealignError
 from stagealign.report.book import Start, open_book
+from stagealign.report.claims import verdicts
 from stagealign.report.contrasts import contrasts
 from stagealign.report.findings import findings
 from stagealign.report.ledgers import ladder, runs
+from stagealign.report.strategies import strategies
 from stagealign.report.tables import boundaries, effectiveness, ratios
 from stagealign.report.words import count, duration, gain, listing, plain, rate, score
 from stagealign.results import result_path, write_result
+from stagealign.spec import plain as identity
 
 SCRIPT = "<script>alert(1)</script> | a*b_c `d`"
 
@@ -169,12 +175,50 @@ def test_findings_say_what_holds_and_what_is_not_known(book, compared):
     assert "missing: Left out of this report: results/lab/qwen-dpo-1off-seed0.json: damaged" in text
 
 
+def test_each_claim_gets_the_verdict_that_its_results_give(book, compared):
+    found = {one.claim.key: one for one in verdicts(book, compared)}
+    assert set(found) == {claim.key for claim in of_scale("lab")}
+    assert found["zephyr-start-off"].state == found["zephyr-after-off-on"].state == "reproduced"
+    assert found["zephyr-start-below"].state == "reproduced"
+    assert "ratio" in found["zephyr-start-off"].estimate.shown
+    assert found["llama3-start-on"].state == "not run"
+    assert "no results of both sources" in found["llama3-start-on"].why
+    assert found["rule"].state == "under-powered", "a handful of cases cannot show a rule"
+
+
+def test_a_claim_that_was_changed_after_its_results_judges_nothing(tmp_path):
+    for cell in ("zephyr-dpo-1off", "zephyr-dpo-1on"):
+        write_result(tmp_path, result(cell) | {"claims": {"zephyr-start-off": "0123456789abcdef"}})
+    book = open_book(tmp_path, "lab")
+    found = {one.claim.key: one for one in verdicts(book, contrasts(book))}
+    assert found["zephyr-start-off"].state == "not run"
+    assert "was changed after results" in found["zephyr-start-off"].why
+    assert found["zephyr-start-below"].state == "reproduced"
+
+
+def test_strategies_by_hand(compared):
+    """Every strategy's gain is the mean of what it takes; the best in hindsight minus it is what it loses."""
+    every = [one for one in compared if {"on", "off"} <= one.best.keys()]
+    gains = [{source: side.gain["value"] for source, side in one.best.items()} for one in every]
+    found = {one.name: one for one in strategies(compared)}
+    best = sum(max(pair.values()) for pair in gains) / len(gains)
+    for source in ("off", "on"):
+        mean = sum(pair[source] for pair in gains) / len(gains)
+        assert found[f"always {source}-policy"].gain["value"] == pytest.approx(mean)
+        assert found[f"always {source}-policy"].lost == pytest.approx(best - mean)
+    sure = [one for one in every if one.better in ("on", "off")]
+    assert found["follow the boundary score"].right == sum(one.named == one.better for one in sure)
+    assert found["a coin, on average"].right == len(sure) / 2
+    assert strategies([]) == []
+
+
 def test_a_contradiction_is_said_plainly(tmp_path):
     """Off- and on-policy data change places: the stand-in now says the reverse of the paper."""
     for source, other in (("off", "on"), ("on", "off")):
         swapped = result(f"zephyr-dpo-1{source}")
         swapped |= {"cell": f"zephyr-dpo-1{other}", "schedule": f"1{other}", "sources": [other]}
         swapped["rounds"][0]["source"] = other
+        swapped["spec"] = identity(registry.cell(swapped["cell"]))
         write_result(tmp_path, swapped)
     book = open_book(tmp_path, "lab")
     said = [one for one in findings(book, contrasts(book)) if one.kind == "against"]
@@ -192,42 +236,74 @@ def test_without_shared_prompts_the_error_counts_them(tmp_path):
 
 
 def test_nothing_from_a_result_becomes_markup(built):
-    page = Page(built["index.html"])
-    assert "script" not in page.tags
+    page = Page(built["lab/index.html"])
+    assert page.tags.count("script") == 1
     assert SCRIPT in "".join(page.words)
-    assert "<script" not in built["index.html"] + built["README.md"]
-    assert r"&lt;script&gt;alert(1)&lt;/script&gt; \| a\*b\_c \`d\`" in built["README.md"]
+    assert "alert(1)" in built["lab/index.html"]
+    assert built["lab/index.html"].count("<script") == 1, "our own, which sorts tables"
+    assert "<script" not in built["lab/README.md"]
+    assert r"&lt;script&gt;alert(1)&lt;/script&gt; \| a\*b\_c \`d\`" in built["lab/README.md"]
 
 
 def test_the_page_needs_nothing_else(built):
-    page = Page(built["index.html"])
-    assert len(page.ids) == len(set(page.ids)), "an id stands twice"
-    assert all(link.startswith("#") for link in page.links)
-    assert {link[1:] for link in page.links} <= set(page.ids)
-    assert not re.search(r"url\((?!#)|@import|<link|<img", built["index.html"])
-    assert "prefers-color-scheme: dark" in built["index.html"]
-    assert 'name="viewport"' in built["index.html"]
+    pages = [name for name in built if name.endswith(".html")]
+    assert "lab/zephyr-dpo.html" in pages
+    for name in pages:
+        page = Page(built[name])
+        assert len(page.ids) == len(set(page.ids)), "an id stands twice"
+        assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+        here = PurePosixPath(name).parent
+        others = {os.path.normpath(here / link) for link in page.links if not link.startswith("#")}
+        assert others <= set(pages)
+        assert not re.search(r"url\((?!#)|@import|<link|<img", built[name])
+        assert "prefers-color-scheme: dark" in built[name]
+        assert 'name="viewport"' in built[name]
+
+
+def test_the_front_page_says_of_every_scale_what_was_judged(built):
+    for name in ("index.html", "README.md"):
+        assert "Scale lab, stand-ins on a laptop CPU: " in built[name]
+        assert "Scale paper, the real models on GPUs: not run" in built[name]
+        assert "Zephyr's stand-in" in built[name].replace("&#39;", "'")
+        assert "smoke" not in built[name]
+        assert built[name].count("<script") == (name == "index.html")
+
+
+def test_completions_stand_beside_each_other_and_the_best_is_marked(tmp_path):
+    for cell, sources in (("zephyr-dpo-1off", ("off",)), ("zephyr-dpo-1on", ("on",))):
+        made = result(cell)
+        key = sorted(made["start"]["test"]["prompts"])[0]
+        texts = {"start": ["so so"], "round 1": [SCRIPT, f"after {sources[0]}"]}
+        write_result(tmp_path, made | {"samples": [{"prompt": key, "text": "Write <b>one</b>.", "completions": texts}]})
+    page = report.build(tmp_path, "lab")["lab/zephyr-dpo.html"]
+    table = page[page.index('<table class="samples">') :]
+    assert [w for w in Page(table[: table.index("</thead>")]).words if w.strip()] == ["Prompt", "before", "off", "on"]
+    assert SCRIPT not in page
+    assert "Write &lt;b&gt;one&lt;/b&gt;." in table
+    assert table.count('class="won"') == 1
+    assert "so so" in table
+    assert table.index("after off") < table.index("after on")
 
 
 def test_first_line_names_commit_and_command(built):
-    for name in ("index.html", "README.md"):
+    for name in ("lab/index.html", "lab/README.md"):
         first = built[name].splitlines()[0]
         assert "stagealign report --scale lab" in first
         assert "commit 0123456789ab" in first
 
 
 def test_tables_of_the_markdown_page_are_whole(built):
-    lines = built["README.md"].splitlines()
+    lines = built["lab/README.md"].splitlines()
     for line, following in pairwise(lines):
         if line.startswith("|") and following.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", line)) == len(re.findall(r"(?<!\\)\|", following))
 
 
 def test_figures_are_well_formed_and_undated(built):
-    for name in ("gains.svg", "boundary.svg"):
+    for name in ("lab/gains.svg", "lab/boundary.svg", "lab/rule.svg", "lab/frontier.svg"):
         ElementTree.fromstring(built[name])
         assert not re.search(r"<dc:date|Matplotlib|matplotlib\.org", built[name])
-    assert "stand-in" in built["gains.svg"]
+    assert "stand-in" in built["lab/gains.svg"]
 
 
 def test_same_results_same_bytes(results, built):
@@ -238,13 +314,22 @@ def test_check_notices_every_change(tmp_path):
     results = tmp_path / "results"
     write_result(results, result("zephyr-dpo-1off"))
     assert report.check(results, tmp_path, "lab") == [
+        "README.md",
+        "index.html",
         "lab/README.md",
         "lab/boundary.svg",
         "lab/gains.svg",
         "lab/index.html",
+        "lab/zephyr-dpo.html",
     ]
     written = report.write(results, tmp_path, "lab")
-    assert {path.name for path in written} == {"index.html", "README.md", "gains.svg", "boundary.svg"}
+    assert {path.name for path in written} == {
+        "index.html",
+        "README.md",
+        "gains.svg",
+        "boundary.svg",
+        "zephyr-dpo.html",
+    }
     assert report.check(results, tmp_path, "lab") == []
     page = tmp_path / "lab" / "README.md"
     page.write_text(page.read_text(encoding="utf-8") + "by hand\n", encoding="utf-8")
@@ -284,11 +369,27 @@ def test_recorded_learning_rate_from_the_spec_where_the_round_is_silent(tmp_path
     assert recorded == [rate for rate in (1.5e-4, 3e-4) if rate == planned]
 
 
+def test_results_of_another_spec_are_left_out_by_name(tmp_path):
+    made = json.loads(json.dumps(result("zephyr-dpo-1off")))
+    made["spec"]["scale"]["training"]["batch"] = 99
+    write_result(tmp_path, made)
+    write_result(tmp_path, result("zephyr-dpo-1on"))
+    found = open_book(tmp_path, "lab")
+    assert [one["cell"] for one in found.results] == ["zephyr-dpo-1on"]
+    (text,) = found.damaged
+    assert "zephyr-dpo-1off-seed0.json" in text
+    assert "scale.training.batch was 99, is 8" in text
+    assert "stagealign run --scale lab -k zephyr-dpo-1off" in text
+    del made["spec"]["scale"]["training"]["batch"]  # a field that did not exist yet
+    write_result(tmp_path, made)
+    assert not open_book(tmp_path, "lab").damaged
+
+
 def test_only_damaged_results_still_give_a_report(tmp_path):
     path = result_path(tmp_path, "lab", "zephyr-dpo-1off", 0)
     path.parent.mkdir(parents=True)
     path.write_text("{", encoding="utf-8")
-    assert "zephyr-dpo-1off-seed0.json: damaged" in report.build(tmp_path, "lab")["index.html"]
+    assert "zephyr-dpo-1off-seed0.json: damaged" in report.build(tmp_path, "lab")["lab/index.html"]
 
 
 def test_summary_rows_of_the_demos_cells(results):

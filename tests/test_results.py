@@ -7,7 +7,7 @@ import pytest
 from factory_results import broken, result
 
 from stagealign.errors import BadData
-from stagealign.results import SCHEMA, read_result, read_results, result_path, write_result
+from stagealign.results import SCHEMA, read_result, read_results, result_path, says_all, write_result
 
 
 def test_a_result_comes_back_as_it_was(tmp_path):
@@ -58,6 +58,32 @@ def test_a_rung_that_was_run_again_replaces_the_old_one(tmp_path):
     again["rounds"][0]["rungs"][0]["kl"]["value"] = 123.0
     path = write_result(tmp_path, again)
     assert read_result(path)["rounds"][0]["rungs"][0]["kl"]["value"] == 123.0
+
+
+def test_a_rewritten_result_keeps_the_count_of_the_call_that_computed(tmp_path):
+    """Measuring the data later rewrites a result whose forwards are then all reused, yet once were computed."""
+    made = json.loads(json.dumps(result("zephyr-dpo-1on")))
+    path = write_result(tmp_path, made)
+    later = copy.deepcopy(made)
+    for one in later["rounds"]:
+        one["data"] = {"prompts": 1}
+        for rung in one["rungs"]:
+            rung["training"]["reference"] = {"computed": 0, "reused": 512}
+    assert not says_all(path, later)
+    write_result(tmp_path, later)
+    assert says_all(path, later)
+    assert read_result(path)["rounds"][0]["rungs"] == made["rounds"][0]["rungs"]
+    more = copy.deepcopy(later)
+    more["rounds"][0]["rungs"][0]["training"]["reference"] = {"computed": 512, "reused": 0}
+    write_result(tmp_path, more)
+    assert read_result(path)["rounds"][0]["rungs"][0]["training"]["reference"] == {"computed": 512, "reused": 0}
+
+
+def test_a_rewritten_result_keeps_the_claims_as_they_stood_when_its_numbers_were_made(tmp_path):
+    made = result("zephyr-dpo-1on")
+    write_result(tmp_path, made | {"claims": {"rule": "as it was"}})
+    path = write_result(tmp_path, made | {"claims": {"rule": "as it is now", "new": "one"}})
+    assert read_result(path)["claims"] == {"rule": "as it was", "new": "one"}
 
 
 def test_a_finished_run_replaces_a_failed_one(tmp_path):

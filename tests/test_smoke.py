@@ -99,6 +99,20 @@ def test_every_policy_is_measured(results):
             assert {"validation", "test"} == set(rung["gain"]) == set(rung["clean_gain"])
 
 
+def test_every_rounds_data_is_described(results):
+    """Without an encoder at this scale the embedding's distance is absent and says why; all else has a number."""
+    for result in results:
+        for one in result["rounds"]:
+            data = one["data"]
+            assert data["prompts"] + sum(data["drops"].values()) == registry.scale("smoke").training.pairs
+            for name, metric in data["metrics"].items():
+                assert metric["unit"]
+                assert metric["n"] > 0 or metric["reason"]
+                assert (metric["value"] is None) == (name == "embedding"), name
+            if one["source"] == "off":
+                assert data["metrics"]["quality"]["value"] == 50
+
+
 def test_what_cells_have_in_common_is_built_once(smoke):
     """Two methods and both schedules share the start, its candidates and the reference of round 1."""
     paths = {str(path.parent.relative_to(smoke[0] / "home")) for path in (smoke[0] / "home").rglob("record.json")}

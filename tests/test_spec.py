@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stagealign import registry
+from stagealign.errors import BadSpec
 from stagealign.spec import Checkpoint, Decoding, Method, fingerprint, plain, stream
 
 
@@ -87,3 +88,9 @@ def test_streams_are_stable_and_independent():
     draws = np.array([[np.random.default_rng(stream(seed, name)).random() for name in "ab"] for seed in range(400)])
     assert abs(np.corrcoef(draws.T)[0, 1]) < 0.15
     assert stream(1, "a", 1) != stream(1, "a", "1", 1)
+
+
+def test_what_labels_the_pairs_must_not_evaluate():
+    asked = registry.PREFERENCES["pan"]
+    with pytest.raises(BadSpec, match="oracle and gold reward are both 'tfidf'"):
+        replace(asked, gold=asked.oracle)

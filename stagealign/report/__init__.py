@@ -37,41 +37,36 @@ class SummaryRow:
 
 
 def write(results: Path, reports: Path, scale: str) -> list[Path]:
-    """Files written to `<reports>/<scale>/`, from `<results>/<scale>/*.json`.
+    """Files written: the scale's to `<reports>/<scale>/`, and the front page of all scales.
 
     Raises StagealignError where the scale has no results.
     """
     files = build(results, scale)
-    folder = reports / scale
-    folder.mkdir(parents=True, exist_ok=True)
+    (reports / scale).mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
-    for name in _leftover(folder, files):
-        (folder / name).unlink()
-    return [folder / name for name in files]
+        (reports / name).write_text(text, encoding="utf-8", newline="\n")
+    for name in _leftover(reports, scale, files):
+        (reports / name).unlink()
+    return [reports / name for name in files]
 
 
 def check(results: Path, reports: Path, scale: str) -> list[str]:
-    """Names `<scale>/<file>` of the reports that are missing, left over, or not what the results give now."""
-    folder = reports / scale
+    """Names of the reports that are missing, left over, or not what the results give now."""
     files = build(results, scale) if any((results / scale).glob("*-seed*.json")) else {}
-    stale = [name for name, text in files.items() if _read(folder / name) != text.encode()]
-    return [f"{scale}/{name}" for name in sorted([*stale, *_leftover(folder, files)])]
+    stale = [name for name, text in files.items() if _read(reports / name) != text.encode()]
+    return sorted([*stale, *_leftover(reports, scale, files)])
 
 
 def build(results: Path, scale: str) -> dict[str, str]:
-    """Text of each report by file name, without writing anything."""
-    from stagealign.report.book import open_book
-    from stagealign.report.contrasts import contrasts
-    from stagealign.report.figures import figures
+    """Text of each report by its path below the reports' folder, without writing anything."""
+    from stagealign.report.overview import overview, read
     from stagealign.report.page import pages
 
-    book = open_book(results, scale)
-    if not book.results and not book.damaged:
+    known = read(results, scale)
+    if not known.book.results and not known.book.damaged:
         raise StagealignError(f"{results / scale}: no results; make some with `stagealign run --scale {scale}`")
-    compared = contrasts(book)
-    drawn = figures(book, compared)
-    return {**pages(book, compared, drawn), **drawn}
+    own = {**pages(known.book, known.contrasts, known.figures), **known.figures}
+    return {**{f"{scale}/{name}": text for name, text in own.items()}, **overview(results, known)}
 
 
 def summary_rows(results: Path, cells: Sequence[Cell]) -> list[SummaryRow]:
@@ -98,9 +93,9 @@ def summary_rows(results: Path, cells: Sequence[Cell]) -> list[SummaryRow]:
     ]
 
 
-def _leftover(folder: Path, files: dict[str, str]) -> list[str]:
+def _leftover(reports: Path, scale: str, files: dict[str, str]) -> list[str]:
     """Reports of an earlier form that nothing makes any more."""
-    made = [path.name for kind in ("*.html", "*.md", "*.svg") for path in folder.glob(kind)]
+    made = [f"{scale}/{path.name}" for kind in ("*.html", "*.md", "*.svg") for path in (reports / scale).glob(kind)]
     return sorted(name for name in made if name not in files)
 
 

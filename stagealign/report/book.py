@@ -2,12 +2,14 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from stagealign import registry
-from stagealign.errors import BadData
+from stagealign.errors import BadData, UnknownName
 from stagealign.results import Result, read_results
+from stagealign.spec import plain
 from stagealign.statistics import paired_differences
 
 SPLIT = "test"
@@ -146,13 +148,41 @@ def open_book(folder: Path, scale: str, cells: Collection[str] | None = None) ->
         if isinstance(found, BadData):
             damaged.append((path.stem, str(found).replace(str(folder), folder.name)))
         elif cells is None or found["cell"] in cells:
-            results.append(found)
+            moved = _moved(found)
+            if moved:
+                again = f"run it again: `stagealign run --scale {scale} -k {found['cell']}`"
+                text = f"{path}: of another spec than the registry has now ({moved}); {again}"
+                damaged.append((path.stem, text.replace(str(folder), folder.name)))
+            else:
+                results.append(found)
     present = {f"{r['cell']}-seed{r['seed']}" for r in results} | {name for name, _ in damaged}
     missing = [name for name in _grid(scale, cells) if name not in present]
     results.sort(key=lambda r: (*order(r["model"]["key"], r["method"]["key"]), r["schedule"], r["seed"]))
     return Book(
         scale, tuple(results), tuple(text for _, text in damaged), tuple(missing), _rungs(results), _policies(results)
     )
+
+
+def _moved(result: Result) -> str:
+    """First field in which a result's spec differs from the registry's; a field that one of them lacks is no matter."""
+    return next(_shared_differences(result.get("spec", {}), _spec(result["cell"], result["scale"])), "")
+
+
+@lru_cache
+def _spec(cell: str, scale: str) -> Any:
+    """The registry's spec of a cell; nothing of one that it does not have."""
+    try:
+        return plain(registry.cell(cell, scale))
+    except UnknownName:
+        return {}
+
+
+def _shared_differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted(old.keys() & new.keys()):
+            yield from _shared_differences(old[key], new[key], f"{where}.{key}" if where else key)
+    elif old != new:
+        yield f"{where} was {old!r}, is {new!r}"
 
 
 def label(model: Mapping[str, Any], scale: str) -> str:

@@ -1,16 +1,25 @@
-"""The two pages: one HTML file that needs nothing else, one Markdown file for a repository's browser."""
+"""The pages: HTML for the scale and for each row of the grid that needs nothing else, and Markdown."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stagealign.report import facts
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from stagealign.report import curves, facts, rowpage
 from stagealign.report.book import Book
+from stagealign.report.claims import ledger as claims_ledger
+from stagealign.report.claims import table as claims_table
+from stagealign.report.claims import tally, verdicts
 from stagealign.report.contrasts import Contrast
+from stagealign.report.data import data_statements, data_tables
 from stagealign.report.figures import ABOUT
 from stagealign.report.findings import findings
+from stagealign.report.frontier import ABOUT as FRONTIER
 from stagealign.report.ledgers import ladder, pairs, runs
+from stagealign.report.strategies import table as strategies
 from stagealign.report.tables import boundaries, effectiveness, ratios
 from stagealign.report.words import listing
 
@@ -25,9 +34,66 @@ KINDS = {
 
 def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) -> dict[str, str]:
     """`index.html` and `README.md` by name."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
+    templates = environment()
+    drawn = {name: Markup(svg) for name, svg in figures.items()}  # our own SVG: matplotlib escapes its texts
+    judged = verdicts(book, contrasts)
+    values: dict[str, Any] = {
+        "scale": book.scale,
+        "tally": tally(judged),
+        "made": made(book),
+        "kinds": KINDS,
+        "findings": [*findings(book, contrasts), *data_statements(book)],
+        "verdicts": claims_table(book, judged),
+        "tables": [
+            strategies(contrasts),
+            effectiveness(book, contrasts),
+            ratios(book, contrasts),
+            boundaries(book),
+            ladder(book),
+            pairs(book),
+            *data_tables(book),
+            runs(book),
+            claims_ledger(book),
+        ],
+        "figures": drawn,
+        "about": ABOUT | {"frontier.svg": FRONTIER},
+        "hardware": facts.distinct(book.results, "hardware"),
+        "scorers": facts.scorers(book.results),
+        "notes": list(
+            dict.fromkeys(f"{r['model']['name']}: {r['model']['note']}" for r in book.results if r["model"].get("note"))
+        ),
+    }
+    values["rows"] = [
+        (rowpage.file_name(*key), rowpage.title(book, *key)) for key in rowpage.keys(book) if book.scale != "smoke"
+    ]
+    rows = {name: _row(templates, book, *key) for key in rowpage.keys(book) if (name := rowpage.file_name(*key))}
+    return {
+        **(rows if values["rows"] else {}),
+        "index.html": templates.get_template("page.html.j2").render(values),
+        "README.md": templates.get_template("readme.md.j2").render(values),
+    }
 
+
+def _row(templates: Environment, book: Book, model: str, method: str) -> str:
+    """The page of one row of the grid."""
+    runs = rowpage.results(book, model, method)
+    return templates.get_template("row.html.j2").render(
+        scale=book.scale,
+        made=made(book),
+        title=rowpage.title(book, model, method),
+        notes=list(dict.fromkeys(run["model"]["note"] for run in runs if run["model"].get("note"))),
+        tables=rowpage.tables(book, model, method),
+        curves=Markup(curves.curves(book, model, method)),  # our own SVG: matplotlib escapes its texts
+        about=curves.ABOUT,
+        samples=rowpage.samples(book, model, method),
+        versions=rowpage.versions(runs),
+        cell=runs[0]["cell"],
+        spec=rowpage.spec(runs),
+    )
+
+
+def environment() -> Environment:
+    """Templates with everything escaped that is not our own markup."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -38,32 +104,7 @@ def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) ->
     )
     environment.filters["md"] = lambda text: Markup(markdown(str(text)))
     environment.filters["tight"] = tight
-    drawn = {name: Markup(svg) for name, svg in figures.items()}  # our own SVG: matplotlib escapes its texts
-    values: dict[str, Any] = {
-        "scale": book.scale,
-        "made": made(book),
-        "kinds": KINDS,
-        "findings": findings(book, contrasts),
-        "tables": [
-            effectiveness(book, contrasts),
-            ratios(book, contrasts),
-            boundaries(book),
-            ladder(book),
-            pairs(book),
-            runs(book),
-        ],
-        "figures": drawn,
-        "about": ABOUT,
-        "hardware": facts.distinct(book.results, "hardware"),
-        "scorers": facts.scorers(book.results),
-        "notes": list(
-            dict.fromkeys(f"{r['model']['name']}: {r['model']['note']}" for r in book.results if r["model"].get("note"))
-        ),
-    }
-    return {
-        "index.html": environment.get_template("page.html.j2").render(values),
-        "README.md": environment.get_template("readme.md.j2").render(values),
-    }
+    return environment
 
 
 def made(book: Book) -> str:
