@@ -11,7 +11,7 @@ FLOORS = {
     "length_prior",
     1: "losses logps boundary statistics world diversity verdicts length_control",  # numbers
     2: "lm sources preferences sample oracle train evaluate sft assets "  # machines
-    "pairrm rewards judge checkpoints server describe comparisons official_lc",
+    "pairrm rewards judge checkpoints server describe comparisons official_lc capability",
     3: "cli runs show pipeline plan execute report meter measuring __init__ "  # house
     "lc_win_rate",
 }
