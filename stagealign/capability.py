@@ -97,21 +97,23 @@ def _run(model: Any, one: Benchmark, home: Path) -> tuple[dict[str, Any], dict[s
     """How one benchmark went, and its values by metric."""
     from lm_eval.evaluator import evaluate as lm_evaluate
 
+    names = {given: given.partition(",")[0] for given in one.metrics}
+    for metric in names.values():
+        if metric not in UNITS:  # lm-eval would look for it on the hub
+            raise UnknownName("metric", metric, UNITS)
     tasks, drops = _tasks(one, home)
     for task in tasks.values():
         task.set_config("num_fewshot", one.shots)
         task.set_fewshot_seed(SHOTS_SEED)
     ran = lm_evaluate(lm=model, task_dict=dict(tasks), limit=one.items, bootstrap_iters=0)
     values: dict[str, Values] = {}
-    for given in one.metrics:
-        metric, _, wanted = given.partition(",")
-        if metric not in UNITS:
-            raise UnknownName("metric", metric, UNITS)
+    for given, metric in names.items():
+        wanted = given.partition(",")[2] or "none"
         every = [
             (str(sample["doc_hash"])[:16], _value(task, sample, metric))
             for name, task in tasks.items()
             for sample in ran["samples"][name]
-            if sample["filter"] == (wanted or "none")
+            if sample["filter"] == wanted
         ]
         if not every:
             raise BadData(f"task {one.task!r}: lm-eval gave no sample for metric {given!r}; name its filter too")
@@ -139,7 +141,7 @@ def _tasks(one: Benchmark, home: Path) -> tuple[dict[str, Any], Drops]:
         "task": one.task,
         "custom_dataset": lambda **_: {"test": Dataset.from_list(rows)},
         "test_split": "test",
-        "metric_list": [{"metric": metric} for metric in one.metrics if metric != MARGIN],
+        "metric_list": [{"metric": metric} for given in one.metrics if (metric := given.partition(",")[0]) != MARGIN],
         **local.config,
     }
     return {one.task: ConfigurableTask(config=config)}, drops

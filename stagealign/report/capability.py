@@ -155,7 +155,7 @@ def table(book: Book, model: str | None = None, method: str | None = None) -> Ta
         "learning rate: before → after, and the change with its 95% interval, paired by item, over items and seeds. "
         "Accuracy in percent. Margin: how much likelier the right answer is than the wrong one, in bits a byte. Text: "
         "bits a byte of general text that no round is trained on, less is better. Worse: measures whose change for the "
-        "worse has an interval without 0; of many measures one in forty does so by chance. An interval without a width: "
+        "worse has an interval without 0; of many measures one in forty does so by chance. An interval without width: "
         "no item moved, which few items can do by chance. A dash: both ends were not measured on the same items.",
         (
             "Starting policy",
