@@ -62,7 +62,7 @@ SECONDS = {
     "weights": 31, "shape": 6, "start": 118, "link": 1, "reviews": 1, "prompts": 1, "ratings": 1, "oracle": 3,
     "gold": 240, "static": 2, "candidates": 40, "completions": 32, "pairs": 1, "votes": 1, "trunk": 21, "reference": 8,
     "policy": 32, "scores": 16, "embeddings": 3, "data": 1,
-    "capability": 10,
+    "capability": 15,
 }  # fmt: skip
 """Expected seconds of each kind at lab scale on one core, measured; only the time left is computed from them."""
 

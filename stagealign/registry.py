@@ -197,8 +197,8 @@ SCALES = {
             validation_prompts=16,
             test_prompts=64,
             capability=(
-                Benchmark("piqa", ("acc", "margin"), items=48),
-                Benchmark("passages", ("bits_per_byte",), items=12),
+                Benchmark("piqa", ("acc", "margin"), items=40),
+                Benchmark("passages", ("bits_per_byte",), items=10),
             ),
         ),
         seeds=(0, 1),
