@@ -44,6 +44,10 @@ def run(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be built and how long it takes.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Also run what the results folder holds already.")] = False,
+    capability: Annotated[
+        bool,
+        typer.Option("--capability", help="Also measure what policies can do besides (lm-eval; needs the extra eval)."),
+    ] = False,
     workers: Workers = None,
     results: Results = Path("results"),
 ) -> None:
@@ -53,7 +57,7 @@ def run(
     chosen = registry.scale(scale)
     cells = registry.select(scale, k)
     own = chosen.seeds if seeds is None else tuple(range(seeds))
-    outcome = runs.run(chosen, cells, own, results, workers, dry_run, again)
+    outcome = runs.run(chosen, cells, own, results, workers, dry_run, again, capability)
     raise typer.Exit(1 if outcome.failed else 0)
 
 

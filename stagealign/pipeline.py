@@ -39,6 +39,7 @@ BUILDERS = {
     "policy": Builder("stagealign.train:build_policy"),
     "scores": Builder("stagealign.evaluate:score"),
     "data": Builder("stagealign.describe:measure"),
+    "capability": Builder("stagealign.capability:measure"),
 }
 
 TASKS: Mapping[str, Mapping[str, Builder]] = {
@@ -61,6 +62,7 @@ SECONDS = {
     "weights": 31, "shape": 6, "start": 118, "link": 1, "reviews": 1, "prompts": 1, "ratings": 1, "oracle": 3,
     "gold": 240, "static": 2, "candidates": 40, "completions": 32, "pairs": 1, "votes": 1, "trunk": 21, "reference": 8,
     "policy": 32, "scores": 16, "embeddings": 3, "data": 1,
+    "capability": 15,
 }  # fmt: skip
 """Expected seconds of each kind at lab scale on one core, measured; only the time left is computed from them."""
 
@@ -100,6 +102,8 @@ class Run:
     weights: Artifact
     rounds: tuple[tuple[Step, ...], ...]
     """A tuple of steps a round, one a learning rate: the last round has the ladder, the others the recorded rate."""
+    abilities: tuple[Artifact, ...]
+    """Capability of the start and of what each round ends with at the recorded rate; none where not asked for."""
 
     @property
     def id(self) -> str:
@@ -111,12 +115,18 @@ class Run:
         steps = [step for steps in self.rounds for step in steps]
         described = {steps[0].data.path: steps[0].data for steps in self.rounds}
         scores = (step.scores for step in steps)
-        return [self.start_scores, *scores, *(step.policy for step in steps), *described.values()]
+        policies = (step.policy for step in steps)
+        return [self.start_scores, *scores, *policies, *described.values(), *self.abilities]
 
     @property
     def rungs(self) -> set[str]:
         """Fingerprints of the rungs that a complete result of this run holds."""
         return {step.fingerprint for steps in self.rounds for step in steps}
+
+    @property
+    def measured(self) -> set[str]:
+        """Fingerprints of the capability entries that a complete result of this run holds."""
+        return {artifact.fingerprint for artifact in self.abilities}
 
     @property
     def artifacts(self) -> dict[str, Artifact]:
@@ -127,9 +137,9 @@ class Run:
         return found
 
 
-def plan_run(cell: Cell, seed: int, demo: bool = False) -> Run:
-    """Every artifact of one run; `demo` keeps only the recorded learning rate."""
-    return _Lines(cell, seed).run(demo)
+def plan_run(cell: Cell, seed: int, demo: bool = False, capability: bool = False) -> Run:
+    """Every artifact of one run; `demo` keeps only the recorded learning rate, `capability` adds what measures it."""
+    return _Lines(cell, seed).run(demo, capability)
 
 
 class _Lines:
@@ -188,10 +198,11 @@ class _Lines:
         }
         return self._make("start", f"{folder}/start", BUILDERS["start"], params, weights=self.weights, reviews=reviews)
 
-    def run(self, demo: bool) -> Run:
+    def run(self, demo: bool, capability: bool) -> Run:
         """The run's rounds, each from the recorded learning rate of the round before."""
         start_scores = self._scores(self.start, None)
         policy, scores, rounds = self.start, start_scores, []
+        ends = [policy]
         for number, source in enumerate(self.cell.sources, 1):
             recorded = self.training.rate(source)
             rates = self.training.ladder if number == len(self.cell.sources) and not demo else (recorded,)
@@ -199,7 +210,16 @@ class _Lines:
             rounds.append(steps)
             chosen = self._step(number, recorded, policy, scores)
             policy, scores = chosen.policy, chosen.scores
-        return Run(self.cell, self.seed, self.start, start_scores, self.oracle, self.gold, self.weights, tuple(rounds))
+            ends.append(policy)
+        abilities = tuple(self._capability(one) for one in ends) if capability else ()
+        made = (self.oracle, self.gold, self.weights)
+        return Run(self.cell, self.seed, self.start, start_scores, *made, tuple(rounds), abilities)
+
+    def _capability(self, policy: Artifact) -> Artifact:
+        """What a policy can do besides; it stands beside the policy, as it knows no preference."""
+        params = {"tasks": self.scale.evaluation.capability, "dtype": self.training.dtype}
+        where = policy.path.rpartition("/")[0]
+        return self._make("capability", f"{where}/capability", BUILDERS["capability"], params, policy=policy)
 
     def _step(self, number: int, rate: float, start: Artifact, start_scores: Artifact) -> Step:
         source = self.cell.sources[number - 1]
@@ -380,6 +400,7 @@ def result(run: Run, store: Store, fresh: set[str] | None = None) -> Result:
         "start": _scores(run.start_scores, store),
         "rounds": rounds,
         "samples": _samples(run, store),
+        **({"capability": _abilities(run, store)} if run.abilities else {}),
     }
 
 
@@ -437,6 +458,18 @@ def _scores(scores: Artifact, store: Store) -> dict[str, Any]:
 def _read(artifact: Artifact, name: str, store: Store) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((store.folder(artifact) / name).read_text(encoding="utf-8"))
     return loaded
+
+
+def _abilities(run: Run, store: Store) -> dict[str, Any]:
+    """Capability of the start and of the policy that each round ends with, each with what it is known by."""
+    return {
+        f"round {number}" if number else "start": {
+            "fingerprint": artifact.fingerprint,
+            "policy": artifact.inputs["policy"].fingerprint,
+            **_read(artifact, "capability.json", store),
+        }
+        for number, artifact in enumerate(run.abilities)
+    }
 
 
 def _samples(run: Run, store: Store) -> list[dict[str, Any]]:

@@ -41,13 +41,14 @@ def make_plan(
     seeds: Sequence[int],
     store: Store,
     demo: bool = False,
+    capability: bool = False,
     stands: Callable[[Run], bool] = lambda run: False,
 ) -> Plan:
     """The plan of all cells with all seeds, without the runs whose results `stands` says are there already.
 
     Raises StoreDrift where the store holds an artifact of another spec, before anything is built.
     """
-    asked = tuple(plan_run(cell, seed, demo) for seed in seeds for cell in cells)
+    asked = tuple(plan_run(cell, seed, demo, capability) for seed in seeds for cell in cells)
     standing = tuple(run for run in asked if stands(run))
     runs = tuple(run for run in asked if run not in standing)
     artifacts: dict[str, Artifact] = {}

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from stagealign.errors import StagealignError, UnknownName
 from stagealign.spec import (
+    Benchmark,
     Cell,
     Checkpoint,
     Decoding,
@@ -63,6 +64,7 @@ HANDBOOK = "alignment-handbook, zephyr-7b-beta DPO recipe"
 SIMPO = "SimPO, DPO baseline of Llama-3-Instruct"
 PROTOTYPE = "lab prototype"
 VALIDATED = "best clean gain on validation films in round 1, mean of three stand-ins, for either source"
+LEADERBOARD = "Open LLM Leaderboard's shots, as SimPO reports them; GSM8K is where it saw forgetting; HellaSwag cut"
 
 DPO = Method("dpo", "DPO", form="sigmoid", beta=0.01, assumed={"beta": HANDBOOK})
 SLIC_HF = Method(
@@ -163,7 +165,16 @@ SCALES = {
             dtype="bfloat16",
             assumed={"batch": HANDBOOK, "learning_rate": HANDBOOK, "max_length": SIMPO, "schedule": HANDBOOK},
         ),
-        evaluation=Evaluation(validation_prompts=0, test_prompts=805),
+        evaluation=Evaluation(
+            validation_prompts=0,
+            test_prompts=805,
+            capability=(
+                Benchmark("arc_challenge", ("acc_norm",), shots=25),
+                Benchmark("hellaswag", ("acc_norm",), items=2000, shots=10),
+                Benchmark("gsm8k", ("exact_match,strict-match",), shots=5),
+            ),
+            assumed={"capability": LEADERBOARD},
+        ),
         seeds=(0,),
     ),
     "lab": Scale(
@@ -183,7 +194,14 @@ SCALES = {
             trained_layers=6,
             assumed={"learning_rate": VALIDATED, "trained_layers": PROTOTYPE},
         ),
-        evaluation=Evaluation(validation_prompts=16, test_prompts=64),
+        evaluation=Evaluation(
+            validation_prompts=16,
+            test_prompts=64,
+            capability=(
+                Benchmark("piqa", ("acc", "margin"), items=40),
+                Benchmark("passages", ("bits_per_byte",), items=10),
+            ),
+        ),
         seeds=(0, 1),
     ),
     "smoke": Scale(
@@ -201,7 +219,9 @@ SCALES = {
             max_length=64,
             trained_layers=2,
         ),
-        evaluation=Evaluation(validation_prompts=2, test_prompts=4),
+        evaluation=Evaluation(
+            validation_prompts=2, test_prompts=4, capability=(Benchmark("sums", ("acc", "margin"), items=4),)
+        ),
         seeds=(0,),
     ),
 }

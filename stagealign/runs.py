@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from stagealign import assets, registry, show
+from stagealign import assets, capability, registry, show
 from stagealign.errors import BadData
 from stagealign.execute import Outcome, execute
 from stagealign.pipeline import Run, result, unfinished
@@ -23,18 +23,22 @@ def run(
     workers: int | None,
     dry_run: bool = False,
     again: bool = False,
+    with_capability: bool = False,
 ) -> Outcome:
     """Runs cells with seeds and writes one result each; failed ones are written as failed.
 
     A run whose complete result stands in `results` is left out, also on a machine whose store is empty, unless `again`.
+    Raises CannotRun before work where the scale, or `with_capability`, needs what is not here.
     """
 
     def stand(one: Run) -> bool:
-        return not again and stands(result_path(results, scale.key, one.cell.id, one.seed), one.rungs)
+        return not again and stands(result_path(results, scale.key, one.cell.id, one.seed), one.rungs, one.measured)
 
     check_machine(scale, cells)
+    if with_capability:
+        capability.require()
     store = Store()
-    plan = make_plan(cells, seeds, store, stands=stand)
+    plan = make_plan(cells, seeds, store, capability=with_capability, stands=stand)
     show.plan(scale, plan, workers)
     if dry_run:
         return Outcome()
@@ -75,7 +79,7 @@ def _carry_out(plan: Plan, store: Store, results: Path, workers: int | None) -> 
                     made = result(one, store, fresh)
                     claimed.update(outcome.built - claimed - fresh)
                     path = result_path(results, one.cell.scale.key, one.cell.id, one.seed)
-                    same = outcome.built.isdisjoint(one.artifacts) and stands(path, done_rungs(made))
+                    same = outcome.built.isdisjoint(one.artifacts) and stands(path, done_rungs(made), one.measured)
                     if not (same and says_all(path, made)):
                         progress.wrote(write_result(results, made))
                 elif goals & outcome.failed.keys():

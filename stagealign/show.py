@@ -59,10 +59,17 @@ def assumptions(chosen: Sequence[Cell]) -> list[tuple[str, str, str]]:
     """(field, value, recipe) of every assumed value in these cells, each once."""
     found = {}
     for cell in chosen:
-        specs = ((cell.model.key, cell.checkpoint), (cell.method.key, cell.method), ("training", cell.scale.training))
+        specs = (
+            (cell.model.key, cell.checkpoint),
+            (cell.method.key, cell.method),
+            ("training", cell.scale.training),
+            ("evaluation", cell.scale.evaluation),
+        )
         for name, spec in specs:
             for field, recipe in spec.assumed.items():
-                found[f"{name}.{field}"] = (str(getattr(spec, field)), recipe)
+                value = getattr(spec, field)
+                shown = ", ".join(one.task for one in value) if field == "capability" else str(value)
+                found[f"{name}.{field}"] = (shown, recipe)
     return [(place, value, recipe) for place, (value, recipe) in found.items()]
 
 

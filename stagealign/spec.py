@@ -139,6 +139,20 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Benchmark:
+    """A task of lm-eval that tells what a policy can do besides what it is trained for."""
+
+    task: str
+    """One of the project's own in `capability.LOCAL`, else lm-eval's name for one whose data are on the hub."""
+    metrics: tuple[str, ...]
+    """As lm-eval calls them, with a filter where it is not `none` (`exact_match,strict-match`); `margin` is ours."""
+    items: int | None = None
+    """At most so many, None for all; of a hub task with subtasks, so many of each."""
+    shots: int = 0
+    """Solved examples before each item."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Held-out prompts and how many completions each gets."""
 
@@ -147,6 +161,9 @@ class Evaluation:
     completions: int = 2
     repetition_limit: float = 0.2
     """A completion with a larger share of repeated bigrams is degenerate."""
+    capability: tuple[Benchmark, ...] = ()
+    """What `stagealign run --capability` measures of the start and of the policy that each round ends with."""
+    assumed: Mapping[str, str] = _assumptions()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ FLOORS = {
     "length_prior",
     1: "losses logps boundary statistics world diversity verdicts length_control",  # numbers
     2: "lm sources preferences recorded sample oracle train evaluate sft assets "  # machines
-    "pairrm rewards judge checkpoints server served describe comparisons official_lc alpaca",
+    "pairrm rewards judge checkpoints server served describe comparisons official_lc alpaca capability",
     3: "cli runs show pipeline plan execute report meter measuring __init__ "  # house
     "lc_win_rate",
 }
