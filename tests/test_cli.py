@@ -59,7 +59,9 @@ def test_list_shows_cells_stand_ins_and_assumptions(call):
     assert code == 0
     assert out.startswith("scale lab: stand-ins on a laptop CPU; 48 cells")
     assert "stand-in for" in out
-    assert "18 extra cells run only where their source is named: `-k 1llama`" in out
+    assert "extra cells run only where they are named, as in `-k dpo_beta0.01`" in out
+    assert "variants in what was not published: dpo_beta0.01, dpo_beta0.5, dpo_ref_first, slichf_beta0.01" in out
+    assert "beyond the paper: qwen-slichf, pythia-slichf" in out
     assert "their schedules: 1llama, 2off_llama, 2on_llama" in out
     assert "(extra)" not in out
     code, out, _ = call("list", "--scale", "paper", "-k", "zephyr and 1on")
@@ -69,6 +71,21 @@ def test_list_shows_cells_stand_ins_and_assumptions(call):
     assert "zephyr-dpo-1on" in out
     assert "alignment-handbook" in out
     assert "assumed, not published" in out
+    code, out, _ = call("list", "--scale", "paper", "-k", "phi2 and dpo and 1on")
+    assert code == 0
+    for place in (
+        "phi2.source",
+        "phi2.template",
+        "phi2.sft.data",
+        "dpo.beta",
+        "dpo.reference",
+        "training.fresh_prompts",
+        "scale.seeds",
+        "oracle.revision",
+        "zephyr",
+    ):
+        assert (place in out) == (place != "zephyr"), place
+    assert "none yet" in call("list", "--scale", "paper", "-k", "zephyr and 1on")[1]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +97,7 @@ def test_list_shows_cells_stand_ins_and_assumptions(call):
         (["run", "-k", "zefyr"], "-k 'zefyr' matches no cell at scale lab; name 'zefyr': unknown; nearest: zephyr"),
         (["list", "-k", "zephyr and dppo"], "name 'dppo': unknown; nearest: dpo"),
         (["list", "-k", "slichf-2onoff"], "llama3-slichf-2on_off"),
-        (["run", "-k", "qwen and slichf"], "-k 'qwen and slichf' matches no cell at scale lab"),
+        (["run", "-k", "qwen and slic_hf"], "-k 'qwen and slic_hf' matches no cell at scale lab"),
         (["run", "--scale", "smoke", "-k", "llama3"], "matches no cell at scale smoke"),
         (["list", "-k", "(zephyr"], "-k '(zephyr': a closing parenthesis is missing"),
         (["list", "-k", "zephyr dpo"], "'dpo' follows where `and`, `or` or the end was expected"),
