@@ -71,11 +71,15 @@ def plan(
     json_file: Annotated[
         str | None, typer.Option("--json", help="Write every artifact and the totals here; - is standard output.")
     ] = None,
+    docs: Annotated[Path | None, typer.Option(help="Refresh the paper's cost tables in this file instead.")] = None,
     results: Results = Path("results"),
 ) -> None:
     """Shows what would be built, why, at what cost, and whether this machine can do it."""
     from stagealign import registry, runs
 
+    if docs:
+        runs.scale_docs(docs)
+        return
     chosen = registry.scale(scale)
     own = chosen.seeds if seeds is None else tuple(range(seeds))
     runs.plan(chosen, registry.select(scale, k), own, results, gpu, again, json_file)

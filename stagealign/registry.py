@@ -83,11 +83,19 @@ def _with_variants(dpo: Method, slic: Method, betas: Iterable[float]) -> dict[st
     """Both methods, and for each value that was not published (beta, round-2 reference, SLiC form) a variant or two."""
     found = [dpo, slic]
     for base in (dpo, slic):
-        for beta in betas:
-            changed = {"key": f"{base.key}_beta{beta:g}", "name": f"{base.name}, beta {beta:g}", "beta": beta}
-            found.append(replace(base, variant_of=base.key, **changed))
-        words = {"key": f"{base.key}_ref_first", "name": f"{base.name}, reference the first start"}
-        found.append(replace(base, variant_of=base.key, reference="first", **words))
+        mine = replace(base, variant_of=base.key)
+        found += [
+            replace(mine, key=f"{base.key}_beta{beta:g}", name=f"{base.name}, beta {beta:g}", beta=beta)
+            for beta in betas
+        ]
+        found.append(
+            replace(
+                mine,
+                key=f"{base.key}_ref_first",
+                name=f"{base.name}, reference the first start",
+                reference="first",
+            )
+        )
     other = replace(slic, variant_of=slic.key)  # slic-hf has no beta
     assumed = {"form": "one of the three forms in use", "delta": SIMPO_RANGE, "sft_weight": SIMPO_RANGE}
     found.append(

@@ -66,6 +66,14 @@ def plan(
         show.outlook(found)
 
 
+def scale_docs(docs: Path) -> None:
+    """Writes the cost tables of the paper's grid into `docs` anew."""
+    from stagealign.report.scale import with_scale
+
+    docs.write_text(with_scale(docs.read_text(encoding="utf-8")), encoding="utf-8")
+    show.wrote([docs])
+
+
 def demo(results: Path, reports: Path, workers: int | None) -> Outcome:
     """The lab's demo row at one learning rate a source, its report, and its table in the terminal."""
     from stagealign.report import summary_rows
