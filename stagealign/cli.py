@@ -62,6 +62,34 @@ def run(
 
 
 @app.command()
+def plan(
+    k: Expression = "",
+    scale: ScaleKey = "lab",
+    seeds: Annotated[
+        int | None, typer.Option(help="How many seeds, from 0; the scale's own number by default.", min=1)
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Whose hours: h200, h100, a100, l40s, rtx4090 or cpu; as the scale by default.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Also plan what the results folder holds already.")] = False,
+    json_file: Annotated[
+        str | None, typer.Option("--json", help="Write every artifact and the totals here; - is standard output.")
+    ] = None,
+    docs: Annotated[Path | None, typer.Option(help="Refresh the paper's cost tables in this file instead.")] = None,
+    results: Results = Path("results"),
+) -> None:
+    """Shows what would be built, why, at what cost, and whether this machine can do it."""
+    from stagealign import registry, runs
+
+    if docs:
+        runs.scale_docs(docs)
+        return
+    chosen = registry.scale(scale)
+    own = chosen.seeds if seeds is None else tuple(range(seeds))
+    runs.plan(chosen, registry.select(scale, k), own, results, gpu, again, json_file)
+
+
+@app.command()
 def demo(workers: Workers = None, results: Results = Path("results"), reports: Reports = Path("reports")) -> None:
     """Runs the lab's demo row: one stand-in, both sources in two rounds, one learning rate each."""
     from stagealign import runs

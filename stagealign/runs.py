@@ -6,6 +6,7 @@ from pathlib import Path
 from stagealign import assets, capability, registry, show
 from stagealign.errors import BadData
 from stagealign.execute import Outcome, execute
+from stagealign.lc_win_rate import writable
 from stagealign.pipeline import Run, result, unfinished
 from stagealign.plan import Plan, check_machine, make_plan
 from stagealign.results import done_rungs, result_path, says_all, stands, write_result
@@ -43,6 +44,38 @@ def run(
     if dry_run:
         return Outcome()
     return _carry_out(plan, store, results, workers)
+
+
+def plan(
+    scale: Scale,
+    cells: Sequence[Cell],
+    seeds: Sequence[int],
+    results: Path,
+    gpu: str | None,
+    again: bool = False,
+    json_file: str | None = None,
+) -> None:
+    """Shows, or writes, what these runs would build, why, and at what cost."""
+    from stagealign import outlook
+
+    writable(json_file)
+
+    def stand(one: Run) -> bool:
+        return stands(result_path(results, scale.key, one.cell.id, one.seed), one.rungs)
+
+    found = outlook.make_outlook(scale, cells, seeds, Store(), outlook.processor(gpu, scale), stand, again)
+    if json_file:
+        outlook.write(found, json_file)
+    if json_file != "-":
+        show.outlook(found)
+
+
+def scale_docs(docs: Path) -> None:
+    """Writes the cost tables of the paper's grid into `docs` anew."""
+    from stagealign.report.scale import with_scale
+
+    docs.write_text(with_scale(docs.read_text(encoding="utf-8")), encoding="utf-8")
+    show.wrote([docs])
 
 
 def demo(results: Path, reports: Path, workers: int | None) -> Outcome:
