@@ -114,6 +114,15 @@ class Preference:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters on every linear layer that learns, merged into the weights after the round."""
+
+    rank: int = 128
+    alpha: int = 128
+    """The adapter's output is scaled by alpha / rank."""
+
+
+@dataclass(frozen=True)
 class Training:
     """One round of preference optimisation; only what may change a number."""
 
@@ -131,6 +140,9 @@ class Training:
     trained_layers: int | None = None
     """Only the top N decoder layers and the final norm learn; None trains everything."""
     dtype: str = "float32"
+    """Of the arithmetic; bfloat16 keeps the weights that the optimizer moves in float32."""
+    peft: Lora | None = field(default=None, metadata={"optional": True})
+    """None trains the weights themselves."""
     assumed: Mapping[str, str] = _assumptions()
 
     def rate(self, source: Source) -> float:
@@ -192,12 +204,13 @@ class Cell:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON-ready identity: dataclasses become objects, remarks are left out.
+    """`value` as JSON-ready identity: dataclasses become objects, remarks and absent optional fields are left out.
 
     Raises TypeError for anything without a stable form; nothing is `str()`-ed into a fingerprint.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        kept = (f.name for f in fields(value) if f.metadata.get("identity", True))
+        asked = (f for f in fields(value) if f.metadata.get("identity", True))
+        kept = (f.name for f in asked if not (f.metadata.get("optional") and getattr(value, f.name) is None))
         return {name: plain(getattr(value, name)) for name in kept}
     if isinstance(value, Mapping):
         return {_text(key): plain(item) for key, item in value.items()}
