@@ -185,9 +185,7 @@ def repack(values: Tensor, packed: Packed) -> Tensor:
     return values[packed.origin.clamp(min=0)]
 
 
-def completion_logps(
-    hidden: Tensor, head: nn.Module, packed: Packed, chunk: int = 1024, whole: bool = False
-) -> Tensor:
+def completion_logps(hidden: Tensor, head: nn.Module, packed: Packed, chunk: int = 1024, whole: bool = False) -> Tensor:
     """Sum of log-probs over each completion's tokens, shape (2 x pairs,), float32.
 
     `hidden` is the last hidden state, shape (B, N, d). Logits exist for `chunk` positions at a time, never for all, and

@@ -81,7 +81,7 @@ class Work:
     inputs: Mapping[str, Path]
     out: Path
     home: Path
-    devices: Devices = Devices()
+    devices: Devices = field(default_factory=Devices)
     """How training is spread; execution, so no builder's output may depend on it."""
 
 

@@ -291,7 +291,8 @@ class PreferenceTrainer(Trainer):
         sums = torch.tensor([self.sums[name] for name in NOTED], dtype=torch.float64, device=self.args.device)
         sums = self.accelerator.reduce(sums, "sum")
         if sums[0]:
-            logs |= {name: round(value, 6) for name, value in zip(NOTED[1:], (sums / sums[0]).tolist()[1:], strict=True)}
+            means = (sums / sums[0]).tolist()
+            logs |= {name: round(mean, 6) for name, mean in zip(NOTED[1:], means[1:], strict=True)}
         self.sums = dict.fromkeys(NOTED, 0.0)
         super().log(logs, start_time)
 
@@ -354,6 +355,8 @@ def train(
     with packed_forward(model):
         trainer = PreferenceTrainer(data, method, settings, model=model, args=arguments)
         trainer.remove_callback(PrinterCallback)
+        if trainer.is_fsdp_enabled and settings.dtype == "bfloat16":
+            _keep_logps_whole(trainer)
         trainer.train(resume_from_checkpoint=_last_checkpoint(scratch) if settings.resume else None)
     split = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if split else None
@@ -361,8 +364,19 @@ def train(
     return [_curve_entry(entry) for entry in trainer.state.log_history if "pair_loss" in entry], weights
 
 
+def _keep_logps_whole(trainer: Trainer) -> None:
+    """Leaves the output of a split model as it is, and averages gradients in float32.
+
+    Accelerate's own policy casts what each module returns to bfloat16, in which a log-prob of -300 nats is known to 2.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
+
+
 def _allow_fsdp_on_cpu() -> None:
-    """Lets accelerate split a model over CPU processes where it is asked to: it offers FSDP to GPUs alone, torch to all.
+    """Lets accelerate split a model over CPU processes where asked to: it offers FSDP to GPUs alone, torch to all.
 
     It looks at the kind of processes only; their device and gloo stay as they are.
     """
@@ -454,7 +468,7 @@ def build_policy(work: Work) -> dict[str, Any]:
 def train_round(work: Work) -> dict[str, Any] | None:
     """Trains one round and writes the policy; facts in the first process, None in the others.
 
-    bfloat16 is the arithmetic's; the weights that the optimizer moves are float32, as a step of 5e-7 is lost in 16 bits.
+    bfloat16 is the arithmetic's; the optimizer moves float32 weights, as 16 bits lose a step of 5e-7.
     """
     training = work.params["training"]
     pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
