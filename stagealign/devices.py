@@ -112,8 +112,13 @@ def command(devices: Devices, trained_layers: int | None, gpus: int, work: Path)
     if devices.launcher:
         return [*devices.launcher, *module]
     sharding = devices.sharding or ("fsdp2" if gpus and trained_layers is None else "replicate")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{sharding}.yaml")]
-    return [*launch, "--num_processes", str(devices.count), "--main_process_port", "0", *module]
+    return [*launch(sharding, devices.count), *module]
+
+
+def launch(sharding: str, count: int) -> list[str]:
+    """Accelerate's launcher with one of the configurations that ship."""
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{sharding}.yaml")]
+    return [*words, "--num_processes", str(count), "--main_process_port", "0"]
 
 
 def spread(devices: Devices, work: dict[str, Any], out: Path, batch: int, trained_layers: int | None) -> dict[str, Any]:

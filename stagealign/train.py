@@ -310,9 +310,18 @@ def align(
 
 
 def train(
-    lm: LanguageModel, data: TrainingSet, method: Method, settings: Settings, scratch: Path
+    lm: LanguageModel,
+    data: TrainingSet,
+    method: Method,
+    settings: Settings,
+    scratch: Path,
+    callbacks: Sequence[TrainerCallback] = (),
+    gather: bool = True,
 ) -> tuple[list[dict[str, float]], dict[str, Tensor] | None]:
-    """As `align`; beside the curve the weights by name where the model is split, in the first process, else None."""
+    """As `align`; beside the curve the weights by name where the model is split and `gather` asks for them, else None.
+
+    In all processes but the first, the weights that come back are empty.
+    """
     model: Any = lm.model
     if settings.trained_layers is not None:
         freeze_below(lm.model, settings.trained_layers)
@@ -342,6 +351,8 @@ def train(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         use_cpu=not torch.cuda.is_available(),
+        # else each process of a split model keeps the gradients of the whole one until its last micro-batch
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": _split() == "fsdp2"}},
         seed=settings.order_seed % 2**32,
         data_seed=settings.order_seed % 2**32,
     )
@@ -353,12 +364,12 @@ def train(
     if settings.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     with packed_forward(model):
-        trainer = PreferenceTrainer(data, method, settings, model=model, args=arguments)
+        trainer = PreferenceTrainer(data, method, settings, model=model, args=arguments, callbacks=list(callbacks))
         trainer.remove_callback(PrinterCallback)
         if trainer.is_fsdp_enabled and settings.dtype == "bfloat16":
             _keep_logps_whole(trainer)
         trainer.train(resume_from_checkpoint=_last_checkpoint(scratch) if settings.resume else None)
-    split = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    split = gather and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if split else None
     lm.model.eval()
     return [_curve_entry(entry) for entry in trainer.state.log_history if "pair_loss" in entry], weights

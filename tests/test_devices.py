@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -43,16 +44,13 @@ def rounds(tmp_path_factory):
     from safetensors.torch import load_file
 
     folder = tmp_path_factory.mktemp("rounds")
-    with_peft = __import__("importlib.util").util.find_spec("peft") is not None
-    one = [
-        Job("one", SETTINGS),
-        Job("begun by one", SETTINGS, stop=STOP),
-        Job("trunk, one", SETTINGS | {"trained_layers": 2}),
-    ]
+    with_peft = find_spec("peft") is not None
+    top = SETTINGS | {"trained_layers": 2}
+    one = [Job("one", SETTINGS), Job("begun by one", SETTINGS, stop=STOP), Job("trunk, one", top)]
     two = [
         Job("two", SETTINGS),
         Job("half", SETTINGS | {"micro_batch": 2}),
-        Job("trunk, two", SETTINGS | {"trained_layers": 2}),
+        Job("trunk, two", top),
         Job("ended by two", SETTINGS, scratch="begun by one"),
         Job("begun by two", SETTINGS, stop=STOP),
         Job("split", SETTINGS, "fsdp2"),
@@ -150,9 +148,7 @@ def test_ones_own_launcher(tiny, tmp_path):
     own = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     _, facts = built(tiny, tmp_path / "own", Devices(launcher=own))
     assert len(facts["curve"]) == 2
-    with pytest.raises(
-        StagealignError, match=r"--devices 3: a global batch of 4 pairs cannot be split over 3 processes"
-    ):
+    with pytest.raises(StagealignError, match="--devices 3: a global batch of 4 pairs cannot be"):
         built(tiny, tmp_path / "three", Devices(launcher=(*own[:-1], "3")))
     with pytest.raises(StagealignError, match="no-such-launcher: No such file"):
         built(tiny, tmp_path / "none", Devices(launcher=("no-such-launcher",)))
@@ -225,7 +221,7 @@ def test_deepspeed_is_asked_for_where_it_is_absent(monkeypatch):
 
 def test_a_command_that_a_launcher_started_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(StagealignError, match="WORLD_SIZE=2.*--launcher"):
+    with pytest.raises(StagealignError, match=r"WORLD_SIZE=2.*--launcher"):
         check(Devices(), 8, None, 0)
 
 
@@ -241,7 +237,7 @@ def test_accelerate_reads_the_configurations(sharding, kind, tmp_path):
     assert (given.num_processes, given.module, given.training_script) == (2, True, "stagealign.train_worker")
     assert [name for name in ("multi_gpu", "use_fsdp", "use_deepspeed") if getattr(given, name)] == [kind]
     if sharding == "fsdp2":
-        assert (given.fsdp_version, given.fsdp_state_dict_type) == ("2", "SHARDED_STATE_DICT")
+        assert (given.fsdp_version, given.fsdp_state_dict_type) == (2, "SHARDED_STATE_DICT")
     if sharding == "zero3":
         assert given.zero_stage == 3
 
