@@ -134,7 +134,7 @@ def spread(devices: Devices, work: dict[str, Any], out: Path, batch: int, traine
         old.unlink(missing_ok=True)
     words = command(devices, trained_layers, gpus, described)
     with log.open("w", encoding="utf-8") as said:
-        code = _run(words, said)
+        code = _run(words, said, devices.count)
     if failure.exists():
         raise StagealignError(failure.read_text(encoding="utf-8"))
     if code or not facts.exists():
@@ -146,40 +146,56 @@ def spread(devices: Devices, work: dict[str, Any], out: Path, batch: int, traine
     return found
 
 
-def _run(words: list[str], said: Any) -> int:
-    """Exit code of a command whose processes end when this one is told to."""
+def _run(words: list[str], said: Any, count: int) -> int:
+    """Exit code of a command whose processes end when this one does, or is told to; they share its threads."""
     package = str(CONFIGS.parent.parent)
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // count)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([package, *_python_path()])}
+    environment["OMP_NUM_THREADS"] = str(threads)
     try:
         process = subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, env=environment)
     except OSError as error:
         raise StagealignError(f"{words[0]}: {error.strerror}; name a launcher that is installed") from error
-    with _told_to_end():
-        try:
+    try:
+        with _told_to_end():
             return process.wait()
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(30)
-                process.kill()
+    except _Told:
+        _end(process)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a launcher, which ends its processes; by force where it does not within half a minute."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        process.kill()
+        process.wait()
 
 
 def _python_path() -> list[str]:
     return [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
 
 
+class _Told(BaseException):
+    """SIGTERM came, with which an interrupted run ends its workers."""
+
+
 @contextlib.contextmanager
 def _told_to_end() -> Iterator[None]:
-    """SIGTERM, with which an interrupted run ends its workers, as an exception, so that no process is left behind."""
+    """While it lasts SIGTERM raises, where signals can be had: what this process started must end before it does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def end(*_: Any) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
+    def tell(*_: Any) -> None:
+        raise _Told
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = signal.signal(signal.SIGTERM, tell)
     try:
         yield
     finally:

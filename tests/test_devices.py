@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -296,3 +298,34 @@ def test_adapters_are_merged_as_their_own_forward_says(tiny):
         assert torch.allclose(lm.model(ids).logits, beside, atol=1e-4)
         assert not torch.allclose(before.model(ids).logits, beside, atol=1e-2)
     assert lm.model.state_dict().keys() == before.model.state_dict().keys()
+
+
+def test_processes_end_with_the_worker_that_started_them(tmp_path):
+    """An interrupted run ends its workers by SIGTERM; what a worker started must not train on."""
+    script = (
+        "import sys; from stagealign.devices import _run\n"
+        "_run([sys.executable, '-c', \"import os, time; open('child', 'w').write(str(os.getpid())); time.sleep(600)\"],"
+        " None, 1)"
+    )
+    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    worker = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path})
+    wait_until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text())
+    child = int((tmp_path / "child").read_text())
+    worker.terminate()
+    assert worker.wait(60) == -signal.SIGTERM
+
+    def gone():
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    wait_until(gone)
+
+
+def wait_until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.05)
