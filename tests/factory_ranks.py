@@ -50,7 +50,7 @@ def do(job: Job, folder: Path) -> None:
     if "peft" in given:
         given["peft"] = Lora(**given["peft"])
     settings = train.Settings(**asdict(SETTINGS) | given)
-    lm = build_tiny(job.shape, tied=job.shape == "tied")
+    lm = smollm2() if job.shape == "smollm2" else build_tiny(job.shape, tied=job.shape == "tied")
     data = data_of(lm, pairs_of(job.pairs), settings.trained_layers)
     note = train.PreferenceTrainer._note
 
@@ -72,6 +72,22 @@ def do(job: Job, folder: Path) -> None:
         weights = weights or dict(lm.model.named_parameters())
         save_file({name: weight.detach().contiguous().clone() for name, weight in weights.items()},
                   folder / f"{job.name}.safetensors")  # fmt: skip
+
+
+def smollm2() -> Any:
+    """Seeded random weights in the shape of SmolLM2-135M, with a tokenizer of bytes."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from stagealign.lm import LanguageModel
+    from stagealign.sft import byte_tokenizer
+
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+        intermediate_size=1536, tie_word_embeddings=True, rms_norm_eps=1e-5, rope_theta=1e5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return LanguageModel(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), byte_tokenizer())
 
 
 def main() -> None:

@@ -113,6 +113,23 @@ def test_the_curve_is_that_of_one_process(name, same_as, rounds):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("STAGEALIGN_LONG" not in os.environ, reason="minutes on two idle cores; STAGEALIGN_LONG=1 runs it")
+def test_the_curve_is_that_of_one_process_at_the_shape_of_smollm2(tmp_path):
+    """20 steps of one batch of 4 short pairs, all 30 layers: one process, two, and two with half the micro-batch."""
+    settings = {"batch": 4, "epochs": 20, "warmup": 0.0, "learning_rate": 1e-4, "checkpoint_steps": 1000}
+    start(tmp_path, 0, Job("one", settings, pairs=4, shape="smollm2"))
+    two, half = ({**settings, "micro_batch": size} for size in (2, 1))
+    start(tmp_path, 2, Job("two", two, pairs=4, shape="smollm2"), Job("half", half, pairs=4, shape="smollm2"))
+    curves = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two", "half")}
+    losses = {name: [entry["loss"] for entry in curve] for name, curve in curves.items()}
+    assert len(losses["one"]) == 20
+    print({name: max(abs(a - b) for a, b in zip(losses[name], losses["one"], strict=True)) for name in losses}, losses)
+    for name in ("two", "half"):
+        assert losses[name] == pytest.approx(losses["one"], abs=1e-4)
+    assert losses["one"][-1] < 0.9 * losses["one"][0]
+
+
+@pytest.mark.slow
 def test_bfloat16_learns_with_float32_weights(rounds):
     """A step of the optimizer is far below a bfloat16 weight's resolution; both ways of training keep it."""
     import torch
