@@ -250,7 +250,7 @@ def adapted(chosen: Iterable[Cell], peft: str | None) -> list[Cell]:
     if peft is None:
         return cells
     if peft != "lora":
-        raise UnknownName("peft", peft, ["lora"])
+        raise StagealignError(f"--peft {peft!r}: unknown; the one choice is lora")
     return [_with_lora(one) for one in cells]
 
 
