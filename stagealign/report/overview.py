@@ -13,6 +13,7 @@ from stagealign.report.claims import table, tally, verdicts
 from stagealign.report.contrasts import Contrast, contrasts
 from stagealign.report.figures import ABOUT, figures
 from stagealign.report.findings import findings
+from stagealign.report.frontier import frontier
 from stagealign.report.rows import Table
 from stagealign.report.words import count
 
@@ -50,7 +51,9 @@ def read(results: Path, scale: str) -> Known:
     """Everything that a scale's pages are made from."""
     book = open_book(results, scale)
     compared = contrasts(book)
-    return Known(book, compared, figures(book, compared))
+    drawn = figures(book, compared)
+    reached = frontier(book, compared)
+    return Known(book, compared, drawn | ({"frontier.svg": reached} if reached else {}))
 
 
 def overview(results: Path, known: Known) -> dict[str, str]:
