@@ -49,15 +49,31 @@ def run(
         typer.Option("--capability", help="Also measure what policies can do besides (lm-eval; needs the extra eval)."),
     ] = False,
     workers: Workers = None,
+    devices: Annotated[int, typer.Option(help="Processes that train a round together: GPUs, or CPU ones.", min=1)] = 1,
+    sharding: Annotated[
+        str | None, typer.Option(help="How they share the model: replicate, fsdp2 or zero3.", show_default="by scale")
+    ] = None,
+    micro_batch: Annotated[int | None, typer.Option(help="Pairs in one forward of one process.", min=1)] = None,
+    activation_checkpointing: Annotated[
+        bool, typer.Option("--activation-checkpointing", help="Less memory for a third more arithmetic.")
+    ] = False,
+    launcher: Annotated[
+        str, typer.Option(help="Your own command that starts the processes, e.g. 'torchrun --nproc-per-node 8'.")
+    ] = "",
+    peft: Annotated[str | None, typer.Option(help="lora: train adapters; gives cells of their own.")] = None,
     results: Results = Path("results"),
 ) -> None:
     """Runs cells: builds what is missing, writes one result file a cell and seed."""
+    import shlex
+
     from stagealign import registry, runs
+    from stagealign.devices import Devices
 
     chosen = registry.scale(scale)
-    cells = registry.select(scale, k)
+    cells = registry.adapted(registry.select(scale, k), peft)
     own = chosen.seeds if seeds is None else tuple(range(seeds))
-    outcome = runs.run(chosen, cells, own, results, workers, dry_run, again, capability)
+    spread = Devices(devices, sharding, micro_batch, activation_checkpointing, tuple(shlex.split(launcher)))
+    outcome = runs.run(chosen, cells, own, results, workers, dry_run, again, capability, spread)
     raise typer.Exit(1 if outcome.failed else 0)
 
 
@@ -87,6 +103,22 @@ def plan(
     chosen = registry.scale(scale)
     own = chosen.seeds if seeds is None else tuple(range(seeds))
     runs.plan(chosen, registry.select(scale, k), own, results, gpu, again, json_file)
+
+
+@app.command()
+def export(
+    cell: Annotated[str, typer.Argument(help="A cell that was run, e.g. zephyr-dpo-2off_on.")],
+    to: Annotated[Path, typer.Option(help="Folder to make; empty or not there yet.")],
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    scale: ScaleKey = "lab",
+    peft: Annotated[str | None, typer.Option(help="lora: the cell as it was run with --peft lora.")] = None,
+    push: Annotated[str | None, typer.Option(help="Also upload it to this hub repository, private.")] = None,
+    results: Results = Path("results"),
+) -> None:
+    """Writes a cell's policy for others: safetensors, tokenizer and a model card with its numbers."""
+    from stagealign import registry, runs
+
+    runs.export(registry.adapted([registry.cell(cell, scale)], peft)[0], seed, to, results, push)
 
 
 @app.command()

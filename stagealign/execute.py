@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
+from stagealign.devices import Devices
 from stagealign.errors import StagealignError
 from stagealign.plan import Plan
 from stagealign.store import Artifact, Store
@@ -51,7 +52,7 @@ def execute(plan: Plan, store: Store, workers: int | None, heard: Listener) -> O
         while todo or running:
             for artifact in _startable(todo, running, outcome, workers):
                 heard("started", artifact, outcome)
-                running[pool.submit(_build, artifact, store.home)] = todo.pop(artifact.path)
+                running[pool.submit(_build, artifact, store.home, store.devices)] = todo.pop(artifact.path)
             if not running:
                 break
             done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -120,5 +121,5 @@ def _prepare(threads: int, log: Path) -> None:
     transformers.logging.disable_progress_bar()
 
 
-def _build(artifact: Artifact, home: Path) -> None:
-    Store(home).build(artifact)
+def _build(artifact: Artifact, home: Path, devices: Devices) -> None:
+    Store(home, devices).build(artifact)

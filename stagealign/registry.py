@@ -15,6 +15,7 @@ from stagealign.spec import (
     Checkpoint,
     Decoding,
     Evaluation,
+    Lora,
     Method,
     Model,
     Preference,
@@ -345,6 +346,29 @@ def cells(scale_key: str, extras: bool = False) -> list[Cell]:
         for schedule, sources in SCHEDULES.items()
     ]
     return [one for one in found if _makes_sense(one) and (extras or not one.extra)]
+
+
+LORA_RATE = {"paper": 5e-6}
+"""Learning rate of adapters by scale, where the full one would hardly move them (handbook's QLoRA recipe of Zephyr)."""
+
+
+def adapted(chosen: Iterable[Cell], peft: str | None) -> list[Cell]:
+    """The cells as `--peft` changes them: cells of their own, called `zephyr-dpo_lora-1on`, as their numbers differ."""
+    cells = list(chosen)
+    if peft is None:
+        return cells
+    if peft != "lora":
+        raise StagealignError(f"--peft {peft!r}: unknown; the one choice is lora")
+    return [_with_lora(one) for one in cells]
+
+
+def _with_lora(one: Cell) -> Cell:
+    method = replace(one.method, key=f"{one.method.key}_lora", name=f"{one.method.name}, LoRA")
+    training = replace(one.scale.training, peft=Lora(), assumed={**one.scale.training.assumed, "peft": HANDBOOK})
+    if one.scale.key in LORA_RATE:
+        rate = LORA_RATE[one.scale.key]
+        training = replace(training, ladder=(rate,), learning_rate=dict.fromkeys(training.learning_rate, rate))
+    return replace(one, method=method, scale=replace(one.scale, training=training))
 
 
 def _makes_sense(one: Cell) -> bool:

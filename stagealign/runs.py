@@ -1,10 +1,13 @@
 """What the commands do: plan, say so, execute with progress, write results, report."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from stagealign import assets, capability, registry, show
-from stagealign.errors import BadData
+from stagealign.devices import Devices, gpu_count
+from stagealign.devices import check as check_devices
+from stagealign.errors import BadData, CannotRun
 from stagealign.execute import Outcome, execute
 from stagealign.lc_win_rate import writable
 from stagealign.pipeline import Run, result, unfinished
@@ -25,6 +28,7 @@ def run(
     dry_run: bool = False,
     again: bool = False,
     with_capability: bool = False,
+    devices: Devices = Devices(),  # noqa: B008, it is frozen
 ) -> Outcome:
     """Runs cells with seeds and writes one result each; failed ones are written as failed.
 
@@ -38,7 +42,11 @@ def run(
     check_machine(scale, cells)
     if with_capability:
         capability.require()
-    store = Store()
+    check_devices(devices, scale.training.batch, scale.training.trained_layers, gpu_count())
+    if any(cell.scale.training.peft for cell in cells) and find_spec("peft") is None:
+        raise CannotRun("--peft lora: peft is not installed; `pip install 'stagealign[lora]'`")
+    store = Store(devices=devices)
+    workers = workers or (1 if devices.launched else None)  # a round's processes have the machine to themselves
     plan = make_plan(cells, seeds, store, capability=with_capability, stands=stand)
     show.plan(scale, plan, workers)
     if dry_run:
@@ -182,6 +190,13 @@ def compare(a: str, b: str, scale: str, results: Path) -> int:
         found = comparing.compare_cells(results, scale, cells[0], cells[1])
     show.comparison(found)
     return 1 if found.changed else 0
+
+
+def export(cell: Cell, seed: int, to: Path, results: Path, push: str | None) -> None:
+    """Writes a cell's policy into the folder `to`, and to the hub where `push` names a repository."""
+    from stagealign import export as exporting
+
+    show.wrote([exporting.export(cell, seed, to, results, push=push)])
 
 
 def fetch() -> None:

@@ -156,6 +156,15 @@ class Preference:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters on every linear layer that learns, merged into the weights after the round."""
+
+    rank: int = 128
+    alpha: int = 128
+    """The adapter's output is scaled by alpha / rank."""
+
+
+@dataclass(frozen=True)
 class Training:
     """One round of preference optimisation; only what may change a number."""
 
@@ -173,8 +182,11 @@ class Training:
     trained_layers: int | None = None
     """Only the top N decoder layers and the final norm learn; None trains everything."""
     dtype: str = "float32"
+    """Of the arithmetic; bfloat16 keeps the weights that the optimizer moves in float32."""
     fresh_prompts: bool = _later(True)
     """Whether each round has prompts of its own; otherwise every round uses all training prompts."""
+    peft: Lora | None = field(default=None, metadata={"identity": "where it differs"})
+    """None trains the weights themselves."""
     assumed: Mapping[str, str] = _assumptions()
 
     def rate(self, source: Source) -> float:
@@ -270,7 +282,7 @@ class Cell:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON-ready identity: dataclasses become objects, remarks are left out.
+    """`value` as JSON-ready identity: dataclasses become objects, remarks are left out, and later fields at default.
 
     Raises TypeError for anything without a stable form; nothing is `str()`-ed into a fingerprint.
     """

@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from stagealign.devices import Devices
 from stagealign.errors import StagealignError, StoreDrift
 from stagealign.spec import fingerprint, plain
 
@@ -80,6 +81,8 @@ class Work:
     inputs: Mapping[str, Path]
     out: Path
     home: Path
+    devices: Devices = field(default_factory=Devices)
+    """How training is spread; execution, so no builder's output may depend on it."""
 
 
 def default_home() -> Path:
@@ -90,8 +93,9 @@ def default_home() -> Path:
 class Store:
     """A folder of artifacts."""
 
-    def __init__(self, home: Path | None = None):
+    def __init__(self, home: Path | None = None, devices: Devices = Devices()):  # noqa: B008, it is frozen
         self.home = home or default_home()
+        self.devices = devices
 
     def folder(self, artifact: Artifact) -> Path:
         return self.home / artifact.path
@@ -181,7 +185,7 @@ class Store:
         module, _, function = artifact.builder.function.partition(":")
         build = getattr(importlib.import_module(module), function)
         started = time.monotonic()
-        facts = build(Work(plain(artifact.params), inputs, part, self.home)) or {}
+        facts = build(Work(plain(artifact.params), inputs, part, self.home, self.devices)) or {}
         record = {
             "fingerprint": artifact.fingerprint,
             "identity": artifact.identity,

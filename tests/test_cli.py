@@ -105,6 +105,13 @@ def test_one_table_has_every_assumption_with_its_recipe():
             "nowhere/lab: no result files; run some first: `stagealign run --scale lab`",
         ),
         (["report", "--check"], "results/lab: no result files"),
+        (
+            ["run", "--devices", "3", "--dry-run"],
+            "--devices 3: a global batch of 8 pairs cannot be split over 3 processes",
+        ),
+        (["run", "--peft", "qlora"], "--peft 'qlora': unknown; the one choice is lora"),
+        (["export", "zephyr-dpo-1on", "--to", "out"], "run `stagealign run --scale lab -k zephyr-dpo-1on --seeds 1`"),
+        (["export", "zephyr-dpo-1no", "--to", "out"], "schedule '1no': unknown; nearest: 1on"),
     ],
 )
 def test_a_mistake_is_one_clear_message(words, message, call):
