@@ -38,5 +38,5 @@ $(VENV)/.installed: $(INPUTS)
 	@touch $@
 
 $(VENV)/.installed-dev: $(INPUTS)
-	@tools/install.sh $(VENV) dev
+	@tools/install.sh $(VENV) dev,eval
 	@touch $(VENV)/.installed $@

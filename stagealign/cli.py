@@ -154,6 +154,9 @@ def boundary(
     template: Annotated[str, typer.Option(help="auto: the tokenizer's chat template; none: plain text.")] = "auto",
     policy_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the policy.")] = None,
     judge_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the judge.")] = None,
+    max_judge_tokens: Annotated[
+        int | None, typer.Option(help="Ask a served judge no more once it has billed so many tokens.", min=1)
+    ] = None,
     json_file: Annotated[
         str | None, typer.Option("--json", help="Write the measurement here; - is standard output.")
     ] = None,
@@ -169,7 +172,8 @@ def boundary(
     with show.measuring(json_file == "-") as heard:
         found = measuring.measure_boundary(
             policy, data, oracle=oracle, prompts=prompts, decide=decide, seed=seed, split=split, decoding=decoding,
-            template=template, policy_url=policy_url, judge_url=judge_url, heard=heard,
+            template=template, policy_url=policy_url, judge_url=judge_url, max_judge_tokens=max_judge_tokens,
+            heard=heard,
         )  # fmt: skip
     measuring.write(found, json_file, html)
     if json_file != "-":
@@ -209,6 +213,39 @@ def lc_win_rate(
         rates.write(found, json_file)
     if json_file != "-":
         show.lc_win_rates(found)
+
+
+@app.command("alpaca-eval")
+def alpaca_eval(
+    outputs: Annotated[str, typer.Argument(help="The model's completions: instruction, output, generator.")],
+    baseline: Annotated[str, typer.Option(help="The baseline's completions; this file defines the prompts.")],
+    judge: Annotated[str, typer.Option(help="official, judge:MODEL, local:PATH or recorded:FILE.")],
+    judge_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the judge.")] = None,
+    generator: Annotated[str | None, typer.Option(help="Which one, where OUTPUTS holds several.")] = None,
+    spend: Annotated[float | None, typer.Option(help="Most USD that this call may cost; 0 shows the cost.")] = None,
+    price: Annotated[
+        str | None, typer.Option(help="USD for a million tokens of prompt and completion.", metavar="IN,OUT")
+    ] = None,
+    served: Annotated[str | None, typer.Option(help="Version of the judge, as its server names it.")] = None,
+    workers: Annotated[int, typer.Option(help="Requests under way at a time.", min=1)] = 8,
+    json_file: Annotated[
+        str | None, typer.Option("--json", help="Write the record here; - is standard output.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Write one row a prompt here, for lc-win-rate: .parquet, .jsonl or .csv.")
+    ] = None,
+) -> None:
+    """Tells how often a judge prefers a model's completions to a baseline's, as AlpacaEval 2 does."""
+    from stagealign import alpaca, show
+
+    alpaca.writable(annotations)
+    request = alpaca.Request(outputs, baseline, judge, judge_url, generator, spend, price, served, workers)
+    with show.evaluating(json_file == "-") as heard:
+        found = alpaca.evaluate(request, heard)
+    alpaca.write(found, json_file, annotations)
+    if json_file != "-":
+        show.evaluation(found)
+    raise typer.Exit(0 if found.reliable else 3)
 
 
 def main() -> None:

@@ -88,8 +88,9 @@ class PairRMOracle:
     """Oracle of the boundary meter that ranks a prompt's candidates by PairRM.
 
     Each pair is asked in both orders: a beats b by (logit(a, b) - logit(b, a)) / 2, which changes its sign with the
-    order. A candidate's score is the mean of what it beats each other candidate by, those of its own source included,
-    as in the paper's one listwise ranking of four. Equal texts tie without being asked.
+    order. Each pair across the two sources votes for itself. A candidate's score, which the reading by the top
+    candidate uses, is the mean of what it beats each other candidate by, those of its own source included, as in the
+    paper's one listwise ranking of four. Equal texts tie without being asked.
 
     A prompt is cut to 1,224 tokens. What it leaves of 2,048 is halved between the two candidates, so each has at least
     412, as in the checkpoint's README; the library's limit depended on the longest prompt of a batch. Marks and
@@ -119,7 +120,7 @@ class PairRMOracle:
     def identity(self) -> Mapping[str, Any]:
         return {
             "kind": "pairrm",
-            "version": 1,
+            "version": 2,
             "weights": self.weights,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "limits": [PROMPT_TOKENS, CANDIDATE_TOKENS, ALL_TOKENS],
@@ -189,9 +190,11 @@ def verdict(
     place = {text: i for i, text in enumerate(unique)}
     places = [place[text] for text in (*contest.on, *contest.off)]
     scores = tuple(sum(beats[i, j] for j in places) / max(1, len(places) - 1) for i in places)
+    ours, theirs = places[: len(contest.on)], places[len(contest.on) :]
     return Judged(
         on=scores[: len(contest.on)],
         off=scores[len(contest.on) :],
+        won=tuple((1.0 if beats[i, j] > 0 else 0.5 if beats[i, j] == 0 else 0.0) for i in ours for j in theirs),
         compared=len(logits),
         changed=sum((there > 0) != (back < 0) for there, back in logits.values()),
         truncated=sum(cut[i] for i in places),

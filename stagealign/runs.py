@@ -157,10 +157,11 @@ def report(results: Path, reports: Path, scale: str, check: bool, readme: Path |
 
 
 def _front(readme: Path, results: Path, reports: Path) -> str:
-    """The README's text with the demo's table as the results give it now."""
-    from stagealign.report.front import with_demo
+    """The README's text with the demo's table and the meter's cost as the results give them now."""
+    from stagealign.report.front import with_demo, with_meter
 
-    return with_demo(readme.read_text(encoding="utf-8"), results, registry.select("lab", DEMO), reports.name)
+    text = with_demo(readme.read_text(encoding="utf-8"), results, registry.select("lab", DEMO), reports.name)
+    return with_meter(text, results)
 
 
 def compare(a: str, b: str, scale: str, results: Path) -> int:

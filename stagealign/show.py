@@ -24,6 +24,7 @@ from stagealign.spec import Cell, Scale
 from stagealign.store import Artifact
 
 if TYPE_CHECKING:
+    from stagealign.alpaca import Result
     from stagealign.cost import Processor
     from stagealign.lc_win_rate import LcWinRate
     from stagealign.meter import Measurement
@@ -302,7 +303,10 @@ def measurement(found: "Measurement") -> None:
         table.add_row(Text(name), Text(value))
     console.print(table)
     if not found.reliable:
-        console.print(Text(f"unreliable: the oracle failed on {found.failures} prompts", style="red"))
+        said = f"unreliable: prompts that failed: {found.failures}, the first with {found.failure}"
+        console.print(Text(said, style="red"), soft_wrap=True)
+    if found.stopped:
+        console.print(Text(f"stopped early: {found.stopped}", style="yellow"), soft_wrap=True)
 
 
 def comparison(found: "Comparison") -> None:
@@ -367,6 +371,40 @@ def lc_win_rates(found: Sequence["LcWinRate"]) -> None:
 def _rate(value: float | None, error: float | None) -> str:
     spread = "" if error is None else f"+-{error:.2f}"
     return " ".join(part for part in ("" if value is None else f"{value:.2f}", spread) if part) or "-"
+
+
+class Evaluating:
+    """What an evaluation costs beforehand, then a bar over its prompts."""
+
+    def __init__(self, bar: Progress):
+        self.bar = bar
+        self.task = bar.add_task("", total=1, visible=False)
+
+    def planned(self, prompts: int, kept: int, tokens: int, cost: float | None, price: str | None) -> None:
+        """Says what will be asked and what that costs."""
+        text = f"asking the judge about {prompts - kept} of {prompts} prompts, {kept} need no asking"
+        if cost is not None:
+            text += f"; about {tokens:,} tokens, ${cost:.2f} (price: {price})"
+        self.bar.console.print(Text(text), soft_wrap=True)
+
+    def answered(self, done: int, total: int) -> None:
+        """Moves the bar."""
+        self.bar.update(self.task, completed=done, total=total, visible=True)
+
+
+@contextmanager
+def evaluating(quiet: bool) -> Iterator[Evaluating]:
+    """A bar over the prompts of an AlpacaEval run, on standard error."""
+    columns = (BarColumn(24), TextColumn("{task.completed} of {task.total} prompts"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True, highlight=False), disable=quiet) as bar:
+        yield Evaluating(bar)
+
+
+def evaluation(found: "Result") -> None:
+    """The win rate in one sentence, then judge, cost and what is missing."""
+    console.print(Text(found.sentence, style="bold" if found.reliable else "bold red"), soft_wrap=True)
+    for line in found.details:
+        console.print(Text(line), soft_wrap=True)
 
 
 def where(page: Path) -> None:

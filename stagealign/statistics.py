@@ -235,17 +235,24 @@ def _resample(tables: Sequence[Array], crossed: bool, rng: np.random.Generator) 
         raise ValueError("no seeds; give at least one table of gains")
     chosen = rng.integers(len(tables), size=(DRAWS, len(tables)))
     if crossed:
-        rows = rng.integers(len(tables[0]), size=(DRAWS, len(tables[0])))
-        by_seed = np.stack([table[rows].mean(axis=1) for table in tables], axis=1)
+        drawn_prompts = _counts(rng.integers(len(tables[0]), size=(DRAWS, len(tables[0]))))
+        by_seed = np.stack([drawn_prompts @ table / len(table) for table in tables], axis=1)
         drawn: Array = np.take_along_axis(by_seed, chosen[:, :, None], axis=1).mean(axis=1)
         return drawn
     means = np.empty((*chosen.shape, tables[0].shape[1]))
     for seed, table in enumerate(tables):
         here = chosen == seed
-        rows = rng.integers(len(table), size=(int(here.sum()), len(table)))
-        means[here] = table[rows].mean(axis=1)
+        drawn_prompts = _counts(rng.integers(len(table), size=(int(here.sum()), len(table))))
+        means[here] = drawn_prompts @ table / len(table)
     result: Array = means.mean(axis=1)
     return result
+
+
+def _counts(rows: NDArray[np.int64]) -> Array:
+    """[draws, n]: how often each of n rows was drawn, from the rows' numbers [draws, n]."""
+    draws, n = rows.shape
+    flat = (rows + n * np.arange(draws)[:, None]).ravel()
+    return np.bincount(flat, minlength=draws * n).reshape(draws, n).astype(np.float64)
 
 
 def _summary(gains: Sequence[Gains], samples: Array, unit: str) -> Metric:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "stagealign"
 FLOORS = {
-    0: "errors spec registry records judged tables store results paper claims "  # words
+    0: "errors spec registry records judged tables texts picking store results paper claims "  # words
     "length_prior mirrors",
     1: "losses logps boundary statistics world diversity verdicts length_control "  # numbers
     "labels cost",
-    2: "lm sources preferences sample oracle train evaluate sft assets "  # machines
-    "pairrm rewards judge checkpoints server describe comparisons official_lc ultrafeedback",
+    2: "lm sources preferences recorded sample oracle train evaluate sft assets "  # machines
+    "pairrm rewards judge checkpoints server served describe comparisons official_lc alpaca ultrafeedback",
     3: "cli runs show pipeline plan execute report meter measuring __init__ "  # house
     "lc_win_rate estimate outlook",
 }

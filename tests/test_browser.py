@@ -58,6 +58,25 @@ def test_the_planted_text_can_be_read(reports, tmp_path):
     assert document.count("&lt;script&gt;document.title='owned'&lt;/script&gt;") >= 2
 
 
+def test_a_click_on_a_head_sorts(reports, tmp_path):
+    """Gains of every rung, up and then down; without a click the order is that of the results."""
+    text = (reports / "lab/index.html").read_text("utf-8")
+    found = []
+    for clicks in range(3):
+        click = "document.querySelector('table.ladder th:nth-child(6)').click();" * clicks
+        page = reports / "lab" / "clicked.html"
+        page.write_text(text.replace("</body>", f"<script>{click}</script></body>"), "utf-8")
+        document, console = opened(page, tmp_path / str(clicks))
+        page.unlink()
+        assert not console
+        rows = re.search(r'<table class="ladder">.*?</table>', document, re.DOTALL).group()
+        shown = re.findall(r'data-label="Gain"><span>([^<]*)', rows)
+        found.append([float(re.match(r"\S+?(?=\s|&|$)", one.replace("−", "-")).group()) for one in shown if one != "–"])
+    assert found[0] not in (sorted(found[0]), sorted(found[0], reverse=True))
+    assert found[1] == sorted(found[0])
+    assert found[2] == sorted(found[0], reverse=True)
+
+
 def test_the_browser_would_have_told(tmp_path):
     """The same markup unescaped does run, so the tests above can fail."""
     page = tmp_path / "bad.html"

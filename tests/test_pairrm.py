@@ -11,6 +11,7 @@ import torch
 from transformers import DebertaV2Config, DebertaV2Model, DebertaV2Tokenizer
 
 from stagealign import pairrm
+from stagealign.boundary import cross_votes, pair_votes
 from stagealign.errors import StagealignError
 from stagealign.judged import Contest
 from stagealign.pairrm import MARKS, PairRM, PairRMOracle, verdict
@@ -165,7 +166,18 @@ def test_verdict_by_hand():
     found = verdict(Contest("p", ("a", "b"), ("c", "a")), ["a", "b", "c"], [True, False, False], logits)
     assert found.on == pytest.approx((-1 / 3, -1 / 3))
     assert found.off == pytest.approx((1.0, -1 / 3))
+    assert found.won == (0.0, 0.5, 1.0, 0.0)  # a against c and a, b against c and a
     assert (found.compared, found.changed, found.truncated, found.failed) == (3, 1, 2, None)
+
+
+def test_pairs_that_go_in_a_circle_vote_for_themselves():
+    """A beats c, c beats b, b beats d, d beats a: 2 of 4 votes; the scores would say that both lose to c."""
+    logits = {(0, 1): (0.0, 0.0), (0, 2): (1.0, -1.0), (0, 3): (-3.0, 3.0), (1, 2): (-3.0, 3.0), (1, 3): (1.0, -1.0)}
+    logits[2, 3] = (0.0, 0.0)
+    found = verdict(Contest("p", ("a", "b"), ("c", "d")), ["a", "b", "c", "d"], [False] * 4, logits)
+    assert found.won == (1.0, 0.0, 0.0, 1.0)
+    assert pair_votes(found.won) == (2.0, 2.0, 0)
+    assert cross_votes(found.on, found.off)[0] == 0
 
 
 def test_equal_texts_tie_exactly():

@@ -59,19 +59,14 @@ def check(results: Path, reports: Path, scale: str) -> list[str]:
 
 def build(results: Path, scale: str) -> dict[str, str]:
     """Text of each report by its path below the reports' folder, without writing anything."""
-    from stagealign.report.book import open_book
-    from stagealign.report.contrasts import contrasts
-    from stagealign.report.figures import figures
-    from stagealign.report.overview import overview
+    from stagealign.report.overview import overview, read
     from stagealign.report.page import pages
 
-    book = open_book(results, scale)
-    if not book.results and not book.damaged:
+    known = read(results, scale)
+    if not known.book.results and not known.book.damaged:
         raise StagealignError(f"{results / scale}: no results; make some with `stagealign run --scale {scale}`")
-    compared = contrasts(book)
-    drawn = figures(book, compared)
-    own = {**pages(book, compared, drawn), **drawn}
-    return {**{f"{scale}/{name}": text for name, text in own.items()}, **overview(results)}
+    own = {**pages(known.book, known.contrasts, known.figures), **known.figures}
+    return {**{f"{scale}/{name}": text for name, text in own.items()}, **overview(results, known)}
 
 
 def summary_rows(results: Path, cells: Sequence[Cell]) -> list[SummaryRow]:

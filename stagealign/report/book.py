@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -164,11 +165,16 @@ def open_book(folder: Path, scale: str, cells: Collection[str] | None = None) ->
 
 def _moved(result: Result) -> str:
     """First field in which a result's spec differs from the registry's; a field that one of them lacks is no matter."""
+    return next(_shared_differences(result.get("spec", {}), _spec(result["cell"], result["scale"])), "")
+
+
+@lru_cache
+def _spec(cell: str, scale: str) -> Any:
+    """The registry's spec of a cell; nothing of one that it does not have."""
     try:
-        now = plain(registry.cell(result["cell"], result["scale"]))
+        return plain(registry.cell(cell, scale))
     except UnknownName:
-        return ""
-    return next(_shared_differences(result.get("spec", {}), now), "")
+        return {}
 
 
 def _shared_differences(old: Any, new: Any, where: str = "") -> Iterator[str]:

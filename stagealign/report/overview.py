@@ -13,6 +13,7 @@ from stagealign.report.claims import table, tally, verdicts
 from stagealign.report.contrasts import Contrast, contrasts
 from stagealign.report.figures import ABOUT, figures
 from stagealign.report.findings import findings
+from stagealign.report.frontier import frontier
 from stagealign.report.rows import Table
 from stagealign.report.words import count
 
@@ -37,32 +38,52 @@ class Part:
     about: str = ABOUT["rule.svg"]
 
 
-def overview(results: Path) -> dict[str, str]:
-    """`index.html` and `README.md` by name."""
+@dataclass(frozen=True)
+class Known:
+    """One scale's results, read and compared."""
+
+    book: Book
+    contrasts: Sequence[Contrast]
+    figures: dict[str, str]
+
+
+def read(results: Path, scale: str) -> Known:
+    """Everything that a scale's pages are made from."""
+    book = open_book(results, scale)
+    compared = contrasts(book)
+    drawn = figures(book, compared)
+    reached = frontier(book, compared)
+    return Known(book, compared, drawn | ({"frontier.svg": reached} if reached else {}))
+
+
+def overview(results: Path, known: Known) -> dict[str, str]:
+    """`index.html` and `README.md` by name; `known` is one scale that has been read already."""
     from stagealign.report.page import environment
 
-    parts = [part for scale in registry.SCALES for part in _part(results, scale)]
+    parts = [part for scale in registry.SCALES for part in _part(results, scale, known)]
     values = {"question": QUESTION, "parts": parts}
     pages = {"index.html": "overview.html.j2", "README.md": "overview.md.j2"}
     return {name: environment().get_template(template).render(values) for name, template in pages.items()}
 
 
-def _part(results: Path, scale: str) -> list[Part]:
+def _part(results: Path, scale: str, known: Known) -> list[Part]:
     """The scale's part: none for the smoke, which claims nothing."""
     claims = of_scale(scale)
     if not claims:
         return []
     name = registry.scale(scale).name
+    if scale == known.book.scale:
+        return [_judged(known, name)]
     if not any((results / scale).glob("*-seed*.json")):
         text = f"No results at this scale, so its {count(len(claims), 'claim')} are not judged."
         return [Part(scale, name, "not run", text)]
-    book = open_book(results, scale)
-    return [_judged(book, contrasts(book), name)]
+    return [_judged(read(results, scale), name)]
 
 
-def _judged(book: Book, compared: Sequence[Contrast], name: str) -> Part:
-    judged = verdicts(book, compared)
-    figure = figures(book, compared).get("rule.svg")
-    scope = findings(book, compared)[0].text
+def _judged(known: Known, name: str) -> Part:
+    book = known.book
+    judged = verdicts(book, known.contrasts)
+    figure = known.figures.get("rule.svg")
+    scope = findings(book, known.contrasts)[0].text
     drawn = Markup(figure) if figure else None  # our own SVG: matplotlib escapes its texts
     return Part(book.scale, name, tally(judged), scope, table(book, judged), drawn, f"{book.scale}/index.html")

@@ -17,6 +17,7 @@ from stagealign.report.contrasts import Contrast
 from stagealign.report.data import data_statements, data_tables
 from stagealign.report.figures import ABOUT
 from stagealign.report.findings import findings
+from stagealign.report.frontier import ABOUT as FRONTIER
 from stagealign.report.ledgers import ladder, pairs, runs
 from stagealign.report.strategies import table as strategies
 from stagealign.report.tables import boundaries, effectiveness, ratios
@@ -55,7 +56,7 @@ def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) ->
             claims_ledger(book),
         ],
         "figures": drawn,
-        "about": ABOUT,
+        "about": ABOUT | {"frontier.svg": FRONTIER},
         "hardware": facts.distinct(book.results, "hardware"),
         "scorers": facts.scorers(book.results),
         "notes": list(
