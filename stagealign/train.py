@@ -407,10 +407,12 @@ def add_adapters(model: PreTrainedModel, lora: Lora, trained_layers: int | None 
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise CannotRun("--peft lora: peft is not installed; `pip install 'stagealign[lora]'`") from error
+    linear = {name for name, part in model.base_model.layers.named_modules() if isinstance(part, nn.Linear)}
+    targets = sorted({name.rpartition(".")[2] for name in linear})
     depth = len(model.base_model.layers)
     layers = None if trained_layers is None else list(range(depth - trained_layers, depth))
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear", layers_to_transform=layers
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, layers_to_transform=layers
     )
     with torch.random.fork_rng():
         torch.manual_seed(stream(0, "lora") % 2**32)
