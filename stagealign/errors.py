@@ -15,6 +15,11 @@ class UnknownName(StagealignError):
         known = list(known)
         near = get_close_matches(given, known, n=3, cutoff=0.4) or known[:6]
         super().__init__(f"{kind} {given!r}: unknown; nearest: {', '.join(near)}. `stagealign list` shows all.")
+        self.asked = (kind, given, known)
+
+    def __reduce__(self) -> tuple[type["UnknownName"], tuple[str, str, list[str]]]:
+        """Comes out of a worker process as it went in."""
+        return UnknownName, self.asked
 
 
 class BadSpec(StagealignError):
@@ -31,6 +36,10 @@ class BadAsset(StagealignError):
 
 class StoreDrift(StagealignError):
     """An artifact at this path was built from another spec."""
+
+
+class Damaged(StagealignError):
+    """A file that is not as it was written, with the command that makes it anew."""
 
 
 class CannotRun(StagealignError):

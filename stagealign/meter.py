@@ -7,7 +7,7 @@ decision that was asked for is made.
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from stagealign.boundary import Decision, Stage, boundary_score, cross_votes, top_vote
 from stagealign.errors import BadData
 from stagealign.judged import Contest, Judged, Oracle
-from stagealign.records import read_dicts
+from stagealign.seals import SEAL, broken, sealed
 from stagealign.spec import fingerprint
 
 FIRST_BATCH, LARGEST_BATCH = 16, 256
@@ -104,15 +104,24 @@ class Measurement:
 
 
 class Kept:
-    """Rows that were measured before, by prompt hash, in a JSON-lines file that only grows."""
+    """Rows that were measured before, by prompt hash, in a JSON-lines file that only grows.
 
-    def __init__(self, path: Path | None):
+    A line that is not as it was written, such as one that an interrupt cut, is counted and measured again.
+    """
+
+    def __init__(self, path: Path | None, columns: Collection[str] | None = None):
+        """`columns` of a row, beside its key; None takes any."""
         self.path = path
         self.places: dict[str, dict[str, Any]] = {}
+        self.damaged = 0
         if path is not None and path.exists():
             self._mend(path)
-            for row in read_dicts(path):
-                self.places[row["key"]] = row
+            for line in path.read_bytes().splitlines():
+                row = whole_row(line, columns)
+                if row is None:
+                    self.damaged += 1
+                else:
+                    self.places[row["key"]] = row
 
     @staticmethod
     def _mend(path: Path) -> None:
@@ -130,8 +139,21 @@ class Kept:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
+                file.writelines(json.dumps(sealed(row), ensure_ascii=True) + "\n" for row in rows)
         self.places.update((row["key"], dict(row)) for row in rows)
+
+
+def whole_row(line: bytes, columns: Collection[str] | None = None) -> dict[str, Any] | None:
+    """The row of one kept line, without its seal; None where it is not as it was written."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("key"), str) or broken(row):
+        return None
+    row.pop(SEAL, None)
+    known = columns is None or (row.keys() - {"key"} <= set(columns))
+    return row if known else None
 
 
 class Meter:
@@ -160,23 +182,32 @@ class Meter:
 
     def judge(self, batch: Sequence[tuple[Item, Sampled]]) -> list[Judged]:
         """The oracle's verdicts, asking for those that are not kept; a failed one is asked again on the next call."""
-        missing = [(item, one) for item, one in batch if self.verdicts.get(item.key) is None]
+        missing = [(item, one) for item, one in batch if not self._judged(item, one)]
         failed: dict[str, Judged] = {}
         if missing:
             started = time.monotonic()
             contests = [Contest(item.prompt, one.completions, item.off) for item, one in missing]
-            for (item, _), verdict in zip(missing, self.oracle.judge(contests), strict=True):
+            for (item, one), verdict in zip(missing, self.oracle.judge(contests), strict=True):
                 if verdict.failed is None:
-                    self.verdicts.add([{"key": item.key, **asdict(verdict)}])
+                    self.verdicts.add([{"key": item.key, "texts": texts_of(item, one), **asdict(verdict)}])
                 else:
                     failed[item.key] = verdict
             self.phases.seconds["oracle"] += time.monotonic() - started
         return [failed.get(item.key) or self._verdict(item.key) for item, _ in batch]
 
+    def _judged(self, item: Item, sampled: Sampled) -> bool:
+        """Whether a verdict is kept, and on these very texts: the data or the samples may be others by now."""
+        return (self.verdicts.get(item.key) or {}).get("texts") == texts_of(item, sampled)
+
     def _verdict(self, key: str) -> Judged:
         row = dict(self.verdicts.get(key) or {})
-        row.pop("key")
+        del row["key"], row["texts"]
         return Judged(**row | {"on": tuple(row["on"]), "off": tuple(row["off"])})
+
+
+def texts_of(item: Item, sampled: Sampled) -> str:
+    """What a verdict is about."""
+    return fingerprint([item.prompt, sampled.completions, item.off])
 
 
 def batches(items: Sequence[Item], growing: bool) -> Iterator[Sequence[Item]]:
@@ -325,7 +356,7 @@ def conclude(
         failures=failures,
         reliable=failures <= FAILURES_ALLOWED * asked,
         caveats=tally.caveats(),
-        data=data,
+        data=_with_damage(data, meter),
         cost={
             "sampled_tokens": meter.phases.tokens,
             "seconds": {name: round(value, 2) for name, value in meter.phases.seconds.items()},
@@ -337,7 +368,19 @@ def conclude(
     )
 
 
+def _with_damage(data: Mapping[str, Any], meter: Meter) -> Mapping[str, Any]:
+    damaged = [kept for kept in (meter.sampled, meter.verdicts) if kept.damaged]
+    if not damaged:
+        return data
+    where = ", ".join(str(kept.path) for kept in damaged)
+    return {**data, "damaged lines, measured again": f"{sum(kept.damaged for kept in damaged)} in {where}"}
+
+
 def kept_at(home: Path, policy: Mapping[str, Any], oracle: Mapping[str, Any]) -> tuple[Kept, Kept]:
     """Candidates of a policy and verdicts of an oracle on them, as earlier calls left them."""
     folder = home / "meter" / fingerprint(policy)
-    return Kept(folder / "candidates.jsonl"), Kept(folder / f"verdicts-{fingerprint(oracle)}.jsonl")
+    columns = [list(kind.__dataclass_fields__) for kind in (Sampled, Judged)]
+    return (
+        Kept(folder / "candidates.jsonl", columns[0]),
+        Kept(folder / f"verdicts-{fingerprint(oracle)}.jsonl", [*columns[1], "texts"]),
+    )

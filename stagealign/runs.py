@@ -147,10 +147,14 @@ def compare(a: str, b: str, scale: str, results: Path) -> int:
 
 
 def fetch() -> None:
-    """Downloads every asset of the lab that is not in the cache."""
+    """Downloads every asset of the lab that is not in the cache, or is not as it was unpacked."""
     home = Store().home
     for asset in assets.ASSETS.values():
-        if not assets.ready(asset, home):
+        there = assets.ready(asset, home)
+        found = assets.damaged(asset, home) if there else None
+        if found:
+            show.damaged(found)
+        if found or not there:
             with show.download(asset) as progress:
-                assets.fetch(asset, home, progress)
+                assets.fetch(asset, home, progress, mend=True)
     show.fetched(home)

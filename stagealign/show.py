@@ -150,6 +150,11 @@ def download(asset: Asset) -> Iterator[Callable[[float, float], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def damaged(found: str) -> None:
+    """Names a downloaded file that is not as it was unpacked."""
+    console.print(Text(f"{found}; it is made anew", style="red"), soft_wrap=True)
+
+
 def fetched(home: Path) -> None:
     """Says that all assets are there."""
     console.print(Text(f"assets ready in {home / 'assets'}"), soft_wrap=True)

@@ -117,7 +117,7 @@ class Result:
         if self.garbled:
             lines.append(f"texts with marks of the official prompt, judged as the package does: {len(self.garbled)}")
         if self.damaged:
-            lines.append(f"kept answers that could not be read and were asked again: {self.damaged}")
+            lines.append(f"damaged lines among the kept answers, asked again: {self.damaged}")
         return lines
 
     def plain(self) -> dict[str, Any]:
