@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -229,6 +229,7 @@ def main() -> None:
         if type(error).__module__.startswith(("click", "typer")):
             error.show() if hasattr(error, "show") else _fail(str(error), 2)
             sys.exit(getattr(error, "exit_code", 2))
+        sys.excepthook = _traceback
         raise
     if code == INTERRUPTED:
         _fail("interrupted; all that is built stays, the same command continues", INTERRUPTED)
@@ -237,7 +238,18 @@ def main() -> None:
 
 def _fail(message: str, code: int) -> None:
     from rich.console import Console
-    from rich.text import Text
+
+    from stagealign.terminal import Text
 
     Console(stderr=True).print(Text("stagealign: ", style="bold red") + Text(message), soft_wrap=True)
     sys.exit(code)
+
+
+def _traceback(*error: Any) -> None:
+    """Prints a fault of ours as Python does, but for secrets and control codes."""
+    import traceback
+
+    from stagealign.hidden import without_secrets
+    from stagealign.terminal import plain
+
+    print(plain(without_secrets("".join(traceback.format_exception(*error)))), end="", file=sys.stderr)

@@ -3,9 +3,15 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from stagealign.hidden import without_secrets
+
 
 class StagealignError(Exception):
     """Base of every error that is the input's fault and not ours; the CLI prints it without a traceback."""
+
+    def __str__(self) -> str:
+        """The message, in which no secret of the environment shows."""
+        return without_secrets(super().__str__())
 
 
 class UnknownName(StagealignError):

@@ -33,9 +33,9 @@ def fit_gold(work: Work) -> dict[str, Any]:
     learn = [row for row in rows if row["split"] == "gold"]
     held_out = [row for row in rows if row["split"] == "held_out"]
     torch.manual_seed(work.params["seed"])
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=1, problem_type="regression", use_safetensors=True
+        folder, num_labels=1, problem_type="regression", use_safetensors=True, trust_remote_code=False
     )
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, Any]:
@@ -76,8 +76,10 @@ def gold_reward(folder: Path, texts: Sequence[str], batch: int = 64) -> list[flo
     """Predicted human rating of each text, from -4 to 4; sorted by length, so that padding is rare."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, use_safetensors=True, trust_remote_code=False
+    ).eval()
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = [0.0] * len(texts)
     for start in range(0, len(order), batch):

@@ -24,9 +24,13 @@ def build_weights(work: Work) -> dict[str, Any]:
     file = next(folder.rglob("*.gguf"))
     quantisation = GgufConfig(gguf_file=file.name, dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, quantization_config=quantisation, dtype=getattr(torch, work.params["dtype"])
+        file.parent,
+        gguf_file=file.name,
+        quantization_config=quantisation,
+        dtype=getattr(torch, work.params["dtype"]),
+        trust_remote_code=False,
     )
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     check_tokenizer(tokenizer, work.params["asset"], chat=True)
     save(LanguageModel(model, tokenizer), work.out)
     return {"weights": "published", "parameters": model.num_parameters()}

@@ -10,7 +10,6 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from stagealign import registry
 from stagealign.assets import Asset
@@ -21,6 +20,7 @@ from stagealign.report import SummaryRow
 from stagealign.report.words import count, listing
 from stagealign.spec import Cell, Scale
 from stagealign.store import Artifact
+from stagealign.terminal import Text
 
 if TYPE_CHECKING:
     from stagealign.alpaca import Result
@@ -212,7 +212,7 @@ def measurement(found: "Measurement") -> None:
     console.print(Text(found.sentence, style="bold"))
     table = Table("what could mislead", "")
     for name, value in caveat_rows(found):
-        table.add_row(name, value)
+        table.add_row(Text(name), Text(value))
     table.add_section()
     for name, value in fact_rows(found):
         table.add_row(Text(name), Text(value))

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from stagealign.errors import StagealignError
-from stagealign.lm import LanguageModel, freeze_below, load, save, top_of, trunk_of
+from stagealign.lm import LanguageModel, freeze_below, load, save, tensor, top_of, trunk_of
 from stagealign.logps import Packed, PairTokens, completion_logps, pack, repack, to_device, unpack
 from stagealign.losses import LOSSES, Constants, Logps, log_ratio_margin
 from stagealign.records import Pair, read_rows
@@ -313,7 +313,7 @@ def build_policy(work: Work) -> dict[str, Any]:
     lm = load(work.inputs["policy"], dtype=training["dtype"])
     pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
     tokens = tokenize(lm, pairs, training["max_length"])
-    reference = load_file(work.inputs["reference"] / "reference.safetensors")["reference"]
+    reference = tensor(work.inputs["reference"] / "reference.safetensors", "reference")
     settings = Settings(
         learning_rate=work.params["learning_rate"],
         order_seed=work.params["seed"],
@@ -337,4 +337,4 @@ def build_policy(work: Work) -> dict[str, Any]:
 def _trunk(work: Work) -> Tensor | None:
     if "trunk" not in work.inputs:
         return None
-    return load_file(work.inputs["trunk"] / "trunk.safetensors")["trunk"]
+    return tensor(work.inputs["trunk"] / "trunk.safetensors", "trunk")
