@@ -105,6 +105,26 @@ def fetch() -> None:
 
 
 @app.command()
+def doctor(
+    deep: Annotated[bool, typer.Option("--deep", help="Read every file of the store, not its size alone.")] = False,
+    json_file: Annotated[
+        str | None, typer.Option("--json", help="Write the findings here; - is standard output.")
+    ] = None,
+    results: Results = Path("results"),
+) -> None:
+    """Checks store, assets, kept answers, results and environment, and says what to do; exit code 1 where not well."""
+    from stagealign import doctor as room
+    from stagealign import show
+
+    found = room.look(results, deep)
+    if json_file:
+        room.write(found, json_file)
+    if json_file != "-":
+        show.findings(found)
+    raise typer.Exit(1 if any(one.state == "wrong" for one in found) else 0)
+
+
+@app.command()
 def boundary(
     policy: Annotated[
         str | None, typer.Option(help="Hub id or local folder; with --policy-url the served model's name.")

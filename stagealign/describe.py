@@ -159,9 +159,7 @@ def surprises(work: Work, pairs: Sequence[Pair]) -> dict[str, Values]:
 
     `surprise` is minus the log-prob a token, mean of the two; `surprise_gap` how far the two are apart.
     """
-    from safetensors.numpy import load_file
-
-    logps = load_file(work.inputs["reference"] / "reference.safetensors")["reference"]
+    logps = lm.tensor(work.inputs["reference"] / "reference.safetensors", "reference")
     if len(logps) != len(pairs):
         raise BadData(f"reference log-probs of {len(logps)} pairs beside {len(pairs)} pairs: not of one set")
     shape = lm.load_shape(work.inputs["policy"])

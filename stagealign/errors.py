@@ -48,5 +48,9 @@ class Damaged(StagealignError):
     """A file that is not as it was written, with the command that makes it anew."""
 
 
+class BadNumbers(StagealignError):
+    """A number that is not finite: the run stops, as everything made from it would be wrong."""
+
+
 class CannotRun(StagealignError):
     """This machine cannot do what was asked; lists everything that is missing."""

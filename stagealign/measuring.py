@@ -204,7 +204,7 @@ def open_policy(request: Request) -> tuple[Sampler, dict[str, Any], Callable[[st
             [sample.draws(request.seed, item.key, j, request.decoding.max_new_tokens) for j in range(COMPLETIONS)]
             for item in items
         ]
-        done = sample.generate(model, prompts, draws, request.decoding)
+        done = sample.generate(model, prompts, draws, request.decoding, names=[item.key for item in items])
         return [
             Sampled(
                 tuple(model.tokenizer.decode(list(one.ids), skip_special_tokens=True).strip() for one in group),

@@ -510,5 +510,6 @@ def _rung(step: Step, start: dict[str, Any], store: Store, fresh: set[str]) -> d
             "pairs_per_second": round(policy["facts"]["pairs"] / max(policy["facts"]["seconds"], 0.01), 2),
             "cut": policy["facts"]["cut"],
             "reference": {"computed": computed, "reused": forwards - computed},
+            **{key: policy["facts"][key] for key in ("lowered",) if key in policy["facts"]},
         },
     }

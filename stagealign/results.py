@@ -31,13 +31,14 @@ Shape (all numbers are of this run; a metric is `{"value", "unit", "n", "standar
             clean_gain  the same, a degenerate completion counted as the worst reward
             kl          metric: to the round's start, nats a completion
             training    curve of {step, loss, margin, accuracy, grad_norm, kl}, pairs_per_second, reference
-                        {computed, reused} forwards
+                        {computed, reused} forwards; lowered: the micro-batch that memory allowed, where less
     seal        checksum of all the rest, by which a damaged file is noticed; absent in results of before it was written
     samples     one entry for each of 20 test prompts: prompt (hash), text, completions {"start" | "round N": texts} of
                 the policies that the run's rounds start from and end with, at the recorded learning rates
     policy metrics, by split ("validation", "test"):
         gold, clean_gold, win_rate, length, degenerate, truncated, boundary {score, interval, votes_on, votes_off,
-        ties, top_score, prompts}, prompts {prompt hash: [gold, clean gold]} (means over the prompt's completions)
+        ties, top_score, prompts}, prompts {prompt hash: [gold, clean gold]} (means over the prompt's completions);
+        collapsed, only where the policy broke down: why; win_rate then has no value and the reason
 """
 
 import json

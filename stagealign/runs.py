@@ -93,6 +93,8 @@ def _carry_out(plan: Plan, store: Store, results: Path, workers: int | None) -> 
         outcome = execute(plan, store, workers, heard)
         finish(outcome)
     show.outcome(plan, outcome)
+    facts = {path: (store.record(plan.artifacts[path]) or {}).get("facts", {}) for path in sorted(outcome.built)}
+    show.lowered({path: one["lowered"] for path, one in facts.items() if "lowered" in one})
     return outcome
 
 

@@ -7,6 +7,7 @@ import torch
 
 from stagealign import assets
 from stagealign.errors import StagealignError
+from stagealign.finite import stop_unless_finite
 from stagealign.lm import LanguageModel, check_tokenizer, freeze_below, link, load, save
 from stagealign.records import read_dicts
 from stagealign.spec import stream
@@ -123,6 +124,7 @@ def build_start(work: Work) -> dict[str, Any]:
         gradient_checkpointing=False,
         bf16=False,
         logging_steps=1,
+        logging_nan_inf_filter=False,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -134,6 +136,7 @@ def build_start(work: Work) -> dict[str, Any]:
         model=lm.model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=lm.tokenizer
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(stop_unless_finite("supervised fine-tuning"))
     trainer.train()
     lm.model.eval()
     save(lm, work.out, top_layers=top)

@@ -1,7 +1,7 @@
 """What the commands print: tables, progress with a time left, and where things were written."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from stagealign.terminal import Text
 
 if TYPE_CHECKING:
     from stagealign.alpaca import Result
+    from stagealign.doctor import Finding
     from stagealign.lc_win_rate import LcWinRate
     from stagealign.meter import Measurement
     from stagealign.report.compare import Comparison
@@ -174,6 +175,12 @@ def outcome(made: Plan, done: Outcome) -> None:
         console.print(Text(f"not built, as they need what failed: {len(done.stopped)}", style="red"))
 
 
+def lowered(found: Mapping[str, str]) -> None:
+    """Names what was trained in smaller micro-batches than planned, by path."""
+    for path, said in found.items():
+        console.print(Text(f"{path}: {said}; the same global batch, the same numbers"), soft_wrap=True)
+
+
 def summary(scale: Scale, chosen: Sequence[Cell], rows: Sequence[SummaryRow]) -> None:
     """The demo's table."""
     films = scale.evaluation.test_prompts
@@ -317,6 +324,21 @@ def evaluation(found: "Result") -> None:
     console.print(Text(found.sentence, style="bold" if found.reliable else "bold red"), soft_wrap=True)
     for line in found.details:
         console.print(Text(line), soft_wrap=True)
+
+
+def findings(found: Sequence["Finding"]) -> None:
+    """What the doctor found, by area, and what to do about it."""
+    style = {"ok": "green", "note": "yellow", "wrong": "bold red"}
+    for area in dict.fromkeys(one.area for one in found):
+        console.print(Text(area, style="bold"))
+        for one in found:
+            if one.area == area:
+                said = Text(f"  {one.state:5} ", style=style[one.state]) + Text(one.what)
+                console.print(said, soft_wrap=True)
+                if one.do:
+                    console.print(Text(f"        do: {one.do}"), soft_wrap=True)
+    wrong = sum(one.state == "wrong" for one in found)
+    console.print(Text(f"{count(wrong, 'thing')} to mend" if wrong else "all is well"))
 
 
 def where(page: Path) -> None:

@@ -4,9 +4,12 @@ What does not change while a round trains is computed once: the reference log-pr
 methods, betas, learning rates and cells, and, where lower layers are frozen, those layers' output.
 """
 
+import gc
+import re
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,12 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from stagealign.errors import StagealignError
+from stagealign.errors import BadNumbers, CannotRun, StagealignError
+from stagealign.finite import check_finite, prompts_named
 from stagealign.lm import LanguageModel, freeze_below, load, save, tensor, top_of, trunk_of
 from stagealign.logps import Packed, PairTokens, completion_logps, pack, repack, to_device, unpack
 from stagealign.losses import LOSSES, Constants, Logps, log_ratio_margin
-from stagealign.records import Pair, read_rows
+from stagealign.records import Pair, prompt_hash, read_rows
 from stagealign.spec import Method, stream
 from stagealign.store import Work
 
@@ -29,6 +33,8 @@ MICRO_BATCH = 4
 """Pairs in one forward; execution, not identity."""
 CHECKPOINT_STEPS = 50
 """Steps between the engine's own checkpoints."""
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+"""What torch's allocators say."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class TrainingSet:
     """(pairs, 2): reference log-probs of chosen and rejected, in nats."""
     trunk: Tensor | None = None
     """(tokens of all pairs, d): output of the frozen layers; None where every layer learns."""
+    prompts: Sequence[str] = ()
+    """Prompt hash of each pair, for errors."""
 
     def trunk_of(self, places: Sequence[int], offsets: Sequence[int]) -> Tensor | None:
         """Trunk output of these pairs laid end to end."""
@@ -171,6 +179,7 @@ class PreferenceTrainer(Trainer):
         self.offsets = _offsets(data.tokens)
         self.last_batch = len(data.tokens) % settings.batch or settings.batch
         self.sums: dict[str, float] = {}
+        self.step_places: list[int] = []
 
     def collate(self, places: list[int]) -> dict[str, Any]:
         """What one forward needs of these pairs."""
@@ -184,6 +193,7 @@ class PreferenceTrainer(Trainer):
     ) -> Any:
         """Mean loss over the global batch, as this micro-batch's share times the number of micro-batches."""
         places = inputs["places"].tolist()
+        self.step_places += places
         device = self.args.device
         packed = pack([self.data.tokens[i] for i in places], model.config.hidden_size)
         packed = to_device(packed, device)
@@ -204,9 +214,11 @@ class PreferenceTrainer(Trainer):
         return self.last_batch if (self.state.global_step + 1) % steps == 0 else self.settings.batch
 
     def _note(self, logps: Logps, losses: Tensor) -> None:
-        """Adds one micro-batch to the sums that the next log line reports; stops at a loss that is not finite."""
+        """Adds one micro-batch to the sums that the next log line reports; stops at a number that is not finite."""
         with torch.no_grad():
             margin = log_ratio_margin(logps)
+            self._check(losses, "the loss")
+            self._check(margin, "the margin")  # a hinge loss of an infinite one is 0
             shift = logps.reference_chosen - logps.policy_chosen + logps.reference_rejected - logps.policy_rejected
             noted = {
                 "pairs": float(len(losses)),
@@ -215,13 +227,31 @@ class PreferenceTrainer(Trainer):
                 "accuracy": (margin > 0).sum().item(),
                 "kl": shift.sum().item() / 2,
             }
-        if not torch.isfinite(losses).all():
-            raise StagealignError(
-                f"step {self.state.global_step + 1}: the loss is not finite; lower the learning rate "
-                f"({self.settings.learning_rate}) or look at the pairs of this step"
-            )
         for name, value in noted.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def _check(self, values: Tensor, what: str) -> None:
+        """Raises BadNumbers, naming step and prompts, where one of the last micro-batch's `values` is not finite."""
+        if not torch.isfinite(values).all():
+            places = self.step_places[-len(values) :]
+            self._stop(what, [place for place, one in zip(places, values.tolist(), strict=True) if not isfinite(one)])
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The gradient's norm, once it is known to be finite: what follows is the update of the weights."""
+        found = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if not isfinite(found):
+            self._stop("the gradient", self.step_places)
+        self.step_places = []
+        return found
+
+    def _stop(self, what: str, places: Sequence[int]) -> None:
+        names = [self.data.prompts[place] if self.data.prompts else f"of pair {place}" for place in places]
+        kept = _last_checkpoint(Path(self.args.output_dir))
+        saved = f"the last good checkpoint stays in {kept}" if kept else "no weight was written"
+        raise BadNumbers(
+            f"step {self.state.global_step + 1}: {what} is not finite; lower the learning rate "
+            f"({self.settings.learning_rate}) or look at {prompts_named(list(dict.fromkeys(names)))}; {saved}"
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         pairs = self.sums.pop("pairs", 0.0)
@@ -277,6 +307,51 @@ def align(
     return [_curve_entry(entry) for entry in trainer.state.log_history if "pair_loss" in entry]
 
 
+def within_memory(
+    lm: LanguageModel,
+    again: Callable[[], LanguageModel],
+    data: TrainingSet,
+    method: Method,
+    settings: Settings,
+    scratch: Path,
+) -> tuple[LanguageModel, list[dict[str, float]], int]:
+    """(policy, curve, micro-batch) of a round; where memory runs out, it starts again in smaller micro-batches.
+
+    The global batch stays, and so do the numbers. `again` loads the starting policy anew. Raises CannotRun where not
+    even one pair fits.
+    """
+    while True:
+        if _fits(lm, data, method, settings, scratch, curve := []):
+            return lm, curve, settings.micro_batch
+        if settings.micro_batch == 1:
+            raise CannotRun("training ran out of memory with one pair at a time; free some, or use `--workers 1`")
+        smaller = next(n for n in range(settings.micro_batch // 2, 0, -1) if settings.batch % n == 0)
+        settings = replace(settings, micro_batch=smaller)
+        del lm
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        lm = again()
+
+
+def _fits(
+    lm: LanguageModel,
+    data: TrainingSet,
+    method: Method,
+    settings: Settings,
+    scratch: Path,
+    curve: list[dict[str, float]],
+) -> bool:
+    """Whether memory was enough; then `curve` has the round's steps."""
+    try:
+        curve += align(lm, data, method, settings, scratch)
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one of the latter, on CPUs a plain one
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        return False
+    return True
+
+
 def _last_checkpoint(scratch: Path) -> str | None:
     return get_last_checkpoint(str(scratch)) if scratch.is_dir() else None
 
@@ -303,6 +378,8 @@ def build_reference(work: Work) -> dict[str, Any]:
     pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
     tokens = tokenize(lm, pairs, work.params["max_length"])
     logps = reference_logps(lm, tokens, _trunk(work), work.params["trained_layers"])
+    prompts = [prompt_hash(pair.prompt) for pair in pairs]
+    check_finite(logps.sum(1).tolist(), prompts, "reference log-probs", "look at the policy that the round starts from")
     save_file({"reference": logps}, work.out / "reference.safetensors")
     return {"forwards": 2 * len(pairs), "tokens": sum(p.tokens for p in tokens), "cut": sum(p.cut for p in tokens)}
 
@@ -323,7 +400,15 @@ def build_policy(work: Work) -> dict[str, Any]:
         },
     )
     scratch = work.out / "scratch"
-    curve = align(lm, TrainingSet(tokens, reference, _trunk(work)), Method(**work.params["method"]), settings, scratch)
+    data = TrainingSet(tokens, reference, _trunk(work), [prompt_hash(pair.prompt) for pair in pairs])
+    lm, curve, micro = within_memory(
+        lm,
+        lambda: load(work.inputs["policy"], dtype=training["dtype"]),
+        data,
+        Method(**work.params["method"]),
+        settings,
+        scratch,
+    )
     shutil.rmtree(scratch, ignore_errors=True)
     save(lm, work.out, start=work.inputs["policy"], top_layers=settings.trained_layers)
     return {
@@ -331,7 +416,11 @@ def build_policy(work: Work) -> dict[str, Any]:
         "tokens": sum(p.tokens for p in tokens),
         "cut": sum(p.cut for p in tokens),
         "curve": curve,
-    }
+    } | (
+        {}
+        if micro == settings.micro_batch
+        else {"lowered": f"micro-batch {micro}, not {settings.micro_batch}: out of memory"}
+    )
 
 
 def _trunk(work: Work) -> Tensor | None:

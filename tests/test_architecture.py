@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "stagealign"
 FLOORS = {
     0: "errors spec registry records judged tables store results paper claims "  # words
     "length_prior seals hidden",
-    1: "losses logps boundary statistics world diversity verdicts length_control",  # numbers
+    1: "losses logps boundary statistics world diversity verdicts length_control finite",  # numbers
     2: "lm sources preferences sample oracle train evaluate sft assets "  # machines
     "pairrm rewards judge checkpoints server describe comparisons official_lc alpaca",
     3: "cli runs show pipeline plan execute report meter measuring __init__ "  # house
