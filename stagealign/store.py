@@ -142,12 +142,12 @@ class Store:
             folder.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(f"{folder}.lock")
             try:
-                lock.acquire(timeout=0)
+                held = lock.acquire(timeout=0)
             except Timeout:
                 if waiting:
                     waiting(artifact.path)
-                lock.acquire()
-            with lock:
+                held = lock.acquire()
+            with held:
                 ready = self.record(artifact)
                 return ready if ready is not None else self._make(artifact, folder)
         except StagealignError:
