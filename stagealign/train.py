@@ -321,7 +321,8 @@ def within_memory(
     even one pair fits.
     """
     while True:
-        if _fits(lm, data, method, settings, scratch, curve := []):
+        curve: list[dict[str, float]] = []
+        if _fits(lm, data, method, settings, scratch, curve):
             return lm, curve, settings.micro_batch
         if settings.micro_batch == 1:
             raise CannotRun("training ran out of memory with one pair at a time; free some, or use `--workers 1`")
