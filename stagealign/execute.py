@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stagealign.devices import Devices
 from stagealign.errors import StagealignError
+from stagealign.hidden import without_secrets
 from stagealign.plan import Plan
 from stagealign.store import Artifact, Store
 
@@ -64,7 +65,7 @@ def execute(plan: Plan, store: Store, workers: int | None, heard: Listener) -> O
                 if error is None:
                     outcome.built.add(artifact.path)
                 else:
-                    outcome.failed[artifact.path] = f"{type(error).__name__}: {error}"
+                    outcome.failed[artifact.path] = without_secrets(f"{type(error).__name__}: {error}")
                 heard("failed" if error else "built", artifact, outcome)
             _fail_dependants(todo, outcome)
     except BrokenProcessPool as error:

@@ -131,6 +131,10 @@ class Remembered:
         """None are billed."""
         return 0
 
+    def damage(self) -> dict[str, str]:
+        """No call kept anything."""
+        return {}
+
 
 def measure_recorded(recorded: "Recorded", decide: float | None, heard: Heard) -> Measurement:
     """The measurement of candidates that were scored beforehand."""
@@ -271,7 +275,7 @@ def _loaded(request: Request, settings: Mapping[str, Any]) -> Policy:
             [sample.draws(request.seed, item.key, j, request.decoding.max_new_tokens) for j in range(COMPLETIONS)]
             for item in items
         ]
-        done = sample.generate(model, prompts, draws, request.decoding)
+        done = sample.generate(model, prompts, draws, request.decoding, names=[item.key for item in items])
         return [
             Sampled(
                 tuple(model.tokenizer.decode(list(one.ids), skip_special_tokens=True).strip() for one in group),

@@ -31,7 +31,8 @@ Shape (all numbers are of this run; a metric is `{"value", "unit", "n", "standar
             clean_gain  the same, a degenerate completion counted as the worst reward
             kl          metric: to the round's start, nats a completion
             training    curve of {step, loss, margin, accuracy, grad_norm, kl}, pairs_per_second, reference
-                        {computed, reused} forwards
+                        {computed, reused} forwards; lowered: the micro-batch that memory allowed, where less
+    seal        checksum of all the rest, by which a damaged file is noticed; absent in results of before it was written
     samples     one entry for each of 20 test prompts: prompt (hash), text, completions {"start" | "round N": texts} of
                 the policies that the run's rounds start from and end with, at the recorded learning rates
     capability  absent where it was not asked for: "start" | "round N" -> of the policies that `samples` shows:
@@ -41,7 +42,8 @@ Shape (all numbers are of this run; a metric is `{"value", "unit", "n", "standar
         items       "<task> <metric>" -> {item hash: value}, so that two policies are compared item by item
     policy metrics, by split ("validation", "test"):
         gold, clean_gold, win_rate, length, degenerate, truncated, boundary {score, interval, votes_on, votes_off,
-        ties, top_score, prompts}, prompts {prompt hash: [gold, clean gold]} (means over the prompt's completions)
+        ties, top_score, prompts}, prompts {prompt hash: [gold, clean gold]} (means over the prompt's completions);
+        collapsed, only where the policy broke down: why; win_rate then has no value and the reason
 """
 
 import json
@@ -51,6 +53,7 @@ from pathlib import Path
 from typing import Any
 
 from stagealign.errors import BadData
+from stagealign.seals import SEAL, broken, sealed
 
 SCHEMA = 1
 Result = dict[str, Any]
@@ -69,7 +72,7 @@ def write_result(folder: Path, result: Result) -> Path:
             _keep_rungs(read_result(path), result)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(sealed(result), indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
     part.replace(path)
     return path
 
@@ -138,9 +141,12 @@ def read_result(path: Path) -> Result:
         result: Result = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BadData(f"{path}: damaged ({error}); {again}") from error
+    if isinstance(result, dict) and broken(result):
+        raise BadData(f"{path}: damaged (its content changed since it was written); {again}")
     if not isinstance(result, dict) or result.get("schema") != SCHEMA:
         found = result.get("schema") if isinstance(result, dict) else type(result).__name__
         raise BadData(f"{path}: result schema {found!r}, this version reads {SCHEMA}; {again}")
+    result.pop(SEAL, None)
     return result
 
 

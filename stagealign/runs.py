@@ -138,6 +138,8 @@ def _carry_out(plan: Plan, store: Store, results: Path, workers: int | None) -> 
         outcome = execute(plan, store, workers, heard)
         finish(outcome)
     show.outcome(plan, outcome)
+    facts = {path: (store.record(plan.artifacts[path]) or {}).get("facts", {}) for path in sorted(outcome.built)}
+    show.lowered({path: one["lowered"] for path, one in facts.items() if "lowered" in one})
     return outcome
 
 
@@ -200,10 +202,14 @@ def export(cell: Cell, seed: int, to: Path, results: Path, push: str | None) -> 
 
 
 def fetch() -> None:
-    """Downloads every asset of the lab that is not in the cache."""
+    """Downloads every asset of the lab that is not in the cache, or is not as it was unpacked."""
     home = Store().home
     for asset in assets.ASSETS.values():
-        if not assets.ready(asset, home):
+        there = assets.ready(asset, home)
+        found = assets.damaged(asset, home) if there else None
+        if found:
+            show.damaged(found)
+        if found or not there:
             with show.download(asset) as progress:
-                assets.fetch(asset, home, progress)
+                assets.fetch(asset, home, progress, mend=True)
     show.fetched(home)

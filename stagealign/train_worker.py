@@ -35,7 +35,7 @@ def main(described: Path) -> int:
 
 
 def leave() -> None:
-    """Ends this process's part in its group: a process that exits with one open may be aborted by the group's threads."""
+    """Ends this process's part in its group; one that exits with it open may be aborted by the group's threads."""
     import torch
 
     if torch.distributed.is_initialized():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stagealign.alpaca.rows import Item
+from stagealign.seals import SEAL, broken, sealed
 from stagealign.spec import fingerprint
 
 
@@ -62,7 +63,7 @@ class Answers:
     bills: dict[str, list[Answer]] = field(default_factory=lambda: defaultdict(list))
     """By key, all that was paid for."""
     damaged: int = 0
-    """Lines that cannot be read, such as one that a crash cut: what they held is asked again."""
+    """Lines that are not as they were written, such as one that a crash cut: what they held is asked again."""
 
     def __post_init__(self) -> None:
         if self.path is None or not self.path.exists():
@@ -72,6 +73,9 @@ class Answers:
                 continue
             try:
                 row = json.loads(line)
+                if broken(row):
+                    raise ValueError
+                row.pop(SEAL, None)
                 key = row.pop("key")
                 self._take(str(key), Answer(**row))
             except (ValueError, TypeError, KeyError, AttributeError):
@@ -89,7 +93,7 @@ class Answers:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"key": key, **asdict(answer)}, ensure_ascii=True, allow_nan=False)
+        line = json.dumps(sealed({"key": key, **asdict(answer)}), ensure_ascii=True, allow_nan=False)
         handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             size = os.lseek(handle, 0, os.SEEK_END)
