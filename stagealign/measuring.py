@@ -3,11 +3,12 @@
 Everything a user can have wrong is an error before a token is sampled.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stagealign.atomic import write_text
 from stagealign.errors import StagealignError
 from stagealign.judged import Contest, Oracle
 from stagealign.meter import Item, Kept, Measurement, Meter, Sampled, Sampler, kept_at, measure
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 KINDS = "pairrm[:ID_OR_PATH], reward:ID_OR_PATH, completion-reward:ID_OR_PATH, judge:MODEL or recorded:FILE"
 COMPLETIONS = 2
 """Candidates sampled a prompt; the paper's number."""
+GIVE_UP = 10
+"""Prompts that a served policy fails on, one after the other, before the run is stopped."""
 
 Heard = Callable[[int, int, float], None]
 
@@ -184,7 +187,8 @@ def open_policy(request: Request) -> tuple[Sampler, dict[str, Any], Callable[[st
         "count": COMPLETIONS,
     }
     if request.policy_url:
-        return _served(request), {"served": request.policy, **settings}, None
+        sampler, named = _served(request)
+        return sampler, {"served": request.policy, "named": named, **settings}, None
     import torch
 
     from stagealign import lm, sample
@@ -220,43 +224,67 @@ def open_policy(request: Request) -> tuple[Sampler, dict[str, Any], Callable[[st
     return sampler, {"weights": weights, **settings}, count
 
 
-def _served(request: Request) -> Sampler:
-    """Sampler of a policy behind an OpenAI-compatible server; asks one small thing first."""
-    from concurrent.futures import ThreadPoolExecutor
+def _served(request: Request) -> tuple[Sampler, str | None]:
+    """Sampler of a policy behind an OpenAI-compatible server, and what that calls its model in a first small answer.
 
-    from stagealign.server import RequestFailed, Server
+    A prompt that gets no answer is a failure; `GIVE_UP` of them in a row, or an answer by another model, end the run.
+    """
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    from stagealign.server import RequestFailed, Server, content_of, tokens_of
 
     server, decoding = Server(str(request.policy_url)), request.decoding
     settings = {"temperature": decoding.temperature, "top_p": decoding.top_p, "max_tokens": decoding.max_new_tokens}
+    who = f"policy {request.policy!r} at {server.url}"
+
+    def name_of(answer: Mapping[str, Any]) -> str | None:
+        name = answer.get("model")
+        return server.said(name) if isinstance(name, str) else None
 
     def complete(item: Item, index: int) -> tuple[str, int, bool]:
         messages = list(item.messages or [{"role": "user", "content": item.prompt}])
         seed = stream(request.seed, "sample", item.key, index) % 2**31
         answer = server.chat(str(request.policy), messages, settings | {"seed": seed})
-        choice = answer["choices"][0]
-        used = (answer.get("usage") or {}).get("completion_tokens") or 0
-        return str(choice["message"].get("content") or ""), int(used), choice.get("finish_reason") == "length"
+        if name_of(answer) != named:
+            raise StagealignError(
+                f"{who}: the server named its model {named!r} and now {name_of(answer)!r}; samples of two policies are "
+                "never mixed: name one exact version, and start again"
+            )
+        choice, text = answer["choices"][0], content_of(answer)
+        if text is None and choice["message"].get("content") is not None:
+            raise RequestFailed("answered with something else than text")
+        return text or "", tokens_of(answer, "completion_tokens"), choice.get("finish_reason") == "length"
 
-    def sampler(items: Sequence[Item]) -> list[Sampled]:
+    def settled(group: Sequence["Future[tuple[str, int, bool]]"]) -> Sampled:
+        try:
+            told = [future.result() for future in group]
+        except RequestFailed as error:
+            return Sampled((), 0, 0, failed=f"policy: {error}")
+        return Sampled(tuple(t for t, _, _ in told), sum(n for _, n, _ in told), sum(cut for *_, cut in told))
+
+    def sampler(items: Sequence[Item]) -> Iterator[Sampled]:
+        streak = 0
         with ThreadPoolExecutor(8) as pool:
             try:
                 futures = [[pool.submit(complete, item, j) for j in range(COMPLETIONS)] for item in items]
-                groups = [[future.result() for future in group] for group in futures]
-            except RequestFailed as error:
-                pool.shutdown(cancel_futures=True)
-                raise StagealignError(
-                    f"policy {request.policy!r} at {server.url}: {error}; all that was measured is kept, run the same "
-                    "command again when it is back"
-                ) from error
-        return [Sampled(tuple(t for t, _, _ in g), sum(n for _, n, _ in g), sum(cut for *_, cut in g)) for g in groups]
+                for group in futures:
+                    one = settled(group)
+                    streak = streak + 1 if one.failed else 0
+                    yield one
+                    if streak == GIVE_UP:
+                        raise StagealignError(
+                            f"{who}: {GIVE_UP} prompts in a row failed, the last with {one.failed}; all that was "
+                            "measured is kept, run the same command again when it is back"
+                        )
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     try:
-        server.chat(str(request.policy), [{"role": "user", "content": "Say yes."}], {"max_tokens": 1})
+        first = server.chat(str(request.policy), [{"role": "user", "content": "Say yes."}], {"max_tokens": 1})
     except RequestFailed as error:
-        raise StagealignError(
-            f"policy {request.policy!r} at {server.url}: {error}; see that the server runs and serves this model"
-        ) from error
-    return sampler
+        raise StagealignError(f"{who}: {error}; see that the server runs and serves this model") from error
+    named = name_of(first)
+    return sampler, named
 
 
 def write(found: Measurement, json_file: str | None, html: Path | None) -> None:
@@ -268,8 +296,8 @@ def write(found: Measurement, json_file: str | None, html: Path | None) -> None:
         if json_file == "-":
             print(text, end="")
         else:
-            Path(json_file).write_text(text, encoding="utf-8")
+            write_text(Path(json_file), text)
     if html:
         from stagealign.report.meter import page
 
-        html.write_text(page(found), encoding="utf-8")
+        write_text(html, page(found))

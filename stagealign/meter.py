@@ -7,11 +7,12 @@ decision that was asked for is made.
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stagealign.atomic import append
 from stagealign.boundary import Decision, Stage, boundary_score, cross_votes, top_vote
 from stagealign.errors import BadData
 from stagealign.judged import Contest, Judged, Oracle
@@ -39,6 +40,8 @@ class Sampled:
     completions: tuple[str, ...]
     tokens: int
     truncated: int
+    failed: str | None = None
+    """Why there is nothing of this prompt: it is then never kept, counts as a failure, and the next call asks again."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Item:
     messages: tuple[Mapping[str, str], ...] | None = None
 
 
-Sampler = Callable[[Sequence[Item]], list[Sampled]]
+Sampler = Callable[[Sequence[Item]], Iterable[Sampled]]
+"""What a policy wrote, one a prompt and in their order; what was given before an error is kept."""
 
 
 @dataclass
@@ -128,9 +132,7 @@ class Kept:
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keeps rows, on disk before anything is made of them."""
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
+            append(self.path, "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows))
         self.places.update((row["key"], dict(row)) for row in rows)
 
 
@@ -145,13 +147,20 @@ class Meter:
     def contests(self, items: Sequence[Item]) -> list[tuple[Item, Sampled]]:
         """Each prompt with the policy's completions, sampling those that are not kept."""
         missing = [item for item in items if self.sampled.get(item.key) is None]
+        failed: dict[str, Sampled] = {}
         if missing:
-            started = time.monotonic()
-            new = self.sampler(missing)
+            started, rows = time.monotonic(), []
+            try:
+                for item, one in zip(missing, self.sampler(missing), strict=True):
+                    self.phases.tokens += one.tokens
+                    if one.failed is None:
+                        rows.append({"key": item.key, **asdict(one)})
+                    else:
+                        failed[item.key] = one
+            finally:
+                self.sampled.add(rows)
             self.phases.seconds["sampling"] += time.monotonic() - started
-            self.phases.tokens += sum(one.tokens for one in new)
-            self.sampled.add([{"key": item.key, **asdict(one)} for item, one in zip(missing, new, strict=True)])
-        return [(item, self._sampled(item.key)) for item in items]
+        return [(item, failed.get(item.key) or self._sampled(item.key)) for item in items]
 
     def _sampled(self, key: str) -> Sampled:
         row = self.sampled.get(key)
@@ -160,8 +169,8 @@ class Meter:
 
     def judge(self, batch: Sequence[tuple[Item, Sampled]]) -> list[Judged]:
         """The oracle's verdicts, asking for those that are not kept; a failed one is asked again on the next call."""
-        missing = [(item, one) for item, one in batch if self.verdicts.get(item.key) is None]
-        failed: dict[str, Judged] = {}
+        failed = {item.key: Judged((), (), failed=one.failed) for item, one in batch if one.failed is not None}
+        missing = [(item, one) for item, one in batch if item.key not in failed and self.verdicts.get(item.key) is None]
         if missing:
             started = time.monotonic()
             contests = [Contest(item.prompt, one.completions, item.off) for item, one in missing]
@@ -199,6 +208,9 @@ class Tally:
 
     def add(self, item: Item, sampled: Sampled, verdict: Judged) -> tuple[float, float] | None:
         """(votes on, votes off) of one prompt; None where the oracle failed."""
+        if sampled.failed is not None:
+            self.counts["failures"] += 1
+            return None
         texts = (*sampled.completions, *item.off)
         self.counts["candidates"] += len(texts)
         self.counts["sampled"] += len(sampled.completions)
@@ -305,7 +317,7 @@ def conclude(
 ) -> Measurement:
     """The answer from what was counted."""
     if not tally.votes:
-        raise BadData(f"oracle: it failed on all {tally.counts['failures']} prompts; nothing was measured")
+        raise BadData(f"oracle or policy: failed on all {tally.counts['failures']} prompts; nothing was measured")
     cross, top = boundary_score(tally.votes), boundary_score(tally.tops)
     stage: Stage = decision.stage if decision is not None else cross.stage
     failures = tally.counts["failures"]

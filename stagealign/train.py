@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from stagealign.errors import StagealignError
 from stagealign.lm import LanguageModel, freeze_below, load, save, top_of, trunk_of
@@ -23,12 +23,14 @@ from stagealign.logps import Packed, PairTokens, completion_logps, pack, repack,
 from stagealign.losses import LOSSES, Constants, Logps, log_ratio_margin
 from stagealign.records import Pair, read_rows
 from stagealign.spec import Method, stream
-from stagealign.store import Work
+from stagealign.store import SCRATCH, Work
 
 MICRO_BATCH = 4
 """Pairs in one forward; execution, not identity."""
 CHECKPOINT_STEPS = 50
 """Steps between the engine's own checkpoints."""
+WHOLE = "whole"
+"""File in a checkpoint that is written last."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,14 @@ class PreferenceTrainer(Trainer):
         self.sums = {}
         super().log(logs, start_time)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """One checkpoint, marked when whole; then those before it go, in the order of steps whatever the clock says."""
+        super()._save_checkpoint(model, trial)
+        scratch = Path(self.args.output_dir)
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        (scratch / name / WHOLE).touch()
+        _remove_checkpoints(scratch, but=name)
+
 
 def align(
     lm: LanguageModel, data: TrainingSet, method: Method, settings: Settings, scratch: Path
@@ -260,7 +270,6 @@ def align(
         logging_steps=1,
         save_strategy="steps" if steps > settings.checkpoint_steps else "no",
         save_steps=settings.checkpoint_steps,
-        save_total_limit=1,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -278,7 +287,19 @@ def align(
 
 
 def _last_checkpoint(scratch: Path) -> str | None:
-    return get_last_checkpoint(str(scratch)) if scratch.is_dir() else None
+    """The last whole checkpoint, and the only one that is left: what a kill left half written goes."""
+    whole = {int(path.parent.name.rpartition("-")[2]): path.parent for path in scratch.glob(f"*/{WHOLE}")}
+    last = whole[max(whole)] if whole else None
+    _remove_checkpoints(scratch, but=last.name if last else "")
+    return str(last) if last else None
+
+
+def _remove_checkpoints(scratch: Path, but: str) -> None:
+    """Removes checkpoints; the mark goes first, so that a kill leaves none that looks whole."""
+    for path in scratch.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if path.name != but:
+            (path / WHOLE).unlink(missing_ok=True)
+            shutil.rmtree(path)
 
 
 def _curve_entry(entry: dict[str, Any]) -> dict[str, float]:
@@ -322,9 +343,8 @@ def build_policy(work: Work) -> dict[str, Any]:
             for name in ("batch", "epochs", "warmup", "schedule", "max_grad_norm", "dtype", "trained_layers")
         },
     )
-    scratch = work.out / "scratch"
+    scratch = work.out / SCRATCH
     curve = align(lm, TrainingSet(tokens, reference, _trunk(work)), Method(**work.params["method"]), settings, scratch)
-    shutil.rmtree(scratch, ignore_errors=True)
     save(lm, work.out, start=work.inputs["policy"], top_layers=settings.trained_layers)
     return {
         "pairs": len(pairs),

@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "stagealign"
 FLOORS = {
     0: "errors spec registry records judged tables store results paper claims "  # words
-    "length_prior",
+    "length_prior atomic locks shapes",
     1: "losses logps boundary statistics world diversity verdicts length_control",  # numbers
     2: "lm sources preferences sample oracle train evaluate sft assets "  # machines
     "pairrm rewards judge checkpoints server describe comparisons official_lc alpaca",

@@ -8,14 +8,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from math import exp
+from math import exp, isfinite
 from typing import Any
 
 from stagealign.alpaca.answers import Answer
 from stagealign.alpaca.official import Official, Question
 from stagealign.alpaca.rows import Item
 from stagealign.errors import StagealignError
-from stagealign.server import RequestFailed, Server
+from stagealign.server import RequestFailed, Server, content_of, tokens_of
 
 OFFICIAL_URL = "https://api.openai.com/v1"
 CHARS_PER_TOKEN = 4.0
@@ -70,6 +70,8 @@ class ServedJudge:
         self.style = "logprobs"
         self.expected: str | None = None
         """Version that every answer must name; None where the first one tells."""
+        self.told = False
+        """Whether a first answer has told the version, which may be that it has none."""
         self.named: str | None = None
         """Version that `check` was answered by."""
         self.spent = 0.0
@@ -178,12 +180,11 @@ class ServedJudge:
     def _read(self, question: Question, body: Mapping[str, Any]) -> Answer:
         """What the server's answer says; the package's parser is not for threads."""
         choice, name = body["choices"][0], body.get("model")
-        prompt, completion = (_count(body.get("usage"), one) for one in ("prompt_tokens", "completion_tokens"))
+        prompt, completion = (tokens_of(body, one) for one in ("prompt_tokens", "completion_tokens"))
         first = self._first(choice)
         failed = None
         if first is None:
-            text = choice["message"].get("content")
-            failed = f"answered {self.server.said(text if isinstance(text, str) else '')!r}, neither 'm' nor 'M'"
+            failed = f"answered {self.server.said(content_of(body) or '')!r}, neither 'm' nor 'M'"
         return Answer(
             preference=None if first is None else question.preference(first),
             failed=failed,
@@ -230,8 +231,9 @@ class ServedJudge:
             )
         if answer.preference is None:
             return
-        if self.expected is None:
+        if self.expected is None and not self.told:
             self.expected = answer.served
+        self.told = True
         if answer.served != self.expected:
             raise StagealignError(
                 f"judge {self.model!r}: answers of {self.expected!r} are kept, and the server now names "
@@ -240,16 +242,11 @@ class ServedJudge:
             )
 
 
-def _count(usage: Any, name: str) -> int:
-    """Tokens by the server's count; 0 where it gives none."""
-    value = usage.get(name) if isinstance(usage, dict) else None
-    return value if isinstance(value, int) and value > 0 else 0
-
-
 def _letters(choice: Mapping[str, Any]) -> float | None:
     """Probability of "m" and "M" together, of an answer that the parser has read."""
     try:
         top = choice["logprobs"]["content"][0]["top_logprobs"]
-        return float(sum(exp(one["logprob"]) for one in top if one["token"] in ("m", "M")))
-    except (KeyError, IndexError, TypeError):
+        sure = float(sum(exp(one["logprob"]) for one in top if one["token"] in ("m", "M")))
+    except (KeyError, IndexError, TypeError, OverflowError):
         return None
+    return sure if isfinite(sure) else None
