@@ -9,6 +9,8 @@ waiter's own clock. What the silent one still finishes is thrown away: see `Held
 
 import errno
 import os
+import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -61,7 +63,7 @@ def held(place: Path, waiting: Callable[[str], None] = lambda holder: None) -> I
         except OSError as error:
             if error.errno not in REFUSED:
                 raise
-        replaced = _acquire(marker, watch.stale)
+        replaced = _acquire(marker, watch.gone)
         stack.callback(marker.release)
         over = threading.Event()
         beat = threading.Thread(target=_touch, args=(marker, place, over), name="heartbeat", daemon=True)
@@ -96,7 +98,7 @@ class _Watch:
         self.began = time.monotonic()
         self.seen: tuple[Any, float] = (None, self.began)
 
-    def look(self) -> bool:
+    def look(self) -> str:
         """Tells of a holder that was not told yet; never asks to break in."""
         who = holder(self.place)
         if who is None and time.monotonic() - self.began > UNNAMED:
@@ -104,10 +106,10 @@ class _Watch:
         if who not in (None, self.told):
             self.told = who
             self.waiting(str(who))
-        return False
+        return ""
 
-    def stale(self) -> bool:
-        """Whether the marker has not been touched for `STALE` seconds."""
+    def gone(self) -> str:
+        """`dead` or `silent` where the holder is to be replaced; else nothing."""
         self.look()
         state: Any = None
         with suppress(OSError):
@@ -115,11 +117,23 @@ class _Watch:
             state = (found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
         if state != self.seen[0]:
             self.seen = (state, time.monotonic())
-        return state is not None and time.monotonic() - self.seen[1] >= STALE
+        if _zombie(holder(self.place)):
+            return "dead"
+        return "silent" if state is not None and time.monotonic() - self.seen[1] >= STALE else ""
 
 
-def _acquire(lock: Any, broken: Callable[[], bool]) -> bool:
-    """Whether another's lock was broken to get this one; `broken` is asked after each try that was in vain."""
+def _zombie(who: str | None) -> bool:
+    """Whether a holder on this machine has ended and only its parent has not asked for its exit code yet."""
+    found = re.fullmatch(r"pid (\d+) on (.*)", who or "")
+    if not found or found[2] != socket.gethostname():
+        return False
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{found[1]}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
+    return False
+
+
+def _acquire(lock: Any, gone: Callable[[], str]) -> bool:
+    """Whether a silent holder was replaced to get this lock; `gone` is asked after each try that was in vain."""
     from filelock import Timeout
 
     replaced = False
@@ -128,9 +142,10 @@ def _acquire(lock: Any, broken: Callable[[], bool]) -> bool:
             lock.acquire(timeout=0)
             return replaced
         except Timeout:
-            if broken():
+            why = gone()
+            if why:
                 lock.break_lock()
-                replaced = True
+                replaced = replaced or why == "silent"
             else:
                 time.sleep(POLL)
 

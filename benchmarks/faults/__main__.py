@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--signals", type=int, default=10, help="SIGINTs and SIGTERMs, of each")
     parser.add_argument("--inputs", type=int, default=50_000, help="files of part data")
     parser.add_argument("--processes", type=int, default=8, help="of part together")
+    parser.add_argument("--short", action="store_true", help="one of each kind, as CI has it")
     parser.add_argument("--seed", type=int, default=20250814)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     given = parser.parse_args()
@@ -64,7 +65,7 @@ def measure(part: str, folder: Path, given: argparse.Namespace) -> Iterator[dict
     if part == "killing":
         yield from killing.measure(folder, given.kills, given.signals, given.seed)
     else:
-        yield from together.measure(folder, given.processes, given.seed)
+        yield from together.measure(folder, given.processes, given.seed, given.short)
 
 
 def line(row: dict[str, Any]) -> str:

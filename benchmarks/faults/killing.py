@@ -35,9 +35,10 @@ def killed(folder: Path, reference: Path, kills: int, length: float, seed: int) 
         runs += 1
         place, known = folder / f"run{runs}", {}
         for _ in range(LIMIT):
-            after = chance.uniform(0, length / 2) if done < kills else None
+            after = chance.uniform(0, length / 3) if done < kills else None
             ended = Attempt(place).end(after, group=chance.random() < 0.5)
             done += ended.killed
+            length = length if ended.killed else min(length, ended.seconds)
             now = built(place / "home")
             again = [name for name in known if now.get(name) != known[name]]
             wrong += [f"{name}: built again" for name in again]
@@ -59,9 +60,10 @@ def signalled(folder: Path, reference: Path, number: signal.Signals, times: int,
     while sent < times:
         place = folder / f"{number.name}{sent}"
         for _ in range(LIMIT):
-            after = chance.uniform(0.05, length / 2) if sent < times else None
+            after = chance.uniform(0.05, length / 3) if sent < times else None
             ended = Attempt(place).end(after, number, group=number == signal.SIGINT)
             if ended.code == 0:
+                length = min(length, ended.seconds)
                 break
             sent += ended.killed
             if ended.code != code or message not in ended.output or not ended.clean:
@@ -230,12 +232,15 @@ def _said(wrong: list[str], found: str) -> Row:
 def measure(folder: Path, kills: int, signals: int, seed: int) -> Iterator[Row]:
     """All of it; a row as soon as it is known."""
     reference = folder / "reference"
+    undisturbed(folder / "warm")
     length = undisturbed(reference).seconds
+    if wrong := faults_of(folder / "warm", reference):
+        raise RuntimeError(f"two undisturbed runs differ: {wrong}")
     yield from in_training(folder / "training", reference)
     yield killed(folder / "killed", reference, kills, length, seed)
     for number in SIGNALS:
         yield signalled(folder / "signalled", reference, number, signals, length, seed)
-    yield full_disk(folder / "full", reference, ("60k", "200k", "500k"))
+    yield full_disk(folder / "full", reference, ("60k", "200k", "500k")[: max(1, signals)])
     yield from read_only(folder / "read-only", reference)
     yield clock_back(folder / "clock", reference, length, seed)
     yield reporting(folder / "reporting", reference, max(1, signals // 2), seed)

@@ -97,13 +97,13 @@ def _holds(home: Path, one: Attempt) -> bool:
     return False
 
 
-def measure(folder: Path, processes: int, seed: int) -> Iterator[Row]:
-    """Each way of locking, undisturbed and with a builder killed."""
+def measure(folder: Path, processes: int, seed: int, short: bool) -> Iterator[Row]:
+    """Each way of locking, undisturbed and with a builder killed; `short`: one of the two."""
     from benchmarks.faults.killing import undisturbed
 
     reference = folder / "reference"
     length = undisturbed(reference).seconds
     for number, way in enumerate(WAYS):
-        for kill in (False, True):
+        for kill in (False, True) if not short else (bool(number % 2),):
             place = folder / f"{number}{kill}"
             yield shared(place, reference, processes, way, kill, seed + number, length)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from math import exp, isfinite
+from math import exp, inf
 from typing import Any
 
 from stagealign.alpaca.answers import Answer
@@ -24,6 +24,8 @@ FRAME_TOKENS = 16
 """Tokens around the messages of a question, at most."""
 GIVE_UP = 10
 """Questions that fail one after the other before the run is stopped: by then the server is gone."""
+CERTAIN = 1.01
+"""Most that probabilities add up to, with the server's rounding."""
 FATAL = {401, 402, 403, 404}
 """Statuses that the next question would get too: key, account or model."""
 
@@ -181,16 +183,18 @@ class ServedJudge:
         """What the server's answer says; the package's parser is not for threads."""
         choice, name = body["choices"][0], body.get("model")
         prompt, completion = (tokens_of(body, one) for one in ("prompt_tokens", "completion_tokens"))
-        first = self._first(choice)
-        failed = None
-        if first is None:
+        first, failed = self._first(choice), None
+        letters = _letters(choice) if self.style == "logprobs" else None
+        if letters is not None and not 0 <= letters <= CERTAIN:
+            first, failed, letters = None, "gave log-probabilities that are none", None
+        if first is None and failed is None:
             failed = f"answered {self.server.said(content_of(body) or '')!r}, neither 'm' nor 'M'"
         return Answer(
             preference=None if first is None else question.preference(first),
             failed=failed,
             served=self.server.said(name) if isinstance(name, str) else None,
             first=first,
-            letters=_letters(choice) if self.style == "logprobs" else None,
+            letters=letters,
             prompt_tokens=prompt,
             completion_tokens=completion,
             cost=self._cost(question, prompt, completion),
@@ -247,6 +251,8 @@ def _letters(choice: Mapping[str, Any]) -> float | None:
     try:
         top = choice["logprobs"]["content"][0]["top_logprobs"]
         sure = float(sum(exp(one["logprob"]) for one in top if one["token"] in ("m", "M")))
-    except (KeyError, IndexError, TypeError, OverflowError):
+    except OverflowError:
+        return inf
+    except (KeyError, IndexError, TypeError):
         return None
-    return sure if isfinite(sure) else None
+    return sure
