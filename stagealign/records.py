@@ -113,7 +113,7 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
         except TypeError as error:
             columns = ", ".join(kind.__dataclass_fields__)
             raise BadData(
-                f"{path}, line {number}: columns {', '.join(row)} do not fit {kind.__name__} ({columns})"
+                f"{path}, line {number}: columns {', '.join(row)[:200]} do not fit {kind.__name__} ({columns})"
             ) from error
         wrong = wrong or misfit({name: value for name, value in row.items() if name != "token_ids"}, shape)
         if wrong:

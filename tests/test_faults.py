@@ -106,7 +106,7 @@ def test_workers_end_with_the_process_that_started_them(chain, tmp_path):
         if (path / "stat").exists() and process.pid == _parent(path)
     ]
     process.kill()
-    process.wait()
+    process.communicate()
     assert children
     deadline = time.monotonic() + 20
     while any(_lives(pid) for pid in children) and time.monotonic() < deadline:
@@ -158,7 +158,6 @@ def test_a_lab_survives(tmp_path):
 
 
 def test_bad_files_are_refused_or_counted(tmp_path):
-    pytest.importorskip("alpaca_eval")
     from benchmarks.faults import data
 
     tally = data.Tally()
