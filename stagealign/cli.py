@@ -47,17 +47,81 @@ def run(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be built and how long it takes.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Also run what the results folder holds already.")] = False,
+    capability: Annotated[
+        bool,
+        typer.Option("--capability", help="Also measure what policies can do besides (lm-eval; needs the extra eval)."),
+    ] = False,
     workers: Workers = None,
+    devices: Annotated[int, typer.Option(help="Processes that train a round together: GPUs, or CPU ones.", min=1)] = 1,
+    sharding: Annotated[
+        str | None, typer.Option(help="How they share the model: replicate, fsdp2 or zero3.", show_default="by scale")
+    ] = None,
+    micro_batch: Annotated[int | None, typer.Option(help="Pairs in one forward of one process.", min=1)] = None,
+    activation_checkpointing: Annotated[
+        bool, typer.Option("--activation-checkpointing", help="Less memory for a third more arithmetic.")
+    ] = False,
+    launcher: Annotated[
+        str, typer.Option(help="Your own command that starts the processes, e.g. 'torchrun --nproc-per-node 8'.")
+    ] = "",
+    peft: Annotated[str | None, typer.Option(help="lora: train adapters; gives cells of their own.")] = None,
     results: Results = Path("results"),
 ) -> None:
     """Runs cells: builds what is missing, writes one result file a cell and seed."""
+    import shlex
+
     from stagealign import registry, runs
+    from stagealign.devices import Devices
 
     chosen = registry.scale(scale)
-    cells = registry.select(scale, k)
+    cells = registry.adapted(registry.select(scale, k), peft)
     own = chosen.seeds if seeds is None else tuple(range(seeds))
-    outcome = runs.run(chosen, cells, own, results, workers, dry_run, again)
+    spread = Devices(devices, sharding, micro_batch, activation_checkpointing, tuple(shlex.split(launcher)))
+    outcome = runs.run(chosen, cells, own, results, workers, dry_run, again, capability, spread)
     raise typer.Exit(1 if outcome.failed else 0)
+
+
+@app.command()
+def plan(
+    k: Expression = "",
+    scale: ScaleKey = "lab",
+    seeds: Annotated[
+        int | None, typer.Option(help="How many seeds, from 0; the scale's own number by default.", min=1)
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Whose hours: h200, h100, a100, l40s, rtx4090 or cpu; as the scale by default.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Also plan what the results folder holds already.")] = False,
+    json_file: Annotated[
+        str | None, typer.Option("--json", help="Write every artifact and the totals here; - is standard output.")
+    ] = None,
+    docs: Annotated[Path | None, typer.Option(help="Refresh the paper's cost tables in this file instead.")] = None,
+    results: Results = Path("results"),
+) -> None:
+    """Shows what would be built, why, at what cost, and whether this machine can do it."""
+    from stagealign import registry, runs
+
+    if docs:
+        runs.scale_docs(docs)
+        return
+    chosen = registry.scale(scale)
+    own = chosen.seeds if seeds is None else tuple(range(seeds))
+    runs.plan(chosen, registry.select(scale, k), own, results, gpu, again, json_file)
+
+
+@app.command()
+def export(
+    cell: Annotated[str, typer.Argument(help="A cell that was run, e.g. zephyr-dpo-2off_on.")],
+    to: Annotated[Path, typer.Option(help="Folder to make; empty or not there yet.")],
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    scale: ScaleKey = "lab",
+    peft: Annotated[str | None, typer.Option(help="lora: the cell as it was run with --peft lora.")] = None,
+    push: Annotated[str | None, typer.Option(help="Also upload it to this hub repository, private.")] = None,
+    results: Results = Path("results"),
+) -> None:
+    """Writes a cell's policy for others: safetensors, tokenizer and a model card with its numbers."""
+    from stagealign import registry, runs
+
+    runs.export(registry.adapted([registry.cell(cell, scale)], peft)[0], seed, to, results, push)
 
 
 @app.command()
@@ -129,6 +193,9 @@ def boundary(
     template: Annotated[str, typer.Option(help="auto: the tokenizer's chat template; none: plain text.")] = "auto",
     policy_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the policy.")] = None,
     judge_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the judge.")] = None,
+    max_judge_tokens: Annotated[
+        int | None, typer.Option(help="Ask a served judge no more once it has billed so many tokens.", min=1)
+    ] = None,
     json_file: Annotated[
         str | None, typer.Option("--json", help="Write the measurement here; - is standard output.")
     ] = None,
@@ -144,7 +211,8 @@ def boundary(
     with show.measuring(json_file == "-") as heard:
         found = measuring.measure_boundary(
             policy, data, oracle=oracle, prompts=prompts, decide=decide, seed=seed, split=split, decoding=decoding,
-            template=template, policy_url=policy_url, judge_url=judge_url, heard=heard,
+            template=template, policy_url=policy_url, judge_url=judge_url, max_judge_tokens=max_judge_tokens,
+            heard=heard,
         )  # fmt: skip
     measuring.write(found, json_file, html)
     if json_file != "-":

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +13,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
+from stagealign.devices import Devices
 from stagealign.errors import StagealignError
 from stagealign.plan import Plan
 from stagealign.store import Artifact, Store, room_error
@@ -34,6 +36,8 @@ class Outcome:
 
 Listener = Callable[[str, Artifact, Outcome], None]
 """Told `started`, `waiting`, `built`, `found` or `failed`, the artifact, and the outcome so far."""
+LONGEST_END = 30.0
+"""Seconds that a worker without its parent has to end what it started."""
 LOOK = 0.5
 """Seconds between two looks at what workers say."""
 
@@ -64,7 +68,7 @@ def execute(plan: Plan, store: Store, workers: int | None, heard: Listener) -> O
             for artifact in _startable(todo, running, outcome, workers):
                 heard("started", artifact, outcome)
                 with _unheard(signal.SIGINT):  # workers are ended by us, whatever the terminal sends them
-                    running[pool.submit(_build, artifact, store.home)] = todo.pop(artifact.path)
+                    running[pool.submit(_build, artifact, store.home, store.devices)] = todo.pop(artifact.path)
             if not running:
                 break
             done, _ = wait(running, timeout=LOOK, return_when=FIRST_COMPLETED)
@@ -160,6 +164,7 @@ def _start(prepare: Callable[[int, Path], None], said: Any, threads: int, log: P
     """Sets a worker up, one that ends with the process that started it, however that ends."""
     global _said
     _said = said
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     prepare(threads, log)
 
@@ -168,6 +173,8 @@ def _end_with_parent() -> None:
     parent = parent_process()
     if parent is not None:
         parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)  # what this process started itself ends with it: see `devices`
+        time.sleep(LONGEST_END)
         os._exit(1)
 
 
@@ -189,6 +196,6 @@ def _prepare(threads: int, log: Path) -> None:
     transformers.logging.disable_progress_bar()
 
 
-def _build(artifact: Artifact, home: Path) -> bool:
+def _build(artifact: Artifact, home: Path, devices: Devices) -> bool:
     """Whether it was this worker that built it."""
-    return Store(home).obtain(artifact, lambda path, who: _said.put((path, who)))[1]
+    return Store(home, devices).obtain(artifact, lambda path, who: _said.put((path, who)))[1]

@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from stagealign.errors import StagealignError
-from stagealign.judged import Contest, Judged
-from stagealign.server import RequestFailed, Server, content_of
+from stagealign.judged import Contest, Judged, Spent, by_pairs
+from stagealign.server import ATTEMPTS, FIRST_ATTEMPTS, RequestFailed, Server, content_of
 
 QUESTION = """\
 Which of two responses to the same prompt is better? Judge how helpful, correct and well written it is; neither its \
@@ -45,16 +45,16 @@ GIVE_UP = 10
 class LLMJudge:
     """Oracle of the boundary meter that lets a language model compare each on-policy candidate with each static one.
 
-    Every pair is asked in both orders. A candidate's score is the share of its comparisons won; a verdict that changes
-    with the order is half a win for both, and equal texts tie without being asked. A prompt with a comparison that
-    fails is a failed verdict with its reason, never a tie and never left out.
+    Every pair is asked in both orders, and votes. A candidate's score is the share of its comparisons won; a verdict
+    that changes with the order is half a win for both, and equal texts tie without being asked. A prompt with a
+    comparison that fails is a failed verdict with its reason, never a tie and never left out.
 
     The server must name the same model in every answer: another name, and the run is refused.
     """
 
-    def __init__(self, model: str, server: Server, workers: int = 8):
-        """`workers`: requests under way at a time; execution, not identity."""
-        self.model, self.server, self.workers = model, server, workers
+    def __init__(self, model: str, server: Server, workers: int = 8, most_tokens: int | None = None):
+        """`workers`: requests under way at a time; execution, not identity. `most_tokens` that may be billed."""
+        self.model, self.server, self.workers, self.most_tokens = model, server, workers, most_tokens
         self.style: str | None = None
         """How the judge is asked, a key of `STYLES`; None before `check`."""
         self.served: str | None = None
@@ -68,7 +68,7 @@ class LLMJudge:
     def identity(self) -> Mapping[str, Any]:
         """Includes what the server calls its model, so it is asked once first; where it stands is no part of it."""
         self.check()
-        return {"kind": "judge", "version": 1, "model": self.model, "served": self.served, "style": self.style}
+        return {"kind": "judge", "version": 2, "model": self.model, "served": self.served, "style": self.style}
 
     def check(self) -> None:
         """Finds out with one small question, or one a style, that the judge answers and how; asks only once.
@@ -81,7 +81,8 @@ class LLMJudge:
             reason = ""
             for style in STYLES:
                 try:
-                    answer = self.server.chat(self.model, _messages("Say yes.", "Yes.", "No."), STYLES[style])
+                    question = _messages("Say yes.", "Yes.", "No.")
+                    answer = self.server.chat(self.model, question, STYLES[style], attempts=FIRST_ATTEMPTS)
                 except RequestFailed as error:
                     reason = str(error)
                     if error.status not in (400, 422):  # the server does not know a setting
@@ -100,7 +101,7 @@ class LLMJudge:
         """One verdict a contest, in order, with `workers` requests under way.
 
         Raises StagealignError where the server names another model than before, or once `GIVE_UP` prompts in a row
-        have failed; verdicts up to there have been given.
+        have failed, and Spent once `most_tokens` have been billed; verdicts up to there have been given.
         """
         self.check()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="judge")
@@ -108,10 +109,11 @@ class LLMJudge:
         streak = 0
         try:
             for start in range(len(contests) + self.workers):
-                if start < len(contests):
+                asking = start < len(contests) and not self._spent()
+                if asking:
                     contest = contests[start]
                     waiting.append((contest, self._ask(contest, pool)))
-                if waiting and (len(waiting) > self.workers or start >= len(contests)):
+                if waiting and (len(waiting) > self.workers or not asking):
                     verdict = _verdict(*waiting.popleft())
                     streak = streak + 1 if verdict.failed is not None else 0
                     yield verdict
@@ -120,11 +122,20 @@ class LLMJudge:
                             f"judge {self.model!r} at {self.server.url}: {GIVE_UP} prompts in a row failed, the last "
                             f"with {verdict.failed}; run the same command again when it is back"
                         )
+                elif start < len(contests) and not asking:
+                    raise Spent(
+                        f"judge {self.model!r}: {self.server.tokens:,} tokens billed of at most {self.most_tokens:,}; "
+                        "the same command with a higher --max-judge-tokens goes on from here"
+                    )
         finally:
             for _, asked in waiting:
                 for one in asked:
                     one.over.set()
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _spent(self) -> bool:
+        """Whether no more may be asked; what is under way is still waited for, and may go beyond."""
+        return self.most_tokens is not None and self.server.tokens >= self.most_tokens
 
     def _ask(self, contest: Contest, pool: ThreadPoolExecutor) -> list["_Asked"]:
         over = threading.Event()
@@ -184,19 +195,10 @@ def _verdict(contest: Contest, asked: Sequence[_Asked]) -> Judged:
             reasons.append(str(error))
     if reasons:
         return Judged((), (), failed=next((one for one in reasons if not one.startswith("not asked")), reasons[0]))
-    won = {
-        (i, j): (answers[i, j][0] + 1 - answers[i, j][1]) / 2 if (i, j) in answers else 0.5
-        for i in range(len(contest.on))
-        for j in range(len(contest.off))
-    }
-    return Judged(
-        on=tuple(sum(won[i, j] for j in range(len(contest.off))) / len(contest.off) for i in range(len(contest.on))),
-        off=tuple(
-            sum(1 - won[i, j] for i in range(len(contest.on))) / len(contest.on) for j in range(len(contest.off))
-        ),
-        compared=len(answers),
-        changed=sum(there != 1 - back for there, back in answers.values()),
-    )
+    pairs = [(i, j) for i in range(len(contest.on)) for j in range(len(contest.off))]
+    won = [(answers[one][0] + 1 - answers[one][1]) / 2 if one in answers else 0.5 for one in pairs]
+    changed = sum(there != 1 - back for there, back in answers.values())
+    return by_pairs(won, contest, len(answers), changed)
 
 
 def _messages(prompt: str, a: str, b: str) -> list[dict[str, str]]:
@@ -232,12 +234,19 @@ def _by_logprobs(answer: Mapping[str, Any]) -> float | None:
 
 
 def connect(
-    model: str, url: str, timeout: float = 60.0, attempts: int = 5, backoff: float = 1.0, workers: int = 8
+    model: str,
+    url: str,
+    timeout: float = 180.0,
+    attempts: int = ATTEMPTS,
+    backoff: float = 1.0,
+    workers: int = 8,
+    most_tokens: int | None = None,
 ) -> LLMJudge:
     """A judge that has answered a first question; its key comes from the environment (`server.KEYS`).
 
     Raises StagealignError where the URL cannot be used, or nothing that can judge answers there.
     """
-    judge = LLMJudge(model, Server(url, timeout=timeout, attempts=attempts, backoff=backoff), workers)
+    server = Server(url, timeout=timeout, attempts=attempts, backoff=backoff)
+    judge = LLMJudge(model, server, workers, most_tokens)
     judge.check()
     return judge

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from stagealign.errors import StagealignError
+
 
 @dataclass(frozen=True)
 class Contest:
@@ -16,7 +18,11 @@ class Contest:
 
 @dataclass(frozen=True)
 class Judged:
-    """An oracle's verdict on one contest: a score for each candidate, higher is better, equal scores tie."""
+    """An oracle's verdict on one contest: a score for each candidate, higher is better, equal scores tie.
+
+    An oracle that compares pairs also says how each pair across the two sources ended, and that is what votes: pairs
+    may go in a circle, and then no scores tell how each of them ended.
+    """
 
     on: tuple[float, ...]
     off: tuple[float, ...]
@@ -28,6 +34,25 @@ class Judged:
     """Candidates that were cut to fit the oracle."""
     failed: str | None = None
     """Why there is no verdict; scores are then empty and the contest counts as a failure, never as a tie."""
+    won: tuple[float, ...] = ()
+    """Share in [0, 1] by which each `on` beats each `off`, those of the first `on` first; empty where scores vote."""
+
+
+def by_pairs(won: Sequence[float], contest: Contest, compared: int, changed: int) -> Judged:
+    """Verdict from pairs alone, `won` as in `Judged`: the score of a candidate is its mean share over its pairs."""
+    width = len(contest.off)
+    rows = [won[start : start + width] for start in range(0, len(won), width)]
+    return Judged(
+        on=tuple(sum(row) / width for row in rows),
+        off=tuple(sum(1 - one for one in column) / len(rows) for column in zip(*rows, strict=True)),
+        won=tuple(won),
+        compared=compared,
+        changed=changed,
+    )
+
+
+class Spent(StagealignError):
+    """An oracle has reached the limit that it was given; verdicts up to here were given, and the text says which."""
 
 
 class Oracle(Protocol):

@@ -5,7 +5,7 @@ pairs of the micro-batch in one row, what their prompts share stored once, each 
 mask lets a token see its own branch only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,24 +185,30 @@ def repack(values: Tensor, packed: Packed) -> Tensor:
     return values[packed.origin.clamp(min=0)]
 
 
-def completion_logps(hidden: Tensor, head: nn.Module, packed: Packed, chunk: int = 1024) -> Tensor:
+def completion_logps(hidden: Tensor, head: nn.Module, packed: Packed, chunk: int = 1024, whole: bool = False) -> Tensor:
     """Sum of log-probs over each completion's tokens, shape (2 x pairs,), float32.
 
     `hidden` is the last hidden state, shape (B, N, d). Logits exist for `chunk` positions at a time, never for all, and
-    never for prompt positions.
+    never for prompt positions. With `whole` the head's forward takes all positions, targets and the chunk in one call.
     """
     scored = hidden.flatten(0, 1)[packed.predictor]
+    logps = head(scored, packed.target, chunk) if whole else token_logps(scored, packed.target, head, chunk)
+    sums = torch.zeros(len(packed.lengths), dtype=torch.float32, device=hidden.device)
+    return sums.index_add(0, packed.segment, logps)
+
+
+def token_logps(scored: Tensor, target: Tensor, head: Callable[[Tensor], Tensor], chunk: int) -> Tensor:
+    """Log-prob of each target, shape (M,), float32; hidden states of shape (M, d) go to logits `chunk` at a time."""
     parts = []
-    for rows, targets in zip(scored.split(chunk), packed.target.split(chunk), strict=True):
+    for rows, targets in zip(scored.split(chunk), target.split(chunk), strict=True):
         if rows.requires_grad and len(scored) > chunk:
             parts.append(checkpoint(_token_logps, rows, targets, head, use_reentrant=False))
         else:
             parts.append(_token_logps(rows, targets, head))
-    sums = torch.zeros(len(packed.lengths), dtype=torch.float32, device=hidden.device)
-    return sums.index_add(0, packed.segment, torch.cat(parts))
+    return torch.cat(parts)
 
 
-def _token_logps(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
+def _token_logps(hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
     """Log-prob of each target, shape (M,), float32."""
     logits = head(hidden).float()
     return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")

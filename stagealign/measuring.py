@@ -6,25 +6,34 @@ Everything a user can have wrong is an error before a token is sampled.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from stagealign.atomic import write_text
 from stagealign.errors import StagealignError
 from stagealign.judged import Contest, Oracle
-from stagealign.meter import Item, Kept, Measurement, Meter, Sampled, Sampler, kept_at, measure
+from stagealign.meter import (
+    COMPLETIONS,
+    Item,
+    Kept,
+    Measured,
+    Measurement,
+    Meter,
+    Phases,
+    Sampled,
+    Sampler,
+    batches,
+    kept_at,
+    measure,
+)
 from stagealign.records import prompt_hash
-from stagealign.spec import Decoding, stream
+from stagealign.spec import Decoding
 from stagealign.store import default_home
 
 if TYPE_CHECKING:
-    from stagealign.preferences import PreferenceData, Recorded
+    from stagealign.preferences import Preference, PreferenceData
+    from stagealign.recorded import Recorded, RecordedPrompt
 
 KINDS = "pairrm[:ID_OR_PATH], reward:ID_OR_PATH, completion-reward:ID_OR_PATH, judge:MODEL or recorded:FILE"
-COMPLETIONS = 2
-"""Candidates sampled a prompt; the paper's number."""
-GIVE_UP = 10
-"""Prompts that a served policy fails on, one after the other, before the run is stopped."""
-
 Heard = Callable[[int, int, float], None]
 
 
@@ -44,6 +53,8 @@ class Request:
     template: str = "auto"
     policy_url: str | None = None
     judge_url: str | None = None
+    max_judge_tokens: int | None = None
+    """Tokens that a served judge may bill in this call; it is asked no more once they are spent."""
     keep: bool = True
     """Whether candidates and verdicts are kept for the next call."""
 
@@ -66,7 +77,7 @@ def measure_boundary(
     check(request)
     kind, _, rest = request.oracle.partition(":")
     if kind == "recorded":
-        from stagealign.preferences import RecordedOracle, read_recorded
+        from stagealign.recorded import RecordedOracle, read_recorded
 
         recorded = read_recorded(rest, request.prompts, request.seed)
         if recorded.form == "scores":
@@ -87,6 +98,10 @@ def check(request: Request) -> None:
         raise StagealignError(f"--decide {request.decide}: not a level; 0.95 stops when a stage is named at 95%")
     if request.template not in ("auto", "none"):
         raise StagealignError(f"--template {request.template!r}: unknown; auto or none")
+    if request.template == "none" and request.policy_url:
+        raise StagealignError(
+            "--template none: a served policy puts its own chat template around a prompt; leave it out"
+        )
     decoding = request.decoding
     if decoding.temperature < 0 or not 0 < decoding.top_p <= 1 or decoding.top_k < 1 or decoding.max_new_tokens < 1:
         raise StagealignError(f"decoding {asdict(decoding)}: temperature >= 0, 0 < top_p <= 1, the others at least 1")
@@ -99,24 +114,27 @@ def _needs_policy_and_data(request: Request) -> None:
         )
 
 
+class Remembered:
+    """Source of a measurement whose candidates were scored beforehand."""
+
+    def __init__(self, recorded: "Recorded"):
+        self.most_votes = recorded.most_votes
+        self.phases = Phases()
+
+    def measured(self, items: "Sequence[RecordedPrompt]") -> Iterator[Measured]:
+        """Each recorded prompt as if it had been sampled and judged."""
+        for row in items:
+            contest = row.contest
+            item = Item(prompt_hash(row.prompt), row.prompt, contest.off)
+            yield item, Sampled(contest.on, 0, 0), row.judged
+
+    def oracle_tokens(self) -> int:
+        """None are billed."""
+        return 0
+
+
 def measure_recorded(recorded: "Recorded", decide: float | None, heard: Heard) -> Measurement:
     """The measurement of candidates that were scored beforehand."""
-    items = [Item(prompt_hash(row.prompt), row.prompt, tuple(text for text, _ in row.off)) for row in recorded.prompts]
-    known = {row.prompt: row for row in recorded.prompts}
-
-    class Recall:
-        """Oracle that gives the recorded scores back."""
-
-        @property
-        def identity(self) -> dict[str, str]:
-            return {"kind": "recorded", "sha256": recorded.digest}
-
-        def judge(self, contests: Sequence[Contest]) -> Any:
-            return (known[contest.prompt].judged for contest in contests)
-
-    def sampler(wanted: Sequence[Item]) -> list[Sampled]:
-        return [Sampled(tuple(text for text, _ in known[item.prompt].on), 0, 0) for item in wanted]
-
     data = {
         "data": recorded.path,
         "rows given": recorded.given,
@@ -124,22 +142,48 @@ def measure_recorded(recorded: "Recorded", decide: float | None, heard: Heard) -
         "rows dropped": dict(recorded.drops),
         "prompts without a score": recorded.failures,
     }
-    return measure(items, Meter(sampler, Recall(), Kept(None), Kept(None)), data, decide, heard)
+    return measure(recorded.prompts, Remembered(recorded), data, decide, heard)
+
+
+class Items(Sequence[Item]):
+    """The prompts of preference data, each made when it is asked for."""
+
+    def __init__(self, rows: "Sequence[Preference]"):
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, at: int) -> Item: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Item]: ...
+    def __getitem__(self, at: int | slice) -> Item | list[Item]:
+        return [_item(row) for row in self._rows[at]] if isinstance(at, slice) else _item(self._rows[at])
+
+
+def _item(row: "Preference") -> Item:
+    return Item(row.hash, row.prompt_text, (row.chosen, row.rejected), row.messages)
 
 
 def _measure(request: Request, oracle: Oracle | None, heard: Heard) -> Measurement:
-    from stagealign.preferences import RecordedOracle, read_preferences
+    from stagealign.preferences import read_preferences
+    from stagealign.recorded import RecordedOracle
 
     _needs_policy_and_data(request)
     rows = read_preferences(str(request.data), request.prompts, request.seed, request.split)
-    items = [Item(row.hash, row.prompt_text, (row.chosen, row.rejected), row.messages) for row in rows.rows]
-    oracle = oracle or open_oracle(request)
-    sampler, identity, token_count = open_policy(request)
-    kept = kept_at(default_home(), identity, oracle.identity) if request.keep else (Kept(None), Kept(None))
-    meter = Meter(sampler, oracle, *kept)
+    items = Items(rows.rows)
+    billed = nothing_billed
+    if oracle is None:
+        oracle, billed = open_oracle(request)
+    policy = open_policy(request)
+    kept = kept_at(default_home(), policy.identity, oracle.identity) if request.keep else (Kept(None), Kept(None))
+    meter = Meter(policy.sampler, oracle, *kept, billed)
     if isinstance(oracle, RecordedOracle):
-        oracle.check([Contest(item.prompt, one.completions, item.off) for item, one in meter.contests(items)])
-    return measure(items, meter, _facts(rows), request.decide, heard, _epoch_tokens(rows, token_count))
+        contests = (one for batch in batches(items, growing=False) for one in meter.contests(batch))
+        oracle.check(Contest(item.prompt, one.completions, item.off) for item, one in contests if one.failed is None)
+    facts = {**_facts(rows), **policy.facts}
+    return measure(items, meter, facts, request.decide, heard, _epoch_tokens(rows, policy.count))
 
 
 def _facts(rows: "PreferenceData") -> dict[str, Any]:
@@ -162,33 +206,53 @@ def _epoch_tokens(rows: "PreferenceData", count: Callable[[str], int] | None) ->
     return each * (rows.given - rows.drops.total())
 
 
-def open_oracle(request: Request) -> Oracle:
-    """The oracle that `request.oracle` names, loaded or, for a judge, asked one question."""
+def nothing_billed() -> int:
+    """Tokens that an oracle on this machine bills."""
+    return 0
+
+
+def open_oracle(request: Request) -> tuple[Oracle, Callable[[], int]]:
+    """The oracle that `request.oracle` names, loaded or, for a judge, asked one question; and what it has billed."""
     kind, _, rest = request.oracle.partition(":")
     if kind == "pairrm":
         from stagealign import pairrm
 
-        return pairrm.load(rest) if rest else pairrm.load()
+        return (pairrm.load(rest) if rest else pairrm.load()), nothing_billed
     if kind in ("reward", "completion-reward"):
         from stagealign import rewards
 
-        return rewards.load(rest, text="completion" if kind == "completion-reward" else "auto")
+        return rewards.load(rest, text="completion" if kind == "completion-reward" else "auto"), nothing_billed
     from stagealign import judge
 
-    return judge.connect(rest, str(request.judge_url))
+    asked = judge.connect(rest, str(request.judge_url), most_tokens=request.max_judge_tokens)
+    return asked, lambda: asked.server.tokens
 
 
-def open_policy(request: Request) -> tuple[Sampler, dict[str, Any], Callable[[str], int] | None]:
-    """A sampler of the policy, what identifies its samples, and its token counter (None for a served policy)."""
+@dataclass(frozen=True)
+class Policy:
+    """A policy that can be sampled."""
+
+    sampler: Sampler
+    identity: Mapping[str, Any]
+    """What identifies its samples."""
+    count: Callable[[str], int] | None = None
+    """Tokens of a text; None for a served policy."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What a user should see of it."""
+
+
+def open_policy(request: Request) -> Policy:
+    """The policy, loaded or, where it is served, asked its first questions."""
     settings = {
         "decoding": asdict(request.decoding),
         "template": request.template,
         "seed": request.seed,
         "count": COMPLETIONS,
     }
-    if request.policy_url:
-        sampler, named = _served(request)
-        return sampler, {"served": request.policy, "named": named, **settings}, None
+    return _served(request, settings) if request.policy_url else _loaded(request, settings)
+
+
+def _loaded(request: Request, settings: Mapping[str, Any]) -> Policy:
     import torch
 
     from stagealign import lm, sample
@@ -221,70 +285,21 @@ def open_policy(request: Request) -> tuple[Sampler, dict[str, Any], Callable[[st
     def count(text: str) -> int:
         return len(model.tokenizer(text, add_special_tokens=False).input_ids)
 
-    return sampler, {"weights": weights, **settings}, count
+    return Policy(sampler, {"weights": weights, **settings}, count)
 
 
-def _served(request: Request) -> tuple[Sampler, str | None]:
-    """Sampler of a policy behind an OpenAI-compatible server, and what that calls its model in a first small answer.
+def _served(request: Request, settings: Mapping[str, Any]) -> Policy:
+    from stagealign import served
 
-    A prompt that gets no answer is a failure; `GIVE_UP` of them in a row, or an answer by another model, end the run.
-    """
-    from concurrent.futures import Future, ThreadPoolExecutor
-
-    from stagealign.server import RequestFailed, Server, content_of, tokens_of
-
-    server, decoding = Server(str(request.policy_url)), request.decoding
-    settings = {"temperature": decoding.temperature, "top_p": decoding.top_p, "max_tokens": decoding.max_new_tokens}
-    who = f"policy {request.policy!r} at {server.url}"
-
-    def name_of(answer: Mapping[str, Any]) -> str | None:
-        name = answer.get("model")
-        return server.said(name) if isinstance(name, str) else None
-
-    def complete(item: Item, index: int) -> tuple[str, int, bool]:
-        messages = list(item.messages or [{"role": "user", "content": item.prompt}])
-        seed = stream(request.seed, "sample", item.key, index) % 2**31
-        answer = server.chat(str(request.policy), messages, settings | {"seed": seed})
-        if name_of(answer) != named:
-            raise StagealignError(
-                f"{who}: the server named its model {named!r} and now {name_of(answer)!r}; samples of two policies are "
-                "never mixed: name one exact version, and start again"
-            )
-        choice, text = answer["choices"][0], content_of(answer)
-        if text is None and choice["message"].get("content") is not None:
-            raise RequestFailed("answered with something else than text")
-        return text or "", tokens_of(answer, "completion_tokens"), choice.get("finish_reason") == "length"
-
-    def settled(group: Sequence["Future[tuple[str, int, bool]]"]) -> Sampled:
-        try:
-            told = [future.result() for future in group]
-        except RequestFailed as error:
-            return Sampled((), 0, 0, failed=f"policy: {error}")
-        return Sampled(tuple(t for t, _, _ in told), sum(n for _, n, _ in told), sum(cut for *_, cut in told))
+    policy = served.connect(str(request.policy), str(request.policy_url), request.decoding, request.seed)
 
     def sampler(items: Sequence[Item]) -> Iterator[Sampled]:
-        streak = 0
-        with ThreadPoolExecutor(8) as pool:
-            try:
-                futures = [[pool.submit(complete, item, j) for j in range(COMPLETIONS)] for item in items]
-                for group in futures:
-                    one = settled(group)
-                    streak = streak + 1 if one.failed else 0
-                    yield one
-                    if streak == GIVE_UP:
-                        raise StagealignError(
-                            f"{who}: {GIVE_UP} prompts in a row failed, the last with {one.failed}; all that was "
-                            "measured is kept, run the same command again when it is back"
-                        )
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        prompts = [(item.key, item.messages or [{"role": "user", "content": item.prompt}]) for item in items]
+        for one in policy.write(prompts, COMPLETIONS):
+            yield Sampled(one.completions, one.tokens, one.truncated, one.failed)
 
-    try:
-        first = server.chat(str(request.policy), [{"role": "user", "content": "Say yes."}], {"max_tokens": 1})
-    except RequestFailed as error:
-        raise StagealignError(f"{who}: {error}; see that the server runs and serves this model") from error
-    named = name_of(first)
-    return sampler, named
+    decoding = "its own top_k: the server cannot be told one" if policy.style == "plain" else "as asked"
+    return Policy(sampler, {**policy.identity, **settings}, facts={"policy decodes with": decoding})
 
 
 def write(found: Measurement, json_file: str | None, html: Path | None) -> None:

@@ -5,22 +5,28 @@ decision that was asked for is made.
 """
 
 import json
+import tempfile
 import time
+import weakref
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from stagealign.atomic import append
-from stagealign.boundary import Decision, Stage, boundary_score, cross_votes, top_vote
+import numpy as np
+
+from stagealign.boundary import BoundaryScore, Decision, Stage, boundary_score, cross_votes, pair_votes, top_vote
 from stagealign.errors import BadData
-from stagealign.judged import Contest, Judged, Oracle
-from stagealign.records import read_dicts
+from stagealign.judged import Contest, Judged, Oracle, Spent
 from stagealign.spec import fingerprint
 
 FIRST_BATCH, LARGEST_BATCH = 16, 256
 FAILURES_ALLOWED = 0.01
+COMPLETIONS, STATIC = 2, 2
+"""Candidates a prompt: sampled, the paper's number, and static, its chosen and rejected."""
 DPO_TOKEN_COST = 4
 """A token of DPO (policy forward and backward, reference forward) in forwards of a sampled token; arithmetic only."""
 PAPER_COST_SHARE = 0.032
@@ -41,7 +47,7 @@ class Sampled:
     tokens: int
     truncated: int
     failed: str | None = None
-    """Why there is nothing of this prompt: it is then never kept, counts as a failure, and the next call asks again."""
+    """Why there are no completions; the prompt then counts as a failure and is asked again on the next call."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,9 @@ class Item:
 
 
 Sampler = Callable[[Sequence[Item]], Iterable[Sampled]]
-"""What a policy wrote, one a prompt and in their order; what was given before an error is kept."""
+"""What the policy wrote, one an item and in order; one that gives them one by one loses less when it is interrupted."""
+
+Measured = tuple[Item, Sampled, Judged]
 
 
 @dataclass
@@ -65,6 +73,16 @@ class Phases:
 
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     tokens: int = 0
+    """Sampled by the policy."""
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the seconds spent inside to a phase."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.monotonic() - started
 
 
 @dataclass(frozen=True)
@@ -73,6 +91,8 @@ class Measurement:
 
     boundary_score: float
     interval: tuple[float, float]
+    interval_kind: str
+    """How `interval` is to be read: it differs with and without a decision."""
     stage: Stage
     collect: str
     prompts_used: int
@@ -82,20 +102,29 @@ class Measurement:
     decision: Mapping[str, Any] | None
     """Level, whether a stage was named, and prompts needed if not; None where no decision was asked for."""
     failures: int
+    """Prompts without a verdict: they have no vote."""
+    failure: str | None
+    """Why the first of them has none."""
     reliable: bool
     caveats: Mapping[str, float]
     data: Mapping[str, Any]
     cost: Mapping[str, Any]
     running: tuple[tuple[int, float, float, float], ...]
-    """(prompts, score, low, high) after each batch."""
+    """(prompts, score, low, high) after each batch, `interval_kind` of each."""
     sample: tuple[Mapping[str, Any], ...]
     """Some prompts with their candidates and votes."""
+    stopped: str | None = None
+    """Why the measurement ended before its prompts did, where nothing was decided; None where it did not."""
 
     @property
     def sentence(self) -> str:
         """The answer in one plain sentence."""
         low, high = self.interval
-        score = f"boundary score {self.boundary_score:.2f} [{low:.2f}, {high:.2f}] from {self.prompts_used} prompts"
+        score = f"boundary score {self.boundary_score:.2f} from {self.prompts_used} prompts"
+        if self.decision is None:
+            score += f", 95% interval {low:.2f} to {high:.2f}"
+        else:
+            score += f", between {low:.2f} and {high:.2f}, each at {self.decision['level']:.4g} however often one looks"
         if self.stage == "undecided":
             needed = (self.decision or {}).get("prompts_needed")
             more = f"; about {needed} prompts would decide it at this gap" if needed else ""
@@ -108,58 +137,97 @@ class Measurement:
 
 
 class Kept:
-    """Rows that were measured before, by prompt hash, in a JSON-lines file that only grows."""
+    """Rows that were measured before, by prompt hash, in a JSON-lines file that only grows.
+
+    In memory is only where each row starts. Without a path they lie in a temporary file.
+    """
 
     def __init__(self, path: Path | None):
         self.path = path
-        self.places: dict[str, dict[str, Any]] = {}
-        if path is not None and path.exists():
-            self._mend(path)
-            for row in read_dicts(path):
-                self.places[row["key"]] = row
+        self.places: dict[str, int] = {}
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile() if path is None else open(path, "a+b")  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
+        self._read()
 
-    @staticmethod
-    def _mend(path: Path) -> None:
-        """Cuts off a last line that an interrupt left half written."""
-        data = path.read_bytes()
-        if data and not data.endswith(b"\n"):
-            path.write_bytes(data[: data.rfind(b"\n") + 1])
+    def _read(self) -> None:
+        """Finds the rows; cuts off a last line that an interrupt left half written."""
+        self._file.seek(0)
+        end = 0
+        for line in self._file:
+            if line.endswith(b"\n"):
+                self.places[json.loads(line)["key"]] = end
+                end += len(line)
+        self._file.truncate(end)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.places
 
     def get(self, key: str) -> dict[str, Any] | None:
-        found: dict[str, Any] | None = self.places.get(key)
-        return found
+        """The row of a prompt; None where it was not measured."""
+        if key not in self.places:
+            return None
+        self._file.seek(self.places[key])
+        row: dict[str, Any] = json.loads(self._file.readline())
+        return row
 
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keeps rows, on disk before anything is made of them."""
-        if self.path is not None:
-            append(self.path, "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows))
-        self.places.update((row["key"], dict(row)) for row in rows)
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Keeps a row, on disk before anything is made of it."""
+        line = json.dumps(row, ensure_ascii=True).encode() + b"\n"
+        self._file.seek(0, 2)
+        self._file.write(line)
+        self._file.flush()
+        self.places[row["key"]] = self._file.tell() - len(line)
+
+
+class Source(Protocol):
+    """Where `measure` gets its prompts' verdicts from."""
+
+    most_votes: int
+    """Most comparisons across sources that a prompt has."""
+    phases: Phases
+
+    def measured(self, items: Sequence[Any]) -> Iterator[Measured]:
+        """Each prompt with its candidates and their verdict, in order, as they come."""
+        ...
+
+    def oracle_tokens(self) -> int:
+        """Tokens that a served oracle has billed in this call."""
+        ...
 
 
 class Meter:
     """Measures prompt by prompt; what was kept of earlier calls is not measured again."""
 
-    def __init__(self, sampler: Sampler, oracle: Oracle, sampled: Kept, verdicts: Kept):
+    def __init__(
+        self, sampler: Sampler, oracle: Oracle, sampled: Kept, verdicts: Kept, billed: Callable[[], int] = lambda: 0
+    ):
+        """`billed` tells the tokens that a served oracle has billed so far."""
         self.sampler, self.oracle = sampler, oracle
         self.sampled, self.verdicts = sampled, verdicts
+        self.oracle_tokens = billed
+        self.most_votes = COMPLETIONS * STATIC
         self.phases = Phases()
+
+    def measured(self, items: Sequence[Item]) -> Iterator[Measured]:
+        """Samples what is missing of these prompts, then gives their verdicts one by one."""
+        contests = self.contests(items)
+        for (item, sampled), verdict in zip(contests, self._judge(contests), strict=True):
+            yield item, sampled, verdict
 
     def contests(self, items: Sequence[Item]) -> list[tuple[Item, Sampled]]:
         """Each prompt with the policy's completions, sampling those that are not kept."""
-        missing = [item for item in items if self.sampled.get(item.key) is None]
+        missing = [item for item in items if item.key not in self.sampled]
         failed: dict[str, Sampled] = {}
         if missing:
-            started, rows = time.monotonic(), []
-            try:
+            with self.phases.timed("sampling"):
                 for item, one in zip(missing, self.sampler(missing), strict=True):
                     self.phases.tokens += one.tokens
                     if one.failed is None:
-                        rows.append({"key": item.key, **asdict(one)})
+                        self.sampled.add({"key": item.key, **asdict(one)})
                     else:
                         failed[item.key] = one
-            finally:
-                self.sampled.add(rows)
-            self.phases.seconds["sampling"] += time.monotonic() - started
         return [(item, failed.get(item.key) or self._sampled(item.key)) for item in items]
 
     def _sampled(self, key: str) -> Sampled:
@@ -167,28 +235,32 @@ class Meter:
         assert row is not None, key
         return Sampled(tuple(row["completions"]), row["tokens"], row["truncated"])
 
-    def judge(self, batch: Sequence[tuple[Item, Sampled]]) -> list[Judged]:
+    def _judge(self, batch: Sequence[tuple[Item, Sampled]]) -> Iterator[Judged]:
         """The oracle's verdicts, asking for those that are not kept; a failed one is asked again on the next call."""
-        failed = {item.key: Judged((), (), failed=one.failed) for item, one in batch if one.failed is not None}
-        missing = [(item, one) for item, one in batch if item.key not in failed and self.verdicts.get(item.key) is None]
-        if missing:
-            started = time.monotonic()
-            contests = [Contest(item.prompt, one.completions, item.off) for item, one in missing]
-            for (item, _), verdict in zip(missing, self.oracle.judge(contests), strict=True):
+        missing = [
+            Contest(item.prompt, one.completions, item.off)
+            for item, one in batch
+            if one.failed is None and item.key not in self.verdicts
+        ]
+        found = iter(self.oracle.judge(missing)) if missing else iter(())
+        for item, one in batch:
+            row = self.verdicts.get(item.key)
+            if one.failed is not None or row is not None:
+                yield Judged((), (), failed=one.failed) if row is None else _verdict(row)
+                continue
+            with self.phases.timed("oracle"):
+                verdict = next(found)
                 if verdict.failed is None:
-                    self.verdicts.add([{"key": item.key, **asdict(verdict)}])
-                else:
-                    failed[item.key] = verdict
-            self.phases.seconds["oracle"] += time.monotonic() - started
-        return [failed.get(item.key) or self._verdict(item.key) for item, _ in batch]
-
-    def _verdict(self, key: str) -> Judged:
-        row = dict(self.verdicts.get(key) or {})
-        row.pop("key")
-        return Judged(**row | {"on": tuple(row["on"]), "off": tuple(row["off"])})
+                    self.verdicts.add({"key": item.key, **asdict(verdict)})
+            yield verdict
 
 
-def batches(items: Sequence[Item], growing: bool) -> Iterator[Sequence[Item]]:
+def _verdict(row: dict[str, Any]) -> Judged:
+    row.pop("key")
+    return Judged(**row | {name: tuple(row.get(name, ())) for name in ("on", "off", "won")})
+
+
+def batches(items: Sequence[Any], growing: bool) -> Iterator[Sequence[Any]]:
     """The prompts in order: small batches that grow where a decision may come early, else large ones."""
     size, start = (FIRST_BATCH if growing else LARGEST_BATCH), 0
     while start < len(items):
@@ -200,17 +272,30 @@ def batches(items: Sequence[Item], growing: bool) -> Iterator[Sequence[Item]]:
 class Tally:
     """Votes and warnings over the prompts so far."""
 
-    votes: list[tuple[float, float]] = field(default_factory=list)
-    tops: list[tuple[float, float]] = field(default_factory=list)
+    votes: "array[float]" = field(default_factory=lambda: array("d"))
+    """For on and for off, a prompt after the other."""
+    tops: "array[float]" = field(default_factory=lambda: array("d"))
     counts: Counter[str] = field(default_factory=Counter)
     lengths: Counter[str] = field(default_factory=Counter)
     sample: list[Mapping[str, Any]] = field(default_factory=list)
+    failure: str | None = None
+    """Why the first prompt that failed did."""
 
-    def add(self, item: Item, sampled: Sampled, verdict: Judged) -> tuple[float, float] | None:
-        """(votes on, votes off) of one prompt; None where the oracle failed."""
-        if sampled.failed is not None:
-            self.counts["failures"] += 1
-            return None
+    @property
+    def prompts(self) -> int:
+        """Prompts that have voted."""
+        return len(self.votes) // 2
+
+    def cross(self) -> BoundaryScore:
+        """Score by all comparisons across sources."""
+        return boundary_score(np.frombuffer(self.votes).reshape(-1, 2))
+
+    def top(self) -> BoundaryScore:
+        """Score by the source of each prompt's best candidate."""
+        return boundary_score(np.frombuffer(self.tops).reshape(-1, 2))
+
+    def add(self, item: Item, sampled: Sampled, verdict: Judged) -> bool:
+        """Counts one prompt; False where the oracle failed, and there is no vote."""
         texts = (*sampled.completions, *item.off)
         self.counts["candidates"] += len(texts)
         self.counts["sampled"] += len(sampled.completions)
@@ -219,16 +304,17 @@ class Tally:
         self.counts["repeated candidates"] += len(texts) - len(set(texts))
         if verdict.failed is not None:
             self.counts["failures"] += 1
-            return None
-        on, off, ties = cross_votes(verdict.on, verdict.off)
+            self.failure = self.failure or verdict.failed
+            return False
+        on, off, ties = pair_votes(verdict.won) if verdict.won else cross_votes(verdict.on, verdict.off)
         self.counts["ties"] += ties
         self.counts["comparisons"] += len(verdict.on) * len(verdict.off)
         self.counts["cut for the oracle"] += verdict.truncated
         self.counts["asked in both orders"] += verdict.compared
         self.counts["changed with the order"] += verdict.changed
         self._length(sampled.completions, item.off, verdict)
-        self.votes.append((on, off))
-        self.tops.append(top_vote(verdict.on, verdict.off))
+        self.votes.extend((on, off))
+        self.tops.extend(top_vote(verdict.on, verdict.off))
         if len(self.sample) < 20:
             self.sample.append(
                 {
@@ -238,16 +324,19 @@ class Tally:
                     "votes": [on, off],
                 }
             )
-        return on, off
+        return True
 
     def _length(self, ours: Sequence[str], theirs: Sequence[str], verdict: Judged) -> None:
-        for text, score in zip(ours, verdict.on, strict=True):
-            for other, rival in zip(theirs, verdict.off, strict=True):
-                if score != rival:
-                    winner, loser = (text, other) if score > rival else (other, text)
-                    self.lengths["winners"] += len(winner)
-                    self.lengths["losers"] += len(loser)
-                    self.lengths["pairs"] += 1
+        scores = [(a, b) for a in verdict.on for b in verdict.off]
+        if verdict.won:
+            scores = [(share, 0.5) for share in verdict.won]
+        texts = ((text, other) for text in ours for other in theirs)
+        for (text, other), (score, rival) in zip(texts, scores, strict=True):
+            if score != rival:
+                winner, loser = (text, other) if score > rival else (other, text)
+                self.lengths["winners"] += len(winner)
+                self.lengths["losers"] += len(loser)
+                self.lengths["pairs"] += 1
 
     def caveats(self) -> dict[str, float]:
         """Shares (0 to 1) of what could mislead, and mean lengths of winners and losers in characters."""
@@ -268,9 +357,37 @@ class Tally:
         }
 
 
+@dataclass(frozen=True)
+class Looks:
+    """The decision that was asked for, by both readings of the votes."""
+
+    level: float
+    cross: Decision
+    top: Decision
+
+    @classmethod
+    def at(cls, level: float, most_votes: int) -> "Looks":
+        return cls(level, Decision(float(most_votes), 1 - level), Decision(1.0, 1 - level))
+
+    def add(self, tally: Tally) -> None:
+        """Takes note of the prompt that was counted last."""
+        self.cross.update(*tally.votes[-2:])
+        self.top.update(*tally.tops[-2:])
+
+    @property
+    def kind(self) -> str:
+        return (
+            f"anytime-valid: each end holds at {self.level:.4g} however often one looks, "
+            f"both together at {2 * self.level - 1:.4g}"
+        )
+
+
+FIXED = "95% over prompts, if their number was fixed beforehand"
+
+
 def measure(
-    items: Sequence[Item],
-    meter: Meter,
+    items: Sequence[Any],
+    source: Source,
     data: Mapping[str, Any],
     decide: float | None = None,
     heard: Callable[[int, int, float], None] = lambda done, total, score: None,
@@ -278,74 +395,89 @@ def measure(
 ) -> Measurement:
     """The measurement over `items`, in their order; with `decide` (0.95, say) it stops when a stage can be named.
 
-    `heard` is told prompts done, prompts in all and the score so far, after each batch. KeyboardInterrupt gives what is
-    known so far. `epoch_tokens`: tokens that one DPO epoch on the same data would train on, for the cost share.
+    `heard` is told prompts done, prompts in all and the score so far, after each batch. KeyboardInterrupt, and an
+    oracle's `Spent`, give what is known so far. `epoch_tokens`: tokens that one DPO epoch on the same data would train
+    on, for the cost share. Nothing here grows with the number of prompts but a few numbers for each.
     """
     if not items:
         raise BadData("data: no prompt is left to measure")
-    most = max(len(item.off) for item in items) * 2
-    decision = Decision(float(most), 1 - decide) if decide is not None else None
-    tally, running = Tally(), []
+    looks = Looks.at(decide, source.most_votes) if decide is not None else None
+    tally, running, stopped = Tally(), [], None
     try:
         for batch in batches(items, growing=decide is not None):
-            contests = meter.contests(batch)
-            for (item, sampled), verdict in zip(contests, meter.judge(contests), strict=True):
-                votes = tally.add(item, sampled, verdict)
-                if votes is not None and decision is not None:
-                    decision.update(*votes)
-            if tally.votes:
-                now = boundary_score(tally.votes)
-                interval = decision.interval if decision else now.interval
-                running.append((len(tally.votes), now.score, *interval))
-                heard(len(tally.votes), len(items), now.score)
-            if decision is not None and decision.stage != "undecided":
+            for one in source.measured(batch):
+                if tally.add(*one) and looks is not None:
+                    looks.add(tally)
+            if tally.prompts:
+                running.append(_look(tally, looks))
+                heard(tally.prompts, len(items), running[-1][1])
+            if looks is not None and looks.cross.stage != "undecided":
                 break
-    except KeyboardInterrupt:
-        if not tally.votes:
+    except (KeyboardInterrupt, Spent) as error:
+        if not tally.prompts:
             raise
-    return conclude(tally, decision, decide, meter, data, running, epoch_tokens)
+        stopped = str(error) or "interrupted"
+        if not running or running[-1][0] != tally.prompts:
+            running.append(_look(tally, looks))
+    return conclude(tally, looks, source, data, running, epoch_tokens, stopped)
+
+
+def _look(tally: Tally, looks: Looks | None) -> tuple[int, float, float, float]:
+    now = tally.cross()
+    return tally.prompts, now.score, *(looks.cross.interval if looks else now.interval)
 
 
 def conclude(
     tally: Tally,
-    decision: Decision | None,
-    level: float | None,
-    meter: Meter,
+    looks: Looks | None,
+    source: Source,
     data: Mapping[str, Any],
     running: Sequence[tuple[int, float, float, float]],
     epoch_tokens: float | None,
+    stopped: str | None = None,
 ) -> Measurement:
     """The answer from what was counted."""
-    if not tally.votes:
-        raise BadData(f"oracle or policy: failed on all {tally.counts['failures']} prompts; nothing was measured")
-    cross, top = boundary_score(tally.votes), boundary_score(tally.tops)
-    stage: Stage = decision.stage if decision is not None else cross.stage
+    if not tally.prompts:
+        raise BadData(
+            f"oracle: it failed on all {tally.counts['failures']} prompts, the first with {tally.failure}; nothing was "
+            "measured"
+        )
+    cross, top = tally.cross(), tally.top()
+    stage = looks.cross.stage if looks else cross.stage
     failures = tally.counts["failures"]
-    asked = len(tally.votes) + failures
-    share = meter.phases.tokens / (DPO_TOKEN_COST * epoch_tokens) if epoch_tokens else None
+    phases = source.phases
     return Measurement(
         boundary_score=cross.score,
-        interval=decision.interval if decision is not None else cross.interval,
+        interval=looks.cross.interval if looks else cross.interval,
+        interval_kind=looks.kind if looks else FIXED,
         stage=stage,
         collect=ADVICE[stage],
-        prompts_used=len(tally.votes),
+        prompts_used=tally.prompts,
         votes={"on": cross.votes_on, "off": cross.votes_off, "ties": tally.counts["ties"]},
-        top_candidate={"score": top.score, "interval": top.interval},
+        top_candidate={"score": top.score, "interval": looks.top.interval if looks else top.interval},
         decision=None
-        if decision is None
-        else {"level": level, "decided": stage != "undecided", "prompts_needed": decision.prompts_needed()},
+        if looks is None
+        else {
+            "level": looks.level,
+            "decided": stage != "undecided",
+            "prompts_needed": looks.cross.prompts_needed(),
+            "consistent": looks.cross.consistent,
+        },
         failures=failures,
-        reliable=failures <= FAILURES_ALLOWED * asked,
+        failure=tally.failure,
+        reliable=failures <= FAILURES_ALLOWED * (tally.prompts + failures),
         caveats=tally.caveats(),
         data=data,
         cost={
-            "sampled_tokens": meter.phases.tokens,
-            "seconds": {name: round(value, 2) for name, value in meter.phases.seconds.items()},
-            "share_of_dpo_epoch": share,
+            "sampled_tokens": phases.tokens,
+            "oracle_tokens": source.oracle_tokens(),
+            "seconds": {name: round(value, 2) for name, value in phases.seconds.items()},
+            "share_of_dpo_epoch": phases.tokens / (DPO_TOKEN_COST * epoch_tokens) if epoch_tokens else None,
             "paper_share": PAPER_COST_SHARE,
         },
         running=tuple(running),
         sample=tuple(tally.sample),
+        stopped=stopped,
     )
 
 

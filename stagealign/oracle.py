@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from stagealign.boundary import cross_votes, top_vote
-from stagealign.errors import BadData
-from stagealign.records import Candidate, Drops, Pair, by_prompt, prompt_hash, read_dicts, read_rows, write_rows
+from stagealign.labels import to_pairs, to_votes
+from stagealign.records import Candidate, by_prompt, read_dicts, read_rows, write_rows
 from stagealign.statistics import spearman
 from stagealign.store import Work
 
@@ -73,75 +72,23 @@ def score(candidates: Sequence[Candidate], work: Work) -> list[float]:
 
 
 def rank(work: Work) -> dict[str, Any]:
-    """Builder of `pairs`: the better of a prompt's two candidates is chosen; a tie goes to the second, as in the paper.
-
-    Source: the authors' labelling script. Pairs that cannot teach are dropped and counted.
-    """
-    candidates = read_rows(work.inputs["candidates"] / "candidates.jsonl", Candidate)
-    scores = score(candidates, work)
-    ranked = {id(candidate): value for candidate, value in zip(candidates, scores, strict=True)}
-    pairs, drops, ties = [], Drops(), 0
-    groups = by_prompt(candidates)
-    for prompt, (first, second) in groups.items():
-        if not first.completion or not second.completion:
-            drops["empty completion"] += 1
-        elif first.completion == second.completion:
-            drops["chosen equals rejected"] += 1
-        else:
-            margin = ranked[id(first)] - ranked[id(second)]
-            ties += margin == 0
-            chosen, rejected = (first, second) if margin > 0 else (second, first)
-            pairs.append(
-                Pair(
-                    prompt,
-                    chosen.completion,
-                    rejected.completion,
-                    chosen.source,
-                    abs(margin),
-                    chosen.truncated,
-                    rejected.truncated,
-                )
-            )
-    drops.check(len(groups), len(pairs))
-    if not pairs:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in drops.items()) or "the file is empty"
-        raise BadData(
-            f"{work.inputs['candidates'] / 'candidates.jsonl'}: no usable pair among {len(groups)} prompts "
-            f"({reasons}); look at the candidates and at the policy that wrote them"
-        )
+    """Builder of `pairs`: see `labels.to_pairs`."""
+    file = work.inputs["candidates"] / "candidates.jsonl"
+    candidates = read_rows(file, Candidate)
+    pairs, facts = to_pairs(candidates, dict(zip(map(id, candidates), score(candidates, work), strict=True)), str(file))
     write_rows(work.out / "pairs.jsonl", pairs)
-    margins = [pair.margin for pair in pairs]
-    return {
-        "pairs": len(pairs),
-        "ties": ties,
-        "margin": round(float(np.mean(margins)), 4),
-        "truncated": sum(pair.chosen_truncated + pair.rejected_truncated for pair in pairs),
-        "drops": dict(drops),
-    }
+    return facts
 
 
 def votes(work: Work) -> dict[str, Any]:
     """Builder of `votes`: each prompt's on-policy completions against its static candidates, under the oracle."""
     on = read_rows(work.inputs["completions"] / "candidates.jsonl", Candidate)
     off = by_prompt(read_rows(work.inputs["static"] / "candidates.jsonl", Candidate))
-    on_scores = dict(zip(map(id, on), score(on, work), strict=True))
     flat = [candidate for group in off.values() for candidate in group]
-    off_scores = dict(zip(map(id, flat), score(flat, work), strict=True))
-    rows = []
-    for prompt, group in by_prompt(on).items():
-        ours = [on_scores[id(candidate)] for candidate in group]
-        theirs = [off_scores[id(candidate)] for candidate in off[prompt]]
-        votes_on, votes_off, ties = cross_votes(ours, theirs)
-        top_on, top_off = top_vote(ours, theirs)
-        rows.append(
-            {
-                "prompt": prompt_hash(prompt),
-                "on": votes_on,
-                "off": votes_off,
-                "ties": ties,
-                "top_on": top_on,
-                "top_off": top_off,
-            }
-        )
+    scores = {id(one): value for texts in (on, flat) for one, value in zip(texts, score(texts, work), strict=True)}
+    rows = [
+        to_votes(prompt, [scores[id(one)] for one in group], [scores[id(one)] for one in off[prompt]])
+        for prompt, group in by_prompt(on).items()
+    ]
     write_rows(work.out / "votes.jsonl", rows)
     return {"prompts": len(rows)}

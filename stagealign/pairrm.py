@@ -23,8 +23,11 @@ from stagealign.checkpoints import (
     read_weights,
     weights_identity,
 )
-from stagealign.errors import StagealignError
+from stagealign.errors import BadData, StagealignError
 from stagealign.judged import Contest, Judged
+from stagealign.labels import to_pairs, to_votes, unusable
+from stagealign.records import Candidate, by_prompt, read_rows, write_rows
+from stagealign.store import Work
 
 PUBLISHED = "llm-blender/PairRM-hf"
 PROMPT_TOKENS, CANDIDATE_TOKENS, ALL_TOKENS = 1224, 412, 2048
@@ -85,8 +88,9 @@ class PairRMOracle:
     """Oracle of the boundary meter that ranks a prompt's candidates by PairRM.
 
     Each pair is asked in both orders: a beats b by (logit(a, b) - logit(b, a)) / 2, which changes its sign with the
-    order. A candidate's score is the mean of what it beats each other candidate by, those of its own source included,
-    as in the paper's one listwise ranking of four. Equal texts tie without being asked.
+    order. Each pair across the two sources votes for itself. A candidate's score, which the reading by the top
+    candidate uses, is the mean of what it beats each other candidate by, those of its own source included, as in the
+    paper's one listwise ranking of four. Equal texts tie without being asked.
 
     A prompt is cut to 1,224 tokens. What it leaves of 2,048 is halved between the two candidates, so each has at least
     412, as in the checkpoint's README; the library's limit depended on the longest prompt of a batch. Marks and
@@ -116,7 +120,7 @@ class PairRMOracle:
     def identity(self) -> Mapping[str, Any]:
         return {
             "kind": "pairrm",
-            "version": 1,
+            "version": 2,
             "weights": self.weights,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "limits": [PROMPT_TOKENS, CANDIDATE_TOKENS, ALL_TOKENS],
@@ -186,9 +190,11 @@ def verdict(
     place = {text: i for i, text in enumerate(unique)}
     places = [place[text] for text in (*contest.on, *contest.off)]
     scores = tuple(sum(beats[i, j] for j in places) / max(1, len(places) - 1) for i in places)
+    ours, theirs = places[: len(contest.on)], places[len(contest.on) :]
     return Judged(
         on=scores[: len(contest.on)],
         off=scores[len(contest.on) :],
+        won=tuple((1.0 if beats[i, j] > 0 else 0.5 if beats[i, j] == 0 else 0.0) for i in ours for j in theirs),
         compared=len(logits),
         changed=sum((there > 0) != (back < 0) for there, back in logits.values()),
         truncated=sum(cut[i] for i in places),
@@ -221,3 +227,63 @@ def load(
         raise StagealignError(f"checkpoint {name!r}: its tokenizer has no [CLS] or [SEP] token; {hint}")
     model = read_weights(PairRM, name, config, revision, dtype)
     return PairRMOracle(model, tokenizer, weights_identity(name, config), batch_tokens)
+
+
+INSTRUCTION = "Finish the following coversation in each i-th turn by filling in <Response i> with your response."
+"""What PairRM reads before a labelled prompt, as its checkpoint's README spells it."""
+
+
+def fetch(work: Work) -> dict[str, Any]:
+    """Builder of `oracle` where it is PairRM: the published weights, checked; the record says which commit it was."""
+    oracle = load(work.params["weights"], work.params["revision"])
+    oracle.model.save_pretrained(work.out)
+    oracle.tokenizer.save_pretrained(work.out)
+    return {"weights": oracle.weights, "revision": oracle.weights.partition("@")[2], "spearman": None}
+
+
+def rank(work: Work) -> dict[str, Any]:
+    """Builder of `pairs`: PairRM prefers one of a prompt's two candidates, both orders averaged; see `labels.to_pairs`.
+
+    Prompt and candidates are wrapped as one turn of a conversation, as the authors' labelling does.
+    """
+    file = work.inputs["candidates"] / "candidates.jsonl"
+    candidates = read_rows(file, Candidate)
+    asked = [group for group in by_prompt(candidates).values() if not unusable(*group)]
+    contests = [
+        Contest(
+            f"{INSTRUCTION}USER: {group[0].prompt}\nAssistant: <Response 1>",
+            tuple(f"<Response 1>: {one.completion}" for one in group),
+            (),
+        )
+        for group in asked
+    ]
+    scores: dict[int, float] = {}
+    truncated = 0
+    for group, found in zip(asked, _judged(work, contests), strict=True):
+        scores |= zip(map(id, group), found.on, strict=True)
+        truncated += found.truncated
+    pairs, facts = to_pairs(candidates, scores, str(file))
+    write_rows(work.out / "pairs.jsonl", pairs)
+    return facts | {"truncated_for_oracle": truncated}
+
+
+def votes(work: Work) -> dict[str, Any]:
+    """Builder of `votes`: one listwise ranking of a prompt's on-policy and static candidates, on the raw prompt."""
+    on = by_prompt(read_rows(work.inputs["completions"] / "candidates.jsonl", Candidate))
+    off = by_prompt(read_rows(work.inputs["static"] / "candidates.jsonl", Candidate))
+    contests = [
+        Contest(prompt, *(tuple(one.completion for one in side) for side in (group, off[prompt])))
+        for prompt, group in on.items()
+    ]
+    judged = list(_judged(work, contests))
+    rows = [to_votes(contest.prompt, found.on, found.off) for contest, found in zip(contests, judged, strict=True)]
+    write_rows(work.out / "votes.jsonl", rows)
+    return {"prompts": len(rows), "truncated_for_oracle": sum(found.truncated for found in judged)}
+
+
+def _judged(work: Work, contests: Sequence[Contest]) -> Iterator[Judged]:
+    """PairRM's verdicts. Raises BadData for one that failed: a label is never made up."""
+    for contest, found in zip(contests, load(str(work.inputs["oracle"])).judge(contests), strict=True):
+        if found.failed:
+            raise BadData(f"prompt {contest.prompt[-60:]!r}: {found.failed}; look at its candidates")
+        yield found

@@ -11,9 +11,10 @@ from typing import Any
 
 from stagealign import registry
 from stagealign.claims import cited
+from stagealign.mirrors import content_of
 from stagealign.records import Candidate, prompt_hash, read_rows
 from stagealign.results import SCHEMA, Result
-from stagealign.spec import Cell, Source, fingerprint, plain, stream
+from stagealign.spec import Cell, Method, Source, fingerprint, plain, stream
 from stagealign.store import Artifact, Builder, Store
 
 FACTS = ("seconds", "peak_memory_mib", "hardware", "threads", "commit", "dirty", "versions")
@@ -39,6 +40,7 @@ BUILDERS = {
     "policy": Builder("stagealign.train:build_policy"),
     "scores": Builder("stagealign.evaluate:score"),
     "data": Builder("stagealign.describe:measure"),
+    "capability": Builder("stagealign.capability:measure"),
 }
 
 TASKS: Mapping[str, Mapping[str, Builder]] = {
@@ -55,12 +57,26 @@ TASKS: Mapping[str, Mapping[str, Builder]] = {
         "oracle": Builder("stagealign.oracle:fit_letters"),
         "gold": Builder("stagealign.evaluate:fit_vowels"),
     },
+    "ultrafeedback": {
+        "prompts": Builder("stagealign.ultrafeedback:build_prompts"),
+        "static": Builder("stagealign.ultrafeedback:build_static"),
+        "reviews": Builder("stagealign.ultrafeedback:build_sft"),
+        "weights": Builder("stagealign.sft:build_checkpoint"),
+        "oracle": Builder("stagealign.pairrm:fetch"),
+        "pairs": Builder("stagealign.pairrm:rank"),
+        "votes": Builder("stagealign.pairrm:votes"),
+        "embeddings": Builder("stagealign.describe:embed"),
+        "gold": Builder("stagealign.alpaca_eval:prepare"),
+        "scores": Builder("stagealign.alpaca_eval:score"),
+    },
 }
+"""A task may have a builder of its own for any kind; `plan.check_machine` names those that are not there."""
 
 SECONDS = {
     "weights": 31, "shape": 6, "start": 118, "link": 1, "reviews": 1, "prompts": 1, "ratings": 1, "oracle": 3,
     "gold": 240, "static": 2, "candidates": 40, "completions": 32, "pairs": 1, "votes": 1, "trunk": 21, "reference": 8,
     "policy": 32, "scores": 16, "embeddings": 3, "data": 1,
+    "capability": 15,
 }  # fmt: skip
 """Expected seconds of each kind at lab scale on one core, measured; only the time left is computed from them."""
 
@@ -100,6 +116,8 @@ class Run:
     weights: Artifact
     rounds: tuple[tuple[Step, ...], ...]
     """A tuple of steps a round, one a learning rate: the last round has the ladder, the others the recorded rate."""
+    abilities: tuple[Artifact, ...]
+    """Capability of the start and of what each round ends with at the recorded rate; none where not asked for."""
 
     @property
     def id(self) -> str:
@@ -111,12 +129,18 @@ class Run:
         steps = [step for steps in self.rounds for step in steps]
         described = {steps[0].data.path: steps[0].data for steps in self.rounds}
         scores = (step.scores for step in steps)
-        return [self.start_scores, *scores, *(step.policy for step in steps), *described.values()]
+        policies = (step.policy for step in steps)
+        return [self.start_scores, *scores, *policies, *described.values(), *self.abilities]
 
     @property
     def rungs(self) -> set[str]:
         """Fingerprints of the rungs that a complete result of this run holds."""
         return {step.fingerprint for steps in self.rounds for step in steps}
+
+    @property
+    def measured(self) -> set[str]:
+        """Fingerprints of the capability entries that a complete result of this run holds."""
+        return {artifact.fingerprint for artifact in self.abilities}
 
     @property
     def artifacts(self) -> dict[str, Artifact]:
@@ -127,9 +151,9 @@ class Run:
         return found
 
 
-def plan_run(cell: Cell, seed: int, demo: bool = False) -> Run:
-    """Every artifact of one run; `demo` keeps only the recorded learning rate."""
-    return _Lines(cell, seed).run(demo)
+def plan_run(cell: Cell, seed: int, demo: bool = False, capability: bool = False) -> Run:
+    """Every artifact of one run; `demo` keeps only the recorded learning rate, `capability` adds what measures it."""
+    return _Lines(cell, seed).run(demo, capability)
 
 
 class _Lines:
@@ -139,7 +163,12 @@ class _Lines:
         self.cell, self.seed, self.scale = cell, seed, cell.scale
         self.training, self.preference = cell.scale.training, cell.scale.preference
         task, evaluation = TASKS[self.scale.task], self.scale.evaluation
-        sizes = {"test_prompts": evaluation.test_prompts, "validation_prompts": evaluation.validation_prompts}
+        sizes: dict[str, Any] = {
+            "test_prompts": evaluation.test_prompts,
+            "validation_prompts": evaluation.validation_prompts,
+        }
+        if self.scale.data:
+            sizes |= {"data": self.scale.data, "content": content_of(self.scale.data)}
         self.task = task
         self.shared = self.scale.key
         self.asked = f"{self.shared}/{self.preference.key}"
@@ -148,12 +177,18 @@ class _Lines:
             "ratings": self._make("ratings", f"{self.shared}/ratings", BUILDERS["ratings"], {}, films=self.prompts)
         }
         learned = learned if self.scale.task == "films" else {}
-        self.oracle = self._make("oracle", f"{self.shared}/oracle", task["oracle"], {"alpha": 1.0}, **learned)
+        weights = self.scale.oracle_weights
+        fitted = {"alpha": 1.0} if weights is None else {"weights": weights, "revision": None}
+        self.oracle = self._make("oracle", f"{self.shared}/oracle", task["oracle"], fitted, **learned)
         fine_tuning = {"batch": 32, "learning_rate": 1e-4, "seed": 0}
         self.gold = self._make("gold", f"{self.shared}/gold", task["gold"], fine_tuning, **learned)
         self.held_out = self._static("held-out", HELD_OUT, None, 1)
         self.weights = self._weights()
         self.start = self._start()
+
+    def _builder(self, kind: str) -> Builder:
+        """The task's own builder of a kind, else everyone's."""
+        return self.task.get(kind) or BUILDERS[kind]
 
     def _make(self, kind: str, path: str, builder: Builder, params: Mapping[str, Any], **inputs: Artifact) -> Artifact:
         return Artifact(path, builder, params, inputs, SECONDS[kind])
@@ -166,8 +201,12 @@ class _Lines:
             return self._make(
                 "weights", f"{self.shared}/{asset}", BUILDERS["weights"], {"asset": asset, "dtype": dtype}
             )
+        revision = self.cell.checkpoint.revision
+        if "weights" in self.task:
+            folder = f"{self.shared}/{source.rpartition('/')[2]}"
+            return self._make("weights", folder, self.task["weights"], {"checkpoint": source, "revision": revision})
         layers = self.training.trained_layers
-        shape = {"checkpoint": source, "revision": self.cell.checkpoint.revision, "seed": 0, "trained_layers": layers}
+        shape = {"checkpoint": source, "revision": revision, "seed": 0, "trained_layers": layers}
         return self._make("shape", f"{self.shared}/{source.rpartition('/')[2]}", BUILDERS["shape"], shape)
 
     def _start(self) -> Artifact:
@@ -175,23 +214,31 @@ class _Lines:
         sft = self.cell.checkpoint.sft
         if sft is None:
             return self._make("link", f"{folder}/start", BUILDERS["link"], {}, weights=self.weights)
-        share = {"rows": sft.rows, "rotten_share": sft.rotten_share, "seed": self.seed}
-        reviews = self._make("reviews", f"{folder}/reviews", BUILDERS["reviews"], share, films=self.prompts)
+        if sft.revision is None:
+            share = {"rows": sft.rows, "rotten_share": sft.rotten_share, "seed": self.seed}
+            reviews = self._make("reviews", f"{folder}/reviews", BUILDERS["reviews"], share, films=self.prompts)
+        else:
+            data = f"{sft.data}@{sft.revision}"
+            every = {"data": data, "content": content_of(data), "rows": sft.rows}
+            reviews = self._make("reviews", f"{self.shared}/conversations", self._builder("reviews"), every)
         params = {
             "epochs": sft.epochs,
             "learning_rate": sft.learning_rate,
             "batch": sft.batch,
-            "max_length": self.training.max_length,
+            "max_length": sft.max_length or self.training.max_length,
             "trained_layers": self.training.trained_layers,
             "dtype": self.training.dtype,
             "seed": self.seed,
         }
+        if self.cell.checkpoint.template:
+            params["template"] = self.cell.checkpoint.template
         return self._make("start", f"{folder}/start", BUILDERS["start"], params, weights=self.weights, reviews=reviews)
 
-    def run(self, demo: bool) -> Run:
+    def run(self, demo: bool, capability: bool) -> Run:
         """The run's rounds, each from the recorded learning rate of the round before."""
         start_scores = self._scores(self.start, None)
         policy, scores, rounds = self.start, start_scores, []
+        ends = [policy]
         for number, source in enumerate(self.cell.sources, 1):
             recorded = self.training.rate(source)
             rates = self.training.ladder if number == len(self.cell.sources) and not demo else (recorded,)
@@ -199,7 +246,16 @@ class _Lines:
             rounds.append(steps)
             chosen = self._step(number, recorded, policy, scores)
             policy, scores = chosen.policy, chosen.scores
-        return Run(self.cell, self.seed, self.start, start_scores, self.oracle, self.gold, self.weights, tuple(rounds))
+            ends.append(policy)
+        abilities = tuple(self._capability(one) for one in ends) if capability else ()
+        made = (self.oracle, self.gold, self.weights)
+        return Run(self.cell, self.seed, self.start, start_scores, *made, tuple(rounds), abilities)
+
+    def _capability(self, policy: Artifact) -> Artifact:
+        """What a policy can do besides; it stands beside the policy, as it knows no preference."""
+        params = {"tasks": self.scale.evaluation.capability, "dtype": self.training.dtype}
+        where = policy.path.rpartition("/")[0]
+        return self._make("capability", f"{where}/capability", BUILDERS["capability"], params, policy=policy)
 
     def _step(self, number: int, rate: float, start: Artifact, start_scores: Artifact) -> Step:
         source = self.cell.sources[number - 1]
@@ -207,7 +263,7 @@ class _Lines:
         where = candidates.path.removesuffix("/candidates")
         labels = {"oracle": self.preference.oracle, "sign": self.preference.sign}
         pairs = self._make(
-            "pairs", f"{where}/pairs", BUILDERS["pairs"], labels, candidates=candidates, oracle=self.oracle
+            "pairs", f"{where}/pairs", self._builder("pairs"), labels, candidates=candidates, oracle=self.oracle
         )
         known = {"max_length": self.training.max_length, "dtype": self.training.dtype}
         layers = {"trained_layers": self.training.trained_layers}
@@ -216,12 +272,19 @@ class _Lines:
             trunk["trunk"] = self._make(
                 "trunk", f"{where}/trunk", BUILDERS["trunk"], known | layers, weights=self.weights, pairs=pairs
             )
-        here = self._folder(number, source, start)
-        reference = self._make(
+        here, method = self._folder(number, source, start), self._method(number)
+        own = self._make(
             "reference", f"{here}/reference", BUILDERS["reference"], known | layers, policy=start, pairs=pairs, **trunk
         )
+        first = {"policy": self.start, "pairs": pairs, **trunk}
+        of_start = f"{here}/first" if where == here else self._folder(self._set(number), source, self.start)
+        reference = (
+            own
+            if method.reference == "round"
+            else self._make("reference", f"{of_start}/reference", BUILDERS["reference"], known | layers, **first)
+        )
         params = {
-            "method": replace(self.cell.method, assumed={}),
+            "method": replace(method, assumed={}),
             "training": {
                 name: value
                 for name, value in plain(self.training).items()
@@ -230,7 +293,7 @@ class _Lines:
             "learning_rate": rate,
             "seed": stream(self.seed, "order", number),
         }
-        folder = f"{here}/{self.cell.method.key}/lr{rate:g}"
+        folder = f"{here}/{method.key}/lr{rate:g}"
         policy = self._make(
             "policy",
             f"{folder}/policy",
@@ -242,14 +305,21 @@ class _Lines:
             **trunk,
         )
         scores = self._scores(policy, start)
-        data = self._data(number, where, here, candidates=candidates, pairs=pairs, reference=reference, policy=start)
+        data = self._data(number, where, here, candidates=candidates, pairs=pairs, reference=own, policy=start)
         return Step(number, source, rate, start, pairs, reference, policy, scores, start_scores, data)
+
+    def _method(self, number: int) -> Method:
+        """The method of one round: a variant of the reference alone is its method in round 1, where both are one."""
+        method = self.cell.method
+        if number == 1 and method.reference != "round" and method.variant_of:
+            return registry.METHODS[self.scale.key][method.variant_of]
+        return method
 
     def _data(self, number: int, where: str, here: str, **made: Artifact) -> Artifact:
         """What one round's data is like: its texts once for all who train on them, their likelihood by start policy."""
         labels = {"oracle": self.preference.oracle, "sign": self.preference.sign}
         pool = {"completions": made["candidates"], "static": self._pool(number), "oracle": self.oracle}
-        made["votes"] = self._make("votes", f"{where}/votes", BUILDERS["votes"], labels, **pool)
+        made["votes"] = self._make("votes", f"{where}/votes", self._builder("votes"), labels, **pool)
         if "embeddings" in self.task:
             builder, encoder = self.task["embeddings"], {"asset": "minilm"}
             made["embeddings"] = self._make(
@@ -278,7 +348,7 @@ class _Lines:
             checkpoint = registry.CHECKPOINTS[self.scale.key][source.sampled_from]
             other = replace(self.cell, model=registry.MODELS[source.sampled_from], checkpoint=checkpoint)
             writer = _Lines(other, self.seed)
-            return writer._candidates(number, registry.SOURCES["on"], writer.start)
+            return writer._candidates(self._set(number), registry.SOURCES["on"], writer.start)
         if not source.on_policy:
             return static
         return self._sample(
@@ -287,7 +357,13 @@ class _Lines:
 
     def _pool(self, number: int) -> Artifact:
         """Static candidates of one round's prompts."""
-        return self._static(f"static{number}", ("train",), self.training.pairs, number)
+        prompts = self.training.pairs if self.training.fresh_prompts else None
+        number = self._set(number)
+        return self._static(f"static{number}", ("train",), prompts, number)
+
+    def _set(self, number: int) -> int:
+        """Which set of prompts a round has: its own, or the only one."""
+        return number if self.training.fresh_prompts else 1
 
     def _static(self, name: str, splits: tuple[str, ...], prompts: int | None, number: int) -> Artifact:
         params = {
@@ -323,7 +399,7 @@ class _Lines:
         votes = self._make(
             "votes",
             f"{folder}/votes",
-            BUILDERS["votes"],
+            self._builder("votes"),
             labels,
             completions=completions,
             static=self.held_out,
@@ -338,7 +414,7 @@ class _Lines:
         inputs = {"completions": completions, "static": self.held_out, "votes": votes, "gold": self.gold}
         if reference is not None:
             inputs |= {"policy": policy, "reference": reference}
-        return self._make("scores", f"{folder}/scores", BUILDERS["scores"], params, **inputs)
+        return self._make("scores", f"{folder}/scores", self._builder("scores"), params, **inputs)
 
 
 def result(run: Run, store: Store, fresh: set[str] | None = None) -> Result:
@@ -380,6 +456,7 @@ def result(run: Run, store: Store, fresh: set[str] | None = None) -> Result:
         "start": _scores(run.start_scores, store),
         "rounds": rounds,
         "samples": _samples(run, store),
+        **({"capability": _abilities(run, store)} if run.abilities else {}),
     }
 
 
@@ -437,6 +514,18 @@ def _scores(scores: Artifact, store: Store) -> dict[str, Any]:
 def _read(artifact: Artifact, name: str, store: Store) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((store.folder(artifact) / name).read_text(encoding="utf-8"))
     return loaded
+
+
+def _abilities(run: Run, store: Store) -> dict[str, Any]:
+    """Capability of the start and of the policy that each round ends with, each with what it is known by."""
+    return {
+        f"round {number}" if number else "start": {
+            "fingerprint": artifact.fingerprint,
+            "policy": artifact.inputs["policy"].fingerprint,
+            **_read(artifact, "capability.json", store),
+        }
+        for number, artifact in enumerate(run.abilities)
+    }
 
 
 def _samples(run: Run, store: Store) -> list[dict[str, Any]]:

@@ -1,13 +1,18 @@
 """Runs -> unique artifacts: what exists, what would be built, in which order and how long it takes."""
 
+import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
 
+from stagealign.cost import ALPACA_EVAL
 from stagealign.errors import CannotRun
-from stagealign.pipeline import TASKS, Run, plan_run
+from stagealign.pipeline import Run, plan_run
 from stagealign.spec import Cell, Scale
-from stagealign.store import Artifact, Store
+from stagealign.store import Artifact, Store, default_home
 
 
 @dataclass(frozen=True)
@@ -41,13 +46,14 @@ def make_plan(
     seeds: Sequence[int],
     store: Store,
     demo: bool = False,
+    capability: bool = False,
     stands: Callable[[Run], bool] = lambda run: False,
 ) -> Plan:
     """The plan of all cells with all seeds, without the runs whose results `stands` says are there already.
 
     Raises StoreDrift where the store holds an artifact of another spec, before anything is built.
     """
-    asked = tuple(plan_run(cell, seed, demo) for seed in seeds for cell in cells)
+    asked = tuple(plan_run(cell, seed, demo, capability) for seed in seeds for cell in cells)
     standing = tuple(run for run in asked if stands(run))
     runs = tuple(run for run in asked if run not in standing)
     artifacts: dict[str, Artifact] = {}
@@ -66,33 +72,54 @@ def check_machine(scale: Scale, cells: Iterable[Cell]) -> None:
     """Raises CannotRun, naming everything that is missing, where this machine cannot do the scale."""
     if scale.key != "paper":
         return
-    import os
-    import shutil
-
     cells = list(cells)
-    missing = []
-    bytes_needed = max(cell.checkpoint.parameters for cell in cells) * 16
-    memory = _gpu_memory()
-    if memory is None:
-        missing.append("a GPU: none was found (`nvidia-smi`)")
-    elif memory < bytes_needed:
-        missing.append(
-            f"GPU memory: {bytes_needed / 2**30:.0f} GiB for full fine-tuning, {memory / 2**30:.0f} GiB found"
-        )
-    disk = 2 * sum({cell.checkpoint.source: cell.checkpoint.parameters * 2 for cell in cells}.values())
-    free = shutil.disk_usage(os.path.expanduser("~")).free
-    if free < disk:
-        missing.append(f"disk: {disk / 2**30:.0f} GiB for weights, {free / 2**30:.0f} GiB free")
-    gated = sorted({cell.checkpoint.source for cell in cells if cell.checkpoint.gated})
-    if gated and not os.environ.get("HF_TOKEN"):
-        missing.append(f"access to gated weights: {', '.join(gated)} (accept the licence, then set HF_TOKEN)")
-    if scale.task not in TASKS:
-        missing.append(
-            f"the data source {scale.task!r} and the oracle {scale.preference.oracle!r}: not part of this version"
-        )
+    weights = 2 * sum({cell.checkpoint.source: cell.checkpoint.parameters * 2 for cell in cells}.values())
+    found = (plan_run(cell, seed).artifacts for cell in cells[:1] for seed in scale.seeds[:1])
+    missing = lacking(scale, cells, weights, next(found, {}).values(), default_home())
     if missing:
         lines = "\n".join(f"  - {line}" for line in missing)
         raise CannotRun(f"--scale paper: this machine lacks\n{lines}\nUse `--scale lab` for stand-ins on a CPU.")
+
+
+def lacking(scale: Scale, cells: Iterable[Cell], disk: float, artifacts: Iterable[Artifact], home: Path) -> list[str]:
+    """What this machine lacks to build `artifacts`, which write `disk` bytes below `home`: one line each.
+
+    GPU memory is asked for at paper scale alone, gated weights where a cell starts from them, a key where a judge is
+    paid, and the room of every builder.
+    """
+    cells, missing = list(cells), []
+    if scale.key == "paper":
+        bytes_needed = max(cell.checkpoint.parameters for cell in cells) * 16
+        memory = _gpu_memory()
+        if memory is None:
+            missing.append("a GPU: none was found (`nvidia-smi`)")
+        elif memory < bytes_needed:
+            missing.append(
+                f"GPU memory: {bytes_needed / 2**30:.0f} GiB for full fine-tuning, {memory / 2**30:.0f} GiB found"
+            )
+    free = shutil.disk_usage(next(one for one in (home, *home.parents) if one.exists())).free
+    if free < disk:
+        what = "weights" if scale.key == "paper" else "artifacts"
+        missing.append(f"disk: {disk / 2**30:.0f} GiB for {what}, {free / 2**30:.0f} GiB free")
+    gated = sorted({cell.checkpoint.source for cell in cells if cell.checkpoint.gated})
+    if gated and not os.environ.get("HF_TOKEN"):
+        missing.append(f"access to gated weights: {', '.join(gated)} (accept the licence, then set HF_TOKEN)")
+    if scale.preference.gold == "alpaca_eval" and not os.environ.get("OPENAI_API_KEY"):
+        missing.append(f"a key for the judge {ALPACA_EVAL.model}: set OPENAI_API_KEY")
+    return missing + [f"{name}: not part of this version" for name in absent(artifacts)]
+
+
+def absent(artifacts: Iterable[Artifact]) -> list[str]:
+    """`room:function` of each builder that is not there, told from the sources, without importing them."""
+    names = dict.fromkeys(artifact.builder.function for artifact in artifacts)
+    return [name for name in names if not _is_there(name)]
+
+
+def _is_there(builder: str) -> bool:
+    module, _, function = builder.partition(":")
+    room = find_spec(module)
+    source = Path(room.origin).read_text(encoding="utf-8") if room and room.origin else ""
+    return f"\ndef {function}(" in source
 
 
 def _gpu_memory() -> int | None:

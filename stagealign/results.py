@@ -34,6 +34,11 @@ Shape (all numbers are of this run; a metric is `{"value", "unit", "n", "standar
                         {computed, reused} forwards
     samples     one entry for each of 20 test prompts: prompt (hash), text, completions {"start" | "round N": texts} of
                 the policies that the run's rounds start from and end with, at the recorded learning rates
+    capability  absent where it was not asked for: "start" | "round N" -> of the policies that `samples` shows:
+        fingerprint, policy (fingerprints of the measurement and of the policy)
+        tasks       task -> items, shots, cut (requests longer than the model's context), drops by reason
+        metrics     "<task> <metric>" -> metric over items, with `better` ("higher" | "lower")
+        items       "<task> <metric>" -> {item hash: value}, so that two policies are compared item by item
     policy metrics, by split ("validation", "test"):
         gold, clean_gold, win_rate, length, degenerate, truncated, boundary {score, interval, votes_on, votes_off,
         ties, top_score, prompts}, prompts {prompt hash: [gold, clean gold]} (means over the prompt's completions)
@@ -42,7 +47,7 @@ Shape (all numbers are of this run; a metric is `{"value", "unit", "n", "standar
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -65,7 +70,7 @@ DONE = RUNG | {"metrics": POLICY, "gain": GAIN, "clean_gain": GAIN, "kl": Or(MET
 TRAINING = {"curve?": [Map(Or(NUMBER))], "pairs_per_second?": Or(NUMBER), "reference?": Or(Map(WHOLE))}
 PAIRS = {"pairs?": WHOLE, "margin?": Or(NUMBER), "ties?": WHOLE, "truncated?": WHOLE, "drops?": Map(WHOLE)}
 DATA = {
-    "metrics": Map(METRIC),
+    "metrics?": Map(METRIC),
     "prompts?": WHOLE,
     "candidates?": WHOLE,
     "drops?": Map(WHOLE),
@@ -142,6 +147,7 @@ def _keep_rungs(old: Result, new: Result) -> None:
     A rung of both keeps the count of reference forwards of the call that computed them: each counts as computed once.
     """
     new["artifacts"] = old.get("artifacts", {}) | new.get("artifacts", {})
+    _keep_capability(old, new)
     if "claims" in old:
         new["claims"] = new.get("claims", {}) | old["claims"]  # as they stood when the numbers were made
     for before, after in zip(old.get("rounds", []), new.get("rounds", []), strict=False):
@@ -155,13 +161,25 @@ def _keep_rungs(old: Result, new: Result) -> None:
                 rung["training"]["reference"] = counts[0]
 
 
-def stands(path: Path, rungs: set[str]) -> bool:
-    """Whether a done result with all of these rungs (fingerprints) stands there, from whichever machine it came."""
+def _keep_capability(old: Result, new: Result) -> None:
+    """Puts the capability entries of `old` that are of today's policies into a `new` that has none of its own."""
+    policies = {made["fingerprint"] for made in new["artifacts"].values() if "fingerprint" in made}
+    found = {name: one for name, one in old.get("capability", {}).items() if one["policy"] in policies}
+    if found | new.get("capability", {}):
+        new["capability"] = found | new.get("capability", {})
+
+
+def stands(path: Path, rungs: set[str], measured: Collection[str] = ()) -> bool:
+    """Whether a done result with all of these rungs and capability entries (fingerprints) stands there.
+
+    It may come from whichever machine.
+    """
     try:
         old = read_result(path)
     except (FileNotFoundError, BadData):
         return False
-    return old["state"] == "done" and rungs <= done_rungs(old)
+    known = {one["fingerprint"] for one in old.get("capability", {}).values()}
+    return old["state"] == "done" and rungs <= done_rungs(old) and known.issuperset(measured)
 
 
 def says_all(path: Path, new: Result) -> bool:

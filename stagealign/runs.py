@@ -1,12 +1,16 @@
 """What the commands do: plan, say so, execute with progress, write results, report."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-from stagealign import assets, registry, show
+from stagealign import assets, capability, registry, show
 from stagealign.atomic import write_text
-from stagealign.errors import BadData
+from stagealign.devices import Devices, gpu_count
+from stagealign.devices import check as check_devices
+from stagealign.errors import BadData, CannotRun
 from stagealign.execute import Outcome, execute
+from stagealign.lc_win_rate import writable
 from stagealign.pipeline import Run, result, unfinished
 from stagealign.plan import Plan, check_machine, make_plan
 from stagealign.results import done_rungs, result_path, says_all, stands, write_result
@@ -24,22 +28,63 @@ def run(
     workers: int | None,
     dry_run: bool = False,
     again: bool = False,
+    with_capability: bool = False,
+    devices: Devices = Devices(),  # noqa: B008, it is frozen
 ) -> Outcome:
     """Runs cells with seeds and writes one result each; failed ones are written as failed.
 
     A run whose complete result stands in `results` is left out, also on a machine whose store is empty, unless `again`.
+    Raises CannotRun before work where the scale, or `with_capability`, needs what is not here.
     """
 
     def stand(one: Run) -> bool:
-        return not again and stands(result_path(results, scale.key, one.cell.id, one.seed), one.rungs)
+        return not again and stands(result_path(results, scale.key, one.cell.id, one.seed), one.rungs, one.measured)
 
     check_machine(scale, cells)
-    store = Store()
-    plan = make_plan(cells, seeds, store, stands=stand)
+    if with_capability:
+        capability.require()
+    check_devices(devices, scale.training.batch, scale.training.trained_layers, gpu_count())
+    if any(cell.scale.training.peft for cell in cells) and find_spec("peft") is None:
+        raise CannotRun("--peft lora: peft is not installed; `pip install 'stagealign[lora]'`")
+    store = Store(devices=devices)
+    workers = workers or (1 if devices.launched else None)  # a round's processes have the machine to themselves
+    plan = make_plan(cells, seeds, store, capability=with_capability, stands=stand)
     show.plan(scale, plan, workers)
     if dry_run:
         return Outcome()
     return _carry_out(plan, store, results, workers)
+
+
+def plan(
+    scale: Scale,
+    cells: Sequence[Cell],
+    seeds: Sequence[int],
+    results: Path,
+    gpu: str | None,
+    again: bool = False,
+    json_file: str | None = None,
+) -> None:
+    """Shows, or writes, what these runs would build, why, and at what cost."""
+    from stagealign import outlook
+
+    writable(json_file)
+
+    def stand(one: Run) -> bool:
+        return stands(result_path(results, scale.key, one.cell.id, one.seed), one.rungs)
+
+    found = outlook.make_outlook(scale, cells, seeds, Store(), outlook.processor(gpu, scale), stand, again)
+    if json_file:
+        outlook.write(found, json_file)
+    if json_file != "-":
+        show.outlook(found)
+
+
+def scale_docs(docs: Path) -> None:
+    """Writes the cost tables of the paper's grid into `docs` anew."""
+    from stagealign.report.scale import with_scale
+
+    docs.write_text(with_scale(docs.read_text(encoding="utf-8")), encoding="utf-8")
+    show.wrote([docs])
 
 
 def demo(results: Path, reports: Path, workers: int | None) -> Outcome:
@@ -76,7 +121,7 @@ def _carry_out(plan: Plan, store: Store, results: Path, workers: int | None) -> 
                     made = result(one, store, fresh)
                     claimed.update(outcome.built - claimed - fresh)
                     path = result_path(results, one.cell.scale.key, one.cell.id, one.seed)
-                    same = outcome.built.isdisjoint(one.artifacts) and stands(path, done_rungs(made))
+                    same = outcome.built.isdisjoint(one.artifacts) and stands(path, done_rungs(made), one.measured)
                     if not (same and says_all(path, made)):
                         progress.wrote(write_result(results, made))
                 elif goals & outcome.failed.keys():
@@ -125,10 +170,11 @@ def report(results: Path, reports: Path, scale: str, check: bool, readme: Path |
 
 
 def _front(readme: Path, results: Path, reports: Path) -> str:
-    """The README's text with the demo's table as the results give it now."""
-    from stagealign.report.front import with_demo
+    """The README's text with the demo's table and the meter's cost as the results give them now."""
+    from stagealign.report.front import with_demo, with_meter
 
-    return with_demo(readme.read_text(encoding="utf-8"), results, registry.select("lab", DEMO), reports.name)
+    text = with_demo(readme.read_text(encoding="utf-8"), results, registry.select("lab", DEMO), reports.name)
+    return with_meter(text, results)
 
 
 def compare(a: str, b: str, scale: str, results: Path) -> int:
@@ -145,6 +191,13 @@ def compare(a: str, b: str, scale: str, results: Path) -> int:
         found = comparing.compare_cells(results, scale, cells[0], cells[1])
     show.comparison(found)
     return 1 if found.changed else 0
+
+
+def export(cell: Cell, seed: int, to: Path, results: Path, push: str | None) -> None:
+    """Writes a cell's policy into the folder `to`, and to the hub where `push` names a repository."""
+    from stagealign import export as exporting
+
+    show.wrote([exporting.export(cell, seed, to, results, push=push)])
 
 
 def fetch() -> None:

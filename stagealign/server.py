@@ -16,13 +16,24 @@ from stagealign.errors import CannotRun, StagealignError
 Answered: TypeAlias = tuple[int, float | None, str]
 """Status, seconds to wait as asked by the server, and the body."""
 KEYS = ("STAGEALIGN_JUDGE_KEY", "OPENAI_API_KEY")
-"""Environment variables that may hold the key, the first that is set wins."""
+"""Environment variables that may hold a judge's key, the first that is set wins."""
+POLICY_KEYS = ("STAGEALIGN_POLICY_KEY",)
+"""The same for a policy's server: it is often one's own, and not to be shown the key of another."""
+LONGEST_CONNECT = 10.0
+"""Seconds to wait for a connection at most: an answer may take long, a server that runs takes connections at once."""
+FIRST_ATTEMPTS = 3
+"""Requests sent for the first answer of all, before any work: a server that is not there is soon said."""
+ATTEMPTS = 15
+"""Requests sent for one answer; with the first wait of a second the last goes out about a minute after the first, so
+a server that was restarted is back."""
 LARGEST_ANSWER = 4_000_000
 """Bytes of a body; more is no chat completion."""
 LONGEST_WAIT = 60.0
 """Seconds between two attempts at most, whatever the server asks for."""
 MOST_TOKENS = 10**12
 """Tokens of one answer; a server that counts more does not count."""
+LONGEST_OWN_WAIT = 5.0
+"""Seconds between two attempts at most where it asks for nothing."""
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
 
@@ -38,12 +49,17 @@ class Server:
     """A chat server behind `url`; safe to use from many threads."""
 
     def __init__(
-        self, url: str, key: str | None = None, timeout: float = 60.0, attempts: int = 5, backoff: float = 1.0
+        self,
+        url: str,
+        keys: Sequence[str] = KEYS,
+        timeout: float = 60.0,
+        attempts: int = ATTEMPTS,
+        backoff: float = 1.0,
     ):
         """`timeout` is for a whole answer, in seconds; `backoff` is the first wait, later ones double.
 
-        Without `key` it is taken from the environment (`KEYS`). Raises StagealignError for a URL that cannot be used,
-        CannotRun where the extra `judge` is not installed.
+        The key comes from the first of the environment's `keys` that is set. Raises StagealignError for a URL that
+        cannot be used, CannotRun where the extra `judge` is not installed.
         """
         try:
             import httpx
@@ -55,11 +71,12 @@ class Server:
         self._httpx, self._tenacity = httpx, tenacity
         self.url = checked_url(url)
         self.timeout, self.attempts, self.backoff = timeout, attempts, backoff
-        self._secret = _Secret(key if key is not None else next(filter(None, map(os.environ.get, KEYS)), ""))
+        self._secret = _Secret(keys)
         headers = {"Accept-Encoding": "identity", "User-Agent": "stagealign"}
         if self._secret.value:
             headers["Authorization"] = f"Bearer {self._secret.value}"
-        self._client = httpx.Client(headers=headers, timeout=timeout)
+        wait = httpx.Timeout(timeout, connect=min(timeout, LONGEST_CONNECT))
+        self._client = httpx.Client(headers=headers, timeout=wait)
         self._lock = threading.Lock()
         self.requests = 0
         """Requests sent, those that failed included."""
@@ -75,6 +92,7 @@ class Server:
         messages: Sequence[Mapping[str, str]],
         settings: Mapping[str, Any],
         stop: threading.Event | None = None,
+        attempts: int | None = None,
     ) -> dict[str, Any]:
         """The body of one chat completion, a dict whose first choice has a message; `settings` go into the request.
 
@@ -84,8 +102,9 @@ class Server:
         """
         body = {"model": model, "messages": list(messages), **settings}
         tenacity, stop = self._tenacity, stop or threading.Event()
+        most = min(self.attempts, attempts or self.attempts)
         retrying = tenacity.Retrying(
-            stop=tenacity.stop_any(tenacity.stop_after_attempt(self.attempts), tenacity.stop_when_event_set(stop)),
+            stop=tenacity.stop_any(tenacity.stop_after_attempt(most), tenacity.stop_when_event_set(stop)),
             wait=self._wait,
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, RequestFailed) and error.again),
             sleep=tenacity.sleep_using_event(stop),
@@ -112,7 +131,7 @@ class Server:
     def _wait(self, state: Any) -> float:
         error = state.outcome.exception()
         asked = error.after if isinstance(error, RequestFailed) and error.after is not None else 0.0
-        grown = self.backoff * 2 ** (state.attempt_number - 1) * random.uniform(0.75, 1.25)
+        grown = min(LONGEST_OWN_WAIT, self.backoff * 2 ** (state.attempt_number - 1)) * random.uniform(0.75, 1.25)
         return min(LONGEST_WAIT, max(asked, grown))
 
     def _answer(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,11 +221,11 @@ class Server:
 class _Secret:
     """A key that never shows itself."""
 
-    def __init__(self, value: str):
-        self.value = value.strip()
+    def __init__(self, names: Sequence[str]):
+        self.value = next(filter(None, map(os.environ.get, names)), "").strip()
         if not re.fullmatch(r"[\x21-\x7e]*", self.value):
             raise StagealignError(
-                f"{' or '.join(KEYS)}: the key holds white space or characters that no header can carry; set it again"
+                f"{' or '.join(names)}: the key holds white space or characters that no header can carry; set it again"
             )
 
     def __repr__(self) -> str:
@@ -220,7 +239,9 @@ def checked_url(url: str) -> str:
     """
     match = re.fullmatch(r"(https?)://([^/?#\s]+)(/[^?#\s]*)?", url.strip(), re.IGNORECASE)
     if "@" in url or "?" in url or "#" in url:
-        raise StagealignError(f"URL of the server: holds a user, password or query; put a key into {KEYS[0]} instead")
+        raise StagealignError(
+            f"URL of the server: holds a user, password or query; put a key into {KEYS[0]} or {POLICY_KEYS[0]} instead"
+        )
     if not match:
         raise StagealignError(f"URL of the server {url!r}: not one; for example http://127.0.0.1:8000/v1")
     scheme, host, path = match.groups()

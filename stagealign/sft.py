@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from stagealign import assets
-from stagealign.errors import StagealignError
+from stagealign.errors import CannotRun, StagealignError
 from stagealign.lm import LanguageModel, check_tokenizer, freeze_below, link, load, save
 from stagealign.records import read_dicts
 from stagealign.spec import stream
@@ -30,6 +30,54 @@ def build_weights(work: Work) -> dict[str, Any]:
     check_tokenizer(tokenizer, work.params["asset"], chat=True)
     save(LanguageModel(model, tokenizer), work.out)
     return {"weights": "published", "parameters": model.num_parameters()}
+
+
+TEMPLATES = {
+    "zephyr": "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+}
+"""Chat templates that a base model gets before SFT. Source: the shape of zephyr-7b's turns."""
+
+CHECKPOINT_FILES = ["*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt"]
+
+
+def build_checkpoint(work: Work) -> dict[str, Any]:
+    """Builder of `weights` at paper scale: a published checkpoint at its revision; the record keeps the commit.
+
+    Nothing is put in its place where it cannot be had. Raises CannotRun for a gated or absent checkpoint, a revision
+    that is gone, or a hub out of reach.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from transformers import AutoTokenizer
+
+    name, revision = work.params["checkpoint"], work.params["revision"]
+    asked = f"checkpoint {name!r} at {revision or 'its newest revision'}"
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=CHECKPOINT_FILES))
+    except GatedRepoError as error:
+        raise CannotRun(f"{asked}: gated; accept its licence on the hub, then set HF_TOKEN") from error
+    except RevisionNotFoundError as error:
+        raise CannotRun(f"{asked}: no such revision, it was moved or removed; name another in the registry") from error
+    except RepositoryNotFoundError as error:
+        raise CannotRun(f"{asked}: not on the hub, or not for you; check the name and HF_TOKEN") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        raise CannotRun(
+            f"{asked}: not in the hub's cache, and the hub is out of reach; set HF_HUB_OFFLINE=0, or copy the cache"
+        ) from error
+    if not any(folder.glob("*.safetensors")):
+        raise CannotRun(f"{asked}: no *.safetensors in it; name a revision that has them")
+    for file in folder.iterdir():
+        if file.is_file():
+            link(file.resolve(), work.out / file.name)
+    check_tokenizer(AutoTokenizer.from_pretrained(work.out), name)
+    return {"weights": "published", "revision": folder.name}
 
 
 def build_shape(work: Work) -> dict[str, Any]:
@@ -91,7 +139,10 @@ def byte_tokenizer(words: int = 0) -> Any:
 
 
 def build_start(work: Work) -> dict[str, Any]:
-    """Builder of `start`: SFT of the weights on prompts with human completions; loss on the completion only."""
+    """Builder of `start`: SFT of the weights, on prompts with human completions or on whole conversations.
+
+    The loss is on the completion only, or on every token of a conversation, as in alignment-handbook's recipe.
+    """
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
@@ -100,8 +151,12 @@ def build_start(work: Work) -> dict[str, Any]:
     top = work.params["trained_layers"]
     if top is not None:
         freeze_below(lm.model, top)
+    if work.params.get("template"):
+        lm.tokenizer.chat_template = TEMPLATES[work.params["template"]]
     rows = [
-        {
+        row
+        if "messages" in row
+        else {
             "prompt": [{"role": "user", "content": row["prompt"]}],
             "completion": [{"role": "assistant", "content": row["completion"]}],
         }
@@ -115,7 +170,7 @@ def build_start(work: Work) -> dict[str, Any]:
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
         max_length=work.params["max_length"],
-        completion_only_loss=True,
+        completion_only_loss="messages" not in rows[0],
         gradient_checkpointing=False,
         bf16=False,
         logging_steps=1,

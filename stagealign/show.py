@@ -1,6 +1,7 @@
 """What the commands print: tables, progress with a time left, and where things were written."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +25,13 @@ from stagealign.store import Artifact
 
 if TYPE_CHECKING:
     from stagealign.alpaca import Result
+    from stagealign.cost import Processor
     from stagealign.lc_win_rate import LcWinRate
     from stagealign.meter import Measurement
+    from stagealign.outlook import Item, Outlook
     from stagealign.report.compare import Comparison
+
+UNPINNED = "not pinned: the first fetch resolves it and its record keeps the commit"
 
 console = Console(soft_wrap=False, highlight=False)
 
@@ -43,11 +48,16 @@ def cells(scale: Scale, chosen: Sequence[Cell]) -> None:
     console.print(starts)
     others = [cell for cell in registry.cells(scale.key, extras=True) if cell.extra and cell not in chosen]
     if others:
-        schedules = ", ".join(dict.fromkeys(cell.schedule for cell in others))
-        console.print(
-            Text(f"{len(others)} extra cells run only where their source is named: `-k {others[0].schedule}`")
-        )
-        console.print(Text(f"their schedules: {schedules}"))
+        groups = {
+            "their schedules": dict.fromkeys(c.schedule for c in others if any(source.extra for source in c.sources)),
+            "variants in what was not published": dict.fromkeys(c.method.key for c in others if c.method.variant_of),
+            "beyond the paper": dict.fromkeys(f"{c.model.key}-{c.method.key}" for c in others if c.beyond_paper),
+        }
+        example = others[0].extra_words[0][0]
+        console.print(Text(f"{len(others)} extra cells run only where they are named, as in `-k {example}`"))
+        for name, words in groups.items():
+            if words:
+                console.print(Text(f"{name}: {', '.join(words)}"), soft_wrap=True)
     assumed = Table("assumed, not published", "value", "taken from")
     for place, value, recipe in assumptions(chosen):
         assumed.add_row(place, value, recipe)
@@ -56,14 +66,97 @@ def cells(scale: Scale, chosen: Sequence[Cell]) -> None:
 
 
 def assumptions(chosen: Sequence[Cell]) -> list[tuple[str, str, str]]:
-    """(field, value, recipe) of every assumed value in these cells, each once."""
+    """(field, value, recipe) of every assumed value in these cells, each once; and of what has no revision yet."""
     found = {}
     for cell in chosen:
-        specs = ((cell.model.key, cell.checkpoint), (cell.method.key, cell.method), ("training", cell.scale.training))
-        for name, spec in specs:
-            for field, recipe in spec.assumed.items():
-                found[f"{name}.{field}"] = (str(getattr(spec, field)), recipe)
+        specs = {
+            cell.model.key: cell.checkpoint,
+            f"{cell.model.key}.sft": cell.checkpoint.sft,
+            cell.method.key: cell.method,
+            "training": cell.scale.training,
+            "evaluation": cell.scale.evaluation,
+            "scale": cell.scale,
+        }
+        for name, spec in specs.items():
+            for field, recipe in (spec.assumed if spec else {}).items():
+                value = getattr(spec, field)
+                shown = ", ".join(one.task for one in value) if field == "capability" else str(value)
+                found[f"{name}.{field}"] = (shown, recipe)
+        if not cell.checkpoint.pinned:
+            found[f"{cell.model.key}.revision"] = ("none yet", UNPINNED)
+        if cell.scale.oracle_weights:
+            found["oracle.revision"] = ("none yet", UNPINNED)
     return [(place, value, recipe) for place, (value, recipe) in found.items()]
+
+
+def outlook(found: "Outlook") -> None:
+    """What would be built, by kind, with its cost; then why, what sharing saves, and what this machine lacks."""
+    from stagealign.outlook import CHANGED, READY, by_kind
+
+    totals, on = found.totals(), found.processor
+    console.print(Text(f"scale {found.scale.key}: {found.scale.name}; {found.runs} runs (cell x seed)"))
+    if found.standing:
+        console.print(Text(f"{found.standing} more have their results already; `--again` plans them too"))
+    if not found.items:
+        return
+    time_heading = "GPU-hours" if on.gpu else "CPU time"
+    table = Table(title=f"to build, on {on.name}", box=box.SIMPLE)
+    for heading in (
+        "artifacts",
+        "ready",
+        "to build",
+        "tokens",
+        "FLOPs",
+        time_heading,
+        "peak GiB",
+        "disk GiB",
+        "judge $",
+    ):
+        table.add_column(heading, justify="left" if heading == "artifacts" else "right", no_wrap=True)
+    for kind, items in by_kind(found.items).items():
+        left = [item for item in items if item.state != READY]
+        table.add_row(kind, str(len(items) - len(left)), *_costs(left, on))
+    table.add_section()
+    table.add_row("all", str(totals["ready"]), *_costs(found.to_build, on))
+    console.print(table)
+    saved = f"{len(found.items)} artifacts; {found.unshared - len(found.items)} more if cells shared nothing"
+    if found.unshared_seconds:
+        whole = sum(item.seconds for item in found.items)
+        saved += f", {100 * (1 - whole / found.unshared_seconds):.0f}% of the time saved"
+    console.print(Text(saved), soft_wrap=True)
+    reasons = Counter(item.reason for item in found.to_build)
+    console.print(Text("why: " + ("; ".join(f"{n} {why}" for why, n in reasons.most_common()) or "nothing to build")),
+                  soft_wrap=True)  # fmt: skip
+    for item in found.items:
+        if item.state == CHANGED:
+            console.print(
+                Text(f"{item.artifact.path}: {item.reason}; `run` stops there until it is removed"), soft_wrap=True
+            )
+    for source, commit in found.revisions.items():
+        console.print(Text(f"{source}: {f'its record says commit {commit}' if commit else UNPINNED}"), soft_wrap=True)
+    if on.gpu:
+        dollars = f"{totals['gpu_dollars']:,.0f} dollars at {on.dollars:g} an hour"
+        shares = listing([f"{kind} {share:.2f}" for kind, share in on.reached.items()], 9)
+        console.print(Text(f"assumed: {dollars}; shares of peak {shares}"), soft_wrap=True)
+    for line in found.lacks:
+        console.print(Text(f"this machine lacks {line}", style="red"), soft_wrap=True)
+    if not found.lacks:
+        console.print(Text("this machine has what it needs"))
+
+
+def _costs(items: Sequence["Item"], on: "Processor") -> list[str]:
+    """Number, tokens, FLOPs, time, peak memory, disk and dollars of building these."""
+    seconds = sum(item.seconds for item in items)
+    dollars = sum(item.cost.judge_dollars for item in items)
+    return [
+        str(len(items)),
+        f"{sum(item.cost.tokens for item in items):,.0f}",
+        f"{sum(sum(item.cost.flops.values()) for item in items):.1e}",
+        f"{seconds / 3600:,.1f}" if on.gpu else clock(seconds),
+        f"{max((item.cost.memory for item in items), default=0.0) / 2**30:.1f}",
+        f"{sum(item.cost.disk for item in items) / 2**30:,.1f}",
+        f"{dollars:.0f}" if dollars else "",
+    ]
 
 
 def plan(scale: Scale, made: Plan, workers: int | None) -> None:
@@ -102,12 +195,10 @@ class RunProgress:
         self.running: list[str] = []
         self.task = bar.add_task("", total=max(self.total, 1.0), left=clock(self.total / count))
 
-    def heard(self, event: str, artifact: Artifact, holder: str = "") -> None:
-        """Takes note of an artifact that started, was built, found or failed, or that another process builds."""
+    def heard(self, event: str, artifact: Artifact) -> None:
+        """Takes note of an artifact that started, was built or failed."""
         if event == "started":
             self.running.append(artifact.path)
-        elif event == "waiting":
-            self.bar.console.print(Text(f"waiting for {artifact.path}: {holder} builds it"), soft_wrap=True)
         else:
             self.running.remove(artifact.path)
             self.done += artifact.seconds
@@ -160,10 +251,9 @@ def fetched(home: Path) -> None:
 def outcome(made: Plan, done: Outcome) -> None:
     """Last lines of a run: what was built, what was reused, what failed and why."""
     forwards = sum(1 for path in done.built if path.endswith("/reference"))
-    reused = made.ready | done.found
-    kept = sum(1 for path in reused if path.endswith("/reference"))
+    kept = sum(1 for path in made.ready if path.endswith("/reference"))
     console.print(
-        Text(f"built {len(done.built)}, reused {len(reused)}; reference passes: {forwards} run, {kept} reused")
+        Text(f"built {len(done.built)}, reused {len(made.ready)}; reference passes: {forwards} run, {kept} reused")
     )
     for path, reason in done.failed.items():
         if path not in done.stopped:
@@ -216,7 +306,10 @@ def measurement(found: "Measurement") -> None:
         table.add_row(Text(name), Text(value))
     console.print(table)
     if not found.reliable:
-        console.print(Text(f"unreliable: oracle or policy failed on {found.failures} prompts", style="red"))
+        said = f"unreliable: prompts that failed: {found.failures}, the first with {found.failure}"
+        console.print(Text(said, style="red"), soft_wrap=True)
+    if found.stopped:
+        console.print(Text(f"stopped early: {found.stopped}", style="yellow"), soft_wrap=True)
 
 
 def comparison(found: "Comparison") -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from stagealign.errors import BadSpec
@@ -12,6 +12,24 @@ from stagealign.errors import BadSpec
 def _assumptions() -> Any:
     """Field that maps a field's name to the recipe its value was taken from; a remark, so not identity."""
     return field(default_factory=dict, compare=False, repr=False, metadata={"identity": False})
+
+
+def _later(default: Any) -> Any:
+    """Field that came after results were made: no identity where it holds its default, so that they stand."""
+    return field(default=default, metadata={"identity": "where it differs"})
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a decoder's cost follows from, besides its number of weights."""
+
+    layers: int
+    width: int
+    vocabulary: int
+    key_width: int
+    """Numbers that one layer keeps of a token as its key: key heads x their width; as many again as its value."""
+    tied: bool = False
+    """Whether the output head is the embedding."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +53,10 @@ class Sft:
     batch: int
     rotten_share: float | None = None
     """Share of rotten reviews among the rows; None where the data is not film reviews."""
+    revision: str | None = _later(None)
+    """Commit of a hub data set; None for what comes inside a registry package."""
+    max_length: int | None = _later(None)
+    """Tokens of one conversation; None: as long as in preference training."""
     assumed: Mapping[str, str] = _assumptions()
 
 
@@ -51,7 +73,16 @@ class Checkpoint:
     gated: bool = False
     parameters: float = 0.0
     """Number of weights, for cost estimates."""
+    template: str | None = _later(None)
+    """Name in `sft.TEMPLATES` of the chat template that a base model gets before SFT; None: the tokenizer's own."""
+    shape: Shape | None = field(default=None, metadata={"identity": False})
+    """For cost estimates; the weights have it anyway."""
     assumed: Mapping[str, str] = _assumptions()
+
+    @property
+    def pinned(self) -> bool:
+        """Whether a revision is named, or none is needed; the others are resolved and recorded at the first fetch."""
+        return self.revision is not None or ":" in self.source
 
 
 @dataclass(frozen=True)
@@ -75,7 +106,18 @@ class Method:
     """Hinge margin: the 1 of `relu(1 - ...)`, the delta of SLiC-HF."""
     sft_weight: float = 0.0
     """Lambda of SLiC-HF's likelihood term on the chosen completion."""
+    reference: str = _later("round")
+    """Reference model of a later round: `round`, the policy that the round starts from, or `first`, the very first."""
+    variant_of: str | None = field(default=None, metadata={"identity": False})
+    """Key of the method that this one differs from in one assumed value; its cells run where they are asked for."""
     assumed: Mapping[str, str] = _assumptions()
+
+    def __post_init__(self) -> None:
+        if self.reference not in ("round", "first"):
+            raise BadSpec(
+                f"method {self.key!r}: reference {self.reference!r} is unknown; write 'round', the policy that a round "
+                "starts from, or 'first', the very first policy"
+            )
 
 
 @dataclass(frozen=True)
@@ -114,6 +156,15 @@ class Preference:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters on every linear layer that learns, merged into the weights after the round."""
+
+    rank: int = 128
+    alpha: int = 128
+    """The adapter's output is scaled by alpha / rank."""
+
+
+@dataclass(frozen=True)
 class Training:
     """One round of preference optimisation; only what may change a number."""
 
@@ -131,11 +182,30 @@ class Training:
     trained_layers: int | None = None
     """Only the top N decoder layers and the final norm learn; None trains everything."""
     dtype: str = "float32"
+    """Of the arithmetic; bfloat16 keeps the weights that the optimizer moves in float32."""
+    fresh_prompts: bool = _later(True)
+    """Whether each round has prompts of its own; otherwise every round uses all training prompts."""
+    peft: Lora | None = field(default=None, metadata={"identity": "where it differs"})
+    """None trains the weights themselves."""
     assumed: Mapping[str, str] = _assumptions()
 
     def rate(self, source: Source) -> float:
         """Learning rate recorded for a source; one without its own takes that of `off` or `on`, as its status is."""
         return self.learning_rate.get(source.key, self.learning_rate["on" if source.on_policy else "off"])
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A task of lm-eval that tells what a policy can do besides what it is trained for."""
+
+    task: str
+    """One of the project's own in `capability.LOCAL`, else lm-eval's name for one whose data are on the hub."""
+    metrics: tuple[str, ...]
+    """As lm-eval calls them, with a filter where it is not `none` (`exact_match,strict-match`); `margin` is ours."""
+    items: int | None = None
+    """At most so many, None for all; of a hub task with subtasks, so many of each."""
+    shots: int = 0
+    """Solved examples before each item."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +217,9 @@ class Evaluation:
     completions: int = 2
     repetition_limit: float = 0.2
     """A completion with a larger share of repeated bigrams is degenerate."""
+    capability: tuple[Benchmark, ...] = ()
+    """What `stagealign run --capability` measures of the start and of the policy that each round ends with."""
+    assumed: Mapping[str, str] = _assumptions()
 
 
 @dataclass(frozen=True)
@@ -162,6 +235,11 @@ class Scale:
     training: Training
     evaluation: Evaluation
     seeds: tuple[int, ...]
+    data: str | None = _later(None)
+    """Hub data set `name@revision` that the task reads; None where its data comes inside registry packages."""
+    oracle_weights: str | None = _later(None)
+    """Hub id of the oracle's weights; None where it is fitted here."""
+    assumed: Mapping[str, str] = _assumptions()
 
 
 @dataclass(frozen=True)
@@ -174,6 +252,8 @@ class Cell:
     schedule: str
     sources: tuple[Source, ...]
     scale: Scale
+    beyond_paper: bool = field(default=False, metadata={"identity": False})
+    """A model with a method that the authors did not run on it."""
 
     @property
     def id(self) -> str:
@@ -182,8 +262,18 @@ class Cell:
 
     @property
     def extra(self) -> bool:
-        """Whether the cell is beyond the grid, so that it runs only where its source is asked for by name."""
-        return any(source.extra for source in self.sources)
+        """Whether the cell is beyond the grid, so that it runs only where what makes it so is asked for by name."""
+        return bool(self.extra_words)
+
+    @property
+    def extra_words(self) -> tuple[tuple[str, str], ...]:
+        """What must be named to ask for the cell, each with what may stand in its place: (word, instead)."""
+        words = [(source.key, "") for source in self.sources if source.extra]
+        if self.method.variant_of:
+            words += [(self.method.key, ""), (self.method.key, self.method.variant_of)]
+        if self.beyond_paper:
+            words += [(self.model.key, ""), (self.method.key, "")]
+        return tuple(dict.fromkeys(words))
 
     @property
     def keywords(self) -> tuple[str, ...]:
@@ -192,13 +282,13 @@ class Cell:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON-ready identity: dataclasses become objects, remarks are left out.
+    """`value` as JSON-ready identity: dataclasses become objects, remarks are left out, and later fields at default.
 
     Raises TypeError for anything without a stable form; nothing is `str()`-ed into a fingerprint.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        kept = (f.name for f in fields(value) if f.metadata.get("identity", True))
-        return {name: plain(getattr(value, name)) for name in kept}
+        named = {f.name: (getattr(value, f.name), f) for f in fields(value)}
+        return {name: plain(item) for name, (item, f) in named.items() if _determines(item, f)}
     if isinstance(value, Mapping):
         return {_text(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -210,6 +300,12 @@ def plain(value: Any) -> Any:
             raise TypeError(f"{value!r}: not a finite number, so it has no stable form")
         return value
     raise TypeError(f"{value!r} ({type(value).__name__}): no stable form; use numbers, text, lists or a frozen spec")
+
+
+def _determines(value: Any, f: "Field[Any]") -> bool:
+    """Whether a field with this value belongs to what determines content."""
+    told: bool | str = f.metadata.get("identity", True)
+    return value != f.default if isinstance(told, str) else told
 
 
 def _text(key: Any) -> str:

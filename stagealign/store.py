@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from stagealign.atomic import NO_ROOM
+from stagealign.devices import Devices
 from stagealign.errors import StagealignError, StoreDrift
 from stagealign.locks import Held, held
 from stagealign.spec import fingerprint, plain
@@ -88,6 +89,8 @@ class Work:
     inputs: Mapping[str, Path]
     out: Path
     home: Path
+    devices: Devices = field(default_factory=Devices)
+    """How training is spread; execution, so no builder's output may depend on it."""
 
 
 def default_home() -> Path:
@@ -98,8 +101,9 @@ def default_home() -> Path:
 class Store:
     """A folder of artifacts."""
 
-    def __init__(self, home: Path | None = None):
+    def __init__(self, home: Path | None = None, devices: Devices = Devices()):  # noqa: B008, it is frozen
         self.home = home or default_home()
+        self.devices = devices
 
     def folder(self, artifact: Artifact) -> Path:
         return self.home / artifact.path
@@ -109,6 +113,25 @@ class Store:
 
         Raises StoreDrift where the folder was built from another spec, naming each changed field.
         """
+        record = self._read(artifact)
+        if record is not None and record["fingerprint"] != artifact.fingerprint:
+            folder = self.folder(artifact)
+            changes = "; ".join(differences(record["identity"], artifact.identity)) or "the inputs' own inputs"
+            raise StoreDrift(
+                f"{folder}: built from another spec: {changes}. Nothing is reused in silence; build it anew after "
+                f"{_remove(folder)}, or keep both with another STAGEALIGN_HOME"
+            )
+        return record
+
+    def changes(self, artifact: Artifact) -> list[str] | None:
+        """How what stands at the artifact's path differs from its spec, field by field; None where nothing is there."""
+        record = self._read(artifact)
+        if record is None or record["fingerprint"] == artifact.fingerprint:
+            return None if record is None else []
+        return list(differences(record["identity"], artifact.identity)) or ["the inputs' own inputs"]
+
+    def _read(self, artifact: Artifact) -> dict[str, Any] | None:
+        """What the record at the artifact's path says, of whichever spec. Raises StagealignError for a damaged one."""
         path = self.folder(artifact) / RECORD
         try:
             record: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -120,14 +143,7 @@ class Store:
             ) from error
         if not isinstance(record, dict) or not {"fingerprint", "identity"} <= record.keys():
             raise StagealignError(f"{path}: not a record; remove the folder to build it anew: {_remove(path.parent)}")
-        if record["fingerprint"] != artifact.fingerprint:
-            changes = "; ".join(differences(record["identity"], artifact.identity)) or "the inputs' own inputs"
-            raise StoreDrift(
-                f"{path.parent}: built from another spec: {changes}. Nothing is reused in silence; build it anew after "
-                f"{_remove(path.parent)}, or keep both with another STAGEALIGN_HOME"
-            )
-        found: dict[str, Any] = record
-        return found
+        return record
 
     def build(self, artifact: Artifact, waiting: Callable[[str, str], None] | None = None) -> dict[str, Any]:
         """The artifact's record, building it where it is missing; its inputs must be ready.
@@ -170,7 +186,7 @@ class Store:
         build = getattr(importlib.import_module(module), function)
         started = time.monotonic()
         try:
-            facts = build(Work(plain(artifact.params), inputs, part, self.home)) or {}
+            facts = build(Work(plain(artifact.params), inputs, part, self.home, self.devices)) or {}
             _remove_scratch(part)
             record = {
                 "fingerprint": artifact.fingerprint,

@@ -7,16 +7,16 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "stagealign"
 FLOORS = {
-    0: "errors spec registry records judged tables store results paper claims "  # words
-    "length_prior atomic locks shapes",
-    1: "losses logps boundary statistics world diversity verdicts length_control",  # numbers
-    2: "lm sources preferences sample oracle train evaluate sft assets "  # machines
-    "pairrm rewards judge checkpoints server describe comparisons official_lc alpaca",
+    0: "errors spec registry records judged tables texts picking store results paper claims "  # words
+    "length_prior mirrors devices atomic locks shapes",
+    1: "losses logps boundary statistics world diversity verdicts length_control labels cost",  # numbers
+    2: "lm sources preferences recorded sample oracle train evaluate sft assets "  # machines
+    "pairrm rewards judge checkpoints server served describe comparisons official_lc alpaca capability ultrafeedback",
     3: "cli runs show pipeline plan execute report meter measuring __init__ "  # house
-    "lc_win_rate",
+    "lc_win_rate estimate outlook export train_worker",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
-COMMON = {"lm", "assets", "checkpoints", "server"}  # the machines that other machines may use
+COMMON = {"lm", "assets", "checkpoints", "server", "preferences"}  # the machines that other machines may use
 HEAVY = {"torch", "transformers", "trl", "spacy", "sklearn", "pandas", "matplotlib", "numpy"}
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from factory_results import fill
 
-from stagealign import cli, runs
+from stagealign import cli, registry, runs, show
 from stagealign.execute import Outcome
 
 HEAVY = ("torch", "transformers", "trl", "numpy", "sklearn", "spacy", "pandas", "matplotlib")
@@ -59,7 +59,9 @@ def test_list_shows_cells_stand_ins_and_assumptions(call):
     assert code == 0
     assert out.startswith("scale lab: stand-ins on a laptop CPU; 48 cells")
     assert "stand-in for" in out
-    assert "18 extra cells run only where their source is named: `-k 1llama`" in out
+    assert "extra cells run only where they are named, as in `-k dpo_beta0.01`" in out
+    assert "variants in what was not published: dpo_beta0.01, dpo_beta0.5, dpo_ref_first, slichf_beta0.01" in out
+    assert "beyond the paper: qwen-slichf, pythia-slichf" in out
     assert "their schedules: 1llama, 2off_llama, 2on_llama" in out
     assert "(extra)" not in out
     code, out, _ = call("list", "--scale", "paper", "-k", "zephyr and 1on")
@@ -71,6 +73,20 @@ def test_list_shows_cells_stand_ins_and_assumptions(call):
     assert "assumed, not published" in out
 
 
+def test_one_table_has_every_assumption_with_its_recipe():
+    chosen = registry.select("paper", "phi2 and 1on")
+    places = {place: recipe for place, _, recipe in show.assumptions(chosen)}
+    sft = {f"phi2.sft.{name}" for name in ("data", "revision", "epochs", "learning_rate", "batch", "max_length")}
+    training = {"fresh_prompts", "batch", "epochs", "ladder", "learning_rate", "schedule", "warmup", "dtype"}
+    assert sft | {f"training.{name}" for name in training} <= places.keys()
+    assert {"phi2.source", "phi2.template", "dpo.beta", "dpo.reference", "slichf.form", "scale.seeds"} <= places.keys()
+    assert places["oracle.revision"] == show.UNPINNED
+    assert "phi2.revision" not in places
+    assert all(places.values())
+    zephyr = {place: value for place, value, _ in show.assumptions(registry.select("paper", "zephyr and 1on"))}
+    assert zephyr["zephyr.revision"] == "none yet"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -79,8 +95,8 @@ def test_list_shows_cells_stand_ins_and_assumptions(call):
         (["report", "--scale", "papr"], "scale 'papr': unknown; nearest: paper"),
         (["run", "-k", "zefyr"], "-k 'zefyr' matches no cell at scale lab; name 'zefyr': unknown; nearest: zephyr"),
         (["list", "-k", "zephyr and dppo"], "name 'dppo': unknown; nearest: dpo"),
-        (["list", "-k", "slichf-2onoff"], "llama3-slichf-2on_off"),
-        (["run", "-k", "qwen and slichf"], "-k 'qwen and slichf' matches no cell at scale lab"),
+        (["list", "-k", "slichf-2onoff"], "-slichf-2on_off"),
+        (["run", "-k", "qwen and slic_hf"], "-k 'qwen and slic_hf' matches no cell at scale lab"),
         (["run", "--scale", "smoke", "-k", "llama3"], "matches no cell at scale smoke"),
         (["list", "-k", "(zephyr"], "-k '(zephyr': a closing parenthesis is missing"),
         (["list", "-k", "zephyr dpo"], "'dpo' follows where `and`, `or` or the end was expected"),
@@ -89,6 +105,13 @@ def test_list_shows_cells_stand_ins_and_assumptions(call):
             "nowhere/lab: no result files; run some first: `stagealign run --scale lab`",
         ),
         (["report", "--check"], "results/lab: no result files"),
+        (
+            ["run", "--devices", "3", "--dry-run"],
+            "--devices 3: a global batch of 8 pairs cannot be split over 3 processes",
+        ),
+        (["run", "--peft", "qlora"], "--peft 'qlora': unknown; the one choice is lora"),
+        (["export", "zephyr-dpo-1on", "--to", "out"], "run `stagealign run --scale lab -k zephyr-dpo-1on --seeds 1`"),
+        (["export", "zephyr-dpo-1no", "--to", "out"], "schedule '1no': unknown; nearest: 1on"),
     ],
 )
 def test_a_mistake_is_one_clear_message(words, message, call):

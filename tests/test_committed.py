@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stagealign import registry, report, runs
-from stagealign.report.front import with_demo
+from stagealign.report.front import with_demo, with_meter
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,3 +28,9 @@ def test_reports_match_results():
 def test_the_readme_shows_the_demo_as_the_results_give_it():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert with_demo(readme, ROOT / "results", registry.select("lab", runs.DEMO), "reports") == readme
+
+
+def test_the_readme_shows_the_cost_of_the_meter_as_it_was_measured():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "<!-- meter:" in readme
+    assert with_meter(readme, ROOT / "results") == readme

@@ -15,7 +15,7 @@ pytest.importorskip("tenacity")
 from stagealign import judge as judging
 from stagealign.errors import StagealignError
 from stagealign.judge import LLMJudge, connect
-from stagealign.judged import Contest
+from stagealign.judged import Contest, Spent
 from stagealign.server import KEYS, RequestFailed, Server, checked_url
 from stagealign.spec import fingerprint
 
@@ -130,6 +130,7 @@ def test_scores_are_shares_of_comparisons_won(ask, server):
     judge = ask()
     (found,) = judge.judge([CONTEST])
     assert (found.on, found.off) == ((1.0, 0.0), (0.5, 0.5))
+    assert found.won == (1.0, 1.0, 0.0, 0.0)
     assert (found.compared, found.changed, found.truncated, found.failed) == (4, 0, 0, None)
     assert judge.style == "text"
     assert len(server.seen) == 2 + 8  # a question a style, then four pairs in both orders
@@ -143,7 +144,7 @@ def test_scores_are_shares_of_comparisons_won(ask, server):
 
 def test_a_verdict_that_changes_with_the_order_is_half_a_win_for_both(ask):
     (found,) = ask().judge([Contest("p", ("fair one",), ("fair other", "bad"))])
-    assert (found.on, found.off) == ((0.75,), (0.5, 0.0))
+    assert (found.on, found.off, found.won) == ((0.75,), (0.5, 0.0), (0.5, 1.0))
     assert (found.compared, found.changed) == (2, 1)
 
 
@@ -299,6 +300,21 @@ def test_a_failed_prompt_is_a_failure_with_its_reason_and_the_others_count(ask, 
     assert found.failed == "answered 'Both are nice' where one letter was asked for"
 
 
+def test_a_judge_stops_once_its_tokens_are_spent(ask, server):
+    """7 tokens an answer and 8 answers a contest: 56; those under way are waited for and given."""
+    judge = ask(workers=1)
+    judge.check()
+    judge.most_tokens = judge.server.tokens + 100
+    given = []
+    with pytest.raises(Spent, match=r"tokens billed of at most 114; .* --max-judge-tokens"):
+        given.extend(one for one in judge.judge([CONTEST] * 50))
+    assert 2 <= len(given) <= 5
+    assert all(one.failed is None for one in given)
+    assert judge.server.tokens <= 114 + 3 * 56
+    judge.most_tokens = None
+    assert len(list(judge.judge([CONTEST] * 3))) == 3
+
+
 def test_a_server_that_is_gone_stops_the_run(ask, server, monkeypatch):
     monkeypatch.setattr(judging, "GIVE_UP", 3)
     judge = ask(attempts=1)
@@ -313,7 +329,7 @@ def test_a_server_that_is_gone_stops_the_run(ask, server, monkeypatch):
 def test_another_model_name_is_refused(ask, server):
     judge = ask(workers=1)
     before = judge.identity
-    assert before == {"kind": "judge", "version": 1, "model": "judge", "served": "judge-1", "style": "text"}
+    assert before == {"kind": "judge", "version": 2, "model": "judge", "served": "judge-1", "style": "text"}
     verdicts = judge.judge([CONTEST] * 5)
     assert next(verdicts).failed is None
     server.name = "judge-2"

@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from stagealign.errors import BadData
-from stagealign.judged import Judged
-from stagealign.meter import Item, Kept, Meter, Sampled, batches, kept_at, measure
+from stagealign.errors import BadData, StagealignError
+from stagealign.judged import Judged, Spent
+from stagealign.meter import Item, Kept, Looks, Meter, Sampled, Tally, batches, kept_at, measure
 
 ITEMS = [Item(f"{i:04x}", f"prompt {i}", ("good static", "bad")) for i in range(400)]
 
@@ -92,12 +92,15 @@ def test_nothing_is_measured_twice_and_failures_are_asked_again(tmp_path):
 
 def test_a_line_that_an_interrupt_cut_is_dropped(tmp_path):
     path = tmp_path / "kept.jsonl"
-    Kept(path).add([{"key": "a", "x": 1}, {"key": "b", "x": 2}])
+    first = Kept(path)
+    for key, x in (("a", 1), ("b", 2)):
+        first.add({"key": key, "x": x})
+    assert first.get("a") == {"key": "a", "x": 1}
     path.write_bytes(path.read_bytes()[:-5])
     kept = Kept(path)
     assert kept.get("a") == {"key": "a", "x": 1}
     assert kept.get("b") is None
-    kept.add([{"key": "c", "x": 3}])
+    kept.add({"key": "c", "x": 3})
     assert Kept(path).get("c") == {"key": "c", "x": 3}
 
 
@@ -110,6 +113,101 @@ def test_an_interrupt_gives_what_is_known_so_far():
 
     found = measure(ITEMS, meter(Impatient(0.5)), {}, decide=0.95)
     assert 0 < found.prompts_used < len(ITEMS)
+    assert found.stopped == "interrupted"
+
+
+@pytest.mark.parametrize("decide", [None, 0.95])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Spent("no more than 100 tokens")])
+def test_verdicts_of_a_batch_that_was_not_finished_count(tmp_path, decide, error):
+    class Ends(Coin):
+        def judge(self, contests):
+            for place, verdict in enumerate(super().judge(contests)):
+                if place == 5:
+                    raise error
+                yield verdict
+
+    sampled, verdicts = kept_at(tmp_path, {"p": 1}, {"o": 1})
+    found = measure(ITEMS, meter(Ends(0.5), sampled, verdicts), {}, decide=decide)
+    assert found.prompts_used == found.running[-1][0] == 5
+    assert found.stopped == (str(error) or "interrupted")
+    assert sorted(kept_at(tmp_path, {"p": 1}, {"o": 1})[1].places) == sorted(item.key for item in ITEMS[:5])
+
+
+def test_completions_of_a_batch_that_was_not_finished_are_kept(tmp_path):
+    def breaks(items):
+        yield from sampler(items[:7])
+        raise StagealignError("gone")
+
+    sampled, verdicts = kept_at(tmp_path, {"p": 1}, {"o": 1})
+    with pytest.raises(StagealignError, match="gone"):
+        measure(ITEMS, Meter(breaks, Coin(0.7), sampled, verdicts), {})
+    asked = []
+
+    def counts(items):
+        asked.extend(item.key for item in items)
+        return sampler(items)
+
+    measure(ITEMS, Meter(counts, Coin(0.7), *kept_at(tmp_path, {"p": 1}, {"o": 1})), {})
+    assert asked == [item.key for item in ITEMS[7:]]
+
+
+def test_a_prompt_that_the_policy_cannot_answer_is_a_failure():
+    def refuses(items):
+        pairs = zip(items, sampler(items), strict=True)
+        return [Sampled((), 0, 0, "too long") if item is ITEMS[2] else one for item, one in pairs]
+
+    oracle = Coin(0.7)
+    found = measure(ITEMS, meter(oracle), {})
+    found = measure(ITEMS, Meter(refuses, oracle, Kept(None), Kept(None)), {})
+    assert (found.failures, found.failure, found.prompts_used) == (1, "too long", len(ITEMS) - 1)
+    assert found.reliable
+
+
+def test_pairs_vote_for_themselves_and_lengths_follow_them():
+    """on1 beats off1, off2 beats on1, on2 beats off2 and ties with off1; the scores say nothing of it."""
+
+    class Pairs:
+        def judge(self, contests):
+            return (Judged((0.0, 0.0), (0.0, 0.0), won=(1.0, 0.0, 0.5, 1.0)) for _ in contests)
+
+    def wrote(items):
+        return [Sampled(("aaaa", "bb"), 2, 0) for _ in items]
+
+    items = [Item(f"{i}", "p", ("c", "ddd")) for i in range(10)]
+    found = measure(items, Meter(wrote, Pairs(), Kept(None), Kept(None)), {})
+    assert found.votes == {"on": 25.0, "off": 15.0, "ties": 10}
+    assert found.caveats["ties"] == 0.25
+    # decided pairs: aaaa > c, ddd > aaaa, bb > ddd
+    assert (found.caveats["winner_characters"], found.caveats["loser_characters"]) == (3.0, 2.7)
+    assert found.top_candidate["score"] == 0.5
+
+
+def test_an_interval_says_what_it_is():
+    fixed, decided = measure(ITEMS, meter(Coin(0.6)), {}), measure(ITEMS, meter(Coin(0.6)), {}, decide=0.95)
+    assert fixed.interval_kind == "95% over prompts, if their number was fixed beforehand"
+    assert "95% interval" in fixed.sentence
+    assert decided.interval_kind.startswith("anytime-valid: each end holds at 0.95 however often one looks")
+    assert decided.interval_kind.endswith("both together at 0.9")
+    assert "each at 0.95 however often one looks" in decided.sentence
+    low, high = decided.top_candidate["interval"]
+    assert low <= decided.top_candidate["score"] <= high
+
+
+def test_ends_of_a_sequence_miss_as_seldom_as_they_say():
+    """At a known score, over all looks: each end misses in at most 5% of streams, and so does the name."""
+    rng, low_missed, high_missed, wrong = random.Random(7), 0, 0, 0
+    streams, truth = 150, 0.55
+    for _ in range(streams):
+        looks, tally, item = Looks.at(0.95, 1), Tally(), Item("k", "p", ("y",))
+        for _ in range(60):
+            won = float(rng.random() < truth)
+            tally.add(item, Sampled(("x",), 1, 0), Judged((won,), (0.5,)))
+            looks.add(tally)
+        low, high = looks.cross.interval
+        low_missed, high_missed = low_missed + (low > truth), high_missed + (high < truth)
+        wrong += looks.cross.stage == "injection"
+    assert max(low_missed, high_missed) <= 0.05 * streams
+    assert wrong <= 0.05 * streams
 
 
 def test_batches_hold_every_prompt_once_in_order():

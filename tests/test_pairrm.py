@@ -11,6 +11,7 @@ import torch
 from transformers import DebertaV2Config, DebertaV2Model, DebertaV2Tokenizer
 
 from stagealign import pairrm
+from stagealign.boundary import cross_votes, pair_votes
 from stagealign.errors import StagealignError
 from stagealign.judged import Contest
 from stagealign.pairrm import MARKS, PairRM, PairRMOracle, verdict
@@ -165,7 +166,18 @@ def test_verdict_by_hand():
     found = verdict(Contest("p", ("a", "b"), ("c", "a")), ["a", "b", "c"], [True, False, False], logits)
     assert found.on == pytest.approx((-1 / 3, -1 / 3))
     assert found.off == pytest.approx((1.0, -1 / 3))
+    assert found.won == (0.0, 0.5, 1.0, 0.0)  # a against c and a, b against c and a
     assert (found.compared, found.changed, found.truncated, found.failed) == (3, 1, 2, None)
+
+
+def test_pairs_that_go_in_a_circle_vote_for_themselves():
+    """A beats c, c beats b, b beats d, d beats a: 2 of 4 votes; the scores would say that both lose to c."""
+    logits = {(0, 1): (0.0, 0.0), (0, 2): (1.0, -1.0), (0, 3): (-3.0, 3.0), (1, 2): (-3.0, 3.0), (1, 3): (1.0, -1.0)}
+    logits[2, 3] = (0.0, 0.0)
+    found = verdict(Contest("p", ("a", "b"), ("c", "d")), ["a", "b", "c", "d"], [False] * 4, logits)
+    assert found.won == (1.0, 0.0, 0.0, 1.0)
+    assert pair_votes(found.won) == (2.0, 2.0, 0)
+    assert cross_votes(found.on, found.off)[0] == 0
 
 
 def test_equal_texts_tie_exactly():
@@ -299,3 +311,52 @@ def test_the_published_weights_give_the_published_logits():
         pytest.skip("STAGEALIGN_PAIRRM is not set: a local folder with the files of llm-blender/PairRM-hf")
     rows = [("hello!", "hi!", "f**k off!"), ("I love you!", "I hate you!", "I love you, too!")]
     assert pairrm.load(folder).logits(rows) == pytest.approx([1.9003, -1.2547], abs=2e-4)
+
+
+def test_labels_and_votes_as_artifacts(tmp_path):
+    """The builders agree with the oracle asked directly; a tie goes to the second, what cannot teach is counted."""
+    from stagealign.records import Candidate, Pair, prompt_hash, read_dicts, read_rows, write_rows
+    from stagealign.store import Work
+
+    saved(tmp_path / "weights")
+    folders = {name: tmp_path / name for name in ("oracle", "candidates", "pairs", "votes")}
+    for folder in folders.values():
+        folder.mkdir()
+    given = {"weights": str(tmp_path / "weights"), "revision": None}
+    facts = pairrm.fetch(Work(given, {}, folders["oracle"], tmp_path))
+    assert facts["weights"].startswith("sha256:")
+    texts = {"good film": ("the plot", "odd"), "bad film": ("fun", "fun"), "long plot": ("", "odd")}
+    candidates = [Candidate(prompt, text, "off", i) for prompt, pair in texts.items() for i, text in enumerate(pair)]
+    write_rows(folders["candidates"] / "candidates.jsonl", candidates)
+    inputs = {"oracle": folders["oracle"], "candidates": folders["candidates"]}
+    facts = pairrm.rank(Work({}, inputs, folders["pairs"], tmp_path))
+    assert (facts["pairs"], facts["drops"]) == (1, {"chosen equals rejected": 1, "empty completion": 1})
+    oracle = pairrm.load(str(folders["oracle"]))
+    wrapped = (
+        f"{pairrm.INSTRUCTION}USER: good film\nAssistant: <Response 1>",
+        "<Response 1>: the plot",
+        "<Response 1>: odd",
+    )
+    there, back = oracle.logits([wrapped, (wrapped[0], wrapped[2], wrapped[1])])
+    (pair,) = read_rows(folders["pairs"] / "pairs.jsonl", Pair)
+    assert pair.margin == pytest.approx(abs(there - back), abs=1e-5), "the scores are plus and minus half of it"
+    assert pair.chosen == ("the plot" if there > back else "odd")
+    few = [one for one in candidates if one.prompt == "good film"]
+    for name in ("on", "off"):
+        (tmp_path / name).mkdir()
+        write_rows(
+            tmp_path / name / "candidates.jsonl", few if name == "off" else [replace(few[0], completion="bad"), few[1]]
+        )
+    inputs = {"oracle": folders["oracle"], "completions": tmp_path / "on", "static": tmp_path / "off"}
+    assert pairrm.votes(Work({}, inputs, folders["votes"], tmp_path))["prompts"] == 1
+    (row,) = read_dicts(folders["votes"] / "votes.jsonl")
+    (found,) = oracle.judge([Contest("good film", ("bad", "odd"), ("the plot", "odd"))])
+    wins = sum((ours > theirs) + 0.5 * (ours == theirs) for ours in found.on for theirs in found.off)
+    assert (row["prompt"], row["on"], row["ties"]) == (prompt_hash("good film"), wins, 1)
+    write_rows(folders["candidates"] / "candidates.jsonl", few)
+    with torch.no_grad():
+        oracle.model.head_layer[-1].weight.fill_(float("nan"))
+    oracle.model.save_pretrained(folders["oracle"])
+    again = {"oracle": folders["oracle"], "candidates": folders["candidates"]}
+    with pytest.raises(StagealignError, match="not finite"):
+        pairrm.rank(Work({}, again, folders["pairs"], tmp_path))

@@ -153,6 +153,26 @@ def test_another_models_samples_are_that_models_own_artifacts(empty):
     assert len({artifact.fingerprint for artifact in everything.artifacts.values()}) == len(everything.artifacts)
 
 
+@pytest.mark.parametrize("scale", ["lab", "paper"])
+def test_the_reference_of_a_later_round_is_built_from_what_the_spec_says(scale, empty):
+    """By default from the round's start; a variant's from the very first one. Round 1 is shared: there both are one."""
+    base, variant = (registry.cell(f"zephyr-{key}-2off_on", scale) for key in ("dpo", "dpo_ref_first"))
+    plain_run, other = plan_run(base, 0), plan_run(variant, 0)
+    for ours, theirs in zip(plain_run.rounds[0], other.rounds[0], strict=True):
+        assert ours.policy.fingerprint == theirs.policy.fingerprint
+        assert ours.policy.path == theirs.policy.path
+    for ours, theirs in zip(plain_run.rounds[1], other.rounds[1], strict=True):
+        assert ours.reference.inputs["policy"] is ours.start
+        assert theirs.reference.inputs["policy"].path == other.start.path
+        assert theirs.reference.fingerprint != ours.reference.fingerprint
+        assert theirs.policy.inputs["reference"] is theirs.reference
+        assert theirs.policy.inputs["policy"].path == ours.start.path
+        assert theirs.policy.path != ours.policy.path
+        assert theirs.data.fingerprint == ours.data.fingerprint, "data is described under the policy that trains on it"
+    grid = make_plan(registry.cells(scale, extras=True), (0,), empty)
+    assert len({artifact.fingerprint for artifact in grid.artifacts.values()}) == len(grid.artifacts)
+
+
 def test_committed_results_are_of_todays_spec():
     """What the results name and the plan still makes has the same fingerprint: nothing built must be built again."""
     compared = 0

@@ -1,32 +1,23 @@
-"""Preference data and recorded judgments: every shape and format, bad files, memory, and rows that add up."""
+"""Preference data: every shape and format, bad files, memory; and, of recorded files too, rows that add up."""
 
 import csv
 import gzip
 import json
-import math
 import os
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 
 import pytest
+from factory_files import FORMATS, file, refused, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stagealign.errors import BadData
-from stagealign.judged import Contest
-from stagealign.preferences import (
-    Preference,
-    RecordedOracle,
-    read_preferences,
-    read_recorded,
-    votes_by_prompt,
-)
+from stagealign.preferences import Preference, read_preferences
+from stagealign.recorded import read_recorded, votes_by_prompt
 from stagealign.tables import CHUNK
 
 SHARED = Path(os.environ.get("STAGEALIGN_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-FORMATS = ("jsonl", "jsonl.gz", "json", "objects.json", "csv", "parquet")
 SKY = {"role": "user", "content": "What color is the sky?"}
 PLAIN = [
     {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
@@ -38,49 +29,10 @@ def said(content, role="assistant"):
     return {"role": role, "content": content}
 
 
-def write(path, rows):
-    """`rows` in the format of the path's ending."""
-    name = path.name
-    if name.endswith(".parquet"):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif name.endswith("objects.json"):
-        path.write_text("\n".join(json.dumps(row, indent=1) for row in rows), encoding="utf-8")
-    elif name.endswith(".json"):
-        path.write_bytes(json.dumps(rows, indent=1, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-    elif name.endswith(".csv"):
-        with open(path, "w", encoding="utf-8-sig", newline="") as file:
-            table = csv.DictWriter(file, list(rows[0]))
-            table.writeheader()
-            for row in rows:
-                table.writerow({key: json.dumps(v) if isinstance(v, list) else v for key, v in row.items()})
-    else:
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
-    return str(path)
-
-
-def file(tmp_path, rows, ending="jsonl"):
-    return write(tmp_path / f"data.{ending}", rows)
-
-
 def plain(data):
     """Rows as plain values, sorted."""
     key = [(p.prompt if isinstance(p.prompt, str) else [*map(dict, p.prompt)], p.chosen, p.rejected) for p in data.rows]
     return sorted(key, key=str)
-
-
-def refused(call, *words):
-    """The one-line message of the BadData that `call` raises, which has all the words."""
-    with pytest.raises(BadData) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, f"{word!r} not in {message!r}"
-    return message
 
 
 SHAPES = {
@@ -402,167 +354,6 @@ def test_hub_data_set(hub):
     refused(lambda: read_preferences("gone"), "cannot be read from the hub (Couldn't reach 'gone' on the Hub)")
 
 
-# --- recorded
-
-
-def votes(tmp_path, rows, ending="jsonl", **options):
-    return {item.prompt: item[1:] for item in votes_by_prompt(read_recorded(file(tmp_path, rows, ending), **options))}
-
-
-def score(prompt, source, value, completion="text"):
-    return {"prompt": prompt, "source": source, "completion": completion, "score": value}
-
-
-SCORES = [
-    *[score("p", "on", 3.0), score("p", "on", 1.0), score("p", "off", 2.0), score("p", "off", 1.0, "")],
-    *[score("q", "off", 1.0), score("q", "on", 1.0), score("q", "off", 0.5)],
-]
-
-
-@pytest.mark.parametrize("ending", FORMATS)
-def test_votes_of_recorded_scores(tmp_path, ending):
-    # p: 3 beats 2 and 1, 1 loses to 2 and ties with 1; q: 1 ties with 1 and beats 0.5, and ties for the top
-    assert votes(tmp_path, SCORES, ending) == {"p": (2.5, 1.5, 1, 1.0, 0.0), "q": (1.5, 0.5, 1, 0.5, 0.5)}
-
-
-def test_recorded_scores_are_counted(tmp_path):
-    rows = [
-        *SCORES,
-        score("only on", "on", 1.0),
-        *[score("failed", "on", math.nan), score("failed", "off", 1.0)],
-        *[score("null", "on", 1.0), score("null", "off", None)],
-        *[score("endless", "on", 1.0), score("endless", "off", math.inf)],
-        *[score("", "on", 1.0), score("p", "off", 1.0, None), score("p", None, 1.0)],
-    ]
-    recorded = read_recorded(file(tmp_path, rows))
-    assert (recorded.given, recorded.used, recorded.failures, recorded.form) == (17, 7, 3, "scores")
-    assert dict(recorded.drops) == {
-        "prompt without candidates of source 'off'": 1,
-        "prompt with a failed score": 6,
-        "empty `prompt`": 1,
-        "`completion` is null": 1,
-        "`source` is null": 1,
-    }
-    (item,) = [item for item in recorded.prompts if item.prompt == "q"]
-    assert item.contest == Contest("q", ("text",), ("text", "text"))
-    assert item.judged.off == (1.0, 0.5)
-    few = read_recorded(file(tmp_path, SCORES), prompts=1)
-    assert (len(few.prompts), few.used + few.not_chosen) == (1, 7)
-
-
-def pair(prompt, a, b, preference):
-    return {"prompt": prompt, "a": a, "b": b, "preference": preference}
-
-
-PAIRS = [
-    *[pair("p", "x", "s", 1.0), pair("p", "t", "x", 0.0), pair("p", "y", "s", 0.5), pair("p", "y", "t", 0.9)],
-    *[pair("q", "x", "s", 1.0), pair("q", "s", "x", 1.0)],
-]
-
-
-@pytest.mark.parametrize("ending", FORMATS)
-def test_recorded_oracle(tmp_path, ending):
-    oracle = RecordedOracle(read_recorded(file(tmp_path, PAIRS, ending)))
-    contests = [Contest("p", ("x", "y"), ("s", "t")), Contest("q", (" x\n",), ("s",)), Contest("q", ("x",), ("x",))]
-    oracle.check(contests)
-    one, two, three = oracle.judge(contests)
-    # x beats s and t; y ties with s and beats t
-    assert one.on[0] > one.on[1] == one.off[0] > one.off[1]
-    assert (one.compared, one.failed) == (0, None)
-    assert (two.on == two.off, two.compared, two.changed) == (True, 1, 1)  # each order for its first
-    assert three.on == three.off
-    assert oracle.identity["kind"] == "recorded"
-    assert len(oracle.identity["sha256"]) == 16
-
-
-def test_recorded_pairs_in_a_circle_or_failed(tmp_path):
-    circle = [pair("p", "x", "s", "a"), pair("p", "s", "y", "A"), pair("p", "y", "t", "a"), pair("p", "x", "t", "b")]
-    failed = [pair("f", "x", "s", math.nan), pair("g", "x", "s", None), pair("g", "s", "x", "tie")]
-    recorded = read_recorded(file(tmp_path, circle + failed))
-    assert (recorded.given, recorded.used, recorded.failures, dict(recorded.drops)) == (7, 5, 1, {"failed judgment": 2})
-    contests = [Contest("p", ("x", "y"), ("s", "t")), Contest("f", ("x",), ("s",)), Contest("g", ("x",), ("s",))]
-    one, two, three = RecordedOracle(recorded).judge(contests)
-    assert "circle" in one.failed
-    assert "failed" in two.failed
-    assert one.on == two.on == ()
-    assert three.failed is None
-    assert three.on == three.off
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(0, 3), min_size=2, max_size=6), st.integers(1, 5))
-def test_ranks_agree_with_every_pair_that_has_an_order(scores, on):
-    from stagealign.boundary import cross_votes, top_vote
-    from stagealign.preferences import _ranks
-
-    on = min(on, len(scores) - 1)
-    left, right = scores[:on], scores[on:]
-    signs = [(a > b) - (a < b) for a in left for b in right]
-    ranks = _ranks(len(left), len(right), signs)
-    assert cross_votes(ranks[:on], ranks[on:]) == cross_votes(left, right)
-    assert top_vote(ranks[:on], ranks[on:]) == top_vote(left, right)
-
-
-def test_pairs_that_are_not_recorded(tmp_path):
-    oracle = RecordedOracle(read_recorded(file(tmp_path, PAIRS)))
-    contests = [
-        Contest("p", ("x", "new"), ("s", "t")),
-        Contest("other" * 40, ("x",), ("s",)),
-        Contest("q", ("x",), ("s",)),
-    ]
-    words = ("3 of 6 pairs", "of 2 of 3 prompts", "'p' with 'new' and 's'", "'new' and 't'", "...")
-    refused(lambda: oracle.check(contests), *words)
-    refused(lambda: list(oracle.judge(contests)), "2 of 4 pairs")
-
-
-def test_alpaca_eval_scale(tmp_path):
-    rows = [pair("p", "x", "s", 1.0), pair("q", "x", "s", 1.3), pair("r", "x", "s", 1.5), pair("t", "x", "s", 2)]
-    contests = [Contest(name, ("x",), ("s",)) for name in "pqrt"]
-    judged = RecordedOracle(read_recorded(file(tmp_path, rows, "csv"))).judge(contests)
-    assert [(item.on > item.off) - (item.on < item.off) for item in judged] == [1, 1, 0, -1]
-
-
-BAD_RECORDED = {
-    "what": (pair("p", "x", "s", "left"), "line 3, column 'preference': 'left' found", "0.5 (tie)"),
-    "truth": (pair("p", "x", "s", True), "line 3, column 'preference': True found"),
-    "range": (pair("p", "x", "s", 3), "line 3, column 'preference': 3 found"),
-    "minus": (pair("p", "x", "s", -1), "-1 found"),
-    "list": (pair("p", "x", "s", [1]), "[1] found"),
-    "huge": (pair("p", "x", "s", 10**400), "10000"),
-    "scales": (pair("p", "x", "s", 2), "0.2 in line 1 and 2 in line 3 are of two scales"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_RECORDED)
-def test_preferences_that_could_mean_anything(tmp_path, case):
-    row, *words = BAD_RECORDED[case]
-    path = file(tmp_path, [pair("p", "x", "s", 0.2), pair("p", "x", "s", 1), row])
-    refused(lambda: read_recorded(path), path, *words)
-
-
-def test_bad_recorded_files(tmp_path):
-    def read(*rows):
-        return lambda: votes_by_prompt(read_recorded(file(tmp_path, list(rows))))
-
-    refused(read({"prompt": "p", "a": "x"}), "column b, preference missing; found: prompt, a;")
-    refused(read({"prompt": "p", "source": "on", "score": 1}), "column completion missing")
-    refused(read(score("p", "on", 1.0) | pair("p", "x", "s", 1)), "both recorded forms")
-    refused(read(score("p", "policy", 1.0)), "line 1, column 'source': 'policy' found; write 'on'")
-    refused(read(score("p", "on", "good")), "line 1, column 'score': 'good' found")
-    refused(read(score("p", "on", 1.0)), "none of 1 lines can be used; prompt without candidates of source 'off': 1")
-    refused(read(pair("p", "x", "s", None)), "none of 1 lines can be used; failed judgment: 1")
-    refused(read(pair("p", "x", "s", 1)), "do not tell on-policy from off-policy")
-    refused(lambda: RecordedOracle(read_recorded(file(tmp_path, SCORES))), "scores found")
-    refused(lambda: read_recorded(tmp_path / "none.csv"), "no such file")
-    refused(lambda: read_recorded("org/name"), "no such file")
-
-
-def test_recorded_path_starts_without_heavy_libraries():
-    heavy = {"torch", "transformers", "datasets", "pandas", "pyarrow"}
-    code = f"import sys, stagealign.preferences; print(*sorted({heavy!r} & set(sys.modules)))"
-    assert not subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-
-
 # --- fuzz: a clear error or a counted drop, and rows that add up
 
 TEXTS = st.one_of(
@@ -648,11 +439,12 @@ def test_fuzzed_rows(tmp_path, names, ending):
     fuzz()
 
 
+SCORED = [{"prompt": "p", "source": source, "completion": "x", "score": 1.5} for source in ("on", "off", "on")]
 SOUND = {
     "jsonl": b"".join(json.dumps(row).encode() + b"\n" for row in PLAIN * 3),
     "json": json.dumps(PLAIN * 3).encode(),
     "csv": b"chosen,rejected,prompt\n" + b'"a ""x""",b,p\nc,"d\ne",q\n' * 3,
-    "jsonl.gz": gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in SCORES)),
+    "jsonl.gz": gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in SCORED)),
 }
 
 

@@ -44,16 +44,66 @@ def test_another_models_samples_are_a_source_beyond_the_grid():
     """PC_llama: alone and after one round of each, for every row but Llama-3's own, and not where no Llama-3 is."""
     for scale in ("lab", "paper"):
         every = registry.cells(scale, extras=True)
-        extra = [cell for cell in every if cell.extra]
+        given = [cell for cell in every if any(source.extra for source in cell.sources)]
         assert [cell for cell in every if not cell.extra] == registry.cells(scale)
-        rows = {(cell.model.key, cell.method.key) for cell in every} - {("llama3", "dpo"), ("llama3", "slichf")}
+        rows = {(cell.model.key, cell.method.key) for cell in registry.cells(scale)}
+        rows -= {("llama3", "dpo"), ("llama3", "slichf")}
         schedules = ("1llama", "2off_llama", "2on_llama")
-        assert {cell.id for cell in extra} == {f"{m}-{method}-{s}" for m, method in rows for s in schedules}
-        assert not any(source.on_policy for cell in extra for source in cell.sources if source.key == "llama")
+        assert {cell.id for cell in given} == {f"{m}-{method}-{s}" for m, method in rows for s in schedules}
+        assert not any(source.on_policy for cell in given for source in cell.sources if source.key == "llama")
     assert registry.cells("smoke", extras=True) == registry.cells("smoke")
     assert registry.cell("zephyr-dpo-1llama").sources == (registry.SOURCES["llama"],)
     with pytest.raises(UnknownName, match=r"llama3-dpo-1llama.*unknown"):
         registry.cell("llama3-dpo-1llama")
+
+
+def test_slichf_is_beyond_the_paper_for_two_models():
+    beyond = [cell for cell in registry.cells("paper", extras=True) if cell.beyond_paper]
+    assert {(cell.model.key, cell.method.key) for cell in beyond} == {("qwen", "slichf"), ("pythia", "slichf")}
+    assert len(beyond) == 2 * 6
+    assert all(cell.extra for cell in beyond)
+    assert not any(cell.beyond_paper for cell in registry.cells("smoke", extras=True)), "plumbing is no claim"
+
+
+@pytest.mark.parametrize("scale", ["lab", "paper"])
+def test_what_was_not_published_has_variants(scale):
+    """Each differs from its method in the value that its name says, and only where that can matter."""
+    methods = registry.METHODS[scale]
+    variants = {key: one for key, one in methods.items() if one.variant_of}
+    assert {one.form for one in methods.values()} == {"sigmoid", "hinge", "slic-hf", "slic-norm"}
+    for key, one in variants.items():
+        base = methods[one.variant_of]
+        assert key not in base.key
+        assert base.variant_of is None
+        changed = {f.name for f in fields(one) if getattr(one, f.name) != getattr(base, f.name)}
+        changed -= {"key", "name", "variant_of", "assumed"}
+        assert changed <= one.assumed.keys(), "what was not published is marked"
+        if "beta" in key:
+            assert changed == {"beta"}
+            assert key == f"{base.key}_beta{one.beta:g}"
+        elif "ref_first" in key:
+            assert changed == {"reference"}
+        else:
+            assert one.form == key.replace("_", "-")
+        mine = {cell.schedule for cell in registry.cells(scale, extras=True) if cell.method.key == key}
+        assert mine == {name for name in registry.GRID if "ref_first" not in key or name.startswith("2")}
+    models = {cell.model.key for cell in registry.cells(scale, extras=True) if cell.method.key == "slic_norm"}
+    assert models == {"llama3", "zephyr", "phi2"}
+
+
+def test_paper_checkpoints_are_pinned_or_said_not_to_be():
+    checkpoints = registry.CHECKPOINTS["paper"]
+    assert {key for key, one in checkpoints.items() if not one.pinned} == {"zephyr"}
+    for one in checkpoints.values():
+        assert one.revision is None or re.fullmatch("[0-9a-f]{40}", one.revision)
+        assert "source" in one.assumed, "no checkpoint is named by the paper"
+        assert one.shape is not None
+        if one.sft:
+            assert re.fullmatch("[0-9a-f]{40}", one.sft.revision)
+            assert "data" in one.sft.assumed
+    assert {key for key, one in checkpoints.items() if one.sft} == {"phi2", "qwen", "pythia"}
+    assert all(one.pinned for one in registry.CHECKPOINTS["lab"].values())
+    assert re.fullmatch(r"[\w/]+@[0-9a-f]{40}", registry.scale("paper").data)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +123,19 @@ def test_another_models_samples_are_a_source_beyond_the_grid():
         ("1on or 1llama", 6),
         ("zephyr and not llama", 0),
         ("zephyr or llama3", 0),
+        ("qwen", 0),
+        ("slichf", 0),
+        ("slic", 0),
+        ("dpo and 1off", 0),
+        ("qwen and slichf", 6),
+        ("pythia and slichf and 1off", 1),
+        ("slichf and not (llama3 or zephyr)", 0),
+        ("dpo_beta0.01", 30),
+        ("zephyr and dpo_ref_first", 4),
+        ("ref_first", 32),
+        ("slic_norm", 18),
+        ("llama3-slic_hf-2off_on", 1),
+        ("zephyr and (dpo or dpo_beta0.5)", 0),
     ],
 )
 def test_extra_cells_run_only_where_their_source_is_named(expression, extras):
@@ -97,7 +160,7 @@ def test_no_name_is_inside_another(scale):
         inside = [other for other in (*ids, *names) if one in other.lower() and other != one]
         assert not inside, f"-k {one} also finds {inside}"
     benchmarks = {path.name for path in (ROOT / "benchmarks").rglob("*.py")} | {"test_cell", "test_claim", "benchmarks"}
-    keys = [*registry.MODELS, *registry.SCHEDULES, "dpo", "slichf"]
+    keys = [*registry.MODELS, *registry.SCHEDULES, *registry.METHODS[scale]]
     assert not [(key, name) for key in keys for name in benchmarks if key in name]
 
 
@@ -122,13 +185,14 @@ def test_a_source_without_a_rate_takes_that_of_its_status():
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_assumption_names_a_field_and_a_recipe(scale):
     for cell in registry.cells(scale):
-        for spec in (cell.method, cell.checkpoint, cell.checkpoint.sft, cell.scale.training):
+        for spec in (cell.method, cell.checkpoint, cell.checkpoint.sft, cell.scale.training, cell.scale):
             if spec is not None:
                 assert set(spec.assumed) <= {field.name for field in fields(spec)}
                 assert all(recipe.strip() for recipe in spec.assumed.values())
     paper = registry.scale("paper").training
     assert {"learning_rate", "batch"} <= set(paper.assumed), "the paper did not publish these"
-    assert all("beta" in method.assumed for method in registry.METHODS["paper"].values())
+    with_beta = [method for method in registry.METHODS["paper"].values() if method.form != "slic-hf"]
+    assert all("beta" in method.assumed for method in with_beta)
 
 
 def test_stand_ins_are_one_ladder_in_the_papers_order():
@@ -184,7 +248,7 @@ def test_what_pytest_refuses_is_refused(text):
         (lambda: registry.cell("llama3-dpo-2of_on"), ["schedule '2of_on'", "2off_on"]),
         (lambda: registry.cell("llama3-dpo"), ["schedule ''"]),
         (lambda: registry.cell("llama3-dpo-1on-x"), ["cell 'llama3-dpo-1on-x'", "llama3-dpo-1on"]),
-        (lambda: registry.cell("qwen-slichf-1on"), ["cell 'qwen-slichf-1on'", "slichf-1on"]),
+        (lambda: registry.cell("qwen-slic_hf-1on"), ["cell 'qwen-slic_hf-1on'", "slichf-1on"]),
         (lambda: registry.cell(""), ["model ''"]),
         (lambda: registry.select("lab", "zefyr and dpo"), ["'zefyr'", "zephyr", "scale lab"]),
         (lambda: registry.select("smoke", "llama3 and slichf"), ["matches no cell at scale smoke"]),

@@ -3,6 +3,7 @@
 No network: the weights are seeded random ones, so the numbers mean nothing; that they are all there is what counts.
 """
 
+import importlib.util
 import math
 import os
 import resource
@@ -166,3 +167,24 @@ def test_the_report_is_written_and_current(smoke):
     code, out, _ = call("report", "--check")
     assert code == 1
     assert "smoke/README.md" in out
+
+
+def test_capability_is_added_where_asked_for_and_stays(smoke):
+    """To a result that stands, from the policies that are there; a later run that does not ask leaves it."""
+    if importlib.util.find_spec("lm_eval") is None:
+        pytest.skip("lm-eval is not installed: `pip install 'stagealign[eval]'`")
+    folder, call, *_ = smoke
+    path = result_path(folder / "results", "smoke", "pythia-dpo-2off_on", 0)
+    before = read_result(path)
+    code, out, _ = call("run", "-k", "dpo-2off_on", "--capability")
+    assert code == 0, out
+    assert "3 to build" in out
+    after = read_result(path)
+    assert list(after["capability"]) == ["round 1", "round 2", "start"]
+    assert all(one["metrics"]["sums acc"]["n"] == 4 for one in after["capability"].values())
+    assert after["rounds"] == before["rounds"]
+    code, out, _ = call("run", "-k", "dpo-2off_on", "--capability")
+    assert "1 more have their results already" in out
+    code, out, _ = call("run", "-k", "dpo-2off_on", "--again")
+    assert code == 0, out
+    assert read_result(path)["capability"] == after["capability"]

@@ -44,6 +44,23 @@ def test_remarks_are_not_identity():
     assert fingerprint(replace(method, beta=0.2)) != fingerprint(method)
 
 
+def test_a_later_field_is_identity_only_where_it_differs():
+    """So what was built before the field was there keeps its fingerprint, and another value is another artifact."""
+    method = Method("dpo", "DPO", form="sigmoid", beta=0.1)
+    assert plain(method) == {
+        "key": "dpo",
+        "name": "DPO",
+        "form": "sigmoid",
+        "beta": 0.1,
+        "delta": 1.0,
+        "sft_weight": 0.0,
+    }
+    assert plain(replace(method, reference="first"))["reference"] == "first"
+    assert fingerprint(replace(method, variant_of="dpo")) == fingerprint(method), "a remark"
+    with pytest.raises(BadSpec, match="'last' is unknown; write 'round'"):
+        replace(method, reference="last")
+
+
 def test_every_other_field_is_identity():
     checkpoint = Checkpoint("a/b")
     for change in ({"source": "a/c"}, {"revision": "1"}, {"stand_in_for": "x"}, {"gated": True}, {"parameters": 1.0}):

@@ -1,7 +1,13 @@
-"""`python -m benchmarks.boundary`: measures, prints the tables, writes `results/boundary/` with fixed seeds."""
+"""`python -m benchmarks.boundary`: measures, prints the tables, writes `results/boundary/` with fixed seeds.
 
+`truth` are worlds with a known score, `models` recorded preferences of AlpacaEval, `oracle` the speed of PairRM's pass,
+`memory` what files of two sizes need, `real` the command on a real model.
+"""
+
+import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +18,24 @@ RESULTS = Path(__file__).resolve().parents[2] / "results" / "boundary"
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.boundary", description=__doc__)
+    parser.add_argument("--parts", default=",".join(PARTS), help="which of them, comma-separated")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of the oracle pass")
+    parser.add_argument("--threads", type=int, default=2, help="of torch; no more than there are idle cores")
+    given = parser.parse_args()
+    parts = given.parts.split(",")
+    unknown = set(parts) - set(PARTS)
+    if unknown or given.repeats < 1:
+        parser.error(
+            f"--parts knows {', '.join(PARTS)}, not {', '.join(unknown) or 'nothing'}; --repeats is at least 1"
+        )
     RESULTS.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
+    for part in parts:
+        PARTS[part](given, started)
+
+
+def truth(given: argparse.Namespace, started: float) -> None:
     rows = known_truth.coverage(SEED, repetitions=1000)
     keep("coverage", rows, "Coverage of the 95% interval (aim: 0.93-0.97 at 0.3 to 0.7 from 30 prompts on)", started)
     rows = known_truth.wrong_decisions(SEED, streams=2000)
@@ -23,6 +45,9 @@ def main() -> None:
     keep("prompts_needed", rows, aim, started)
     rows = known_truth.forecasts(SEED, streams=60)
     keep("forecasts", rows, "Prompts said to be needed when the budget ended undecided", started)
+
+
+def models(given: argparse.Namespace, started: float) -> None:
     folder = recorded.data_folder()
     if isinstance(folder, str):
         print(f"\nRecorded preferences: skipped, {folder}")
@@ -33,12 +58,50 @@ def main() -> None:
         keep(name, found, f"AlpacaEval 2, each model as the policy ({summary}; aim: spearman 0.95)", started)
 
 
+def oracle(given: argparse.Namespace, started: float) -> None:
+    from benchmarks.boundary import oracle_pass
+
+    rows = oracle_pass.measure(given.repeats, given.threads)
+    aim = "PairRM's pass over 2,000 prompts x 4 candidates, seconds; aim: 5 times the README's loop, one pair at a time"
+    keep("oracle_pass", rows, aim, started)
+
+
+def memory(given: argparse.Namespace, started: float) -> None:
+    from benchmarks.boundary import memory
+
+    rows = memory.measure()
+    keep("memory", rows, "Peak memory of the whole command, MB (aim: the same for 100,000 rows as for 2,000)", started)
+
+
+def real(given: argparse.Namespace, started: float) -> None:
+    from benchmarks.boundary import real_run
+
+    reason = real_run.missing()
+    if reason:
+        print(f"\nA real run: skipped, {reason}")
+        return
+    keep("real_run", real_run.measure(given.threads), "A real run, from start to answer (aim: under 300 s)", started)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, float], None]] = {
+    "truth": truth,
+    "models": models,
+    "oracle": oracle,
+    "memory": memory,
+    "real": real,
+}
+
+
 def keep(name: str, found: Any, title: str, started: float) -> None:
     """Writes what was found to `<name>.json` and prints it as a table."""
     rows = found["models"] if isinstance(found, dict) else found
     text = json.dumps({"seed": SEED, "found": found}, indent=1, allow_nan=False)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     print(f"\n{title} [{time.perf_counter() - started:.0f} s]")
+    if any(isinstance(value, dict) for value in rows[0].values()):  # too wide for a table
+        for row in rows:
+            print(*(f"  {name}: {show(value)}" for name, value in row.items()), sep="\n")
+        return
     cells = [list(rows[0]), *([show(value) for value in row.values()] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     for row in cells:
@@ -50,6 +113,8 @@ def show(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, list):
         return " ".join(show(one) for one in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {show(one)}" for key, one in value.items())
     return "-" if value is None else str(value)
 
 

@@ -51,10 +51,18 @@ class Attempt:
     ):
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / f"output-{time.monotonic_ns()}.txt"
+        self.log.touch()
         self.started = time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:
             _child(folder, words, plant, home or folder / "home", self.log)
+
+    def kill(self, number: int, group: bool) -> None:
+        """Sends a signal to every process of the attempt, or to the first alone."""
+        try:
+            (os.killpg if group else os.kill)(self.pid, number)
+        except ProcessLookupError:  # no group yet
+            os.kill(self.pid, number)
 
     def end(self, after: float | None = None, number: int = signal.SIGKILL, group: bool = True) -> Ended:
         """Waits for the end; `after` so many seconds it sends a signal, to the whole group or the first process."""
@@ -64,7 +72,7 @@ class Attempt:
             if pid:
                 break
             if after is not None and not killed and time.monotonic() - self.started >= after:
-                (os.killpg if group else os.kill)(self.pid, number)
+                self.kill(number, group)
                 killed = True
             time.sleep(0.01)
         return Ended(

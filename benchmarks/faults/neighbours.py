@@ -217,9 +217,11 @@ class Policy(Client):
             def judge(self, contests: Any) -> Any:
                 return (Judged((1.0,) * len(one.on), (1.0,) * len(one.off)) for one in contests)
 
-        sampler, identity, _ = open_policy(Request("policy", "none", policy_url=server.url))
+        policy = open_policy(Request("policy", "none", policy_url=server.url))
         items = [Item(f"{n:02}", self.prompt(n), ("static",)) for n in range(PROMPTS)]
-        found = measure(items, Meter(sampler, Fair(), *kept_at(self.home, identity, {"kind": "fair"})), {})
+        found = measure(
+            items, Meter(policy.sampler, Fair(), *kept_at(self.home, policy.identity, {"kind": "fair"})), {}
+        )
         return found.prompts_used, found.failures
 
 

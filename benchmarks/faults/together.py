@@ -62,7 +62,7 @@ def shared(folder: Path, reference: Path, processes: int, way: str, kill: bool, 
     if kill:
         time.sleep(chance.uniform(0, length))
         victim = next((one for one in under_way if _holds(home, one)), under_way[0])
-        os.killpg(victim.pid, signal.SIGKILL)
+        victim.kill(signal.SIGKILL, group=True)
     ended = [one.end() for one in under_way]
     finished = [(place, one) for place, one, who in zip(places, ended, under_way, strict=True) if who is not victim]
     wrong = [f"exit {one.code}: {one.output[-500:]}" for _, one in finished if one.code]

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from stagealign import paper, registry, statistics
-from stagealign.report.book import Book, after, value
+from stagealign import statistics
+from stagealign.report.book import Book, value
 from stagealign.report.contrasts import BOUNDARY, NOT_RUN, UNDECIDED, Contrast, View, boundary
 from stagealign.report.rows import policy_name
-from stagealign.report.words import count, gain, listing, percent, plain, rate, score
+from stagealign.report.words import count, listing, percent, plain, rate, score
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,6 @@ def findings(book: Book, contrasts: Sequence[Contrast]) -> list[Finding]:
         parts += [
             _rule(book, contrasts),
             _sources(contrasts),
-            _paper(book, contrasts),
             _movement(book),
             _cost(contrasts),
         ]
@@ -138,53 +137,6 @@ def _movement(book: Book) -> Iterator[Finding]:
                 f"{count(len(moves), 'policy')} (mean {means[0]} to {means[1]}) and carried {crossed} of "
                 "them over 0.5.",
             )
-
-
-def _paper(book: Book, contrasts: Sequence[Contrast]) -> Iterator[Finding]:
-    """Each known direction of the paper beside what was found here."""
-    for one in contrasts:
-        known = paper.known(one.start.model, one.start.name, "effectiveness_ratio", one.start.method)
-        view = one.view("best")
-        if known is None or known.value is None or view is None:
-            continue
-        theirs = "on" if known.value > 1 else "off"
-        head = (
-            f"The paper's {registry.MODELS[one.start.model].name} gained more from {theirs}-policy data in round "
-            f"{one.start.round} {_where(one.start.name)} (ratio on over off {known.text}). "
-            f"{policy_name(book, one.start)}: "
-        )
-        here = f"ratio {score(view.ratio)}, on minus off {gain(view.ratio['difference'])}"
-        if view.better == UNDECIDED:
-            yield Finding("unsure", f"{head}undecided ({here}).")
-        elif view.better == theirs:
-            yield Finding("found", f"{head}the same direction ({here}).")
-        else:
-            yield Finding(
-                "against", f"{head}{view.better}-policy data gained more ({here}). This contradicts it at this scale."
-            )
-    yield from _paper_boundaries(book)
-
-
-def _paper_boundaries(book: Book) -> Iterator[Finding]:
-    scores = _scores(book)
-    for model in dict.fromkeys(policy.model for policy in book.policies):
-        same: list[str] = []
-        other: list[str] = []
-        for (key, method, sources), found in scores.items():
-            place = f"after round {len(sources)}" if sources else "start"
-            known = paper.known(model, place, "boundary_score", method or "dpo")
-            if key != model or known is None:
-                continue
-            above = known.value >= BOUNDARY if known.value is not None else known.words.startswith("above")
-            text = f"{(method + ' ') if method else ''}{after(sources)} {plain(found)}"
-            (same if above == (found >= BOUNDARY) else other).append(text)
-        n = len(same) + len(other)
-        if other:
-            text = f"on the other side of 0.5 than the paper's model for {len(other)} of {n} policies: {listing(other)}"
-            yield Finding("against", f"Boundary score of the {book.label(model)}: {text}.")
-        elif same:
-            text = f"on the same side of 0.5 as the paper's model for all {n} policies that have a counterpart"
-            yield Finding("found", f"Boundary score of the {book.label(model)}: {text}.")
 
 
 def _views(book: Book, contrasts: Sequence[Contrast]) -> Iterator[Finding]:

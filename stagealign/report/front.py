@@ -1,8 +1,10 @@
-"""The README's first table: the demo's rows, between two markers, so that no number there is typed by hand."""
+"""What the README says in numbers: the demo's rows and the meter's cost, between markers, so none is typed by hand."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from stagealign.errors import StagealignError
 from stagealign.report import SummaryRow, summary_rows
@@ -10,6 +12,7 @@ from stagealign.report.words import DASH
 from stagealign.spec import Cell
 
 BLOCK = re.compile(r"(<!-- demo:[^>]*-->\n).*?(<!-- /demo -->)", re.DOTALL)
+METER = re.compile(r"(<!-- meter:[^>]*-->\n).*?(<!-- /meter -->)", re.DOTALL)
 FIGURE = "boundary.svg"
 
 
@@ -28,3 +31,50 @@ def with_demo(readme: str, results: Path, cells: Sequence[Cell], reports: str) -
     scale = cells[0].scale.key
     text = "\n".join(lines) + f"\n\n![Boundary score by round, lab stand-ins]({reports}/{scale}/{FIGURE})\n"
     return BLOCK.sub(lambda found: found[1] + text + found[2], readme)
+
+
+def with_meter(readme: str, results: Path) -> str:
+    """`readme` with what the boundary meter costs, as measured, between its markers; as it is where it has none."""
+    lines = [f"- {line}\n" for line in meter_lines(results / "boundary")] or ["- Not measured yet.\n"]
+    return METER.sub(lambda found: found[1] + "".join(lines) + found[2], readme)
+
+
+def meter_lines(folder: Path) -> list[str]:
+    """One sentence a measurement of `python -m benchmarks.boundary` that is in `folder`."""
+    lines = []
+    for row in _found(folder, "real_run"):
+        took, cost, machine = row["used"], row["cost"], row["hardware"]
+        lines.append(
+            f"**Cost.** {row['policy']} on {row['data']['prompts']} prompts for film reviews, `--decide 0.95`: "
+            f"{row['stage']} after {row['prompts_used']} prompts, {took['seconds']:.0f} s from start to answer "
+            f"({took['cpu_seconds']:.0f} s of processor time; {machine['processor']}, threads: {machine['threads']}). "
+            f"Sampling cost {100 * cost['share_of_dpo_epoch']:.1f}% of one DPO epoch on these "
+            f"{row['data']['rows given']} pairs. The paper's {100 * cost['paper_share']:.1f}% is 2,000 of its 61,135 "
+            "prompts, without generation."
+        )
+    passes = _found(folder, "oracle_pass")
+    if passes:
+        told = "; ".join(
+            f"{row['what'].partition(' of ')[0]} (median row of {row['median_row_tokens']:.0f} tokens) "
+            f"{row['ratio']['median']:.1f}x [{row['ratio']['least']:.1f}, {row['ratio']['most']:.1f}], "
+            f"in processor time {row['ratio']['processor']:.1f}x"
+            for row in passes
+        )
+        lines.append(
+            f"**PairRM's pass** against the loop of its README, one pair at a time ({passes[0]['weights']}): {told}."
+        )
+    memory = _found(folder, "memory")
+    if memory:
+        told = "; ".join(f"{row['oracle']} {_sizes(row)}" for row in memory)
+        lines.append(f"**Peak memory** of the command: {told}.")
+    return lines
+
+
+def _sizes(row: dict[str, Any]) -> str:
+    sizes = [f"{value['peak_mb']:.0f} MB for {name}" for name, value in row.items() if name.endswith(" rows")]
+    return " and ".join(sizes)
+
+
+def _found(folder: Path, name: str) -> list[dict[str, Any]]:
+    file = folder / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8"))["found"] if file.is_file() else []

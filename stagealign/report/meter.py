@@ -37,10 +37,12 @@ def fact_rows(found: Measurement) -> list[tuple[str, str]]:
     top = found.top_candidate
     return [
         *((name, str(value) if value != {} else "none") for name, value in found.data.items()),
+        ("interval", found.interval_kind),
         ("votes", f"{found.votes['on']:g} on, {found.votes['off']:g} off, {found.votes['ties']:g} ties"),
         ("by top candidate", f"{top['score']:.2f} [{top['interval'][0]:.2f}, {top['interval'][1]:.2f}]"),
-        ("oracle failures", str(found.failures)),
+        ("failed prompts", str(found.failures)),
         ("sampled tokens", str(found.cost["sampled_tokens"])),
+        ("tokens billed by the oracle", str(found.cost["oracle_tokens"])),
         *((f"seconds, {name}", f"{value:g}") for name, value in found.cost["seconds"].items()),
         ("cost", cost),
     ]

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from stagealign.report import curves, facts, rowpage
+from stagealign.report import capability, curves, facts, rowpage
 from stagealign.report.book import Book
 from stagealign.report.claims import ledger as claims_ledger
 from stagealign.report.claims import table as claims_table
@@ -42,7 +42,7 @@ def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) ->
         "tally": tally(judged),
         "made": made(book),
         "kinds": KINDS,
-        "findings": [*findings(book, contrasts), *data_statements(book)],
+        "findings": [*findings(book, contrasts), *data_statements(book), *capability.statements(book)],
         "verdicts": claims_table(book, judged),
         "tables": [
             strategies(contrasts),
@@ -52,6 +52,7 @@ def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) ->
             ladder(book),
             pairs(book),
             *data_tables(book),
+            capability.table(book),
             runs(book),
             claims_ledger(book),
         ],

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stagealign.report import capability
 from stagealign.report.book import SPLIT, Book, Policy, Start, after
 from stagealign.report.rows import Row, Table, method_name, policy_name
 from stagealign.report.words import DASH, duration, gain, percent, plain, rate, score
@@ -66,8 +67,13 @@ def title(book: Book, model: str, method: str) -> str:
 
 
 def tables(book: Book, model: str, method: str) -> list[Table]:
-    """Policies, rungs and artifacts of one row."""
-    return [_policies(book, model, method), _rungs(book, model, method), _artifacts(results(book, model, method))]
+    """Policies, their capability, rungs and artifacts of one row."""
+    return [
+        _policies(book, model, method),
+        capability.table(book, model, method),
+        _rungs(book, model, method),
+        _artifacts(results(book, model, method)),
+    ]
 
 
 def _policies(book: Book, model: str, method: str) -> Table:

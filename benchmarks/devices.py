@@ -1,0 +1,162 @@
+"""`python -m benchmarks.devices`: seconds, peak memory and MFU of a full fine-tune step in bf16, by shape of the model.
+
+Random weights in the shape of the real model, made-up token ids, DPO over the engine with FSDP2 on one device or more;
+the first step of each run warms up and is not timed. `--small` runs a thin shape, to see that everything works; its
+numbers mean nothing, and it writes only where `--out` says so.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+"""Dense bf16 operations a second by a word of the GPU's name (vendor's data sheets, SXM); others get no MFU."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's sizes and the batch that it is measured with."""
+
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    inner: int
+    vocabulary: int
+    tied: bool
+    micro_batch: int
+    checkpointing: bool
+    prompt: int = 512
+    completion: int = 512
+    """Tokens of a pair: a prompt and two completions."""
+
+
+SHAPES = {
+    "8b": Shape(4096, 32, 32, 8, 14336, 128256, False, micro_batch=1, checkpointing=True),  # Llama-3-8B
+    "1b": Shape(2048, 16, 32, 8, 8192, 128256, True, micro_batch=4, checkpointing=False),  # Llama-3.2-1B
+    "160m": Shape(768, 12, 12, 12, 2048, 50304, False, micro_batch=8, checkpointing=False),  # about Pythia-160m
+}
+SMALL = Shape(64, 2, 4, 2, 128, 264, False, micro_batch=1, checkpointing=True, prompt=16, completion=16)
+STEPS, BATCH = 4, 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.devices", description=__doc__)
+    parser.add_argument("--shapes", default=",".join(SHAPES), help="which of them, comma-separated")
+    parser.add_argument("--devices", type=int, default=1, help="processes; one a GPU")
+    parser.add_argument("--small", action="store_true", help="a thin shape, for seconds; plumbing only")
+    parser.add_argument("--out", type=Path, help="folder of the results; results/speed unless --small")
+    given = parser.parse_args()
+    names = ["small"] if given.small else given.shapes.split(",")
+    unknown = set(names) - {*SHAPES, "small"}
+    if unknown or BATCH % given.devices:
+        parser.error(
+            f"--shapes knows {', '.join(SHAPES)}, not {', '.join(unknown) or 'nothing'}; --devices divides {BATCH}"
+        )
+    out = given.out or (None if given.small else ROOT / "results" / "speed")
+    for name in names:
+        found = measure(name, given.devices)
+        print(json.dumps(found, indent=1))
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / f"devices-{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(name: str, count: int) -> dict[str, Any]:
+    """What the first of `count` processes says of one shape; out of memory is a result too."""
+    from stagealign.devices import launch
+
+    with tempfile.TemporaryDirectory() as folder:
+        words = [*launch("fsdp2", count), "-m", "benchmarks.devices", "rank", name, folder]
+        done = subprocess.run(
+            words, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        )
+        said = Path(folder) / "found.json"
+        if done.returncode == 0:
+            return dict(json.loads(said.read_text(encoding="utf-8")))
+    if "OutOfMemoryError" in done.stderr:
+        last = [line for line in done.stderr.splitlines() if "OutOfMemoryError" in line][-1]
+        return {"shape": name, "devices": count, "state": "out of memory", "reason": last[-300:]}
+    raise RuntimeError(f"{name}: ended with {done.returncode}\n{done.stderr[-3000:]}")
+
+
+def rank(name: str, folder: Path) -> None:
+    """One process's part; the first one writes what it found."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+
+    from stagealign import train
+    from stagealign.lm import LanguageModel
+    from stagealign.logps import PairTokens
+    from stagealign.registry import DPO
+
+    shape = SMALL if name == "small" else SHAPES[name]
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary, hidden_size=shape.width, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, intermediate_size=shape.inner,
+        tie_word_embeddings=shape.tied, max_position_embeddings=4096,
+    )  # fmt: skip
+    with device:
+        model = LlamaForCausalLM(config)
+    parameters = model.num_parameters()
+    chance = torch.Generator().manual_seed(0)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(torch.randint(shape.vocabulary, (length,), generator=chance).tolist())
+
+    pairs = [PairTokens(ids(shape.prompt), ids(shape.completion), ids(shape.completion)) for _ in range(STEPS * BATCH)]
+    data = train.TrainingSet(pairs, torch.full((len(pairs), 2), -1.0))
+    clock: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if gpu:
+                torch.cuda.synchronize()
+            clock.append(time.perf_counter())
+
+    settings = train.Settings(
+        5e-7, BATCH, 1, 0.0, "constant", 1.0, "bfloat16", order_seed=0, resume=False, checkpoint_steps=1000,
+        micro_batch=min(shape.micro_batch, BATCH // int(os.environ.get("WORLD_SIZE", "1"))),
+        activation_checkpointing=shape.checkpointing,
+    )  # fmt: skip
+    train.train(
+        LanguageModel(model, None), data, replace(DPO), settings, folder / "scratch", callbacks=(Clock(),), gather=False
+    )  # type: ignore[arg-type]
+    seconds = (clock[-1] - clock[0]) / (len(clock) - 1)
+    tokens = sum(pair.tokens for pair in pairs[:BATCH])
+    length = shape.prompt + shape.completion
+    flops = tokens * (6 * parameters + 6 * shape.layers * shape.width * length)  # causal: half the square of attention
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    hardware = torch.cuda.get_device_name() if gpu else "CPU"
+    peak = next((value for word, value in PEAK_FLOPS.items() if word in hardware), None)
+    used = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if int(os.environ.get("RANK", "0")) == 0:
+        found = {
+            "shape": name, "state": "done", "parameters": parameters, "hardware": hardware, "devices": count,
+            "dtype": "bfloat16 arithmetic, float32 weights", "global_batch": BATCH, "micro_batch": settings.micro_batch,
+            "activation_checkpointing": shape.checkpointing, "tokens_a_step": tokens,
+            "seconds_a_step": round(seconds, 4), "peak_memory_gib": round(used / 2**30, 2),
+            "tokens_a_second": round(tokens / seconds, 1),
+            "mfu": round(flops / seconds / (peak * count), 4) if peak else None,
+            "versions": {package: metadata.version(package) for package in ("torch", "transformers", "accelerate")},
+        }  # fmt: skip
+        (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["rank"]:
+        rank(sys.argv[2], Path(sys.argv[3]))
+    else:
+        main()

@@ -1,0 +1,356 @@
+"""A served policy: in the ways that servers differ, and a real `transformers serve` that dies and comes back."""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("httpx")
+pytest.importorskip("tenacity")
+
+from stagealign import served as serving
+from stagealign.errors import StagealignError
+from stagealign.measuring import measure_boundary
+from stagealign.served import ServedPolicy
+from stagealign.server import KEYS, POLICY_KEYS, Server
+from stagealign.spec import Decoding
+
+DECODING = Decoding(max_new_tokens=6)
+
+
+class Fake(ThreadingHTTPServer):
+    """A chat server that refuses settings it does not know and writes the seed that it was given."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, knows=("top_k",)):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.knows = {"model", "messages", "temperature", "top_p", "max_tokens", "seed", *knows}
+        self.name, self.weights = "policy-1", "A"
+        self.seen, self.down_after, self.lock = [], None, threading.Lock()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def answer(self, request):
+        """(status, body)."""
+        unknown = set(request) - self.knows
+        text = request["messages"][-1]["content"]
+        if unknown:
+            return 422, {"detail": f"Unexpected fields in the request: {unknown}"}
+        if self.down_after is not None and len(self.seen) > self.down_after:
+            return 500, {"error": "down"}
+        if "too long" in text:
+            return 400, {"error": "longer than the context"}
+        said = f" {self.weights} says {request.get('seed')} \n"
+        choice = {
+            "message": {"role": "assistant", "content": said},
+            "finish_reason": "length" if "long" in text else "stop",
+        }
+        return 200, {"model": self.name, "choices": [choice], "usage": {"completion_tokens": 3, "total_tokens": 9}}
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.seen.append((dict(self.headers), request))
+            status, body = self.server.answer(request)
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def fake():
+    """Factory of running servers."""
+    made = []
+
+    def start(*knows):
+        server = Fake(knows)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        made.append((server, thread))
+        return server
+
+    yield start
+    for server, thread in made:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def policy(server, **changes):
+    return ServedPolicy("p", Server(server.url, POLICY_KEYS, attempts=2, backoff=0.01, **changes), DECODING, seed=3)
+
+
+def asks(*prompts):
+    return [(f"{i:04x}", [{"role": "user", "content": text}]) for i, text in enumerate(prompts)]
+
+
+@pytest.mark.parametrize(
+    ("knows", "style"), [(("top_k",), "top_k"), (("generation_config",), "generation_config"), ((), "plain")]
+)
+def test_the_best_way_that_a_server_takes_is_used(fake, knows, style):
+    server = fake(*knows)
+    served = policy(server)
+    assert (served.style, served.served) == (style, "policy-1")
+    one, two = served.write(asks("a", "b, long"), 2)
+    assert len({*one.completions, *two.completions}) == 4  # a seed each
+    assert all(text == text.strip() for text in one.completions)
+    assert (one.tokens, one.truncated, two.truncated) == (6, 0, 2)
+    request = server.seen[-1][1]
+    assert (request["max_tokens"], request["model"]) == (6, "p")
+    if style == "generation_config":
+        given = json.loads(request["generation_config"])
+        assert given == {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 50, "max_new_tokens": 6}
+    else:
+        assert (request["temperature"], request["top_p"], request.get("top_k")) == (0.7, 0.9, 50 if knows else None)
+
+
+def test_other_weights_under_the_same_name_are_another_policy(fake):
+    server = fake()
+    before = policy(server).identity
+    assert policy(server).identity == before
+    server.weights = "B"
+    assert policy(server).identity != before
+
+
+def test_a_prompt_that_the_server_refuses_is_a_failure_and_the_others_count(fake):
+    one, two, three = policy(fake()).write(asks("a", "too long", "b"), 2)
+    assert (one.failed, three.failed) == (None, None)
+    assert "HTTP 400: " in two.failed
+    assert "longer than the context" in two.failed
+    assert two.completions == ()
+
+
+def test_a_server_that_fails_on_and_on_stops_the_run_and_leaves_what_it_gave(fake, monkeypatch):
+    monkeypatch.setattr(serving, "GIVE_UP", 3)
+    server = fake("top_k")
+    served = policy(server)
+    server.down_after = len(server.seen) + 30
+    given = []
+    with pytest.raises(StagealignError, match=r"3 prompts in a row failed, .*HTTP 500: .*down.*run the same command"):
+        given.extend(one for one in served.write(asks(*map(str, range(40))), 2))
+    assert 5 <= sum(one.failed is None for one in given) <= 15
+    assert 2 <= sum(one.failed is not None for one in given) <= 3
+
+
+def test_a_server_that_is_gone_stops_the_run(fake):
+    server = fake("top_k")
+    served = policy(server)
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(StagealignError, match=r"cannot connect|connection broke"):
+        list(served.write(asks("a"), 2))
+
+
+def test_another_name_in_the_middle_is_refused(fake):
+    server = fake("top_k")
+    served = policy(server)
+    server.name = "policy-2"
+    with pytest.raises(StagealignError, match="named its model 'policy-1' and now 'policy-2'"):
+        list(served.write(asks("a"), 2))
+
+
+def test_a_policy_does_not_get_the_key_of_the_judge(fake, monkeypatch):
+    server = fake("top_k")
+    for name in KEYS:
+        monkeypatch.setenv(name, "sk-of-the-judge")
+    monkeypatch.delenv(POLICY_KEYS[0], raising=False)
+    policy(server)
+    assert all("Authorization" not in headers for headers, _ in server.seen)
+    monkeypatch.setenv(POLICY_KEYS[0], "sk-own")
+    policy(server)
+    assert server.seen[-1][0]["Authorization"] == "Bearer sk-own"
+
+
+def test_a_policy_that_is_not_there_is_an_error_before_any_work():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    with pytest.raises(StagealignError, match=r"policy 'p' at .*cannot connect.*see that the server runs"):
+        ServedPolicy("p", Server(url, attempts=2, backoff=0.01), DECODING, seed=0)
+
+
+def test_the_meter_measures_a_served_policy_and_goes_on_where_it_was(fake, tmp_path, monkeypatch):
+    monkeypatch.setenv("STAGEALIGN_HOME", str(tmp_path / "home"))
+    server = fake("top_k")
+    data = tmp_path / "data.jsonl"
+    rows = [{"prompt": f"prompt {i}", "chosen": f"A says good {i}", "rejected": f"bad {i}"} for i in range(30)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = tmp_path / "pairs.jsonl"
+    with open(scores, "w") as file:  # every pair that can come: the answer is the seed's, so it is known beforehand
+        from stagealign.records import prompt_hash
+        from stagealign.spec import stream
+
+        for row in rows:
+            key = prompt_hash(row["prompt"])
+            for j in range(2):
+                said = f"A says {stream(0, 'sample', key, j) % 2**31}"
+                for other, share in ((row["chosen"], 0.0), (row["rejected"], 1.0)):
+                    file.write(json.dumps({"prompt": row["prompt"], "a": said, "b": other, "preference": share}) + "\n")
+    options = {"policy_url": server.url, "oracle": f"recorded:{scores}", "decoding": DECODING}
+    found = measure_boundary("p", str(data), **options, prompts=20)
+    assert (found.prompts_used, found.boundary_score, found.cost["sampled_tokens"]) == (20, 0.5, 20 * 6)
+    assert found.data["policy decodes with"] == "as asked"
+    asked = len(server.seen)
+    more = measure_boundary("p", str(data), **options)
+    assert more.prompts_used == 30
+    assert len(server.seen) - asked == 2 + 2 * 10  # two first questions, then only what is new
+    with pytest.raises(StagealignError, match="--template none"):
+        measure_boundary("p", str(data), **options, template="none")
+
+
+# --- a real server
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+class Real:
+    """`transformers serve` in a process of its own; it loads a model by its folder when it is first asked for."""
+
+    def __init__(self, log):
+        self.port, self.log, self.process = free_port(), log, None
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+
+    def start(self):
+        command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--device", "cpu"]
+        settings = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--host", "127.0.0.1", "--port", str(self.port)], stdout=log, stderr=log, env=settings
+            )
+        return self
+
+    def wait(self, seconds=60):
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            try:
+                with opener.open(f"http://127.0.0.1:{self.port}/health", timeout=1):
+                    return self
+            except OSError:
+                assert self.process.poll() is None, self.log.read_text(errors="replace")[-3000:]
+                time.sleep(0.2)
+        raise AssertionError(f"the server did not start: {self.log.read_text(errors='replace')[-3000:]}")
+
+    def kill(self):
+        if self.process is not None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+def always_says(lm, letter):
+    """`lm` with weights that make any conversation's answer this letter and no more: a table of next tokens."""
+    import torch
+
+    model, tokenizer = lm.model, lm.tokenizer
+    (say,) = tokenizer(letter, add_special_tokens=False).input_ids
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.fill_(1.0 if "norm" in name else 0.0)
+        # The state after a token is its embedding: all tokens have one, `letter` another.
+        model.get_input_embeddings().weight[:, 0] = 1.0
+        model.get_input_embeddings().weight[say] = torch.eye(model.config.hidden_size)[1]
+        model.get_output_embeddings().weight[say, 0] = 1.0
+        model.get_output_embeddings().weight[model.config.eos_token_id, 1] = 1.0
+    return lm
+
+
+@pytest.fixture
+def real(tmp_path):
+    missing = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"`transformers serve` needs {', '.join(missing)}; `pip install 'transformers[serving]'`")
+    server = Real(tmp_path / "server.log").start()
+    yield server
+    server.kill()
+
+
+@pytest.mark.slow
+def test_a_real_server_that_dies_in_the_middle_and_comes_back(real, tmp_path, tiny):
+    """Policy and judge behind `transformers serve`: killed and started again, every prompt is answered exactly once."""
+    folders = {"policy": tiny(chat=True), "judge": always_says(tiny(chat=True, seed=1), "B")}
+    for name, lm in folders.items():
+        lm.model.save_pretrained(tmp_path / name)
+        lm.tokenizer.save_pretrained(tmp_path / name)
+    count, home = 24, tmp_path / "home"
+    rows = [{"prompt": f"prompt {i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(count)]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    real.wait()
+    command = [
+        *(sys.executable, "-c", "from stagealign.cli import main; main()", "boundary", "--json", "-"),
+        *("--policy", str(tmp_path / "policy"), "--policy-url", real.url, "--data", str(data)),
+        *("--oracle", f"judge:{tmp_path / 'judge'}", "--judge-url", real.url, "--max-new-tokens", "24"),
+    ]
+    settings = os.environ | {"STAGEALIGN_HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[1])}
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=settings)
+    try:
+        wait_for_lines(home, "candidates.jsonl", 4, running)
+        real.kill()
+        before = len(keys(home, "candidates.jsonl"))
+        assert 4 <= before < count, "the server was killed too late to be in the middle"
+        real.start()
+        out, err = running.communicate(timeout=100)
+    finally:
+        running.kill()
+        running.wait()
+    assert running.returncode == 0, err[-3000:]
+    found = json.loads(out)
+    assert (found["prompts_used"], found["failures"]) == (count, 0)
+    for name in ("candidates.jsonl", "verdicts-*.jsonl"):
+        kept = keys(home, name)
+        assert len(kept) == len(set(kept)) == count
+    # A judge that always says B prefers what comes second: with both orders every pair ties.
+    assert found["caveats"]["changed_with_order"] == 1.0
+    assert (found["boundary_score"], found["votes"]["ties"]) == (0.5, 4 * count)
+    assert found["caveats"]["repeated_candidates"] < 0.05, (
+        "the two completions of a prompt are samples, not one greedy text"
+    )
+    assert found["cost"]["sampled_tokens"] > 0
+    assert found["cost"]["oracle_tokens"] > 0
+    assert found["data"]["policy decodes with"] == "as asked"
+
+
+def keys(home, name):
+    """Prompt hashes that a kept file holds, a line that is being written left out."""
+    lines = [line for path in home.glob(f"meter/*/{name}") for line in path.read_bytes().splitlines(keepends=True)]
+    return [json.loads(line)["key"] for line in lines if line.endswith(b"\n")]
+
+
+def wait_for_lines(home, name, count, running):
+    deadline = time.monotonic() + 60
+    while len(keys(home, name)) < count:
+        assert running.poll() is None, running.stderr.read()[-3000:]
+        assert time.monotonic() < deadline, "nothing was sampled"
+        time.sleep(0.02)
