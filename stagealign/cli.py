@@ -1,5 +1,6 @@
 """The command line: parses, calls, prints; no logic."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,8 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
+TERMINATED = 143
+"""Exit code after SIGTERM."""
 
 Expression = Annotated[
     str, typer.Option("-k", help="Which cells, as in pytest: 'zephyr and not slichf'.", metavar="EXPR")
@@ -305,8 +308,10 @@ def alpaca_eval(
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one clear message, an interrupt keeps what is built."""
+    """Entry point: a user's mistake is one clear message, an interrupt or a termination keeps what is built."""
     code: int | None = INTERRUPTED
+    ended: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: _interrupt(number, ended))
     try:
         code = app(standalone_mode=False)  # a command's exit code comes back as a value, an interrupt's too
     except StagealignError as error:
@@ -320,8 +325,16 @@ def main() -> None:
         sys.excepthook = _traceback
         raise
     if code == INTERRUPTED:
-        _fail("interrupted; all that is built stays, the same command continues", INTERRUPTED)
+        what, code = ("terminated", TERMINATED) if ended else ("interrupted", INTERRUPTED)
+        _fail(f"{what}; all that is built stays, the same command continues", code)
     sys.exit(code)
+
+
+def _interrupt(number: int, ended: list[int]) -> None:
+    """Ends the command as Ctrl-C does; a second signal finds it ending."""
+    ended.append(number)
+    if len(ended) == 1:
+        raise KeyboardInterrupt
 
 
 def _fail(message: str, code: int) -> None:

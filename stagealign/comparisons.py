@@ -14,6 +14,10 @@ WEIGHTS = ("np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseli
 """Columns of the official weight files; the generator's name stands in a first column without a name."""
 
 
+LARGEST = {"baseline_chars": 1e9, "model_chars": 1e9, "instruction_difficulty": 1e3, "prompt_index": 1e15}
+"""What no text, prompt or official weight has; beyond it the fit's numbers would overflow."""
+
+
 class _Unusable(Exception):
     """Why a row cannot be used."""
 
@@ -171,4 +175,6 @@ def _number(row: Row, column: str) -> float:
         raise _Unusable(f"{column} {short(value)} is not a number") from None
     if not math.isfinite(number):
         raise _Unusable(f"{column} {short(value)} is not finite")
+    if abs(number) > LARGEST.get(column, 1e6):
+        raise _Unusable(f"{column} {short(value)} is larger than any can be")
     return number

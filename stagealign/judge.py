@@ -10,7 +10,7 @@ from typing import Any
 
 from stagealign.errors import StagealignError
 from stagealign.judged import Contest, Judged, Spent, by_pairs
-from stagealign.server import ATTEMPTS, FIRST_ATTEMPTS, RequestFailed, Server
+from stagealign.server import ATTEMPTS, FIRST_ATTEMPTS, RequestFailed, Server, content_of
 
 QUESTION = """\
 Which of two responses to the same prompt is better? Judge how helpful, correct and well written it is; neither its \
@@ -206,8 +206,7 @@ def _messages(prompt: str, a: str, b: str) -> list[dict[str, str]]:
 
 
 def _text(answer: Mapping[str, Any]) -> str:
-    content = answer["choices"][0]["message"].get("content")
-    return content if isinstance(content, str) else ""
+    return content_of(answer) or ""
 
 
 def _preference(answer: Mapping[str, Any], style: str) -> float | None:
@@ -227,7 +226,7 @@ def _by_logprobs(answer: Mapping[str, Any]) -> float | None:
             letter = re.sub(r"\W", "", one["token"]).upper()
             if letter in best and not math.isnan(one["logprob"]):
                 best[letter] = max(best[letter], float(one["logprob"]))
-    except (KeyError, IndexError, TypeError):
+    except (KeyError, IndexError, TypeError, OverflowError):
         return None
     if best["A"] == best["B"]:
         return None if best["A"] == -math.inf else 0.5

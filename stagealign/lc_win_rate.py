@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stagealign.atomic import write_text
 from stagealign.comparisons import Comparison, read_comparisons, read_difficulty, read_weights
 from stagealign.errors import BadData
 
@@ -163,7 +164,4 @@ def write(found: Sequence[LcWinRate], json_file: str) -> None:
     if json_file == "-":
         print(text, end="")
         return
-    path = Path(json_file)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_text(Path(json_file), text)

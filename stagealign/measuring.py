@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from stagealign.atomic import write_text
 from stagealign.errors import StagealignError
 from stagealign.judged import Contest, Oracle
 from stagealign.meter import (
@@ -314,8 +315,8 @@ def write(found: Measurement, json_file: str | None, html: Path | None) -> None:
         if json_file == "-":
             print(text, end="")
         else:
-            Path(json_file).write_text(text, encoding="utf-8")
+            write_text(Path(json_file), text)
     if html:
         from stagealign.report.meter import page
 
-        html.write_text(page(found), encoding="utf-8")
+        write_text(html, page(found))

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from stagealign.errors import BadData
+from stagealign.shapes import ANY, FLAG, NUMBER, TEXT, WHOLE, Or, misfit
 
 
 def prompt_hash(prompt: str) -> str:
@@ -86,10 +87,9 @@ def read_dicts(path: Path) -> Iterator[dict[str, Any]]:
                 row = json.loads(raw.decode("utf-8"))
             except UnicodeDecodeError as error:
                 raise BadData(f"{path}, line {number}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-            except json.JSONDecodeError as error:
-                raise BadData(
-                    f"{path}, line {number}: not JSON ({error.msg}); one object a line is expected"
-                ) from error
+            except (ValueError, RecursionError) as error:
+                found = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0][:200]
+                raise BadData(f"{path}, line {number}: not JSON ({found}); one object a line is expected") from error
             if not isinstance(row, dict):
                 raise BadData(f"{path}, line {number}: {type(row).__name__} found; one JSON object a line is expected")
             yield row
@@ -98,20 +98,36 @@ def read_dicts(path: Path) -> Iterator[dict[str, Any]]:
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:
     """Rows of `path` as `kind`.
 
-    Raises BadData where a row lacks a column or has an unknown one.
+    Raises BadData where a row lacks a column, has an unknown one or a value of another kind.
     """
     rows = []
+    shape = {f"{name}?": _shape(one.type) for name, one in kind.__dataclass_fields__.items()}
     for number, row in enumerate(read_dicts(path), 1):
         if isinstance(row.get("token_ids"), list):
+            wrong = misfit(row["token_ids"], [WHOLE], "token_ids")
             row["token_ids"] = tuple(row["token_ids"])
+        else:
+            wrong = None
         try:
             rows.append(kind(**row))
         except TypeError as error:
             columns = ", ".join(kind.__dataclass_fields__)
             raise BadData(
-                f"{path}, line {number}: columns {', '.join(row)} do not fit {kind.__name__} ({columns})"
+                f"{path}, line {number}: columns {', '.join(row)[:200]} do not fit {kind.__name__} ({columns})"
             ) from error
+        wrong = wrong or misfit({name: value for name, value in row.items() if name != "token_ids"}, shape)
+        if wrong:
+            raise BadData(f"{path}, line {number}: {wrong}; build the artifact anew")
     return rows
+
+
+def _shape(annotation: Any) -> Any:
+    """The shape of a field's value in a file."""
+    kinds: dict[Any, Any] = {str: TEXT, int: WHOLE, bool: FLAG, float: NUMBER}
+    if annotation in kinds:
+        return kinds[annotation]
+    (inner,) = [one for one in get_args(annotation) if one is not type(None)]
+    return Or(kinds.get(inner, ANY))
 
 
 def by_prompt(candidates: Iterable[Candidate]) -> dict[str, list[Candidate]]:

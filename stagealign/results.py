@@ -46,17 +46,70 @@ Shape (all numbers are of this run; a metric is `{"value", "unit", "n", "standar
         collapsed, only where the policy broke down: why; win_rate then has no value and the reason
 """
 
+import fcntl
 import json
+import os
 from collections.abc import Collection, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from stagealign.errors import BadData
+from stagealign.atomic import write_text
+from stagealign.errors import BadData, CannotRun
 from stagealign.seals import SEAL, broken, sealed
+from stagealign.shapes import ANY, NUMBER, TEXT, WHOLE, Map, Or, misfit
 
 SCHEMA = 1
 Result = dict[str, Any]
+
+METRIC = {"value": Or(NUMBER), "unit?": TEXT, "n?": Or(WHOLE), "standard_error?": Or(NUMBER), "interval?": Or([NUMBER])}
+BOUNDARY = {"score": NUMBER, "interval": [NUMBER, NUMBER], "votes_on?": NUMBER, "votes_off?": NUMBER, "prompts?": WHOLE}
+MEASURED = ("gold", "clean_gold", "win_rate", "length", "degenerate", "truncated", "kl")
+SPLIT = {f"{name}?": METRIC for name in MEASURED} | {"boundary?": BOUNDARY, "prompts": Map([NUMBER, NUMBER])}
+POLICY = {"validation?": SPLIT, "test?": SPLIT}
+GAIN = {"validation?": METRIC, "test?": METRIC}
+RUNG = {"learning_rate": NUMBER, "state": TEXT, "fingerprint?": TEXT}
+DONE = RUNG | {"metrics": POLICY, "gain": GAIN, "clean_gain": GAIN, "kl": Or(METRIC), "training?": Map(ANY)}
+TRAINING = {"curve?": [Map(Or(NUMBER))], "pairs_per_second?": Or(NUMBER), "reference?": Or(Map(WHOLE))}
+PAIRS = {"pairs?": WHOLE, "margin?": Or(NUMBER), "ties?": WHOLE, "truncated?": WHOLE, "drops?": Map(WHOLE)}
+DATA = {
+    "metrics?": Map(METRIC),
+    "prompts?": WHOLE,
+    "candidates?": WHOLE,
+    "drops?": Map(WHOLE),
+    "agreement?": Map(METRIC),
+}
+ROUND = {
+    "source": TEXT,
+    "round?": WHOLE,
+    "learning_rate?": NUMBER,
+    "start?": POLICY,
+    "pairs?": PAIRS,
+    "data?": DATA,
+    "rungs": [RUNG],
+}
+MADE = {"fingerprint?": TEXT, "seconds?": Or(NUMBER), "peak_memory_mib?": Or(NUMBER), "commit?": Or(TEXT)}
+SAMPLE = {"prompt": TEXT, "text": TEXT, "completions": Map([TEXT])}
+SHAPE = {
+    "state": TEXT,
+    "reason?": Or(TEXT),
+    "cell": TEXT,
+    "seed": WHOLE,
+    "scale": TEXT,
+    "model": {"key": TEXT, "name": TEXT, "weights?": TEXT, "note?": Or(TEXT), "checkpoint?": TEXT},
+    "method": {"key": TEXT, "name?": TEXT},
+    "schedule": TEXT,
+    "sources": [TEXT],
+    "spec": Map(ANY),
+    "claims?": Map(TEXT),
+    "scorers?": Map(Map(ANY)),
+    "artifacts?": Map(MADE),
+    "start?": POLICY,
+    "rounds": [ROUND],
+    "samples?": [SAMPLE],
+}
+"""What readers rely on; more may stand there."""
+STATES = ("done", "failed", "skipped")
 
 
 def result_path(folder: Path, scale: str, cell: str, seed: int) -> Path:
@@ -67,14 +120,28 @@ def result_path(folder: Path, scale: str, cell: str, seed: int) -> Path:
 def write_result(folder: Path, result: Result) -> Path:
     """Path of the written result; rungs of the same fingerprint that stand there already are kept."""
     path = result_path(folder, result["scale"], result["cell"], result["seed"])
-    if path.exists():
-        with suppress(BadData):  # running again is how a damaged file is repaired
-            _keep_rungs(read_result(path), result)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(sealed(result), indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    with _alone(path.parent):
+        if path.exists():
+            with suppress(BadData):  # running again is how a damaged file is repaired
+                _keep_rungs(read_result(path), result)
+        write_text(path, json.dumps(sealed(result), indent=1, sort_keys=True, allow_nan=False) + "\n")
     return path
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One writer in a folder at a time, so that none forgets another's rungs; only where its file system has locks."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise CannotRun(f"{folder}: cannot be written ({error.strerror or error}); name another folder") from error
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _keep_rungs(old: Result, new: Result) -> None:
@@ -139,15 +206,44 @@ def read_result(path: Path) -> Result:
     again = f"run it again: `stagealign run --scale {path.parent.name} -k {path.stem.rpartition('-seed')[0]}`"
     try:
         result: Result = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BadData(f"{path}: damaged ({error}); {again}") from error
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadData(f"{path}: damaged ({_why(error)}); {again}") from error
     if isinstance(result, dict) and broken(result):
         raise BadData(f"{path}: damaged (its content changed since it was written); {again}")
     if not isinstance(result, dict) or result.get("schema") != SCHEMA:
         found = result.get("schema") if isinstance(result, dict) else type(result).__name__
         raise BadData(f"{path}: result schema {found!r}, this version reads {SCHEMA}; {again}")
     result.pop(SEAL, None)
+    wrong = _misfit(result)
+    if wrong:
+        raise BadData(f"{path}: damaged ({wrong}); {again}")
     return result
+
+
+def _misfit(result: Result) -> str | None:
+    """The first entry that is not of the shape above; None where all are."""
+    wrong = misfit(result, SHAPE)
+    if wrong is None and result["state"] not in STATES:
+        wrong = f"state is none of {', '.join(STATES)}"
+    for number, entry in enumerate(result["rounds"] if wrong is None else []):
+        for place, rung in enumerate(entry["rungs"]):
+            where = f"rounds.{number}.rungs.{place}"
+            if rung["state"] == "done":
+                wrong = (
+                    wrong
+                    or misfit(rung, DONE, where)
+                    or misfit(rung.get("training", {}), TRAINING, f"{where}.training")
+                )
+    return wrong
+
+
+def _why(error: Exception) -> str:
+    """First line of an error, shortened."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def read_results(folder: Path, scale: str) -> Iterator[tuple[Path, Result | BadData]]:

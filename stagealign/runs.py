@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from stagealign import assets, capability, registry, show
+from stagealign.atomic import write_text
 from stagealign.devices import Devices, gpu_count
 from stagealign.devices import check as check_devices
 from stagealign.errors import BadData, CannotRun
@@ -112,7 +113,7 @@ def _carry_out(plan: Plan, store: Store, results: Path, workers: int | None) -> 
     with show.progress(plan, workers) as progress:
 
         def finish(outcome: Outcome) -> None:
-            ready = plan.ready | outcome.built
+            ready = plan.ready | outcome.built | outcome.found
             for number, one in list(waiting.items()):
                 goals = {goal.path for goal in one.goals}
                 if goals <= ready:
@@ -130,8 +131,8 @@ def _carry_out(plan: Plan, store: Store, results: Path, workers: int | None) -> 
                 del waiting[number]
 
         def heard(event: str, artifact: Artifact, outcome: Outcome) -> None:
-            progress.heard(event, artifact)
-            if event != "started":
+            progress.heard(event, artifact, outcome.waiting.get(artifact.path, ""))
+            if event not in ("started", "waiting"):
                 finish(outcome)
 
         finish(Outcome())
@@ -165,7 +166,7 @@ def report(results: Path, reports: Path, scale: str, check: bool, readme: Path |
         return 1 if stale else 0
     show.wrote(reporting.write(results, reports, scale))
     if readme and front is not None:
-        readme.write_text(front, encoding="utf-8")
+        write_text(readme, front)
         show.wrote([readme])
     return 0
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stagealign.errors import StagealignError
-from stagealign.server import FIRST_ATTEMPTS, POLICY_KEYS, RequestFailed, Server
+from stagealign.server import FIRST_ATTEMPTS, POLICY_KEYS, RequestFailed, Server, content_of, tokens_of
 from stagealign.spec import Decoding, fingerprint, stream
 
 TIMEOUT = 600.0
@@ -77,7 +77,7 @@ class ServedPolicy:
     def _identity(self) -> dict[str, Any]:
         """What tells this policy from another of the same name: what it says without chance."""
         said = self._ask(PROBE, _plain(Decoding(temperature=0.0), 16))
-        text = str(said["choices"][0]["message"].get("content") or "")
+        text = content_of(said) or ""
         return {"served": self.name, "as": self.served, "style": self.style, "says": fingerprint({"text": text})}
 
     def _first(self) -> tuple[str, str | None]:
@@ -164,11 +164,10 @@ class ServedPolicy:
                 f"policy {self.name!r}: the server named its model {self.served!r} and now {self._named(answer)!r}; "
                 "samples of two policies are never mixed: name one exact version, and start again"
             )
-        choice = answer["choices"][0]
-        used = answer.get("usage")
-        tokens = used.get("completion_tokens") if isinstance(used, dict) else 0
-        text = str(choice["message"].get("content") or "").strip()
-        return text, tokens if isinstance(tokens, int) else 0, choice.get("finish_reason") == "length"
+        choice, text = answer["choices"][0], content_of(answer)
+        if text is None and choice["message"].get("content") is not None:
+            raise RequestFailed("something else than text", status=200)
+        return (text or "").strip(), tokens_of(answer, "completion_tokens"), choice.get("finish_reason") == "length"
 
 
 def connect(name: str, url: str, decoding: Decoding, seed: int) -> ServedPolicy:

@@ -2,16 +2,19 @@
 
 import json
 import os
+import queue
 import random
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 from stagealign.errors import CannotRun, StagealignError
 
+Answered: TypeAlias = tuple[int, float | None, str]
+"""Status, seconds to wait as asked by the server, and the body."""
 KEYS = ("STAGEALIGN_JUDGE_KEY", "OPENAI_API_KEY")
 """Environment variables that may hold a judge's key, the first that is set wins."""
 POLICY_KEYS = ("STAGEALIGN_POLICY_KEY",)
@@ -27,6 +30,8 @@ LARGEST_ANSWER = 4_000_000
 """Bytes of a body; more is no chat completion."""
 LONGEST_WAIT = 60.0
 """Seconds between two attempts at most, whatever the server asks for."""
+MOST_TOKENS = 10**12
+"""Tokens of one answer; a server that counts more does not count."""
 LONGEST_OWN_WAIT = 5.0
 """Seconds between two attempts at most where it asks for nothing."""
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
@@ -132,7 +137,7 @@ class Server:
     def _answer(self, body: Mapping[str, Any]) -> dict[str, Any]:
         with self._lock:
             self.requests += 1
-        status, after, text = self._post(body)
+        status, after, text = self._in_time(lambda: self._post(body))
         if status != 200:
             again = status in RETRIED or status >= 500
             raise RequestFailed(f"HTTP {status}: {self.said(text)}", status, again, after if again else None)
@@ -143,15 +148,37 @@ class Server:
                 raise TypeError
         except (ValueError, KeyError, IndexError, TypeError, RecursionError):
             raise RequestFailed(f"not a chat completion: {self.said(text)}", again=True) from None
-        used = answer.get("usage")
-        spent = used.get("total_tokens") if isinstance(used, dict) else None
         with self._lock:
-            self.tokens += spent if isinstance(spent, int) and spent > 0 else 0
+            self.tokens += tokens_of(answer, "total_tokens")
         checked: dict[str, Any] = answer
         return checked
 
-    def _post(self, body: Mapping[str, Any]) -> tuple[int, float | None, str]:
-        """Status, seconds to wait as asked by the server, and the body."""
+    def _in_time(self, call: Callable[[], Answered]) -> Answered:
+        """What `call` gives. Raises RequestFailed where it takes longer than the time-out and a little.
+
+        The HTTP library bounds each read, not their sum: a server that sends its headers letter by letter would hold a
+        request for days. Such a call is left behind in a thread that ends with the process.
+        """
+        done: queue.SimpleQueue[tuple[Answered | None, BaseException | None]] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                done.put((call(), None))
+            except BaseException as error:
+                done.put((None, error))
+
+        threading.Thread(target=work, name="request", daemon=True).start()
+        try:
+            answered, error = done.get(timeout=self.timeout * 1.1 + 0.5)
+        except queue.Empty:
+            raise RequestFailed(f"no whole answer within {self.timeout:g} s", again=True) from None
+        if error is not None:
+            raise error
+        assert answered is not None
+        return answered
+
+    def _post(self, body: Mapping[str, Any]) -> Answered:
+        """The server's answer. Raises RequestFailed where there is none."""
         deadline, data = time.monotonic() + self.timeout, bytearray()
         with self._translated():
             content = json.dumps(body, ensure_ascii=True).encode()
@@ -185,7 +212,8 @@ class Server:
 
     def said(self, text: str) -> str:
         """What the server or library said, on one short line without the key and without control characters."""
-        hidden = text.replace(self._secret.value, "[key]") if self._secret.value else text
+        whole = text.encode("utf-8", "replace").decode()
+        hidden = whole.replace(self._secret.value, "[key]") if self._secret.value else whole
         line = " ".join(re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]", " ", hidden).split())
         return (line[:200] + "..." if len(line) > 200 else line) or "nothing"
 
@@ -218,6 +246,19 @@ def checked_url(url: str) -> str:
         raise StagealignError(f"URL of the server {url!r}: not one; for example http://127.0.0.1:8000/v1")
     scheme, host, path = match.groups()
     return f"{scheme.lower()}://{host}{(path or '').rstrip('/').removesuffix('/chat/completions')}"
+
+
+def content_of(answer: Mapping[str, Any]) -> str | None:
+    """Text of a chat answer's first choice, half characters (lone surrogates) replaced; None where it has none."""
+    content = answer["choices"][0]["message"].get("content")
+    return content.encode("utf-8", "replace").decode() if isinstance(content, str) else None
+
+
+def tokens_of(answer: Mapping[str, Any], name: str) -> int:
+    """Tokens by the server's own count, at most `MOST_TOKENS`; 0 where it gives none."""
+    used = answer.get("usage")
+    count = used.get(name) if isinstance(used, dict) else None
+    return max(0, min(count, MOST_TOKENS)) if isinstance(count, int) and not isinstance(count, bool) else 0
 
 
 def _seconds(header: str | None) -> float | None:

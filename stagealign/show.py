@@ -196,10 +196,12 @@ class RunProgress:
         self.running: list[str] = []
         self.task = bar.add_task("", total=max(self.total, 1.0), left=clock(self.total / count))
 
-    def heard(self, event: str, artifact: Artifact) -> None:
-        """Takes note of an artifact that started, was built or failed."""
+    def heard(self, event: str, artifact: Artifact, holder: str = "") -> None:
+        """Takes note of an artifact that started, was built, found or failed, or that another process builds."""
         if event == "started":
             self.running.append(artifact.path)
+        elif event == "waiting":
+            self.bar.console.print(Text(f"waiting for {artifact.path}: {holder} builds it"), soft_wrap=True)
         else:
             self.running.remove(artifact.path)
             self.done += artifact.seconds
@@ -257,9 +259,10 @@ def fetched(home: Path) -> None:
 def outcome(made: Plan, done: Outcome) -> None:
     """Last lines of a run: what was built, what was reused, what failed and why."""
     forwards = sum(1 for path in done.built if path.endswith("/reference"))
-    kept = sum(1 for path in made.ready if path.endswith("/reference"))
+    reused = made.ready | done.found
+    kept = sum(1 for path in reused if path.endswith("/reference"))
     console.print(
-        Text(f"built {len(done.built)}, reused {len(made.ready)}; reference passes: {forwards} run, {kept} reused")
+        Text(f"built {len(done.built)}, reused {len(reused)}; reference passes: {forwards} run, {kept} reused")
     )
     for path, reason in done.failed.items():
         if path not in done.stopped:

@@ -5,11 +5,13 @@ An artifact is a folder `<home>/<path>` that holds what its builder wrote and a 
 """
 
 import errno
+import glob
 import importlib
 import json
 import os
 import platform
 import resource
+import secrets
 import shlex
 import shutil
 import subprocess
@@ -22,12 +24,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from stagealign.atomic import NO_ROOM
 from stagealign.devices import Devices
 from stagealign.errors import Damaged, StagealignError, StoreDrift
+from stagealign.locks import Held, held
 from stagealign.seals import broken, contents, damage, sealed
 from stagealign.spec import fingerprint, plain
 
 RECORD = "record.json"
+SCRATCH = "scratch"
+"""Folder in a builder's output that is not part of it; all that the next build finds of a killed one."""
+SMALLEST = 1 << 14
+"""Free bytes below which a disk is full."""
 RECORDED_PACKAGES = ("stagealign", "torch", "transformers", "trl", "accelerate", "scikit-learn", "spacy", "numpy")
 
 
@@ -144,70 +152,72 @@ class Store:
         check_files(folder, only, deep=True)
         return folder / name
 
-    def build(self, artifact: Artifact, waiting: Callable[[str], None] | None = None) -> dict[str, Any]:
+    def build(self, artifact: Artifact, waiting: Callable[[str, str], None] | None = None) -> dict[str, Any]:
         """The artifact's record, building it where it is missing; its inputs must be ready.
 
-        One builder at a time: others wait at a lock and then reuse. `waiting` is told who holds it. Raises Damaged
-        where an input is not as it was written.
+        One builder at a time: others wait and then reuse. `waiting` is told path and holder. Raises Damaged where an
+        input is not as it was written.
         """
-        from filelock import FileLock, Timeout
+        return self.obtain(artifact, waiting)[0]
 
+    def obtain(
+        self, artifact: Artifact, waiting: Callable[[str, str], None] | None = None
+    ) -> tuple[dict[str, Any], bool]:
+        """As `build`, and whether it was this call that built it."""
         ready = self.record(artifact)
         if ready is not None:
-            return ready
+            return ready, False
         folder = self.folder(artifact)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(f"{folder}.lock")
-            try:
-                held = lock.acquire(timeout=0)
-            except Timeout:
-                if waiting:
-                    waiting(artifact.path)
-                held = lock.acquire()
-            with held:
+            with held(folder, lambda who: waiting(artifact.path, who) if waiting else None) as hold:
                 ready = self.record(artifact)
-                return ready if ready is not None else self._make(artifact, folder)
+                if ready is not None:
+                    return ready, False
+                made = self._make(artifact, folder, hold)
         except StagealignError:
             raise
         except Exception as error:
-            known = isinstance(error, OSError) and error.errno in (
-                errno.ENOSPC,
-                errno.EDQUOT,
-                errno.EROFS,
-                errno.EACCES,
-            )
-            full = os.strerror(errno.ENOSPC)  # what safetensors and torch raise is no OSError
-            if not known and full not in str(error):
+            no_room = room_error(folder, error)
+            if no_room is None:
                 raise
-            where, what = getattr(error, "filename", None) or folder, getattr(error, "strerror", None) or full
-            raise StagealignError(
-                f"{where}: {what}; free some space or point STAGEALIGN_HOME to another "
-                "folder, then run the same command again: all that is built stays"
-            ) from error
+            raise no_room from error
+        return (made, True) if made is not None else self.obtain(artifact, waiting)
 
-    def _make(self, artifact: Artifact, folder: Path) -> dict[str, Any]:
+    def _make(self, artifact: Artifact, folder: Path, hold: Held) -> dict[str, Any] | None:
+        """The record of what is built now; None where another machine took over meanwhile, and nothing of it counts."""
         for parent in artifact.inputs.values():
             check_files(self.folder(parent), self.record(parent) or {}, deep=True)
-        part = folder.with_name(f"{folder.name}.{artifact.fingerprint}.part")
-        part.mkdir(parents=True, exist_ok=True)
+        own = f".{secrets.token_hex(4)}" * hold.replaced  # the replaced one may be alive, and write where it began
+        part = folder.with_name(f"{folder.name}.{artifact.fingerprint}{own}.part")
+        _clear(part)
         inputs = {name: self.folder(parent) for name, parent in artifact.inputs.items()}
         module, _, function = artifact.builder.function.partition(":")
         build = getattr(importlib.import_module(module), function)
         started = time.monotonic()
-        facts = build(Work(plain(artifact.params), inputs, part, self.home, self.devices)) or {}
-        record = {
-            "fingerprint": artifact.fingerprint,
-            "identity": artifact.identity,
-            "inputs": {name: parent.path for name, parent in sorted(artifact.inputs.items())},
-            "facts": {**facts, **surroundings(), "seconds": round(time.monotonic() - started, 2)},
-            "files": contents(part, without=RECORD),
-        }
-        record = sealed(record)
-        (part / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        try:
+            facts = build(Work(plain(artifact.params), inputs, part, self.home, self.devices)) or {}
+            _remove_scratch(part)
+            record = {
+                "fingerprint": artifact.fingerprint,
+                "identity": artifact.identity,
+                "inputs": {name: parent.path for name, parent in sorted(artifact.inputs.items())},
+                "facts": {**facts, **surroundings(), "seconds": round(time.monotonic() - started, 2)},
+                "files": contents(part, without=RECORD),
+            }
+            record = sealed(record)
+            (part / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        except Exception:
+            if hold.mine:
+                raise
+        if not hold.mine:
+            shutil.rmtree(part, ignore_errors=True)
+            return None
         if folder.exists():
             shutil.rmtree(folder)
         part.rename(folder)
+        for other in folder.parent.glob(f"{glob.escape(folder.name)}.{artifact.fingerprint}*.part"):
+            shutil.rmtree(other, ignore_errors=True)  # of holders that were replaced
         return record
 
 
@@ -244,6 +254,43 @@ def check_files(folder: Path, record: Mapping[str, Any], deep: bool) -> None:
     found = damage(folder, record.get("files", {}), deep)
     if found:
         raise Damaged(f"{found}; remove the folder to build it anew: {remove(folder)}")
+
+
+def room_error(folder: Path, error: Exception) -> StagealignError | None:
+    """What to tell a user where a full, read-only or foreign disk is why `error` came; None where it is not.
+
+    Libraries raise it as no OSError, and torch without a word of it: then the free space tells.
+    """
+    full = os.strerror(errno.ENOSPC)
+    known = isinstance(error, OSError) and error.errno in NO_ROOM
+    if not known and full not in str(error) and not _is_full(folder):
+        return None
+    where, what = getattr(error, "filename", None) or folder, getattr(error, "strerror", None) or full
+    return StagealignError(
+        f"{where}: {what}; free some space or point STAGEALIGN_HOME to another folder, then run the same command "
+        "again: all that is built stays"
+    )
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether the disk has no room left for even a small file."""
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    return shutil.disk_usage(there).free < SMALLEST
+
+
+def _clear(part: Path) -> None:
+    """An empty `part`, but for the builder's own scratch, which a killed build may have left to go on from."""
+    part.mkdir(parents=True, exist_ok=True)
+    for path in part.iterdir():
+        if path.name != SCRATCH:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _remove_scratch(part: Path) -> None:
+    """Takes the scratch out of what is finished; renamed first, so that a kill leaves no half of it to go on from."""
+    scratch = part / SCRATCH
+    if scratch.exists():
+        shutil.rmtree(scratch.rename(part / f"{SCRATCH}.over"))
 
 
 def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from stagealign.devices import MICRO_BATCH, cut, spread
 from stagealign.errors import BadNumbers, CannotRun
@@ -31,12 +31,14 @@ from stagealign.logps import Packed, PairTokens, completion_logps, pack, repack,
 from stagealign.losses import LOSSES, Constants, Logps, log_ratio_margin
 from stagealign.records import Pair, prompt_hash, read_rows
 from stagealign.spec import Lora, Method, stream
-from stagealign.store import Work
+from stagealign.store import SCRATCH, Work
 
 CHECKPOINT_STEPS = 50
 """Steps between the engine's own checkpoints."""
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 """What torch's allocators say."""
+WHOLE = "whole"
+"""File in a checkpoint that is written last."""
 
 
 @dataclass(frozen=True)
@@ -326,6 +328,17 @@ class PreferenceTrainer(Trainer):
         self.sums = dict.fromkeys(NOTED, 0.0)
         super().log(logs, start_time)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """One checkpoint, marked when whole; then those before it go, in the order of steps whatever the clock says."""
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if not self.args.should_save:
+            return
+        scratch = Path(self.args.output_dir)
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        (scratch / name / WHOLE).touch()
+        _remove_checkpoints(scratch, but=name)
+
 
 def align(
     lm: LanguageModel, data: TrainingSet, method: Method, settings: Settings, scratch: Path
@@ -375,7 +388,6 @@ def train(
         logging_steps=1,
         save_strategy="steps" if steps > settings.checkpoint_steps else "no",
         save_steps=settings.checkpoint_steps,
-        save_total_limit=1,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -509,7 +521,20 @@ def _fits(
 
 
 def _last_checkpoint(scratch: Path) -> str | None:
-    return get_last_checkpoint(str(scratch)) if scratch.is_dir() else None
+    """The last whole checkpoint, and the only one that is left: what a kill left half written goes."""
+    whole = {int(path.parent.name.rpartition("-")[2]): path.parent for path in scratch.glob(f"*/{WHOLE}")}
+    last = whole[max(whole)] if whole else None
+    if not int(os.environ.get("RANK", "0")):
+        _remove_checkpoints(scratch, but=last.name if last else "")
+    return str(last) if last else None
+
+
+def _remove_checkpoints(scratch: Path, but: str) -> None:
+    """Removes checkpoints; the mark goes first, so that a kill leaves none that looks whole."""
+    for path in scratch.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if path.name != but:
+            (path / WHOLE).unlink(missing_ok=True)
+            shutil.rmtree(path)
 
 
 def _curve_entry(entry: dict[str, Any]) -> dict[str, float]:
@@ -583,7 +608,7 @@ def train_round(work: Work) -> dict[str, Any] | None:
     tokens = tokenize(lm, pairs, training["max_length"])
     reference = tensor(work.inputs["reference"] / "reference.safetensors", "reference")
     data = TrainingSet(tokens, reference, _trunk(work), [prompt_hash(pair.prompt) for pair in pairs])
-    scratch = work.out / "scratch" / _split()  # a checkpoint in parts is of no use to a process that has the whole
+    scratch = work.out / SCRATCH / _split()  # a checkpoint in parts is of no use to a process that has the whole
     lowered: dict[str, Any] = {}
     if work.devices.launched:
         curve, weights = train(lm, data, method, settings, scratch)
@@ -603,7 +628,6 @@ def train_round(work: Work) -> dict[str, Any] | None:
     if settings.peft:
         merge_adapters(lm.model)
     lm.model.to(getattr(torch, training["dtype"]))
-    shutil.rmtree(work.out / "scratch", ignore_errors=True)
     save(lm, work.out, start=work.inputs["policy"], top_layers=settings.trained_layers)
     return {
         "pairs": len(pairs),

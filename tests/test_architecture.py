@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "stagealign"
 FLOORS = {
     0: "errors spec registry records judged tables texts picking store results paper claims "  # words
-    "length_prior mirrors devices seals hidden",
+    "length_prior mirrors devices seals hidden atomic locks shapes",
     1: "losses logps boundary statistics world diversity verdicts length_control labels cost finite",  # numbers
     2: "lm sources preferences recorded sample oracle train evaluate sft assets "  # machines
     "pairrm rewards judge checkpoints server served describe comparisons official_lc alpaca capability ultrafeedback",

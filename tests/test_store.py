@@ -3,12 +3,15 @@
 import json
 import multiprocessing
 import os
+import socket
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 
 from stagealign import pipeline, registry, store
 from stagealign.errors import StagealignError, StoreDrift
+from stagealign.locks import held
 from stagealign.store import Artifact, Builder, Store, differences
 
 BUILDER = Builder("factory_builders:write")
@@ -170,18 +173,16 @@ def test_two_processes_build_one_artifact_once(home):
 
 
 def test_who_waits_is_told(home):
-    from filelock import FileLock
-
     told = []
-    lock = FileLock(f"{home.home / 'a'}.lock")
-    lock.acquire()
+    with ExitStack() as stack:
+        stack.enter_context(held(home.home / "a"))
 
-    def waiting(path):
-        told.append(path)
-        lock.release()
+        def waiting(path, who):
+            told.append((path, who))
+            stack.close()
 
-    home.build(make(), waiting)
-    assert told == ["a"]
+        home.build(make(), waiting)
+    assert told == [("a", f"pid {os.getpid()} on {socket.gethostname()}")]
 
 
 def exits_halfway(home):

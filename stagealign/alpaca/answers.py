@@ -1,7 +1,6 @@
 """What a judge answered, kept in a JSON-lines file that only grows: nothing that was answered is asked again."""
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -9,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from stagealign.alpaca.rows import Item
+from stagealign.atomic import append
 from stagealign.seals import SEAL, broken, sealed
+from stagealign.shapes import NUMBER, TEXT, WHOLE, Or, misfit
 from stagealign.spec import fingerprint
 
 
@@ -30,6 +31,13 @@ class Answer:
     completion_tokens: int = 0
     cost: float | None = None
     """USD; None where no price is known."""
+
+
+SHAPE = {
+    **{f"{name}?": Or(NUMBER) for name in ("preference", "first", "letters", "cost")},
+    **{f"{name}?": Or(TEXT) for name in ("failed", "served")},
+    **{f"{name}?": WHOLE for name in ("prompt_tokens", "completion_tokens")},
+}
 
 
 @dataclass
@@ -77,8 +85,10 @@ class Answers:
                     raise ValueError
                 row.pop(SEAL, None)
                 key = row.pop("key")
+                if misfit(row, SHAPE):
+                    raise ValueError
                 self._take(str(key), Answer(**row))
-            except (ValueError, TypeError, KeyError, AttributeError):
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 self.damaged += 1
 
     def get(self, key: str) -> Mapping[str | None, Answer]:
@@ -92,15 +102,8 @@ class Answers:
         self._take(key, answer)
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps(sealed({"key": key, **asdict(answer)}), ensure_ascii=True, allow_nan=False)
-        handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            size = os.lseek(handle, 0, os.SEEK_END)
-            cut = size > 0 and os.pread(handle, 1, size - 1) != b"\n"  # a crash left half a line
-            os.write(handle, ("\n" * cut + line + "\n").encode())
-        finally:
-            os.close(handle)
+        append(self.path, line + "\n")
 
     def _take(self, key: str, answer: Answer) -> None:
         self.bills[key].append(answer)

@@ -8,14 +8,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from math import exp
+from math import exp, inf
 from typing import Any
 
 from stagealign.alpaca.answers import Answer
 from stagealign.alpaca.official import Official, Question
 from stagealign.alpaca.rows import Item
 from stagealign.errors import StagealignError
-from stagealign.server import RequestFailed, Server
+from stagealign.server import RequestFailed, Server, content_of, tokens_of
 
 OFFICIAL_URL = "https://api.openai.com/v1"
 CHARS_PER_TOKEN = 4.0
@@ -24,6 +24,8 @@ FRAME_TOKENS = 16
 """Tokens around the messages of a question, at most."""
 GIVE_UP = 10
 """Questions that fail one after the other before the run is stopped: by then the server is gone."""
+CERTAIN = 1.01
+"""Most that probabilities add up to, with the server's rounding."""
 FATAL = {401, 402, 403, 404}
 """Statuses that the next question would get too: key, account or model."""
 
@@ -70,6 +72,8 @@ class ServedJudge:
         self.style = "logprobs"
         self.expected: str | None = None
         """Version that every answer must name; None where the first one tells."""
+        self.told = False
+        """Whether a first answer has told the version, which may be that it has none."""
         self.named: str | None = None
         """Version that `check` was answered by."""
         self.spent = 0.0
@@ -178,18 +182,19 @@ class ServedJudge:
     def _read(self, question: Question, body: Mapping[str, Any]) -> Answer:
         """What the server's answer says; the package's parser is not for threads."""
         choice, name = body["choices"][0], body.get("model")
-        prompt, completion = (_count(body.get("usage"), one) for one in ("prompt_tokens", "completion_tokens"))
-        first = self._first(choice)
-        failed = None
-        if first is None:
-            text = choice["message"].get("content")
-            failed = f"answered {self.server.said(text if isinstance(text, str) else '')!r}, neither 'm' nor 'M'"
+        prompt, completion = (tokens_of(body, one) for one in ("prompt_tokens", "completion_tokens"))
+        first, failed = self._first(choice), None
+        letters = _letters(choice) if self.style == "logprobs" else None
+        if letters is not None and not 0 <= letters <= CERTAIN:
+            first, failed, letters = None, "gave log-probabilities that are none", None
+        if first is None and failed is None:
+            failed = f"answered {self.server.said(content_of(body) or '')!r}, neither 'm' nor 'M'"
         return Answer(
             preference=None if first is None else question.preference(first),
             failed=failed,
             served=self.server.said(name) if isinstance(name, str) else None,
             first=first,
-            letters=_letters(choice) if self.style == "logprobs" else None,
+            letters=letters,
             prompt_tokens=prompt,
             completion_tokens=completion,
             cost=self._cost(question, prompt, completion),
@@ -230,8 +235,9 @@ class ServedJudge:
             )
         if answer.preference is None:
             return
-        if self.expected is None:
+        if self.expected is None and not self.told:
             self.expected = answer.served
+        self.told = True
         if answer.served != self.expected:
             raise StagealignError(
                 f"judge {self.model!r}: answers of {self.expected!r} are kept, and the server now names "
@@ -240,16 +246,13 @@ class ServedJudge:
             )
 
 
-def _count(usage: Any, name: str) -> int:
-    """Tokens by the server's count; 0 where it gives none."""
-    value = usage.get(name) if isinstance(usage, dict) else None
-    return value if isinstance(value, int) and value > 0 else 0
-
-
 def _letters(choice: Mapping[str, Any]) -> float | None:
     """Probability of "m" and "M" together, of an answer that the parser has read."""
     try:
         top = choice["logprobs"]["content"][0]["top_logprobs"]
-        return float(sum(exp(one["logprob"]) for one in top if one["token"] in ("m", "M")))
+        sure = float(sum(exp(one["logprob"]) for one in top if one["token"] in ("m", "M")))
+    except OverflowError:
+        return inf
     except (KeyError, IndexError, TypeError):
         return None
+    return sure

@@ -96,7 +96,7 @@ class Official:
         try:
             with quiet():
                 (value,) = self._single.fn_completion_parser(choice)
-        except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError):
+        except (ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError):
             return None
         return 2 - float(value) if isfinite(value) else None
 

@@ -119,7 +119,7 @@ def _answer(value: Any) -> Answer:
 def _number(value: Any) -> float | None:
     try:
         number = None if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if number is not None and isfinite(number) else None
 

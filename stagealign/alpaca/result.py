@@ -11,7 +11,8 @@ from typing import Any
 
 from stagealign.alpaca.answers import Answer, Spent
 from stagealign.alpaca.rows import Battle, Item
-from stagealign.errors import BadData, CannotRun
+from stagealign.atomic import write_bytes
+from stagealign.errors import BadData
 from stagealign.statistics import mean_metric
 from stagealign.store import code_version, package_versions
 
@@ -196,9 +197,9 @@ def write(found: Result, json_file: str | None, annotations: Path | None) -> Non
         if json_file == "-":
             print(text, end="")
         else:
-            _replace(Path(json_file), text.encode())
+            write_bytes(Path(json_file), text.encode())
     if annotations is not None:
-        _replace(annotations, _encoded(found.table(), annotations.suffix))
+        write_bytes(annotations, _encoded(found.table(), annotations.suffix))
 
 
 def _encoded(table: Sequence[Mapping[str, Any]], ending: str) -> bytes:
@@ -220,12 +221,3 @@ def _encoded(table: Sequence[Mapping[str, Any]], ending: str) -> bytes:
 def _no_formula(value: Any) -> Any:
     """Text that a spreadsheet would take for a formula with an apostrophe before it; all else as it is."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
-
-
-def _replace(path: Path, data: bytes) -> None:
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError as error:
-        raise CannotRun(f"{path}: cannot be written ({error.strerror or error}); check folder and space") from error

@@ -163,5 +163,5 @@ def index_of(row: Row, where: str) -> int | None:
         if isinstance(value, bool) or int(value) != float(value):
             raise ValueError
         return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise BadData(f"{where}: prompt_index {short(value)}; a whole number is expected") from None

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stagealign.atomic import write_text
 from stagealign.errors import StagealignError
 from stagealign.spec import Cell
 
@@ -42,9 +43,8 @@ def write(results: Path, reports: Path, scale: str) -> list[Path]:
     Raises StagealignError where the scale has no results.
     """
     files = build(results, scale)
-    (reports / scale).mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        (reports / name).write_text(text, encoding="utf-8", newline="\n")
+        write_text(reports / name, text)
     for name in _leftover(reports, scale, files):
         (reports / name).unlink()
     return [reports / name for name in files]

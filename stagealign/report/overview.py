@@ -11,6 +11,7 @@ from stagealign.claims import of_scale
 from stagealign.report.book import Book, open_book
 from stagealign.report.claims import table, tally, verdicts
 from stagealign.report.contrasts import Contrast, contrasts
+from stagealign.report.faults import faults
 from stagealign.report.figures import ABOUT, figures
 from stagealign.report.findings import findings
 from stagealign.report.frontier import frontier
@@ -61,7 +62,7 @@ def overview(results: Path, known: Known) -> dict[str, str]:
     from stagealign.report.page import environment
 
     parts = [part for scale in registry.SCALES for part in _part(results, scale, known)]
-    values = {"question": QUESTION, "parts": parts}
+    values = {"question": QUESTION, "parts": parts, "faults": faults(results)}
     pages = {"index.html": "overview.html.j2", "README.md": "overview.md.j2"}
     return {name: environment().get_template(template).render(values) for name, template in pages.items()}
 

@@ -1,0 +1,246 @@
+"""A cell that is killed, filled up, locked out and set back in time, and run again each time until it is done."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.faults.attempts import REPORT, RUN, Attempt, Ended, Plant, built, faults_of
+
+Row = dict[str, Any]
+SIGNALS = {signal.SIGINT: (130, "interrupted; all that is built stays"), signal.SIGTERM: (143, "terminated; all that")}
+ALONE = (*RUN[:-1], "1")
+LIMIT = 40
+"""Attempts after which a run that still is not done is given up."""
+
+
+def undisturbed(folder: Path) -> Ended:
+    """The run that all others are held against, with its report."""
+    ended = Attempt(folder).end()
+    if ended.code:
+        raise RuntimeError(f"the undisturbed run failed:\n{ended.output}")
+    return ended
+
+
+def killed(folder: Path, reference: Path, kills: int, length: float, seed: int) -> Row:
+    """SIGKILL at random moments, to every process at once or to the first alone; new stores until `kills` are done."""
+    chance, done, wrong, runs = random.Random(seed), 0, [], 0
+    while done < kills:
+        runs += 1
+        place, known = folder / f"run{runs}", {}
+        for _ in range(LIMIT):
+            after = chance.uniform(0, length / 3) if done < kills else None
+            ended = Attempt(place).end(after, group=chance.random() < 0.5)
+            done += ended.killed
+            length = length if ended.killed else min(length, ended.seconds)
+            now = built(place / "home")
+            again = [name for name in known if now.get(name) != known[name]]
+            wrong += [f"{name}: built again" for name in again]
+            known = now
+            if ended.code == 0:
+                break
+            if not ended.killed:
+                wrong.append(ended.output[-500:])
+                break
+        wrong += faults_of(place, reference)
+    row = {"tried": "SIGKILL at a random moment, then run again until done", "times": done}
+    return row | {"survived": done if not wrong else 0, "wrong": wrong[:5], "found": f"{runs} runs, byte for byte"}
+
+
+def signalled(folder: Path, reference: Path, number: signal.Signals, times: int, length: float, seed: int) -> Row:
+    """SIGINT to every process, as Ctrl-C is, or SIGTERM to the first; the exit code and message, then the rest."""
+    chance, wrong, sent = random.Random(seed), [], 0
+    code, message = SIGNALS[number]
+    while sent < times:
+        place = folder / f"{number.name}{sent}"
+        for _ in range(LIMIT):
+            after = chance.uniform(0.05, length / 3) if sent < times else None
+            ended = Attempt(place).end(after, number, group=number == signal.SIGINT)
+            if ended.code == 0:
+                length = min(length, ended.seconds)
+                break
+            sent += ended.killed
+            if ended.code != code or message not in ended.output or not ended.clean:
+                wrong.append(f"exit {ended.code}: {ended.output[-800:]}")
+            if not ended.killed:
+                break
+        wrong += faults_of(place, reference)
+    row = {"tried": f"{number.name} at a random moment", "times": sent}
+    return row | {"survived": sent - len(wrong), "wrong": wrong[:3], "found": f"exit code {code}, a message, continued"}
+
+
+def in_training(folder: Path, reference: Path) -> list[Row]:
+    """SIGKILL at step 55 of 60, and half-way through writing the checkpoint of step 50."""
+    rows = []
+    for name, plant, first in (
+        ("at step 55", _die_at_step, 51),
+        ("while it wrote a checkpoint", _die_in_checkpoint, 1),
+    ):
+        place = folder / name.replace(" ", "-")
+        os.environ["FAULTS_STEPS"] = str(place / "steps")
+        place.mkdir(parents=True)
+        one = Attempt(place, ALONE, plant).end()
+        (place / "steps").unlink(missing_ok=True)
+        two = Attempt(place, ALONE, _note_steps).end()
+        steps = [int(line) for line in (place / "steps").read_text().split()]
+        wrong = faults_of(place, reference)
+        if two.code or one.code == 0 or "worker process was killed" not in one.output or steps[0] != first:
+            wrong.append(f"exit {one.code}, {two.code}; went on at step {steps[:1]}; {one.output[-300:]}")
+        (place / "steps").unlink()
+        found = f"went on at step {first}, byte for byte"
+        rows.append({"tried": f"a worker killed {name}", "times": 1, "survived": int(not wrong)} | _said(wrong, found))
+    return rows
+
+
+def _note_steps(then: Plant | None = None) -> None:
+    from stagealign.train import PreferenceTrainer
+
+    note = PreferenceTrainer._note
+
+    def noted(self: Any, *given: Any) -> None:
+        step = self.state.global_step + 1
+        with open(os.environ["FAULTS_STEPS"], "a", encoding="utf-8") as file:
+            file.write(f"{step}\n")
+        if then is not None and step == 55:
+            then()
+        note(self, *given)
+
+    PreferenceTrainer._note = noted  # type: ignore[method-assign]
+
+
+def _die_at_step() -> None:
+    _note_steps(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def _die_in_checkpoint() -> None:
+    from stagealign.train import PreferenceTrainer
+
+    def die(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    PreferenceTrainer._save_optimizer_and_scheduler = die
+
+
+@contextmanager
+def small_disk(place: Path, size: str) -> Iterator[Path]:
+    """A file system of its own of that size. Raises OSError where this machine does not let us mount one."""
+    place.mkdir(parents=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True)
+    if done.returncode:
+        raise OSError(done.stderr.decode(errors="replace").strip() or "mount failed")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=False)
+
+
+def remount(place: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True, capture_output=True)
+
+
+def full_disk(folder: Path, reference: Path, sizes: tuple[str, ...]) -> Row:
+    """A disk too small for the store, then one that is large enough."""
+    wrong = []
+    for size in sizes:
+        place = folder / size
+        try:
+            with small_disk(place / "disk", size) as disk:
+                one = Attempt(place, home=disk / "home").end()
+                remount(disk, "size=64m")
+                two = Attempt(place, home=disk / "home").end()
+                faults = faults_of(place, reference, disk / "home")
+                if one.code not in (1, 2) or "No space left on device" not in one.output or not one.clean or two.code:
+                    faults.append(f"exit {one.code}, then {two.code}: {one.output[-600:]} {two.output[-300:]}")
+                wrong += faults[:1]
+        except OSError as error:
+            return {"tried": "a full disk", "times": 0, "survived": 0, "wrong": [], "found": f"skipped: {error}"}
+    row = {"tried": "a full disk, then room", "times": len(sizes), "survived": len(sizes) - len(wrong)}
+    return row | _said(wrong, "named, and continued with room, byte for byte")
+
+
+def read_only(folder: Path, reference: Path) -> list[Row]:
+    """A store that takes no byte: empty, and with all that is needed."""
+    try:
+        with small_disk(folder / "disk", "64m") as disk:
+            remount(disk, "ro")
+            one = Attempt(folder, home=disk / "home").end()
+            remount(disk, "rw")
+            shutil.copytree(reference / "home", disk / "home", symlinks=True)
+            remount(disk, "ro")
+            two = Attempt(folder, home=disk / "home").end()
+            wrong = faults_of(folder, reference, disk / "home")
+    except OSError as error:
+        return [{"tried": "a read-only store", "times": 0, "survived": 0, "wrong": [], "found": f"skipped: {error}"}]
+    named = one.code == 2 and "Read-only file system" in one.output and one.clean
+    rows = [{"tried": "a read-only store, empty", "times": 1, "survived": int(named)}]
+    rows[0] |= _said([] if named else [one.output[-600:]], "named before any work")
+    wrong += [two.output[-600:]] * bool(two.code)
+    row = {"tried": "a read-only store with all that is needed", "times": 1, "survived": int(not wrong)}
+    return [*rows, row | _said(wrong, "all reused, byte for byte")]
+
+
+def clock_back(folder: Path, reference: Path, length: float, seed: int) -> Row:
+    """Killed twice, each time on a day before that of its files; the clock jumps back while it runs, too."""
+    chance, wrong = random.Random(seed), []
+    for days in (1, 2, 0):
+        ended = Attempt(folder, plant=lambda days=days: _set_back(days)).end(
+            chance.uniform(0, length) if days else None
+        )
+        for path in (folder / "home").rglob("*"):
+            os.utime(path, (time.time() + 86400, time.time() + 86400))
+    wrong = faults_of(folder, reference) + ([] if ended.code == 0 else [ended.output[-600:]])
+    row = {"tried": "the clock set back by days, between runs and within", "times": 1, "survived": int(not wrong)}
+    return row | _said(wrong, "byte for byte")
+
+
+def _set_back(days: int) -> None:
+    """`time.time` as on a machine whose clock is set back an hour every hundred looks."""
+    real, looks = time.time, [0]
+
+    def told() -> float:
+        looks[0] += 1
+        return real() - 86400 * days - 3600 * (looks[0] // 100)
+
+    time.time = told
+
+
+def reporting(folder: Path, reference: Path, times: int, seed: int) -> Row:
+    """The report killed while it writes; then it is what the results give."""
+    chance, wrong = random.Random(seed), []
+    shutil.copytree(reference / "results", folder / "results")
+    length = Attempt(folder, REPORT).end().seconds
+    for _ in range(times):
+        for path in (folder / "reports").rglob("*.*"):
+            path.unlink()
+        Attempt(folder, REPORT).end(chance.uniform(length / 2, length))
+    again, check = Attempt(folder, REPORT).end(), Attempt(folder, (*REPORT, "--check")).end()
+    wrong = [f"{path}: left over" for path in folder.rglob("*.part")] + [check.output] * bool(again.code or check.code)
+    row = {"tried": "SIGKILL while the report is written", "times": times, "survived": times if not wrong else 0}
+    return row | _said(wrong, "written again, current")
+
+
+def _said(wrong: list[str], found: str) -> Row:
+    return {"wrong": wrong[:3], "found": found if not wrong else "not as it must be"}
+
+
+def measure(folder: Path, kills: int, signals: int, seed: int) -> Iterator[Row]:
+    """All of it; a row as soon as it is known."""
+    reference = folder / "reference"
+    undisturbed(folder / "warm")
+    length = undisturbed(reference).seconds
+    if wrong := faults_of(folder / "warm", reference):
+        raise RuntimeError(f"two undisturbed runs differ: {wrong}")
+    yield from in_training(folder / "training", reference)
+    yield killed(folder / "killed", reference, kills, length, seed)
+    for number in SIGNALS:
+        yield signalled(folder / "signalled", reference, number, signals, length, seed)
+    yield full_disk(folder / "full", reference, ("60k", "200k", "500k")[: max(1, signals)])
+    yield from read_only(folder / "read-only", reference)
+    yield clock_back(folder / "clock", reference, length, seed)
+    yield reporting(folder / "reporting", reference, max(1, signals // 2), seed)

@@ -1,0 +1,66 @@
+"""A scale of its own for the attacks: real cells of a policy with some thousand weights, done in seconds.
+
+`python -m benchmarks.faults.lab WORDS` is the command line with that scale, `tiny`, in its registry.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from stagealign import pipeline, registry
+from stagealign.spec import Checkpoint, Decoding, Evaluation
+from stagealign.store import Builder, Work
+
+SCALE = "tiny"
+CELLS = "2off_on"
+"""Both methods, two rounds, one of each source."""
+
+
+def install() -> None:
+    """Puts the scale into the registry of this process; what it builds is named by functions of this module."""
+    smoke = registry.SCALES["smoke"]
+    training = replace(smoke.training, epochs=30, trained_layers=1, max_length=128)  # 60 steps: one checkpoint
+    sizes = Evaluation(validation_prompts=2, test_prompts=4)
+    registry.SCALES[SCALE] = replace(
+        smoke, key=SCALE, name="attacks", training=training, evaluation=sizes, decoding=Decoding(max_new_tokens=6)
+    )
+    registry.METHODS[SCALE] = registry.METHODS["smoke"]
+    registry.CHECKPOINTS[SCALE] = {"zephyr": Checkpoint("shape/tiny", parameters=30_000)}
+    pipeline.BUILDERS["shape"] = Builder("benchmarks.faults.lab:build_weights")
+
+
+def build_weights(work: Work) -> dict[str, Any]:
+    """Builder of `weights`: a seeded random Llama of two layers on bytes."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from stagealign.lm import LanguageModel, save
+    from stagealign.sft import byte_tokenizer
+
+    torch.manual_seed(work.params["seed"])
+    config = LlamaConfig(
+        vocab_size=264,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=64,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    lm = LanguageModel(AutoModelForCausalLM.from_config(config, dtype=torch.float32), byte_tokenizer())
+    save(lm, work.out, top_layers=work.params["trained_layers"])
+    return {"weights": "random", "parameters": lm.model.num_parameters()}
+
+
+def main() -> None:
+    from stagealign.cli import main as command
+
+    install()
+    command()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""What was tried to break the project, and what survived: from `results/faults/`, where the benchmark leaves it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from stagealign.report.rows import Row, Table
+from stagealign.shapes import NUMBER, TEXT, WHOLE, misfit
+
+FOLDER = "faults"
+SHAPE = {
+    "part": TEXT,
+    "title": TEXT,
+    "seconds": NUMBER,
+    "rows": [{"tried": TEXT, "times": WHOLE, "survived": WHOLE, "found": TEXT, "wrong": [TEXT]}],
+}
+
+
+def faults(results: Path) -> Table | None:
+    """A row for all that was tried, part by part; None where nothing was. A damaged file is a row that says so."""
+    rows = [row for path in sorted((results / FOLDER).glob("*.json")) for row in _rows(path)]
+    if not rows:
+        return None
+    broken = sum(row.state != "done" for row in rows)
+    note = (
+        "What was done to a small lab, its files, readers and servers, and whether it survived: "
+        f"{len(rows) - broken} of {len(rows)} did. Survived means the same bytes and numbers as undisturbed, or a "
+        "clear message and nothing lost; 0 times means that it could not be tried there. Made by "
+        "`python -m benchmarks.faults`."
+    )
+    return Table(
+        "faults", "Attacks", note, ("part", "tried", "times", "survived", "what was found"), tuple(rows), folded=True
+    )
+
+
+def _rows(path: Path) -> list[Row]:
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        wrong = misfit(found, SHAPE)
+    except (OSError, ValueError, RecursionError):
+        wrong = "it is not JSON"
+    if wrong:
+        again = f"`python -m benchmarks.faults --part {path.stem}`"
+        return [Row((path.stem, f"damaged file: {wrong}; {again} makes it again", "", "", ""), "failed")]
+    return [_row(found["title"], row) for row in found["rows"]]
+
+
+def _row(title: str, row: dict[str, Any]) -> Row:
+    said = "; ".join([row["found"], *row["wrong"]])
+    state = "done" if row["survived"] == row["times"] else "failed"
+    return Row((title, row["tried"], f"{row['times']:,}", f"{row['survived']:,}", said), state)
