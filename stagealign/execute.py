@@ -15,6 +15,7 @@ from typing import Any
 
 from stagealign.devices import Devices
 from stagealign.errors import StagealignError
+from stagealign.hidden import without_secrets
 from stagealign.plan import Plan
 from stagealign.store import Artifact, Store, room_error
 
