@@ -44,7 +44,7 @@ def here(monkeypatch):
 @pytest.mark.filterwarnings("ignore")  # the peers' own: what they warn of is theirs to mend
 @pytest.mark.parametrize("key", [key for key in rows.of_device("cpu") if key not in ("start", "votes-answers")])
 def test_a_small_run_of_each_row(key, here, tmp_path):
-    """All but `start`, whose times are those of commands, and `votes-answers`, which is `votes-reviews` on long text."""
+    """All but `start`, whose times are those of commands, and `votes-answers`, `votes-reviews` on long text."""
     result = rows.measure(key, SMALL)
     rows.write(tmp_path / f"{key}.json", result)
     assert rows.ready(tmp_path / f"{key}.json", key, SMALL)

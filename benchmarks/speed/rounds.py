@@ -114,3 +114,5 @@ class _Recipe:
         asked = [self.lm.tokenizer.decode(self.lm.prompt_ids(pair.prompt)) for pair in pairs]  # with the chat template
         rows = [Pair(text, pair.chosen, pair.rejected, "on", 0.0) for text, pair in zip(asked, pairs, strict=True)]
         training.trainer(self.lm, rows, self.reference, folder, self.given.device).train()
+        self.lm.model.activation_checkpointing_disable()  # as the next script finds it, loaded anew: sampling is cached
+        self.lm.model.eval()

@@ -149,7 +149,7 @@ def check(given: Given) -> Run:
 
     lm = models.policy(SHAPE, given)
     reference = models.shifted(lm)
-    data, _ = chosen(16, given)
+    data, _ = chosen(64, given)
     few = sorted(data, key=lambda pair: len(pair.chosen) + len(pair.rejected))[:4]
     tokens = tokenize(lm, few, MAX_LENGTH)
     policy, fixed = (reference_logps(one, tokens, None, None) for one in (lm, reference))

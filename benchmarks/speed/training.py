@@ -40,7 +40,7 @@ def measure(given: Given, shape: str) -> dict[str, Any]:
     """Check and interleaved runs of all sides on one shape."""
     wide = shape in models.LLAMA
     sizes = {"shape": shape, "pairs": 4 if given.small else count(shape, given.device)}
-    checked = child(f"{PATH}:check", given, shape=shape, count=16)
+    checked = child(f"{PATH}:check", given, shape=shape, count=64)
     limit = 1e-2 if wide else 1e-5  # bf16 weights keep three digits
     assert checked["difference"] < limit, f"the two losses differ, so there is nothing to compare: {checked}"
     found: dict[str, Any] = {"sizes": sizes, "check": checked}
