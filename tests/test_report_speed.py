@@ -112,6 +112,7 @@ def test_the_readme_has_the_table_between_its_markers(results):
     assert new.startswith("before\n<!-- speed: x -->\n| what | against | CPU | aim, CPU | GPU | aim, GPU |\n")
     assert new.endswith("<!-- /speed -->\nafter\n")
     assert "old" not in new
+    assert "a &lt;made-up&gt; processor" in new
     assert re.search(r"\| training, Pythia-14m shape \| TRL \| 12.0x .*10x: reached \| not measured \| 3x \|", new)
     assert with_speed(new, results) == new
     assert with_speed("no markers\n", results) == "no markers\n"

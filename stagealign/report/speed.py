@@ -4,7 +4,7 @@ What was not measured stays in the table and says so, with the command that meas
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,11 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> Table:
     return Table("speed", "Speed", note, columns, tuple(lines))
 
 
-def machines(found: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
-    """A sentence a device: on what its rows were measured, or how they can be."""
+def machines(found: dict[str, dict[str, dict[str, Any]]], escaped: Callable[[str], str] = str) -> list[str]:
+    """A sentence a device: on what its rows were measured, or how they can be; `escaped` is done to machines' names."""
     sentences = []
     for device, name in DEVICES.items():
-        known = list(dict.fromkeys(_machine(made) for made in found[device].values()))
+        known = list(dict.fromkeys(escaped(_machine(made)) for made in found[device].values()))
         said = "; ".join(known) if known else f"not measured; `{COMMAND[device]}` fills it"
         sentences.append(f"{name}: {said}.")
     return sentences
@@ -258,7 +258,7 @@ def readme_lines(results: Path) -> list[str]:
     made = table(found)
     lines = ["| " + " | ".join(made.columns) + " |", "|" + "---|" * len(made.columns)]
     lines += ["| " + " | ".join(markdown(_short(cell)) for cell in row.cells) + " |" for row in made.rows]
-    return [*lines, "", " ".join(machines(found))]
+    return [*lines, "", " ".join(machines(found, markdown))]
 
 
 def _short(cell: str) -> str:
