@@ -38,6 +38,10 @@ def check_weights(name: str, revision: str | None = None) -> None:
 
     Of a local folder each file's start is looked at: a pickle is one whatever it is called.
     """
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+        raise StagealignError(
+            f"checkpoint {name!r}: no such folder; name a local folder or a hub id such as owner/name"
+        )
     if _file_of(name, "adapter_config.json", revision):
         raise StagealignError(
             f"checkpoint {name!r}: an adapter (adapter_config.json), whose weights are not in the model; merge it into "

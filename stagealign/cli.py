@@ -227,6 +227,7 @@ def boundary(
     from stagealign import measuring, show
     from stagealign.spec import Decoding
 
+    measuring.writable(json_file, html)
     decoding = Decoding(temperature, top_p, top_k, max_new_tokens)
     with show.measuring(json_file == "-") as heard:
         found = measuring.measure_boundary(
@@ -234,9 +235,9 @@ def boundary(
             template=template, policy_url=policy_url, judge_url=judge_url, max_judge_tokens=max_judge_tokens,
             heard=heard,
         )  # fmt: skip
-    measuring.write(found, json_file, html)
     if json_file != "-":
         show.measurement(found)
+    measuring.write(found, json_file, html)
     raise typer.Exit(0 if found.reliable else 3)
 
 

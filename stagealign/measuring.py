@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from stagealign.atomic import write_text
+from stagealign.atomic import check_target, write_text
 from stagealign.errors import StagealignError
 from stagealign.judged import Contest, Oracle
 from stagealign.meter import (
@@ -304,6 +304,13 @@ def _served(request: Request, settings: Mapping[str, Any]) -> Policy:
 
     decoding = "its own top_k: the server cannot be told one" if policy.style == "plain" else "as asked"
     return Policy(sampler, {**policy.identity, **settings}, facts={"policy decodes with": decoding})
+
+
+def writable(json_file: str | None, html: Path | None) -> None:
+    """Raises CannotRun where the files that are asked for could not be written, before anything is measured."""
+    for option, path in (("--json", json_file), ("--html", html)):
+        if path not in (None, "-"):
+            check_target(option, Path(str(path)))
 
 
 def write(found: Measurement, json_file: str | None, html: Path | None) -> None:

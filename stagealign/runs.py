@@ -186,7 +186,11 @@ def compare(a: str, b: str, scale: str, results: Path) -> int:
     """
     from stagealign.report import compare as comparing
 
-    if Path(a).is_dir() and Path(b).is_dir():
+    places = [name for name in (a, b) if Path(name).is_dir() or "/" in name]
+    if places:
+        for name in (a, b):
+            if not Path(name).is_dir():
+                raise BadData(f"{name}: no such folder; compare two results folders, or two cells")
         found = comparing.compare_folders(Path(a), Path(b), scale)
     else:
         cells = [registry.cell(name, scale).id for name in (a, b)]
