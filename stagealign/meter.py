@@ -116,6 +116,8 @@ class Measurement:
     """Some prompts with their candidates and votes."""
     stopped: str | None = None
     """Why the measurement ended before its prompts did, where nothing was decided; None where it did not."""
+    request: Mapping[str, Any] = field(default_factory=dict)
+    """What was measured: policy, data, oracle, decoding, seed, version; without secrets."""
 
     @property
     def sentence(self) -> str:

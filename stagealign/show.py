@@ -310,9 +310,11 @@ def measuring(quiet: bool) -> Iterator[Callable[[int, int, float], None]]:
 
 def measurement(found: "Measurement") -> None:
     """The meter's answer: one sentence, then what could mislead, then the cost."""
-    from stagealign.report.meter import caveat_rows, fact_rows
+    from stagealign.report.meter import careful, caveat_rows, fact_rows
 
     console.print(Text(found.sentence, style="bold"))
+    for line in careful(found):
+        console.print(Text(line, style="yellow"))
     table = Table("what could mislead", "")
     for name, value in caveat_rows(found):
         table.add_row(Text(name), Text(value))

@@ -128,3 +128,24 @@ def test_a_folder_that_is_not_there_is_called_one():
 
     with pytest.raises(StagealignError, match=r"checkpoint './nope': no such folder"):
         check_weights("./nope")
+
+
+def test_a_measurement_says_what_was_measured_and_what_to_look_at(tmp_path):
+    from stagealign.report.meter import careful, page
+
+    rows = [
+        {"prompt": f"p{n}", "source": source, "completion": f"same {source}", "score": 1.0}
+        for n in range(20)
+        for source in ("on", "on", "off", "off")
+    ]
+    file = tmp_path / "scored.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    found = measure_boundary(oracle=f"recorded:{file}", decide=0.95)
+    assert found.request["oracle"] == f"recorded:{file}"
+    assert (found.request["decide"], found.request["seed"]) == (0.95, 0)
+    assert found.request["decoding"]["temperature"] == 0.7
+    assert found.request["version"]
+    said = careful(found)
+    assert any("100% of the comparisons are ties" in line for line in said)
+    assert any("of the candidates repeat another" in line for line in said)
+    assert all(line in page(found) for line in said)
