@@ -81,7 +81,7 @@ def build_checkpoint(work: Work) -> dict[str, Any]:
     for file in folder.iterdir():
         if file.is_file():
             link(file.resolve(), work.out / file.name)
-    check_tokenizer(AutoTokenizer.from_pretrained(work.out), name)
+    check_tokenizer(AutoTokenizer.from_pretrained(work.out, trust_remote_code=False), name)
     return {"weights": "published", "revision": folder.name}
 
 

