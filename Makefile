@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt tools/install.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test report lint fetch clean-venv
+.PHONY: help demo test report speed lint fetch clean-venv
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -20,6 +20,10 @@ test: $(VENV)/.installed-dev  ## the whole test suite, the smoke of CI included
 
 report: $(VENV)/.installed  ## results/ -> reports/
 	@$(BIN)/stagealign report
+
+DEVICE ?= cpu
+speed: $(VENV)/.installed-dev  ## ours against what people use, a file a row; hours: SPEED="--rows start,store" are some rows
+	@$(BIN)/python -m benchmarks.speed --device $(DEVICE) $(SPEED)
 
 lint: $(VENV)/.installed-dev  ## ruff and mypy
 	@$(BIN)/ruff check .

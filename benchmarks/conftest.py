@@ -45,6 +45,15 @@ def pytest_configure(config):
         raise pytest.UsageError(str(error)) from error
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Leaves the speed rows out unless their folder is named: they take hours and are no cells."""
+    speed = Path(__file__).resolve().parent / "speed"
+    if not collection_path.is_relative_to(speed):
+        return None
+    named = [(config.invocation_params.dir / text.partition("::")[0]).resolve() for text in config.args]
+    return None if any(path.is_relative_to(speed) for path in named) else True
+
+
 def pytest_report_header(config):
     scale = config.stash[SCALE]
     return f"scale {scale.key}: {scale.name}; seeds {', '.join(map(str, seeds(config)))}; results in {results(config)}"

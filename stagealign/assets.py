@@ -29,11 +29,14 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
 from stagealign.errors import BadAsset, StagealignError, UnknownName
+from stagealign.seals import damage
 from stagealign.store import default_home
 
 MANIFEST = "asset.json"
 LARGEST_FILE = 512 * 2**20
 """Bytes; a member that unpacks to more is refused."""
+LARGEST_ASSET = 2 * 2**30
+"""Bytes of all members; more is refused."""
 
 Progress = Callable[[float, float], None]
 """Told MB downloaded so far and MB expected."""
@@ -167,7 +170,7 @@ def folder(asset: Asset, home: Path | None = None) -> Path:
 
 
 def ready(asset: Asset, home: Path | None = None) -> bool:
-    """Whether all wanted files are there, by name and size; their hashes were taken when they were unpacked."""
+    """Whether all wanted files are there, by name and size; `damaged` looks at their content."""
     place = folder(asset, home)
     try:
         manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
@@ -180,17 +183,30 @@ def ready(asset: Asset, home: Path | None = None) -> bool:
         return False
 
 
-def fetch(asset: Asset, home: Path | None = None, progress: Progress | None = None) -> Path:
+def damaged(asset: Asset, home: Path | None = None) -> str | None:
+    """What is wrong with a file of an asset that is `ready`, by its hash; None where nothing is."""
+    place = folder(asset, home)
+    manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+    return damage(place, manifest["files"], deep=True)
+
+
+def fetch(asset: Asset, home: Path | None = None, progress: Progress | None = None, mend: bool = False) -> Path:
     """Folder with the asset's files, downloading and unpacking them where they are not there yet.
 
     An archive that lies in `<home>/assets/downloads` is used without a registry. Raises BadAsset for an archive with
-    another hash, an archive that wants to write elsewhere, and a registry that cannot be reached.
+    another hash, an archive that wants to write elsewhere, a registry that cannot be reached, and, unless `mend` makes
+    it anew, for a file that changed since it was unpacked.
     """
     from filelock import FileLock
 
     place = folder(asset, home)
     if ready(asset, home):
-        return place
+        found = damaged(asset, home)
+        if found is None:
+            return place
+        if not mend:
+            raise BadAsset(f"{found}; `stagealign fetch` makes it anew ({asset.pinned})")
+        (place / MANIFEST).unlink()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{place}.lock"):
@@ -330,7 +346,7 @@ def _unpack(asset: Asset, archive: Path, out: Path) -> Iterator[tuple[str, dict[
 
     Raises BadAsset for a wanted member that is a link, leaves `out` or is too large, and for a pattern without a file.
     """
-    missing = set(asset.members)
+    missing, total = set(asset.members), 0
     with open(archive, "rb") as file:
         for pattern, member in _wanted(file, asset.filename, asset.members):
             missing.discard(pattern)
@@ -340,11 +356,17 @@ def _unpack(asset: Asset, archive: Path, out: Path) -> Iterator[tuple[str, dict[
             if path.is_absolute() or ".." in path.parts or "\\" in member.name or ":" in member.name:
                 raise BadAsset(f"{archive}: member {member.name!r} points outside its folder; it is not unpacked")
             target = out / path
+            if target.exists() or path == PurePosixPath(MANIFEST):
+                raise BadAsset(f"{archive}: member {member.name!r} comes twice or under a name of ours; not unpacked")
             target.parent.mkdir(parents=True, exist_ok=True)
             content = member.open()
             assert content is not None
             with content, open(target, "xb") as copy:
-                yield str(path), _copy(content, copy, f"{archive}: member {member.name!r}")
+                entry = _copy(content, copy, f"{archive}: member {member.name!r}")
+            total += entry["bytes"]
+            if total > LARGEST_ASSET:
+                raise BadAsset(f"{archive}: unpacks to more than {LARGEST_ASSET:,} bytes; it is not unpacked")
+            yield str(path), entry
     if missing:
         raise BadAsset(f"{archive}: nothing in it matches {', '.join(sorted(missing))}; correct assets.ASSETS")
 

@@ -37,6 +37,15 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise
 
 
+def check_target(option: str, path: Path) -> None:
+    """Raises CannotRun, before any work, where no file could be written to `path`; folders may be made on the way."""
+    there = next((folder for folder in path.absolute().parents if folder.exists()), Path("/"))
+    if path.is_dir():
+        raise CannotRun(f"{option} {path}: a folder; name a file in it")
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise CannotRun(f"{option} {path}: {there} is no folder that can be written to; name another place")
+
+
 def append(path: Path, lines: str) -> None:
     """Adds whole lines to a file that only grows, in one write, so that those of two processes do not mix.
 

@@ -1,6 +1,8 @@
-"""Checkpoints with a scoring head: safetensors only, no remote code, no weight missing; and batches by length."""
+"""Checkpoints: safetensors only, no remote code, no adapter, no weight missing; and batches by length."""
 
 import hashlib
+import json
+import pickletools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,109 @@ IDENTITY_FILES = (
 """What of a local folder may change a score: weights, config, tokenizer and chat template; not records beside them."""
 
 
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib")
+"""What may hold a pickle, which runs code when it is read."""
+LARGEST_HEADER = 100_000_000
+"""Bytes; the safetensors library's own limit."""
+
+
+def check_weights(name: str, revision: str | None = None) -> None:
+    """Raises StagealignError where a checkpoint's weights would be anything but its own safetensors.
+
+    Of a local folder each file's start is looked at: a pickle is one whatever it is called.
+    """
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+        raise StagealignError(
+            f"checkpoint {name!r}: no such folder; name a local folder or a hub id such as owner/name"
+        )
+    if _file_of(name, "adapter_config.json", revision):
+        raise StagealignError(
+            f"checkpoint {name!r}: an adapter (adapter_config.json), whose weights are not in the model; merge it into "
+            "its base model, save that as safetensors and name that folder"
+        )
+    index = _file_of(name, "model.safetensors.index.json", revision)
+    if index:
+        _check_index(name, Path(index))
+    folder = Path(name)
+    if not folder.is_dir():
+        return
+    weights = sorted(folder.glob("*.safetensors"))
+    for path in weights:
+        wrong = _not_safetensors(path)
+        if wrong:
+            raise StagealignError(f"checkpoint {name!r}: {path.name} {wrong}; download it again from where it came")
+    pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickled and not weights:
+        raise StagealignError(
+            f"checkpoint {name!r}: its weights are a pickle ({', '.join(pickled[:3])}), which may run code when it is "
+            "read, so it was not opened; convert it to safetensors where you trust it: model.save_pretrained(folder)"
+        )
+
+
+def _file_of(name: str, file: str, revision: str | None) -> str | None:
+    """Local path of one file of a checkpoint, from its folder or the hub; None where it has none."""
+    from transformers.utils import cached_file
+
+    found: str | None = cached_file(
+        name,
+        file,
+        revision=revision,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return found
+
+
+def _check_index(name: str, path: Path) -> None:
+    """Raises StagealignError for an index of shards that names anything but safetensors beside it."""
+    try:
+        shards = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StagealignError(
+            f"checkpoint {name!r}: {path.name} cannot be read ({type(error).__name__}); download it again"
+        ) from error
+    for shard in shards:
+        if not isinstance(shard, str) or not shard.endswith(".safetensors") or "/" in shard or "\\" in shard:
+            raise StagealignError(
+                f"checkpoint {name!r}: {path.name} names {str(shard)[:80]!r} as weights; only safetensors beside it "
+                "are read, so convert the checkpoint, or download it again"
+            )
+
+
+def _not_safetensors(path: Path) -> str | None:
+    """What a file is that is no whole safetensors file; None where it is one, by its header and its size."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(9)
+        length = int.from_bytes(start[:8], "little")
+        if len(start) == 9 and start[8:] == b"{" and length <= min(LARGEST_HEADER, size - 8):
+            file.seek(8)
+            header = file.read(length)
+        else:
+            file.seek(0)
+            return _kind(file.read(4096))
+    try:
+        entries = json.loads(header)
+        needed = max((int(one["data_offsets"][1]) for key, one in entries.items() if key != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return "has a damaged header"
+    return None if size == 8 + length + needed else f"has {size:,} bytes, its header says {8 + length + needed:,}"
+
+
+def _kind(start: bytes) -> str:
+    if start.startswith(b"PK\x03\x04"):
+        return "is a zip archive, as torch.save writes it: a pickle, which may run code, so it was not opened"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of git-lfs, not the file itself"
+    try:
+        next(pickletools.genops(start))
+        pickled = start[:1] == b"\x80" or start[:1] in b"(cG"
+    except (ValueError, StopIteration, UnicodeDecodeError):
+        pickled = False
+    return "is a pickle, which may run code, so it was not opened" if pickled else "is not safetensors"
+
+
 def read_config(name: str, revision: str | None = None) -> Any:
     """Config of a checkpoint, from a local folder or the hub; nothing large is read.
 
@@ -38,16 +143,20 @@ def read_config(name: str, revision: str | None = None) -> Any:
                 "use a checkpoint of an architecture that transformers has"
             )
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreadable(name, error) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise unreadable(name, error) from error
 
 
 def read_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Tokenizer of a checkpoint. Raises StagealignError where there is none that transformers can build."""
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _unreadable(name, error) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise unreadable(name, error) from error
+    except Exception as error:  # what the tokenizers library raises for a damaged file has no class of its own
+        if type(error) is not Exception:
+            raise
+        raise unreadable(name, error) from error
 
 
 def read_weights(
@@ -58,6 +167,7 @@ def read_weights(
     Raises StagealignError where there are no safetensors, or where they lack a weight: transformers would draw it at
     random, and a random head scores without a complaint.
     """
+    check_weights(name, revision)
     try:
         model, loaded = architecture.from_pretrained(
             name,
@@ -65,21 +175,27 @@ def read_weights(
             revision=revision,
             dtype=floating(dtype),
             use_safetensors=True,
+            trust_remote_code=False,
             output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise _unreadable(name, error) from error
+        raise unreadable(name, error) from error
     except RuntimeError as error:  # shapes that do not match: transformers prints the table of them
         raise StagealignError(
             f"checkpoint {name!r}: its weights do not have the shapes that its config.json asks for; download it again"
         ) from error
+    check_missing(name, model, loaded, "use a checkpoint that was trained with this head")
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def check_missing(name: str, model: PreTrainedModel, loaded: Any, advice: str) -> None:
+    """Raises StagealignError where the files lacked a weight: it was drawn at random."""
     missing = sorted(loaded["missing_keys"])
     if missing:
         raise StagealignError(
             f"checkpoint {name!r}: {len(missing)} weights of {type(model).__name__} are missing, such as "
-            f"{', '.join(missing[:3])}; use a checkpoint that was trained with this head"
+            f"{', '.join(missing[:3])}; {advice}"
         )
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def floating(dtype: str) -> torch.dtype:
@@ -128,7 +244,8 @@ def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tup
     return ids, mask
 
 
-def _unreadable(name: str, error: Exception) -> StagealignError:
+def unreadable(name: str, error: Exception) -> StagealignError:
+    """The error for a checkpoint that a library could not read, with its first line."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     hint = "name a local folder or a hub id with config.json, tokenizer and *.safetensors"
     if isinstance(error, ImportError):

@@ -3,7 +3,7 @@
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -172,6 +172,26 @@ def fetch() -> None:
 
 
 @app.command()
+def doctor(
+    deep: Annotated[bool, typer.Option("--deep", help="Read every file of the store, not its size alone.")] = False,
+    json_file: Annotated[
+        str | None, typer.Option("--json", help="Write the findings here; - is standard output.")
+    ] = None,
+    results: Results = Path("results"),
+) -> None:
+    """Checks store, assets, kept answers, results and environment, and says what to do; exit code 1 where not well."""
+    from stagealign import doctor as room
+    from stagealign import show
+
+    found = room.look(results, deep)
+    if json_file:
+        room.write(found, json_file)
+    if json_file != "-":
+        show.findings(found)
+    raise typer.Exit(1 if any(one.state == "wrong" for one in found) else 0)
+
+
+@app.command()
 def boundary(
     policy: Annotated[
         str | None, typer.Option(help="Hub id or local folder; with --policy-url the served model's name.")
@@ -207,6 +227,7 @@ def boundary(
     from stagealign import measuring, show
     from stagealign.spec import Decoding
 
+    measuring.writable(json_file, html)
     decoding = Decoding(temperature, top_p, top_k, max_new_tokens)
     with show.measuring(json_file == "-") as heard:
         found = measuring.measure_boundary(
@@ -214,9 +235,9 @@ def boundary(
             template=template, policy_url=policy_url, judge_url=judge_url, max_judge_tokens=max_judge_tokens,
             heard=heard,
         )  # fmt: skip
-    measuring.write(found, json_file, html)
     if json_file != "-":
         show.measurement(found)
+    measuring.write(found, json_file, html)
     raise typer.Exit(0 if found.reliable else 3)
 
 
@@ -302,6 +323,7 @@ def main() -> None:
         if type(error).__module__.startswith(("click", "typer")):
             error.show() if hasattr(error, "show") else _fail(str(error), 2)
             sys.exit(getattr(error, "exit_code", 2))
+        sys.excepthook = _traceback
         raise
     if code == INTERRUPTED:
         what, code = ("terminated", TERMINATED) if ended else ("interrupted", INTERRUPTED)
@@ -318,7 +340,18 @@ def _interrupt(number: int, ended: list[int]) -> None:
 
 def _fail(message: str, code: int) -> None:
     from rich.console import Console
-    from rich.text import Text
+
+    from stagealign.terminal import Text
 
     Console(stderr=True).print(Text("stagealign: ", style="bold red") + Text(message), soft_wrap=True)
     sys.exit(code)
+
+
+def _traceback(*error: Any) -> None:
+    """Prints a fault of ours as Python does, but for secrets and control codes."""
+    import traceback
+
+    from stagealign.hidden import without_secrets
+    from stagealign.terminal import plain
+
+    print(plain(without_secrets("".join(traceback.format_exception(*error)))), end="", file=sys.stderr)

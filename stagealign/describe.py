@@ -53,8 +53,8 @@ def encode(folder: Path, texts: Sequence[str], batch: int = 64) -> NDArray[np.fl
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModel.from_pretrained(folder, use_safetensors=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False).eval()
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = np.zeros((len(texts), model.config.hidden_size), dtype=np.float32)
     with torch.inference_mode():
@@ -159,9 +159,7 @@ def surprises(work: Work, pairs: Sequence[Pair]) -> dict[str, Values]:
 
     `surprise` is minus the log-prob a token, mean of the two; `surprise_gap` how far the two are apart.
     """
-    from safetensors.numpy import load_file
-
-    logps = load_file(work.inputs["reference"] / "reference.safetensors")["reference"]
+    logps = lm.tensor(work.inputs["reference"] / "reference.safetensors", "reference")
     if len(logps) != len(pairs):
         raise BadData(f"reference log-probs of {len(logps)} pairs beside {len(pairs)} pairs: not of one set")
     shape = lm.load_shape(work.inputs["policy"])

@@ -3,9 +3,15 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from stagealign.hidden import without_secrets
+
 
 class StagealignError(Exception):
     """Base of every error that is the input's fault and not ours; the CLI prints it without a traceback."""
+
+    def __str__(self) -> str:
+        """The message, in which no secret of the environment shows."""
+        return without_secrets(super().__str__())
 
 
 class UnknownName(StagealignError):
@@ -15,6 +21,11 @@ class UnknownName(StagealignError):
         known = list(known)
         near = get_close_matches(given, known, n=3, cutoff=0.4) or known[:6]
         super().__init__(f"{kind} {given!r}: unknown; nearest: {', '.join(near)}. `stagealign list` shows all.")
+        self.asked = (kind, given, known)
+
+    def __reduce__(self) -> tuple[type["UnknownName"], tuple[str, str, list[str]]]:
+        """Comes out of a worker process as it went in."""
+        return UnknownName, self.asked
 
 
 class BadSpec(StagealignError):
@@ -31,6 +42,14 @@ class BadAsset(StagealignError):
 
 class StoreDrift(StagealignError):
     """An artifact at this path was built from another spec."""
+
+
+class Damaged(StagealignError):
+    """A file that is not as it was written, with the command that makes it anew."""
+
+
+class BadNumbers(StagealignError):
+    """A number that is not finite: the run stops, as everything made from it would be wrong."""
 
 
 class CannotRun(StagealignError):

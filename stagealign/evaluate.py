@@ -11,6 +11,7 @@ import torch
 
 from stagealign import assets, lm
 from stagealign.boundary import boundary_score
+from stagealign.finite import check_finite, collapsed, stop_unless_finite
 from stagealign.logps import Packed, PairTokens, pack
 from stagealign.records import Candidate, Prompt, by_prompt, prompt_hash, read_dicts, read_rows
 from stagealign.statistics import mean_metric, spearman
@@ -33,9 +34,9 @@ def fit_gold(work: Work) -> dict[str, Any]:
     learn = [row for row in rows if row["split"] == "gold"]
     held_out = [row for row in rows if row["split"] == "held_out"]
     torch.manual_seed(work.params["seed"])
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=1, problem_type="regression", use_safetensors=True
+        folder, num_labels=1, problem_type="regression", use_safetensors=True, trust_remote_code=False
     )
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, Any]:
@@ -53,6 +54,8 @@ def fit_gold(work: Work) -> dict[str, Any]:
         warmup_steps=0.1,
         train_sampling_strategy="group_by_length",
         save_strategy="no",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -63,6 +66,7 @@ def fit_gold(work: Work) -> dict[str, Any]:
     data = Dataset.from_list([row | {"length": len(row["text"])} for row in learn])
     trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate)
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(stop_unless_finite("fine-tuning of the gold reward"))
     trainer.train()
     model.save_pretrained(work.out)
     tokenizer.save_pretrained(work.out)
@@ -76,8 +80,10 @@ def gold_reward(folder: Path, texts: Sequence[str], batch: int = 64) -> list[flo
     """Predicted human rating of each text, from -4 to 4; sorted by length, so that padding is rare."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, use_safetensors=True, trust_remote_code=False
+    ).eval()
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = [0.0] * len(texts)
     for start in range(0, len(order), batch):
@@ -152,6 +158,8 @@ def score(work: Work) -> dict[str, Any]:
     reward = GOLDS[work.params["gold"]]
     sign = work.params["sign"]
     values = [sign * x for x in reward(work.inputs["gold"], [one.completion for one in (*completions, *static)])]
+    prompts = [prompt_hash(one.prompt) for one in (*completions, *static)]
+    check_finite(values, prompts, f"gold reward {work.params['gold']!r}", "look at the gold reward's weights")
     gold = dict(zip(map(id, (*completions, *static)), values, strict=True))
     pool = {prompt: [gold[id(one)] for one in group] for prompt, group in by_prompt(static).items()}
     worst = min(min(one) for one in pool.values())
@@ -160,7 +168,10 @@ def score(work: Work) -> dict[str, Any]:
     kl: dict[int, float] = {}
     if "reference" in work.inputs:
         reference, policy = (lm.load(work.inputs[name], dtype=work.params["dtype"]) for name in ("reference", "policy"))
-        kl = dict(zip(map(id, first), kl_to(reference, policy, first), strict=True))
+        divergences = kl_to(reference, policy, first)
+        named = [prompt_hash(one.prompt) for one in first]
+        check_finite(divergences, named, "KL to the round's start", "look at the policy's weights")
+        kl = dict(zip(map(id, first), divergences, strict=True))
     limit = work.params["repetition_limit"]
     scores = {
         split: policy_metrics(
@@ -185,7 +196,8 @@ def policy_metrics(
 ) -> dict[str, Any]:
     """Metrics of one policy on one split; means over a prompt's completions first, prompts are the units.
 
-    A degenerate completion (empty, or too many repeated bigrams) counts as `worst` in the clean gold reward.
+    A degenerate completion (empty, or too many repeated bigrams) counts as `worst` in the clean gold reward. A policy
+    that collapsed has `collapsed`, the reason, and no win rate.
     """
     rows: list[dict[str, Any]] = []
     for prompt, group in by_prompt(completions).items():
@@ -216,6 +228,16 @@ def policy_metrics(
     metrics: dict[str, Any] = {
         name: mean_metric([row[name] for row in rows], unit) for name, unit in units.items() if name != "kl" or kl
     }
+    length, moved = metrics["length"]["value"], metrics["kl"]["value"] if kl else None
+    broken = collapsed([one.completion for one in completions], moved, length)
+    if broken:  # what it writes says nothing, so no rate is made of it
+        metrics["collapsed"] = broken
+        metrics["win_rate"] |= {
+            "value": None,
+            "standard_error": None,
+            "interval": None,
+            "reason": f"collapsed: {broken}",
+        }
     metrics["boundary"] = boundary([votes[row["hash"]] for row in rows])
     metrics["prompts"] = {row["hash"]: [round(row["gold"], 4), round(row["clean_gold"], 4)] for row in rows}
     return metrics

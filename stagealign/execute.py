@@ -15,6 +15,7 @@ from typing import Any
 
 from stagealign.devices import Devices
 from stagealign.errors import StagealignError
+from stagealign.hidden import without_secrets
 from stagealign.plan import Plan
 from stagealign.store import Artifact, Store, room_error
 
@@ -99,7 +100,7 @@ def _settle(future: Future[bool], artifact: Artifact, outcome: Outcome) -> str:
     if isinstance(error, BrokenProcessPool):
         raise error
     if error is not None:
-        outcome.failed[artifact.path] = f"{type(error).__name__}: {error}"
+        outcome.failed[artifact.path] = without_secrets(f"{type(error).__name__}: {error}")
         return "failed"
     made = future.result()
     (outcome.built if made else outcome.found).add(artifact.path)

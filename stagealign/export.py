@@ -48,7 +48,7 @@ def export(cell: Cell, seed: int, to: Path, results: Path, store: Store | None =
     run = plan_run(cell, seed)
     step = last_step(run)
     record = store.record(step.policy)
-    again = f"stagealign run --scale {cell.scale.key} -k {cell.id} --seeds {seed + 1}"
+    again = f"stagealign run {_named(cell, '-k ')} --seeds {seed + 1}"
     if record is None:
         raise StagealignError(f"{run.id}: its policy is not in the store ({store.folder(step.policy)}); run `{again}`")
     base, licence = base_of(cell)
@@ -119,10 +119,17 @@ def _measured(run: Run, step: Step, results: Path) -> dict[str, Any] | None:
     found = [rung for rung in rungs if rung.get("fingerprint") == step.fingerprint and rung["state"] == "done"]
     if rungs and not found:
         raise BadData(
-            f"{path}: its numbers are of another policy than the store's; run `stagealign run --again --scale "
-            f"{run.cell.scale.key} -k {run.cell.id}`"
+            f"{path}: its numbers are of another policy than the store's; run `stagealign run --again "
+            f"{_named(run.cell, '-k ')}`"
         )
     return found[0] if found else None
+
+
+def _named(cell: Cell, flag: str = "") -> str:
+    """The words by which a command finds the cell; one with adapters goes by the name that it has without them."""
+    peft = cell.scale.training.peft
+    name = cell.id.replace("_lora-", "-") if peft else cell.id
+    return f"{flag}{name} --scale {cell.scale.key}" + (" --peft lora" if peft else "")
 
 
 def card(
@@ -149,19 +156,21 @@ def card(
     facts = record["facts"]
     made = [f"stagealign {__version__}", f"commit {facts.get('commit') or code_version()['commit'] or 'unknown'}"]
     made += [f"{name} {version}" for name, version in facts.get("versions", {}).items() if name != "stagealign"]
-    sources = "; ".join(f"round {n}: {source.name}" for n, source in enumerate(cell.sources, 1))
+    sources = "; ".join(f"round {n} on {source.name}" for n, source in enumerate(cell.sources, 1))
+    origin = "The shape is that of" if weights == "random" else "The weights are derived from"
     lines = [
         "---", about.to_yaml().strip(), "---", "",
         f"# {run.id}", "",
         what_it_is(cell, base, weights), "",
-        f"{cell.method.name} ({cell.method.form}, beta {cell.method.beta:g}), {len(cell.sources)} round(s). {sources}.",
+        f"{cell.method.name} ({cell.method.form}, beta {cell.method.beta:g}), {len(cell.sources)} round(s): {sources}.",
         f"Learning rate of the last round: {step.learning_rate:g}. Asked for: {cell.scale.preference.wish}.", "",
         "## Data", "", f"{_sentence(DATA.get(cell.scale.task, cell.scale.task))}. None of it is in this folder.", "",
         "## Numbers", "", *_numbers(measured, again), "",
         "## Licence", "",
-        f"The weights are derived from {base}, licence `{licence}`; its terms go with them.", "",
-        "## Make it again", "", "```console", f"$ pip install stagealign=={__version__}", f"$ {again}",
-        f"$ stagealign export {cell.id} --scale {cell.scale.key} --seed {run.seed} --to DIR", "```", "",
+        f"{origin} {base}, licence `{licence}`; its terms go with them.", "",
+        "## Make it again", "", f"In a checkout of stagealign, {made[1]}:", "",
+        "```console", "$ pip install -e .", f"$ {again}",
+        f"$ stagealign export {_named(cell)} --seed {run.seed} --to DIR", "```", "",
         f"Policy fingerprint `{record['fingerprint']}`; made with {', '.join(made)}, on {facts.get('hardware')}.", "",
         "## Spec", "", "```json", json.dumps(plain(cell) | {"seed": run.seed}, indent=1, sort_keys=True), "```", "",
     ]  # fmt: skip
@@ -185,7 +194,7 @@ def _numbers(measured: dict[str, Any] | None, again: str) -> list[str]:
     test = measured["metrics"]["test"]
     rows = {"gain in gold reward over the round's start": measured["gain"]["test"]}
     rows |= {name.replace("_", " "): test[name] for name in METRICS if name in test}
-    lines = ["| held-out films or prompts (test split) | value | 95% interval | unit | n |", "|---|---|---|---|---|"]
+    lines = ["| test split | value | 95% interval | unit | n |", "|---|---|---|---|---|"]
     for name, one in rows.items():
         value = "not known" if one.get("value") is None else f"{one['value']:.3f}"
         between = "not known" if not one.get("interval") else "[{:.3f}, {:.3f}]".format(*one["interval"])

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from stagealign.errors import BadData, StagealignError
+from stagealign.checkpoints import check_missing, check_weights, read_config, read_tokenizer, unreadable
+from stagealign.errors import BadData, Damaged, StagealignError
 from stagealign.logps import PairTokens
 from stagealign.records import Pair
+from stagealign.store import remove
 
 FROZEN, TRAINED = "frozen.safetensors", "trained.safetensors"
 
@@ -75,17 +78,36 @@ class LanguageModel:
 def load(folder: str | Path, revision: str | None = None, dtype: str = "float32") -> LanguageModel:
     """A model in evaluation mode with its tokenizer, from a local folder or the hub; safetensors only, no remote code.
 
-    Raises StagealignError where the checkpoint lacks an EOS token or safetensors.
+    Raises StagealignError where the checkpoint lacks an EOS token, a weight or safetensors, or asks for remote code.
     """
+    name = str(folder)
+    read_config(name, revision)
+    check_weights(name, revision)
+    tokenizer = read_tokenizer(name, revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except OSError as error:
-        raise StagealignError(f"checkpoint {str(folder)!r}: {str(error).splitlines()[0]}") from error
-    check_tokenizer(tokenizer, str(folder))
+    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+        raise unreadable(name, error) from error
+    check_missing(name, model, loaded, "use a checkpoint that is a whole language model")
+    check_tokenizer(tokenizer, name)
     return LanguageModel(model.eval(), tokenizer)
+
+
+def tensor(path: Path, name: str) -> Tensor:
+    """A tensor of a safetensors file. Raises Damaged, also where the store could not tell by a checksum."""
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)[name]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise Damaged(f"{path}: damaged ({error}); build it anew after {remove(path.parent)}") from error
 
 
 def load_shape(folder: str | Path) -> LanguageModel:
@@ -93,10 +115,10 @@ def load_shape(folder: str | Path) -> LanguageModel:
 
     Raises StagealignError where the checkpoint lacks an EOS token.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = read_tokenizer(str(folder))
     check_tokenizer(tokenizer, str(folder))
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        model = AutoModelForCausalLM.from_config(read_config(str(folder)), trust_remote_code=False)
     return LanguageModel(model, tokenizer)
 
 

@@ -4,12 +4,13 @@ Everything a user can have wrong is an error before a token is sampled.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from stagealign.atomic import write_text
+from stagealign.atomic import check_target, write_text
 from stagealign.errors import StagealignError
+from stagealign.hidden import without_secrets
 from stagealign.judged import Contest, Oracle
 from stagealign.meter import (
     COMPLETIONS,
@@ -81,10 +82,19 @@ def measure_boundary(
 
         recorded = read_recorded(rest, request.prompts, request.seed)
         if recorded.form == "scores":
-            return measure_recorded(recorded, request.decide, heard)
-        return _measure(request, RecordedOracle(recorded), heard)
+            return replace(measure_recorded(recorded, request.decide, heard), request=_said(request))
+        return replace(_measure(request, RecordedOracle(recorded), heard), request=_said(request))
     _needs_policy_and_data(request)
-    return _measure(request, None, heard)
+    return replace(_measure(request, None, heard), request=_said(request))
+
+
+def _said(request: Request) -> dict[str, Any]:
+    """The request as a measurement tells it: only what was given, without secrets, and the version that measured."""
+    from stagealign import __version__
+
+    given = {name: value for name, value in asdict(request).items() if value is not None and name != "keep"}
+    shown = {name: without_secrets(value) if isinstance(value, str) else value for name, value in given.items()}
+    return shown | {"version": __version__}
 
 
 def check(request: Request) -> None:
@@ -131,6 +141,10 @@ class Remembered:
     def oracle_tokens(self) -> int:
         """None are billed."""
         return 0
+
+    def damage(self) -> dict[str, str]:
+        """No call kept anything."""
+        return {}
 
 
 def measure_recorded(recorded: "Recorded", decide: float | None, heard: Heard) -> Measurement:
@@ -272,7 +286,7 @@ def _loaded(request: Request, settings: Mapping[str, Any]) -> Policy:
             [sample.draws(request.seed, item.key, j, request.decoding.max_new_tokens) for j in range(COMPLETIONS)]
             for item in items
         ]
-        done = sample.generate(model, prompts, draws, request.decoding)
+        done = sample.generate(model, prompts, draws, request.decoding, names=[item.key for item in items])
         return [
             Sampled(
                 tuple(model.tokenizer.decode(list(one.ids), skip_special_tokens=True).strip() for one in group),
@@ -300,6 +314,13 @@ def _served(request: Request, settings: Mapping[str, Any]) -> Policy:
 
     decoding = "its own top_k: the server cannot be told one" if policy.style == "plain" else "as asked"
     return Policy(sampler, {**policy.identity, **settings}, facts={"policy decodes with": decoding})
+
+
+def writable(json_file: str | None, html: Path | None) -> None:
+    """Raises CannotRun where the files that are asked for could not be written, before anything is measured."""
+    for option, path in (("--json", json_file), ("--html", html)):
+        if path not in (None, "-"):
+            check_target(option, Path(str(path)))
 
 
 def write(found: Measurement, json_file: str | None, html: Path | None) -> None:

@@ -10,7 +10,7 @@ import time
 import weakref
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 from stagealign.boundary import BoundaryScore, Decision, Stage, boundary_score, cross_votes, pair_votes, top_vote
 from stagealign.errors import BadData
 from stagealign.judged import Contest, Judged, Oracle, Spent
+from stagealign.seals import SEAL, broken, sealed
 from stagealign.spec import fingerprint
 
 FIRST_BATCH, LARGEST_BATCH = 16, 256
@@ -115,6 +116,8 @@ class Measurement:
     """Some prompts with their candidates and votes."""
     stopped: str | None = None
     """Why the measurement ended before its prompts did, where nothing was decided; None where it did not."""
+    request: Mapping[str, Any] = field(default_factory=dict)
+    """What was measured: policy, data, oracle, decoding, seed, version; without secrets."""
 
     @property
     def sentence(self) -> str:
@@ -140,11 +143,16 @@ class Kept:
     """Rows that were measured before, by prompt hash, in a JSON-lines file that only grows.
 
     In memory is only where each row starts. Without a path they lie in a temporary file.
+
+    A line that is not as it was written is counted and measured again, and so is one that an interrupt cut, uncounted.
     """
 
-    def __init__(self, path: Path | None):
+    def __init__(self, path: Path | None, columns: Collection[str] | None = None):
+        """`columns` of a row, beside its key; None takes any."""
         self.path = path
         self.places: dict[str, int] = {}
+        self.damaged = 0
+        self._columns = columns
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
         self._file = tempfile.TemporaryFile() if path is None else open(path, "a+b")  # noqa: SIM115
@@ -152,12 +160,16 @@ class Kept:
         self._read()
 
     def _read(self) -> None:
-        """Finds the rows; cuts off a last line that an interrupt left half written."""
+        """Finds the rows that are whole; cuts off a last line that an interrupt left half written."""
         self._file.seek(0)
         end = 0
         for line in self._file:
             if line.endswith(b"\n"):
-                self.places[json.loads(line)["key"]] = end
+                row = whole_row(line, self._columns)
+                if row is None:
+                    self.damaged += 1
+                else:
+                    self.places[row["key"]] = end
                 end += len(line)
         self._file.truncate(end)
 
@@ -169,12 +181,11 @@ class Kept:
         if key not in self.places:
             return None
         self._file.seek(self.places[key])
-        row: dict[str, Any] = json.loads(self._file.readline())
-        return row
+        return whole_row(self._file.readline(), self._columns)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Keeps a row, on disk before anything is made of it."""
-        line = json.dumps(row, ensure_ascii=True).encode() + b"\n"
+        line = json.dumps(sealed(row), ensure_ascii=True).encode() + b"\n"
         self._file.seek(0, 2)
         self._file.write(line)
         self._file.flush()
@@ -196,6 +207,23 @@ class Source(Protocol):
         """Tokens that a served oracle has billed in this call."""
         ...
 
+    def damage(self) -> Mapping[str, str]:
+        """What of the rows that earlier calls kept is not as it was written, in words; empty where all is."""
+        ...
+
+
+def whole_row(line: bytes, columns: Collection[str] | None = None) -> dict[str, Any] | None:
+    """The row of one kept line, without its seal; None where it is not as it was written."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("key"), str) or broken(row):
+        return None
+    row.pop(SEAL, None)
+    known = columns is None or (row.keys() - {"key"} <= set(columns))
+    return row if known else None
+
 
 class Meter:
     """Measures prompt by prompt; what was kept of earlier calls is not measured again."""
@@ -215,6 +243,13 @@ class Meter:
         contests = self.contests(items)
         for (item, sampled), verdict in zip(contests, self._judge(contests), strict=True):
             yield item, sampled, verdict
+
+    def damage(self) -> dict[str, str]:
+        """How many kept lines were damaged, and where; they are measured again."""
+        damaged = [kept for kept in (self.sampled, self.verdicts) if kept.damaged]
+        where = ", ".join(str(kept.path) for kept in damaged)
+        lines = f"{sum(kept.damaged for kept in damaged)} in {where}"
+        return {"damaged lines, measured again": lines} if damaged else {}
 
     def contests(self, items: Sequence[Item]) -> list[tuple[Item, Sampled]]:
         """Each prompt with the policy's completions, sampling those that are not kept."""
@@ -237,27 +272,36 @@ class Meter:
 
     def _judge(self, batch: Sequence[tuple[Item, Sampled]]) -> Iterator[Judged]:
         """The oracle's verdicts, asking for those that are not kept; a failed one is asked again on the next call."""
+        kept = [
+            Judged((), (), failed=one.failed) if one.failed is not None else self._verdict(item, one)
+            for item, one in batch
+        ]
         missing = [
             Contest(item.prompt, one.completions, item.off)
-            for item, one in batch
-            if one.failed is None and item.key not in self.verdicts
+            for (item, one), verdict in zip(batch, kept, strict=True)
+            if verdict is None
         ]
         found = iter(self.oracle.judge(missing)) if missing else iter(())
-        for item, one in batch:
-            row = self.verdicts.get(item.key)
-            if one.failed is not None or row is not None:
-                yield Judged((), (), failed=one.failed) if row is None else _verdict(row)
-                continue
-            with self.phases.timed("oracle"):
-                verdict = next(found)
-                if verdict.failed is None:
-                    self.verdicts.add({"key": item.key, **asdict(verdict)})
+        for (item, one), verdict in zip(batch, kept, strict=True):
+            if verdict is None:
+                with self.phases.timed("oracle"):
+                    verdict = next(found)
+                    if verdict.failed is None:
+                        self.verdicts.add({"key": item.key, "texts": texts_of(item, one), **asdict(verdict)})
             yield verdict
 
+    def _verdict(self, item: Item, sampled: Sampled) -> Judged | None:
+        """The kept verdict, where it is on these very texts: the data or the samples may be others by now."""
+        row = self.verdicts.get(item.key)
+        if row is None or row.get("texts") != texts_of(item, sampled):
+            return None
+        del row["key"], row["texts"]
+        return Judged(**row | {name: tuple(row.get(name, ())) for name in ("on", "off", "won")})
 
-def _verdict(row: dict[str, Any]) -> Judged:
-    row.pop("key")
-    return Judged(**row | {name: tuple(row.get(name, ())) for name in ("on", "off", "won")})
+
+def texts_of(item: Item, sampled: Sampled) -> str:
+    """What a verdict is about."""
+    return fingerprint([item.prompt, sampled.completions, item.off])
 
 
 def batches(items: Sequence[Any], growing: bool) -> Iterator[Sequence[Any]]:
@@ -467,7 +511,7 @@ def conclude(
         failure=tally.failure,
         reliable=failures <= FAILURES_ALLOWED * (tally.prompts + failures),
         caveats=tally.caveats(),
-        data=data,
+        data={**data, **source.damage()},
         cost={
             "sampled_tokens": phases.tokens,
             "oracle_tokens": source.oracle_tokens(),
@@ -484,4 +528,8 @@ def conclude(
 def kept_at(home: Path, policy: Mapping[str, Any], oracle: Mapping[str, Any]) -> tuple[Kept, Kept]:
     """Candidates of a policy and verdicts of an oracle on them, as earlier calls left them."""
     folder = home / "meter" / fingerprint(policy)
-    return Kept(folder / "candidates.jsonl"), Kept(folder / f"verdicts-{fingerprint(oracle)}.jsonl")
+    columns = [list(kind.__dataclass_fields__) for kind in (Sampled, Judged)]
+    return (
+        Kept(folder / "candidates.jsonl", columns[0]),
+        Kept(folder / f"verdicts-{fingerprint(oracle)}.jsonl", [*columns[1], "texts"]),
+    )

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from stagealign.finite import check_finite
 from stagealign.labels import to_pairs, to_votes
-from stagealign.records import Candidate, by_prompt, read_dicts, read_rows, write_rows
+from stagealign.records import Candidate, by_prompt, prompt_hash, read_dicts, read_rows, write_rows
 from stagealign.statistics import spearman
 from stagealign.store import Work
 
@@ -68,7 +69,12 @@ SCORERS: dict[str, Callable[[Path], Scorer]] = {"tfidf": tfidf, "letters": lette
 def score(candidates: Sequence[Candidate], work: Work) -> list[float]:
     """Oracle score of each candidate, higher is better under the preference that is asked for."""
     scorer = SCORERS[work.params["oracle"]](work.inputs["oracle"])
-    return [work.params["sign"] * value for value in scorer([one.completion for one in candidates])]
+    values = scorer([one.completion for one in candidates])
+    prompts = [prompt_hash(one.prompt) for one in candidates]
+    check_finite(
+        values, prompts, f"oracle {work.params['oracle']!r}", "a score orders nothing then: look at the oracle"
+    )
+    return [work.params["sign"] * value for value in values]
 
 
 def rank(work: Work) -> dict[str, Any]:

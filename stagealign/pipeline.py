@@ -11,11 +11,12 @@ from typing import Any
 
 from stagealign import registry
 from stagealign.claims import cited
+from stagealign.errors import Damaged
 from stagealign.mirrors import content_of
 from stagealign.records import Candidate, prompt_hash, read_rows
 from stagealign.results import SCHEMA, Result
 from stagealign.spec import Cell, Method, Source, fingerprint, plain, stream
-from stagealign.store import Artifact, Builder, Store
+from stagealign.store import Artifact, Builder, Store, remove
 
 FACTS = ("seconds", "peak_memory_mib", "hardware", "threads", "commit", "dirty", "versions")
 """What a result tells of how each artifact was made; none of it is identity."""
@@ -512,7 +513,11 @@ def _scores(scores: Artifact, store: Store) -> dict[str, Any]:
 
 
 def _read(artifact: Artifact, name: str, store: Store) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((store.folder(artifact) / name).read_text(encoding="utf-8"))
+    path = store.file(artifact, name)
+    try:
+        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # of a record from before files were listed
+        raise Damaged(f"{path}: damaged ({error}); build it anew after {remove(path.parent)}") from error
     return loaded
 
 
@@ -535,8 +540,8 @@ def _samples(run: Run, store: Store) -> list[dict[str, Any]]:
     texts: dict[str, dict[str, list[str]]] = {}
     for name, scores in (("start", run.start_scores), *((f"round {step.number}", step.scores) for step in kept)):
         test = _scores(scores, store)["test"]["prompts"]
-        folder = store.folder(scores.inputs["completions"])
-        for candidate in read_rows(folder / "candidates.jsonl", Candidate):
+        completions = store.file(scores.inputs["completions"], "candidates.jsonl")
+        for candidate in read_rows(completions, Candidate):
             if prompt_hash(candidate.prompt) in test:
                 texts.setdefault(candidate.prompt, {}).setdefault(name, []).append(candidate.completion)
     chosen = sorted(texts, key=prompt_hash)[:SAMPLES]
@@ -594,5 +599,6 @@ def _rung(step: Step, start: dict[str, Any], store: Store, fresh: set[str]) -> d
             "pairs_per_second": round(policy["facts"]["pairs"] / max(policy["facts"]["seconds"], 0.01), 2),
             "cut": policy["facts"]["cut"],
             "reference": {"computed": computed, "reused": forwards - computed},
+            **{key: policy["facts"][key] for key in ("lowered",) if key in policy["facts"]},
         },
     }

@@ -31,7 +31,8 @@ Shape (all numbers are of this run; a metric is `{"value", "unit", "n", "standar
             clean_gain  the same, a degenerate completion counted as the worst reward
             kl          metric: to the round's start, nats a completion
             training    curve of {step, loss, margin, accuracy, grad_norm, kl}, pairs_per_second, reference
-                        {computed, reused} forwards
+                        {computed, reused} forwards; lowered: the micro-batch that memory allowed, where less
+    seal        checksum of all the rest, by which a damaged file is noticed; absent in results of before it was written
     samples     one entry for each of 20 test prompts: prompt (hash), text, completions {"start" | "round N": texts} of
                 the policies that the run's rounds start from and end with, at the recorded learning rates
     capability  absent where it was not asked for: "start" | "round N" -> of the policies that `samples` shows:
@@ -41,7 +42,8 @@ Shape (all numbers are of this run; a metric is `{"value", "unit", "n", "standar
         items       "<task> <metric>" -> {item hash: value}, so that two policies are compared item by item
     policy metrics, by split ("validation", "test"):
         gold, clean_gold, win_rate, length, degenerate, truncated, boundary {score, interval, votes_on, votes_off,
-        ties, top_score, prompts}, prompts {prompt hash: [gold, clean gold]} (means over the prompt's completions)
+        ties, top_score, prompts}, prompts {prompt hash: [gold, clean gold]} (means over the prompt's completions);
+        collapsed, only where the policy broke down: why; win_rate then has no value and the reason
 """
 
 import fcntl
@@ -54,6 +56,7 @@ from typing import Any
 
 from stagealign.atomic import write_text
 from stagealign.errors import BadData, CannotRun
+from stagealign.seals import SEAL, broken, sealed
 from stagealign.shapes import ANY, NUMBER, TEXT, WHOLE, Map, Or, misfit
 
 SCHEMA = 1
@@ -121,7 +124,7 @@ def write_result(folder: Path, result: Result) -> Path:
         if path.exists():
             with suppress(BadData):  # running again is how a damaged file is repaired
                 _keep_rungs(read_result(path), result)
-        write_text(path, json.dumps(result, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        write_text(path, json.dumps(sealed(result), indent=1, sort_keys=True, allow_nan=False) + "\n")
     return path
 
 
@@ -207,9 +210,12 @@ def read_result(path: Path) -> Result:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise BadData(f"{path}: damaged ({_why(error)}); {again}") from error
+    if isinstance(result, dict) and broken(result):
+        raise BadData(f"{path}: damaged (its content changed since it was written); {again}")
     if not isinstance(result, dict) or result.get("schema") != SCHEMA:
         found = result.get("schema") if isinstance(result, dict) else type(result).__name__
         raise BadData(f"{path}: result schema {found!r}, this version reads {SCHEMA}; {again}")
+    result.pop(SEAL, None)
     wrong = _misfit(result)
     if wrong:
         raise BadData(f"{path}: damaged ({wrong}); {again}")

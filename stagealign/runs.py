@@ -139,6 +139,8 @@ def _carry_out(plan: Plan, store: Store, results: Path, workers: int | None) -> 
         outcome = execute(plan, store, workers, heard)
         finish(outcome)
     show.outcome(plan, outcome)
+    facts = {path: (store.record(plan.artifacts[path]) or {}).get("facts", {}) for path in sorted(outcome.built)}
+    show.lowered({path: one["lowered"] for path, one in facts.items() if "lowered" in one})
     return outcome
 
 
@@ -170,11 +172,11 @@ def report(results: Path, reports: Path, scale: str, check: bool, readme: Path |
 
 
 def _front(readme: Path, results: Path, reports: Path) -> str:
-    """The README's text with the demo's table and the meter's cost as the results give them now."""
-    from stagealign.report.front import with_demo, with_meter
+    """The README's text with the demo's table, the meter's cost and the speeds as the results give them now."""
+    from stagealign.report.front import with_demo, with_meter, with_speed
 
     text = with_demo(readme.read_text(encoding="utf-8"), results, registry.select("lab", DEMO), reports.name)
-    return with_meter(text, results)
+    return with_speed(with_meter(text, results), results)
 
 
 def compare(a: str, b: str, scale: str, results: Path) -> int:
@@ -184,7 +186,11 @@ def compare(a: str, b: str, scale: str, results: Path) -> int:
     """
     from stagealign.report import compare as comparing
 
-    if Path(a).is_dir() and Path(b).is_dir():
+    places = [name for name in (a, b) if Path(name).is_dir() or "/" in name]
+    if places:
+        for name in (a, b):
+            if not Path(name).is_dir():
+                raise BadData(f"{name}: no such folder; compare two results folders, or two cells")
         found = comparing.compare_folders(Path(a), Path(b), scale)
     else:
         cells = [registry.cell(name, scale).id for name in (a, b)]
@@ -201,10 +207,14 @@ def export(cell: Cell, seed: int, to: Path, results: Path, push: str | None) -> 
 
 
 def fetch() -> None:
-    """Downloads every asset of the lab that is not in the cache."""
+    """Downloads every asset of the lab that is not in the cache, or is not as it was unpacked."""
     home = Store().home
     for asset in assets.ASSETS.values():
-        if not assets.ready(asset, home):
+        there = assets.ready(asset, home)
+        found = assets.damaged(asset, home) if there else None
+        if found:
+            show.damaged(found)
+        if found or not there:
             with show.download(asset) as progress:
-                assets.fetch(asset, home, progress)
+                assets.fetch(asset, home, progress, mend=True)
     show.fetched(home)

@@ -6,13 +6,14 @@ finished rows leave the batch. Chance comes from one stream a candidate, never f
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from stagealign.errors import BadData
+from stagealign.errors import BadData, BadNumbers
 from stagealign.lm import LanguageModel, end_ids, load
 from stagealign.logps import shared_prefix
 from stagealign.records import Candidate, Prompt, read_rows, write_rows
@@ -140,11 +141,12 @@ def generate(
     decoding: Decoding,
     rows: int = ROWS,
     done: Callable[[int], None] = lambda count: None,
+    names: Sequence[str] = (),
 ) -> list[list[Sampled]]:
     """Completions of each prompt, one for each of its streams of draws.
 
     `prompts` are token ids; `uniforms[i][j]` holds `max_new_tokens` draws of candidate j of prompt i; `done` is told
-    how many candidates a finished batch had.
+    how many candidates a finished batch had. Raises BadNumbers, naming the prompt, where log-probs are not finite.
     """
     limit = lm.model.config.max_position_embeddings
     longest = max(map(len, prompts)) + decoding.max_new_tokens
@@ -168,6 +170,11 @@ def generate(
                 batch, _batch(lm, cache, prefix, tails, [uniforms[i] for i in batch], decoding), strict=True
             ):
                 results[i] = sampled
+                if not all(isfinite(one.logp) for one in sampled):
+                    name = names[i] if names else f"number {i + 1}"
+                    raise BadNumbers(
+                        f"sampling: the policy's log-probs are not finite for prompt {name}; look at its weights"
+                    )
             done(sum(len(uniforms[i]) for i in batch))
         return results
     finally:
@@ -277,8 +284,9 @@ def sample(
     unique = list({prompt.text: prompt for prompt in prompts}.values())
     ids = [lm.prompt_ids(prompt.text) for prompt in unique]
     uniforms = [[draws(seed, p.hash, j, decoding.max_new_tokens) for j in range(count)] for p in unique]
+    texts = generate(lm, ids, uniforms, decoding, rows, names=[prompt.hash for prompt in unique])
     candidates = []
-    for prompt, sampled in zip(unique, generate(lm, ids, uniforms, decoding, rows), strict=True):
+    for prompt, sampled in zip(unique, texts, strict=True):
         for j, one in enumerate(sampled):
             text = lm.tokenizer.decode(list(one.ids), skip_special_tokens=True).strip()
             candidates.append(

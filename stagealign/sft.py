@@ -7,6 +7,7 @@ import torch
 
 from stagealign import assets
 from stagealign.errors import CannotRun, StagealignError
+from stagealign.finite import stop_unless_finite
 from stagealign.lm import LanguageModel, check_tokenizer, freeze_below, link, load, save
 from stagealign.records import read_dicts
 from stagealign.spec import stream
@@ -24,9 +25,13 @@ def build_weights(work: Work) -> dict[str, Any]:
     file = next(folder.rglob("*.gguf"))
     quantisation = GgufConfig(gguf_file=file.name, dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, quantization_config=quantisation, dtype=getattr(torch, work.params["dtype"])
+        file.parent,
+        gguf_file=file.name,
+        quantization_config=quantisation,
+        dtype=getattr(torch, work.params["dtype"]),
+        trust_remote_code=False,
     )
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     check_tokenizer(tokenizer, work.params["asset"], chat=True)
     save(LanguageModel(model, tokenizer), work.out)
     return {"weights": "published", "parameters": model.num_parameters()}
@@ -174,6 +179,7 @@ def build_start(work: Work) -> dict[str, Any]:
         gradient_checkpointing=False,
         bf16=False,
         logging_steps=1,
+        logging_nan_inf_filter=False,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -185,6 +191,7 @@ def build_start(work: Work) -> dict[str, Any]:
         model=lm.model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=lm.tokenizer
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(stop_unless_finite("supervised fine-tuning"))
     trainer.train()
     lm.model.eval()
     save(lm, work.out, top_layers=top)

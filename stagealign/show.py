@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,6 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from stagealign import registry
 from stagealign.assets import Asset
@@ -22,10 +21,12 @@ from stagealign.report import SummaryRow
 from stagealign.report.words import count, listing
 from stagealign.spec import Cell, Scale
 from stagealign.store import Artifact
+from stagealign.terminal import Text
 
 if TYPE_CHECKING:
     from stagealign.alpaca import Result
     from stagealign.cost import Processor
+    from stagealign.doctor import Finding
     from stagealign.lc_win_rate import LcWinRate
     from stagealign.meter import Measurement
     from stagealign.outlook import Item, Outlook
@@ -245,6 +246,11 @@ def download(asset: Asset) -> Iterator[Callable[[float, float], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def damaged(found: str) -> None:
+    """Names a downloaded file that is not as it was unpacked."""
+    console.print(Text(f"{found}; it is made anew", style="red"), soft_wrap=True)
+
+
 def fetched(home: Path) -> None:
     """Says that all assets are there."""
     console.print(Text(f"assets ready in {home / 'assets'}"), soft_wrap=True)
@@ -263,6 +269,12 @@ def outcome(made: Plan, done: Outcome) -> None:
             console.print(Text(f"failed {path}: {reason}", style="red"), soft_wrap=True)
     if done.stopped:
         console.print(Text(f"not built, as they need what failed: {len(done.stopped)}", style="red"))
+
+
+def lowered(found: Mapping[str, str]) -> None:
+    """Names what was trained in smaller micro-batches than planned, by path."""
+    for path, said in found.items():
+        console.print(Text(f"{path}: {said}; the same global batch, the same numbers"), soft_wrap=True)
 
 
 def summary(scale: Scale, chosen: Sequence[Cell], rows: Sequence[SummaryRow]) -> None:
@@ -298,12 +310,14 @@ def measuring(quiet: bool) -> Iterator[Callable[[int, int, float], None]]:
 
 def measurement(found: "Measurement") -> None:
     """The meter's answer: one sentence, then what could mislead, then the cost."""
-    from stagealign.report.meter import caveat_rows, fact_rows
+    from stagealign.report.meter import careful, caveat_rows, fact_rows
 
     console.print(Text(found.sentence, style="bold"))
+    for line in careful(found):
+        console.print(Text(line, style="yellow"))
     table = Table("what could mislead", "")
     for name, value in caveat_rows(found):
-        table.add_row(name, value)
+        table.add_row(Text(name), Text(value))
     table.add_section()
     for name, value in fact_rows(found):
         table.add_row(Text(name), Text(value))
@@ -411,6 +425,21 @@ def evaluation(found: "Result") -> None:
     console.print(Text(found.sentence, style="bold" if found.reliable else "bold red"), soft_wrap=True)
     for line in found.details:
         console.print(Text(line), soft_wrap=True)
+
+
+def findings(found: Sequence["Finding"]) -> None:
+    """What the doctor found, by area, and what to do about it."""
+    style = {"ok": "green", "note": "yellow", "wrong": "bold red"}
+    for area in dict.fromkeys(one.area for one in found):
+        console.print(Text(area, style="bold"))
+        for one in found:
+            if one.area == area:
+                said = Text(f"  {one.state:5} ", style=style[one.state]) + Text(one.what)
+                console.print(said, soft_wrap=True)
+                if one.do:
+                    console.print(Text(f"        do: {one.do}"), soft_wrap=True)
+    wrong = sum(one.state == "wrong" for one in found)
+    console.print(Text(f"{count(wrong, 'thing')} to mend" if wrong else "all is well"))
 
 
 def where(page: Path) -> None:

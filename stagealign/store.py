@@ -12,6 +12,7 @@ import os
 import platform
 import resource
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,8 +26,9 @@ from typing import Any
 
 from stagealign.atomic import NO_ROOM
 from stagealign.devices import Devices
-from stagealign.errors import StagealignError, StoreDrift
+from stagealign.errors import Damaged, StagealignError, StoreDrift
 from stagealign.locks import Held, held
+from stagealign.seals import broken, contents, damage, sealed
 from stagealign.spec import fingerprint, plain
 
 RECORD = "record.json"
@@ -111,44 +113,50 @@ class Store:
     def record(self, artifact: Artifact) -> dict[str, Any] | None:
         """The artifact's record, or None where it is not built yet.
 
-        Raises StoreDrift where the folder was built from another spec, naming each changed field.
+        Raises StoreDrift where the folder was built from another spec, naming each changed field; Damaged where the
+        record is not as it was written, or a file has another size than it was written with.
         """
-        record = self._read(artifact)
-        if record is not None and record["fingerprint"] != artifact.fingerprint:
-            folder = self.folder(artifact)
+        folder = self.folder(artifact)
+        record = read_record(folder)
+        if record is None:
+            return None
+        if record["fingerprint"] != artifact.fingerprint:
             changes = "; ".join(differences(record["identity"], artifact.identity)) or "the inputs' own inputs"
             raise StoreDrift(
                 f"{folder}: built from another spec: {changes}. Nothing is reused in silence; build it anew after "
-                f"{_remove(folder)}, or keep both with another STAGEALIGN_HOME"
+                f"{remove(folder)}, or keep both with another STAGEALIGN_HOME"
             )
+        check_files(folder, record, deep=False)
         return record
 
     def changes(self, artifact: Artifact) -> list[str] | None:
-        """How what stands at the artifact's path differs from its spec, field by field; None where nothing is there."""
-        record = self._read(artifact)
-        if record is None or record["fingerprint"] == artifact.fingerprint:
-            return None if record is None else []
+        """How what stands at the artifact's path differs from its spec, field by field; None where nothing is there.
+
+        Raises Damaged, as `record` does.
+        """
+        folder = self.folder(artifact)
+        record = read_record(folder)
+        if record is None:
+            return None
+        if record["fingerprint"] == artifact.fingerprint:
+            check_files(folder, record, deep=False)
+            return []
         return list(differences(record["identity"], artifact.identity)) or ["the inputs' own inputs"]
 
-    def _read(self, artifact: Artifact) -> dict[str, Any] | None:
-        """What the record at the artifact's path says, of whichever spec. Raises StagealignError for a damaged one."""
-        path = self.folder(artifact) / RECORD
-        try:
-            record: Any = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise StagealignError(
-                f"{path}: damaged record ({error}); remove the folder to build it anew: {_remove(path.parent)}"
-            ) from error
-        if not isinstance(record, dict) or not {"fingerprint", "identity"} <= record.keys():
-            raise StagealignError(f"{path}: not a record; remove the folder to build it anew: {_remove(path.parent)}")
-        return record
+    def file(self, artifact: Artifact, name: str) -> Path:
+        """Path of one of a built artifact's files, whose content is as it was written. Raises Damaged."""
+        folder = self.folder(artifact)
+        record = self.record(artifact)
+        written = (record or {}).get("files", {})
+        only = {"files": {name: written[name]}} if name in written else {}
+        check_files(folder, only, deep=True)
+        return folder / name
 
     def build(self, artifact: Artifact, waiting: Callable[[str, str], None] | None = None) -> dict[str, Any]:
         """The artifact's record, building it where it is missing; its inputs must be ready.
 
-        One builder at a time: others wait and then reuse. `waiting` is told path and holder.
+        One builder at a time: others wait and then reuse. `waiting` is told path and holder. Raises Damaged where an
+        input is not as it was written.
         """
         return self.obtain(artifact, waiting)[0]
 
@@ -178,6 +186,8 @@ class Store:
 
     def _make(self, artifact: Artifact, folder: Path, hold: Held) -> dict[str, Any] | None:
         """The record of what is built now; None where another machine took over meanwhile, and nothing of it counts."""
+        for parent in artifact.inputs.values():
+            check_files(self.folder(parent), self.record(parent) or {}, deep=True)
         own = f".{secrets.token_hex(4)}" * hold.replaced  # the replaced one may be alive, and write where it began
         part = folder.with_name(f"{folder.name}.{artifact.fingerprint}{own}.part")
         _clear(part)
@@ -193,7 +203,9 @@ class Store:
                 "identity": artifact.identity,
                 "inputs": {name: parent.path for name, parent in sorted(artifact.inputs.items())},
                 "facts": {**facts, **surroundings(), "seconds": round(time.monotonic() - started, 2)},
+                "files": contents(part, without=RECORD),
             }
+            record = sealed(record)
             (part / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         except Exception:
             if hold.mine:
@@ -207,6 +219,41 @@ class Store:
         for other in folder.parent.glob(f"{glob.escape(folder.name)}.{artifact.fingerprint}*.part"):
             shutil.rmtree(other, ignore_errors=True)  # of holders that were replaced
         return record
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record in a folder, of whatever spec; None where there is none. Raises Damaged."""
+    path = folder / RECORD
+    again = f"remove the folder to build it anew: {remove(folder)}"
+    try:
+        record: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise Damaged(f"{path}: damaged record ({error}); {again}") from error
+    if not isinstance(record, dict) or not {"fingerprint", "identity"} <= record.keys():
+        raise Damaged(f"{path}: not a record; {again}")
+    # The seal is over all of it; the fingerprint holds for the identity of records from before there were seals.
+    if broken(record) or (("files" in record) != ("seal" in record)) or not _own(record):
+        raise Damaged(f"{path}: damaged record (its content changed since it was written); {again}")
+    return record
+
+
+def _own(record: Mapping[str, Any]) -> bool:
+    try:
+        return bool(record["fingerprint"] == fingerprint(record["identity"]))
+    except TypeError:  # a value that no identity has
+        return False
+
+
+def check_files(folder: Path, record: Mapping[str, Any], deep: bool) -> None:
+    """Raises Damaged where a file is not as the record says: by its size or, `deep`, by its content.
+
+    A record from before files were listed says nothing, so nothing is checked.
+    """
+    found = damage(folder, record.get("files", {}), deep)
+    if found:
+        raise Damaged(f"{found}; remove the folder to build it anew: {remove(folder)}")
 
 
 def room_error(folder: Path, error: Exception) -> StagealignError | None:
@@ -314,5 +361,6 @@ def code_version() -> dict[str, Any]:
     return {"commit": commit, "dirty": bool(changes) if commit else None}
 
 
-def _remove(folder: Path) -> str:
-    return f"`rm -r {folder}`"
+def remove(folder: Path) -> str:
+    """The command that makes room for a folder to be built anew."""
+    return f"`rm -r {shlex.quote(str(folder))}`"

@@ -5,32 +5,38 @@ methods, betas, learning rates and cells, and, where lower layers are frozen, th
 """
 
 import contextlib
+import gc
 import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from stagealign.devices import MICRO_BATCH, cut, spread
-from stagealign.errors import CannotRun, StagealignError
-from stagealign.lm import LanguageModel, freeze_below, load, save, top_of, trunk_of
+from stagealign.errors import BadNumbers, CannotRun
+from stagealign.finite import check_finite, prompts_named
+from stagealign.lm import LanguageModel, freeze_below, load, save, tensor, top_of, trunk_of
 from stagealign.logps import Packed, PairTokens, completion_logps, pack, repack, to_device, token_logps, unpack
 from stagealign.losses import LOSSES, Constants, Logps, log_ratio_margin
-from stagealign.records import Pair, read_rows
+from stagealign.records import Pair, prompt_hash, read_rows
 from stagealign.spec import Lora, Method, stream
 from stagealign.store import SCRATCH, Work
 
 CHECKPOINT_STEPS = 50
 """Steps between the engine's own checkpoints."""
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+"""What torch's allocators say."""
 WHOLE = "whole"
 """File in a checkpoint that is written last."""
 
@@ -44,6 +50,8 @@ class TrainingSet:
     """(pairs, 2): reference log-probs of chosen and rejected, in nats."""
     trunk: Tensor | None = None
     """(tokens of all pairs, d): output of the frozen layers; None where every layer learns."""
+    prompts: Sequence[str] = ()
+    """Prompt hash of each pair, for errors."""
 
     def trunk_of(self, places: Sequence[int], offsets: Sequence[int]) -> Tensor | None:
         """Trunk output of these pairs laid end to end."""
@@ -233,6 +241,7 @@ class PreferenceTrainer(Trainer):
         self.width: int = self.model.config.hidden_size
         self.add_callback(EpochOf(self.order))
         self.sums = dict.fromkeys(NOTED, 0.0)
+        self.step_places: list[int] = []
 
     def collate(self, places: list[int]) -> dict[str, Any]:
         """What one forward needs of these pairs."""
@@ -251,6 +260,7 @@ class PreferenceTrainer(Trainer):
         places = [place for place in inputs["places"].tolist() if place != NO_PAIR]
         counts = bool(places)
         places = places or [self.shortest]  # a process without pairs still takes part in every forward
+        self.step_places += places if counts else []
         device = self.args.device
         packed = to_device(pack([self.data.tokens[i] for i in places], self.width), device)
         trunk = self.data.trunk_of(places, self.offsets)
@@ -270,9 +280,11 @@ class PreferenceTrainer(Trainer):
         return self.last_batch if (self.state.global_step + 1) % steps == 0 else self.settings.batch
 
     def _note(self, logps: Logps, losses: Tensor) -> None:
-        """Adds one micro-batch to the sums that the next log line reports; stops at a loss that is not finite."""
+        """Adds one micro-batch to the sums that the next log line reports; stops at a number that is not finite."""
         with torch.no_grad():
             margin = log_ratio_margin(logps)
+            self._check(losses, "the loss")
+            self._check(margin, "the margin")  # a hinge loss of an infinite one is 0
             shift = logps.reference_chosen - logps.policy_chosen + logps.reference_rejected - logps.policy_rejected
             noted = {
                 "pairs": float(len(losses)),
@@ -281,13 +293,31 @@ class PreferenceTrainer(Trainer):
                 "accuracy": (margin > 0).sum().item(),
                 "kl": shift.sum().item() / 2,
             }
-        if not torch.isfinite(losses).all():
-            raise StagealignError(
-                f"step {self.state.global_step + 1}: the loss is not finite; lower the learning rate "
-                f"({self.settings.learning_rate}) or look at the pairs of this step"
-            )
         for name, value in noted.items():
             self.sums[name] += value
+
+    def _check(self, values: Tensor, what: str) -> None:
+        """Raises BadNumbers, naming step and prompts, where one of the last micro-batch's `values` is not finite."""
+        if not torch.isfinite(values).all():
+            places = self.step_places[-len(values) :]
+            self._stop(what, [place for place, one in zip(places, values.tolist(), strict=True) if not isfinite(one)])
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The gradient's norm, once it is known to be finite: what follows is the update of the weights."""
+        found = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.args.world_size == 1 and not isfinite(found):  # of several processes each knows its own pairs alone
+            self._stop("the gradient", self.step_places)
+        self.step_places = []
+        return found
+
+    def _stop(self, what: str, places: Sequence[int]) -> None:
+        names = [self.data.prompts[place] if self.data.prompts else f"of pair {place}" for place in places]
+        kept = _last_checkpoint(Path(self.args.output_dir))
+        saved = f"the last good checkpoint stays in {kept}" if kept else "no weight was written"
+        raise BadNumbers(
+            f"step {self.state.global_step + 1}: {what} is not finite; lower the learning rate "
+            f"({self.settings.learning_rate}) or look at {prompts_named(list(dict.fromkeys(names)))}; {saved}"
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         sums = torch.tensor([self.sums[name] for name in NOTED], dtype=torch.float64, device=self.args.device)
@@ -419,10 +449,12 @@ def add_adapters(model: PreTrainedModel, lora: Lora, trained_layers: int | None 
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise CannotRun("--peft lora: peft is not installed; `pip install 'stagealign[lora]'`") from error
+    linear = {name for name, part in model.base_model.layers.named_modules() if isinstance(part, nn.Linear)}
+    targets = sorted({name.rpartition(".")[2] for name in linear})
     depth = len(model.base_model.layers)
     layers = None if trained_layers is None else list(range(depth - trained_layers, depth))
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear", layers_to_transform=layers
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, layers_to_transform=layers
     )
     with torch.random.fork_rng():
         torch.manual_seed(stream(0, "lora") % 2**32)
@@ -440,6 +472,52 @@ def merge_adapters(model: nn.Module) -> None:
             module.merge()
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, module.get_base_layer())
+
+
+def within_memory(
+    lm: LanguageModel,
+    again: Callable[[], LanguageModel],
+    data: TrainingSet,
+    method: Method,
+    settings: Settings,
+    scratch: Path,
+) -> tuple[LanguageModel, list[dict[str, float]], int]:
+    """(policy, curve, micro-batch) of a round; where memory runs out, it starts again in smaller micro-batches.
+
+    The global batch stays, and so do the numbers. `again` loads the starting policy anew. Raises CannotRun where not
+    even one pair fits.
+    """
+    micro, _ = cut(settings.batch, 1, settings.micro_batch)
+    while True:
+        curve: list[dict[str, float]] = []
+        if _fits(lm, data, method, replace(settings, micro_batch=micro), scratch, curve):
+            return lm, curve, micro
+        if micro == 1:
+            raise CannotRun("training ran out of memory with one pair at a time; free some, or use `--workers 1`")
+        micro = next(n for n in range(micro // 2, 0, -1) if settings.batch % n == 0)
+        del lm
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        lm = again()
+
+
+def _fits(
+    lm: LanguageModel,
+    data: TrainingSet,
+    method: Method,
+    settings: Settings,
+    scratch: Path,
+    curve: list[dict[str, float]],
+) -> bool:
+    """Whether memory was enough; then `curve` has the round's steps."""
+    try:
+        curve += align(lm, data, method, settings, scratch)
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one of the latter, on CPUs a plain one
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        return False
+    return True
 
 
 def _last_checkpoint(scratch: Path) -> str | None:
@@ -481,6 +559,8 @@ def build_reference(work: Work) -> dict[str, Any]:
     pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
     tokens = tokenize(lm, pairs, work.params["max_length"])
     logps = reference_logps(lm, tokens, _trunk(work), work.params["trained_layers"])
+    prompts = [prompt_hash(pair.prompt) for pair in pairs]
+    check_finite(logps.sum(1).tolist(), prompts, "reference log-probs", "look at the policy that the round starts from")
     save_file({"reference": logps}, work.out / "reference.safetensors")
     return {"forwards": 2 * len(pairs), "tokens": sum(p.tokens for p in tokens), "cut": sum(p.cut for p in tokens)}
 
@@ -519,16 +599,29 @@ def train_round(work: Work) -> dict[str, Any] | None:
             for name in ("batch", "epochs", "warmup", "schedule", "max_grad_norm", "dtype", "trained_layers")
         },
     )
-    lm = load(work.inputs["policy"], dtype="float32")
+    method = Method(**work.params["method"])
+
+    def start() -> LanguageModel:
+        return load(work.inputs["policy"], dtype="float32")
+
+    lm = start()
     tokens = tokenize(lm, pairs, training["max_length"])
-    reference = load_file(work.inputs["reference"] / "reference.safetensors")["reference"]
-    data = TrainingSet(tokens, reference, _trunk(work))
+    reference = tensor(work.inputs["reference"] / "reference.safetensors", "reference")
+    data = TrainingSet(tokens, reference, _trunk(work), [prompt_hash(pair.prompt) for pair in pairs])
     scratch = work.out / SCRATCH / _split()  # a checkpoint in parts is of no use to a process that has the whole
-    curve, weights = train(lm, data, Method(**work.params["method"]), settings, scratch)
+    lowered: dict[str, Any] = {}
+    if work.devices.launched:
+        curve, weights = train(lm, data, method, settings, scratch)
+    else:
+        lm, curve, micro = within_memory(lm, start, data, method, settings, scratch)
+        weights = None
+        planned, _ = cut(settings.batch, 1, settings.micro_batch)
+        if micro != planned:
+            lowered = {"lowered": f"micro-batch {micro}, not {planned}: out of memory"}
     if int(os.environ.get("RANK", "0")):
         return None
     if weights is not None:  # this process holds its part of the model only
-        lm = load(work.inputs["policy"], dtype="float32")
+        lm = start()
         if settings.peft:
             add_adapters(lm.model, settings.peft)
         lm.model.load_state_dict(weights)
@@ -541,6 +634,7 @@ def train_round(work: Work) -> dict[str, Any] | None:
         "tokens": sum(p.tokens for p in tokens),
         "cut": sum(p.cut for p in tokens),
         "curve": curve,
+        **lowered,
     }
 
 
@@ -554,4 +648,4 @@ def _split() -> str:
 def _trunk(work: Work) -> Tensor | None:
     if "trunk" not in work.inputs:
         return None
-    return load_file(work.inputs["trunk"] / "trunk.safetensors")["trunk"]
+    return tensor(work.inputs["trunk"] / "trunk.safetensors", "trunk")

@@ -30,7 +30,16 @@ def main(described: Path) -> int:
         part = work.out / "facts.part"
         part.write_text(json.dumps(facts), encoding="utf-8")
         part.replace(work.out / "facts.json")
+    leave()
     return 0
+
+
+def leave() -> None:
+    """Ends this process's part in its group; one that exits with it open may be aborted by the group's threads."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

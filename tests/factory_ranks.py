@@ -94,6 +94,9 @@ def main() -> None:
     folder = Path(sys.argv[1])
     for given in json.loads((folder / "jobs.json").read_text()):
         do(Job(**given), folder)
+    from stagealign.train_worker import leave
+
+    leave()
 
 
 if __name__ == "__main__":

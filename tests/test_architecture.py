@@ -8,12 +8,12 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "stagealign"
 FLOORS = {
     0: "errors spec registry records judged tables texts picking store results paper claims "  # words
-    "length_prior mirrors devices atomic locks shapes",
-    1: "losses logps boundary statistics world diversity verdicts length_control labels cost",  # numbers
+    "length_prior mirrors devices seals hidden atomic locks shapes",
+    1: "losses logps boundary statistics world diversity verdicts length_control labels cost finite",  # numbers
     2: "lm sources preferences recorded sample oracle train evaluate sft assets "  # machines
     "pairrm rewards judge checkpoints server served describe comparisons official_lc alpaca capability ultrafeedback",
     3: "cli runs show pipeline plan execute report meter measuring __init__ "  # house
-    "lc_win_rate estimate outlook export train_worker",
+    "lc_win_rate estimate outlook export train_worker terminal doctor",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 COMMON = {"lm", "assets", "checkpoints", "server", "preferences"}  # the machines that other machines may use

@@ -203,7 +203,7 @@ def test_it_is_planned_only_where_asked_for_and_changes_nothing_else():
     assert added == {
         "lab/zephyr/seed0/capability",
         "lab/pan/zephyr/seed0/1off/dpo/lr0.0005/capability",
-        "lab/pan/zephyr/seed0/1off/dpo/lr0.0005/2on/dpo/lr0.00015/capability",
+        "lab/pan/zephyr/seed0/1off/dpo/lr0.0005/2on/dpo/lr0.0005/capability",
     }
     assert {path: one.fingerprint for path, one in plain_run.artifacts.items()} == {
         path: one.fingerprint for path, one in asked_run.artifacts.items() if path not in added

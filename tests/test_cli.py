@@ -110,7 +110,7 @@ def test_one_table_has_every_assumption_with_its_recipe():
             "--devices 3: a global batch of 8 pairs cannot be split over 3 processes",
         ),
         (["run", "--peft", "qlora"], "--peft 'qlora': unknown; the one choice is lora"),
-        (["export", "zephyr-dpo-1on", "--to", "out"], "run `stagealign run --scale lab -k zephyr-dpo-1on --seeds 1`"),
+        (["export", "zephyr-dpo-1on", "--to", "out"], "run `stagealign run -k zephyr-dpo-1on --scale lab --seeds 1`"),
         (["export", "zephyr-dpo-1no", "--to", "out"], "schedule '1no': unknown; nearest: 1on"),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stagealign import registry, report, runs
-from stagealign.report.front import with_demo, with_meter
+from stagealign.report.front import with_demo, with_meter, with_speed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,3 +34,9 @@ def test_the_readme_shows_the_cost_of_the_meter_as_it_was_measured():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "<!-- meter:" in readme
     assert with_meter(readme, ROOT / "results") == readme
+
+
+def test_the_readme_shows_speeds_as_they_were_measured():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "<!-- speed:" in readme
+    assert with_speed(readme, ROOT / "results") == readme

@@ -79,6 +79,8 @@ def test_what_cannot_be_compared_is_said(tmp_path, cells):
         compare_cells(tmp_path, "lab", "zephyr-dpo-1off", "zephyr-dpo-1on")
     with pytest.raises(UnknownName, match="nearest: 1off"):
         runs.compare("zephyr-dpo-1offf", "zephyr-dpo-1on", "lab", tmp_path)
+    with pytest.raises(BadData, match="nowhere: no such folder"):
+        runs.compare(str(tmp_path), str(tmp_path / "nowhere"), "lab", tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadData, match="no finished results"):
         compare_folders(tmp_path, tmp_path / "empty", "lab")

@@ -88,8 +88,10 @@ def test_the_card_says_what_it_is_and_how_sure(store, results, tmp_path):
     assert "| win rate | 83.980 | [83.480, 84.230] | percent | 64 |" in text
     assert "| boundary score | 0.840 | [0.780, 0.890] |" in text
     assert "-7.0" not in text  # another policy's
-    assert "$ stagealign run --scale lab -k zephyr-dpo-2off_on --seeds 1" in text
-    assert "round 1: static candidates of a fixed set; round 2: samples of the policy in training" in text
+    assert "$ stagealign run -k zephyr-dpo-2off_on --scale lab --seeds 1" in text
+    assert (
+        "2 round(s): round 1 on static candidates of a fixed set; round 2 on samples of the policy in training" in text
+    )
     spec = json.loads(text.partition("```json\n")[2].partition("\n```")[0])
     assert spec["checkpoint"]["stand_in_for"] == "Zephyr"
     assert spec["seed"] == 0
@@ -110,8 +112,14 @@ def test_numbers_of_another_policy_are_refused(store, results, tmp_path):
 
 
 def test_a_cell_that_is_not_built_names_the_command(tmp_path):
-    with pytest.raises(StagealignError, match=r"not in the store .* `stagealign run --scale lab -k zephyr-dpo-2off_on"):
+    with pytest.raises(StagealignError, match=r"not in the store .* `stagealign run -k zephyr-dpo-2off_on --scale lab"):
         export(CELL, 0, tmp_path / "out", tmp_path, Store(tmp_path / "home"))
+
+
+def test_a_cell_with_adapters_goes_by_the_name_that_the_command_takes(tmp_path):
+    (adapted,) = registry.adapted([CELL], "lora")
+    with pytest.raises(StagealignError, match=r"run -k zephyr-dpo-2off_on --scale lab --peft lora --seeds 2`"):
+        export(adapted, 1, tmp_path / "out", tmp_path, Store(tmp_path / "home"))
 
 
 def test_a_folder_that_holds_something_is_left_alone(store, results, tmp_path):

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from stagealign.errors import StagealignError
+from stagealign import measuring
+from stagealign.errors import CannotRun, StagealignError
 from stagealign.measuring import measure_boundary
 from stagealign.spec import Decoding
 
@@ -110,3 +111,41 @@ def test_a_real_policy_and_reward_are_measured_and_a_second_call_reuses_them(tmp
 def test_bad_options_are_errors_before_anything_is_loaded(options, message):
     with pytest.raises(StagealignError, match=message):
         measure_boundary(**options)
+
+
+@pytest.mark.parametrize("option", ["json_file", "html"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_measurement(option, tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for place, words in ((tmp_path, "a folder; name a file in it"), (tmp_path / "file/x.json", "is no folder")):
+        asked = {"json_file": None, "html": None, option: place}
+        with pytest.raises(CannotRun, match=words):
+            measuring.writable(**asked)
+    measuring.writable("-", tmp_path / "new" / "page.html")
+
+
+def test_a_folder_that_is_not_there_is_called_one():
+    from stagealign.checkpoints import check_weights
+
+    with pytest.raises(StagealignError, match=r"checkpoint './nope': no such folder"):
+        check_weights("./nope")
+
+
+def test_a_measurement_says_what_was_measured_and_what_to_look_at(tmp_path):
+    from stagealign.report.meter import careful, page
+
+    rows = [
+        {"prompt": f"p{n}", "source": source, "completion": f"same {source}", "score": 1.0}
+        for n in range(20)
+        for source in ("on", "on", "off", "off")
+    ]
+    file = tmp_path / "scored.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    found = measure_boundary(oracle=f"recorded:{file}", decide=0.95)
+    assert found.request["oracle"] == f"recorded:{file}"
+    assert (found.request["decide"], found.request["seed"]) == (0.95, 0)
+    assert found.request["decoding"]["temperature"] == 0.7
+    assert found.request["version"]
+    said = careful(found)
+    assert any("100% of the comparisons are ties" in line for line in said)
+    assert any("of the candidates repeat another" in line for line in said)
+    assert all(line in page(found) for line in said)

@@ -17,6 +17,7 @@ from stagealign import registry
 from stagealign.results import read_result, result_path
 
 CELLS = registry.select("smoke", "2off_on or 2on_off")
+SECRETS = {"HF_TOKEN": "hf_plantedAAAAAAAAAAAA", "STAGEALIGN_JUDGE_KEY": "sk-plantedCCCCCCCCCCCC"}
 pytestmark = pytest.mark.slow
 
 
@@ -26,11 +27,17 @@ def smoke(tmp_path_factory):
     folder = tmp_path_factory.mktemp("smoke")
     # A hub cache of its own: weights that happen to be on this machine would make another run of it.
     environment = {**os.environ, "STAGEALIGN_HOME": str(folder / "home"), "HF_HOME": str(folder / "hub")}
-    environment |= {"HF_HUB_OFFLINE": "1"}
+    environment |= {"HF_HUB_OFFLINE": "1", **SECRETS}
 
-    def call(*words):
+    def call(*words, scale=True):
         started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [sys.executable, "-c", "from stagealign.cli import main; main()", *words, "--scale", "smoke"]
+        command = [
+            sys.executable,
+            "-c",
+            "from stagealign.cli import main; main()",
+            *words,
+            *["--scale", "smoke"] * scale,
+        ]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -188,3 +195,19 @@ def test_capability_is_added_where_asked_for_and_stays(smoke):
     code, out, _ = call("run", "-k", "dpo-2off_on", "--again")
     assert code == 0, out
     assert read_result(path)["capability"] == after["capability"]
+
+
+def test_no_record_result_report_or_log_holds_a_secret(smoke):
+    """Of those that stood in the environment of every command above; weights are left out, as numbers alone."""
+    folder, _, out, _ = smoke
+    assert not any(one in out for one in SECRETS.values())
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".safetensors"]
+    assert {"workers.log", "record.json", "pythia-dpo-2off_on-seed0.json"} <= {path.name for path in files}
+    leaking = [path for path in files if any(one.encode() in path.read_bytes() for one in SECRETS.values())]
+    assert not leaking
+
+
+def test_the_doctor_finds_nothing_to_mend(smoke):
+    code, out = smoke[1]("doctor", "--deep", scale=False)[:2]
+    assert code == 0, out
+    assert "artifacts are as they were written (by content)" in out

@@ -1,1 +1,1 @@
-"""How fast the engine trains and the sampler samples, against TRL's defaults and `generate`, on one machine."""
+"""How fast training, sampling, votes and whole rounds are, against what people use, on one machine in one run."""

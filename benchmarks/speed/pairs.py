@@ -5,6 +5,7 @@ import json
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from stagealign.records import Pair
 
@@ -51,3 +52,20 @@ def choose(count: int, seed: int) -> tuple[list[Pair], str]:
     if not data_file().is_file():
         return toy(count, seed), "toy text"
     return random.Random(seed).sample(hh_rlhf(data_file())[0], count), "HH-RLHF harmless-base, test split"
+
+
+def exactly(lm: Any, count: int, length: int, seed: int) -> list[Pair]:
+    """Pairs of prompt + completion with `length` tokens a side: half of them the prompt's, EOS the last.
+
+    Raises ValueError where the tokenizer has no word of one token to build them from.
+    """
+    rng = random.Random(seed)
+    words = [f" {word}" for word in WORDS if len(lm.completion_ids(f" {word}", ended=False)) == 1] or list("abcdefgh")
+    if any(len(lm.completion_ids(word, ended=False)) != 1 for word in words):
+        raise ValueError("the tokenizer has no token for a word")
+    half = length // 2
+
+    def text(tokens: int) -> str:
+        return "".join(rng.choices(words, k=tokens))
+
+    return [Pair(text(half), text(length - half - 1), text(length - half - 1), "off", 0.0) for _ in range(count)]

@@ -1,100 +1,113 @@
-"""Sampling: ours against transformers' `generate` in plain batches of 16 rows, two candidates a prompt.
+"""Sampling: ours against transformers' `generate`, one prompt at a time and in plain batches, two candidates a prompt.
 
-Same weights, prompts, decoding and threads, in one process. Chance differs (ours has one stream a candidate), so speed
-is counted in tokens a second; that both decode the same is checked greedily first.
+Same weights, prompts, decoding and threads. Chance differs (ours has one stream a candidate), so speed is counted in
+tokens a second; that all decode the same is checked greedily first. One prompt at a time is the slowest and costs the
+same whichever prompt it is, so it does fewer of them.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from stagealign.lm import LanguageModel, end_ids, load
+from benchmarks.speed import models, roof
+from benchmarks.speed.turns import Given, Run, child, clock, turns
+from stagealign.lm import LanguageModel, end_ids
 from stagealign.records import Prompt
-from stagealign.sample import generate, sample
+from stagealign.registry import scale
 from stagealign.spec import Decoding
-from stagealign.store import default_home
 
 COUNT, BATCH, SEED = 2, 16, 0
-FIRST = ("The Silent", "A Distant", "Midnight", "The Last", "Broken", "The Golden", "Winter", "An Ordinary")
-SECOND = ("River", "Promise", "Station", "Garden of Stones", "Heart", "Summer", "Road Home", "Affair")
+ALONE = 16
+"""Prompts of one turn that are taken one at a time."""
+FIRST = (
+    "The Silent", "A Distant", "Midnight", "The Last", "Broken", "The Golden", "Winter", "An Ordinary", "The Hidden",
+    "A Second", "Paper", "The Long", "Crimson", "The Other", "Hollow", "A Gentle",
+)  # fmt: skip
+SECOND = (
+    "River", "Promise", "Station", "Garden of Stones", "Heart", "Summer", "Road Home", "Affair", "Harbour", "Letter",
+    "Machine", "Winter Sky", "Stranger", "Orchard", "Machine Age", "Sister",
+)  # fmt: skip
 PROMPTS = [
     Prompt(f'Write a one-sentence review of the film "{one} {two}".', "train") for one in FIRST for two in SECOND
 ]
+PATH = "benchmarks.speed.sampling"
 
 
-def measure(repeats: int, threads: int, small: bool) -> dict[str, Any]:
-    """Check and interleaved runs of both sides on 64 prompts."""
-    import torch
-
-    torch.set_num_threads(threads)
-    lm, name = model(small)
-    decoding = Decoding(max_new_tokens=8 if small else 32)
-    prompts = PROMPTS[:8] if small else PROMPTS
-    check = agree(lm, prompts[:4], replace(decoding, temperature=0.0))
-    assert check["equal"], "the two decode unlike each other greedily, so there is nothing to compare"
-    runs: dict[str, list[dict[str, float]]] = {"ours": [], "generate": []}
-    for _ in range(repeats):
-        for side, done in runs.items():
-            started, worked = time.perf_counter(), time.process_time()
-            if side == "ours":
-                whole = sample(lm, prompts, decoding, COUNT, SEED)
-                tokens = sum(one.tokens or 0 for one in whole)
-            else:
-                tokens = sum(map(len, plainly(lm, prompts, decoding)))
-            seconds, cpu = time.perf_counter() - started, time.process_time() - worked
-            speed = {
-                "seconds": round(seconds, 2),
-                "cpu_seconds": round(cpu, 2),
-                "per_second": round(tokens / seconds, 1),
-            }
-            done.append(speed | {"tokens": tokens})
-    sizes = {"prompts": len(prompts), "candidates": COUNT, "model": name, "threads": threads, "small": small}
-    small_batches = sample(lm, prompts, decoding, COUNT, SEED, rows=BATCH)
-    other = sum(one.token_ids != two.token_ids for one, two in zip(whole, small_batches, strict=True))
-    return {"sizes": sizes, "check": {**check, "other_text_in_batches_of_16": other}, "runs": runs}
+def measure(given: Given) -> dict[str, Any]:
+    """Check and interleaved runs of all sides on 256 prompts."""
+    prompts, alone = (8, 2) if given.small else (len(PROMPTS), ALONE)
+    checked = child(f"{PATH}:check", given, prompts=4)
+    assert checked["equal"], "the two decode unlike each other greedily, so there is nothing to compare"
+    sides = {
+        "ours": (f"{PATH}:side", {"side": "ours", "prompts": prompts}),
+        "batches": (f"{PATH}:side", {"side": "batches", "prompts": prompts}),
+        "one prompt at a time": (f"{PATH}:side", {"side": "alone", "prompts": alone}),
+    }
+    sizes = {"model": checked.pop("model"), "prompts": prompts, "candidates": COUNT, "one_at_a_time_prompts": alone}
+    return {"sizes": sizes, "check": checked, "runs": turns(sides, given)}
 
 
-def model(small: bool) -> tuple[LanguageModel, str]:
-    """SmolLM2 where the lab has it, else a thin random shape on bytes; and its name."""
-    folder = default_home() / "lab" / "smollm2"
-    if folder.is_dir() and not small:
-        return load(folder), "SmolLM2-135M-Instruct"
-    from benchmarks.speed.training import policy
-
-    lm = policy(small=True)
-    lm.tokenizer.chat_template = "{% for m in messages %}User: {{ m.content }}\n{% endfor %}Assistant:"
-    return lm, "two thin layers, random"
+def decode(small: bool) -> Decoding:
+    """The lab's decoding."""
+    return Decoding(max_new_tokens=8) if small else scale("lab").decoding
 
 
-def plainly(lm: LanguageModel, prompts: Sequence[Prompt], decoding: Decoding, count: int = COUNT) -> list[list[int]]:
-    """Token ids of `count` candidates a prompt, the end token included, by `generate` in batches of 16 rows."""
+def side(given: Given, side: str, prompts: int) -> Run:
+    """One run's time and the tokens it sampled."""
+    from stagealign.sample import sample
+
+    lm, _ = models.chat(given)
+    decoding = decode(given.small)
+    asked = PROMPTS[:: len(PROMPTS) // prompts][:prompts]
+    with clock(given.device) as took:
+        if side == "ours":
+            tokens = sum(one.tokens or 0 for one in sample(lm, asked, decoding, COUNT, SEED))
+        else:
+            tokens = sum(map(len, plainly(lm, asked, decoding, COUNT, COUNT if side == "alone" else BATCH)))
+    body, head = roof.weights(lm.model)
+    prompt = sum(len(lm.prompt_ids(one.text)) for one in asked)
+    return {**took, "work": tokens, "tokens": tokens, "flops": 2.0 * (body * (prompt + tokens) + head * tokens)}
+
+
+def plainly(
+    lm: LanguageModel, prompts: Sequence[Prompt], decoding: Decoding, count: int = COUNT, batch: int = BATCH
+) -> list[list[int]]:
+    """Token ids of `count` candidates a prompt, the end token included, by `generate` on `batch` rows at a time."""
     rows = [prompt.text for prompt in prompts for _ in range(count)]
     texts = [lm.tokenizer.decode(lm.prompt_ids(text)) for text in rows]
     lm.tokenizer.padding_side = "left"
-    chance = {"do_sample": False}
+    chance: dict[str, Any] = {"do_sample": False}
     if decoding.temperature:
         chance = {"do_sample": True, **{name: getattr(decoding, name) for name in ("temperature", "top_p", "top_k")}}
     ends, found = set(end_ids(lm)), []
-    for start in range(0, len(texts), BATCH):
-        batch = lm.tokenizer(texts[start : start + BATCH], add_special_tokens=False, padding=True, return_tensors="pt")
-        given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    for start in range(0, len(texts), batch):
+        some = lm.tokenizer(texts[start : start + batch], add_special_tokens=False, padding=True, return_tensors="pt")
+        words = {name: getattr(some, name).to(lm.model.device) for name in ("input_ids", "attention_mask")}
         out = lm.model.generate(
-            **given, **chance, max_new_tokens=decoding.max_new_tokens, pad_token_id=lm.tokenizer.pad_token_id
+            **words, **chance, max_new_tokens=decoding.max_new_tokens, pad_token_id=lm.tokenizer.pad_token_id
         )
-        for row in out[:, batch.input_ids.shape[1] :].tolist():
+        for row in out[:, some.input_ids.shape[1] :].tolist():
             end = next((place for place, token in enumerate(row) if token in ends), len(row) - 1)
             found.append(row[: end + 1])
     return found
 
 
-def agree(lm: LanguageModel, prompts: Sequence[Prompt], greedy: Decoding) -> dict[str, Any]:
-    """Whether both give the same text for the most probable token each time."""
+def check(given: Given, prompts: int) -> Run:
+    """Whether all give the same text for the most probable token each time, and ours the same in other batches."""
     import torch
 
-    ids = [lm.prompt_ids(prompt.text) for prompt in prompts]
+    from stagealign.sample import generate, sample
+
+    lm, name = models.chat(given)
+    asked, decoding = PROMPTS[:prompts], decode(given.small)
+    greedy = replace(decoding, temperature=0.0)
+    ids = [lm.prompt_ids(prompt.text) for prompt in asked]
     ours = generate(lm, ids, [[torch.zeros(greedy.max_new_tokens)] for _ in ids], greedy)
-    theirs = plainly(lm, prompts, greedy, count=1)
     ends = set(end_ids(lm))
-    equal = [list(one[0].ids) == [t for t in two if t not in ends] for one, two in zip(ours, theirs, strict=True)]
-    return {"greedy_prompts": len(equal), "equal": all(equal)}
+    equal = []
+    for batch in (1, BATCH):
+        theirs = plainly(lm, asked, greedy, 1, batch)
+        equal += [list(a[0].ids) == [t for t in b if t not in ends] for a, b in zip(ours, theirs, strict=True)]
+    whole, parts = (sample(lm, asked, decoding, COUNT, SEED, rows=rows) for rows in (256, 2))
+    other = sum(one.token_ids != two.token_ids for one, two in zip(whole, parts, strict=True))
+    return {"model": name, "greedy_texts": len(equal), "equal": all(equal), "other_text_in_other_batches": other}

@@ -1,180 +1,234 @@
-"""Preference training: ours against TRL's DPOTrainer as it comes, each run in a process of its own.
+"""Preference training: ours against TRL's DPOTrainer as it comes and at its best, each run in a process of its own.
 
-Same pairs, same seeded weights, fp32, same threads. The clock runs from text and loaded weights to trained weights, so
-tokenising is in both times and our one pass of the reference model in ours. TRL's settings are its defaults: batch 8,
-live reference, gradient checkpointing; only what needs a GPU or a network is off.
+Same pairs, same seeded weights, same threads. The clock runs from text and loaded weights to trained weights, so
+tokenising is in all times and our one pass of the reference model in ours. `TRL` has its defaults: batch 8, live
+reference, gradient checkpointing; only what needs a GPU or a network is off. `TRL best` computes its reference once and
+keeps no checkpoints. bf16 is autocast on both sides, on processors that have products in it.
 """
 
-import json
-import os
-import resource
-import subprocess
-import sys
+import contextlib
+import copy
 import tempfile
-import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.speed import models, roof
 from benchmarks.speed import pairs as source
+from benchmarks.speed.turns import Given, Run, child, clock, turns
+from stagealign.records import Pair
 
 BATCH, BETA, LEARNING_RATE, MAX_LENGTH, SEED = 8, 0.1, 1e-6, 1024, 0
 """TRL's defaults, which ours is given too."""
+SIZES = {"14m": 64, "160m": 16, "135m": 16, "1b": 256, "8b": 64}
+"""Pairs of one run: enough for a time in minutes with TRL on two cores."""
+GPU_PAIRS = {"14m": 512, "160m": 512, "135m": 512}
+HELD_OUT, DECISION_RATE = 64, 1e-4
+"""Pairs that tell whether bf16 decides as fp32 does, after training at a rate that moves the policy in few steps."""
+SIDES: dict[str, dict[str, Any]] = {
+    "ours": {"side": "ours"},
+    "TRL": {"side": "trl"},
+    "TRL best": {"side": "trl", "best": True},
+    "ours bf16": {"side": "ours", "bf16": True},
+    "TRL best bf16": {"side": "trl", "best": True, "bf16": True},
+}
+PATH = "benchmarks.speed.training"
 
 
-def measure(repeats: int, threads: int, small: bool, pairs: int = 16) -> dict[str, Any]:
-    """Check and interleaved runs of both sides; peak memory in MB is that of the whole process."""
-    sizes = {"pairs": 4 if small else pairs, "threads": threads, "small": small}
-    check = run("check", **sizes | {"pairs": 16})
-    assert check["difference"] < 1e-5, f"the two losses differ, so there is nothing to compare: {check}"
-    runs: dict[str, list[dict[str, float]]] = {"ours": [], "trl": []}
-    for _ in range(repeats):
-        for side, done in runs.items():
-            done.append(run(side, **sizes))
-    return {"sizes": sizes, "check": check, "runs": runs}
-
-
-def run(side: str, **sizes: Any) -> dict[str, Any]:
-    """What one side says of itself from its own process."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(sizes["threads"]), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "benchmarks.speed.training", side, json.dumps(sizes)]
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{side}: ended with {done.returncode}\n{done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+def measure(given: Given, shape: str) -> dict[str, Any]:
+    """Check and interleaved runs of all sides on one shape."""
+    wide = shape in models.LLAMA
+    sizes = {"shape": shape, "pairs": 4 if given.small else count(shape, given.device)}
+    checked = child(f"{PATH}:check", given, shape=shape, count=64)
+    limit = 1e-2 if wide else 1e-5  # bf16 weights keep three digits
+    assert checked["difference"] < limit, f"the two losses differ, so there is nothing to compare: {checked}"
+    found: dict[str, Any] = {"sizes": sizes, "check": checked}
+    names = ["ours", "TRL"] if wide else list(SIDES) if half_products(given.device) else ["ours", "TRL", "TRL best"]
+    if "ours bf16" in names:
+        found["decision"] = child(f"{PATH}:decision", given, **sizes)
+    else:
+        found["left_out"] = {"bf16": "weights are bf16 in all sides" if wide else "the processor has no products in it"}
+    found["runs"] = turns({name: (f"{PATH}:side", {**SIDES[name], **sizes}) for name in names}, given)
     return found
 
 
-def policy(small: bool, seed: int = SEED) -> Any:
-    """Pythia-160m's shape with seeded weights, without dropout; two thin layers of it where `small`."""
+def count(shape: str, device: str) -> int:
+    """Pairs of one run."""
+    return (GPU_PAIRS if device == "cuda" else {}).get(shape, SIZES[shape])
+
+
+def half_products(device: str) -> bool:
+    """Whether products of bf16 are the machine's own: GPUs, and processors with AMX or AVX-512 BF16."""
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text(encoding="utf-8") if info.exists() else ""
+    return device == "cuda" or "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def chosen(count: int, given: Given, seed: int = SEED) -> tuple[list[Pair], str]:
+    """The pairs of a row, and what they are."""
+    return (source.toy(count, seed), "toy text") if given.small else source.choose(count, seed)
+
+
+def autocast(bf16: bool, device: str) -> contextlib.AbstractContextManager[Any]:
+    """bf16 products where asked; without its cache of weights, which a step of the optimizer would leave stale."""
     import torch
-    from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
-    from stagealign.lm import LanguageModel
-    from stagealign.sft import byte_tokenizer, random_pythia
-
-    if not small:
-        return LanguageModel(random_pythia(seed).eval(), tokenizer())
-    torch.manual_seed(seed)
-    tiny = GPTNeoXConfig(
-        vocab_size=264, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
-    )
-    return LanguageModel(AutoModelForCausalLM.from_config(tiny).eval(), byte_tokenizer())
+    on = torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False)
+    return on if bf16 else contextlib.nullcontext()
 
 
-def tokenizer() -> Any:
-    """SmolLM2's tokenizer where the lab has it (Pythia's is on the hub only; as many tokens a word), else bytes."""
-    from transformers import AutoTokenizer
+def side(given: Given, side: str, shape: str, pairs: int, best: bool = False, bf16: bool = False) -> Run:
+    """One run's time, its pairs, useful tokens and their arithmetic."""
+    from stagealign.train import tokenize
 
-    from stagealign.sft import byte_tokenizer
-    from stagealign.store import default_home
+    lm = models.policy(shape, given)
+    data, _ = chosen(pairs, given)
+    tokens = tokenize(lm, data, MAX_LENGTH)
+    flops = roof.pair_flops(lm.model, tokens, passes=4)  # the reference's forward, the policy's, its backward
+    reference = copy.deepcopy(lm.model) if side == "trl" else None
+    with tempfile.TemporaryDirectory() as folder, clock(given.device) as took:
+        if side == "trl":
+            settings = BEST if best else {}
+            trainer(lm, data, reference, folder, given.device, bf16=bf16, **settings).train()
+        else:
+            ours(lm, data, folder, given.device, bf16)
+    return {**took, "work": pairs, "tokens": sum(one.tokens for one in tokens), "flops": flops}
 
-    folder = default_home() / "lab" / "smollm2"
-    found = AutoTokenizer.from_pretrained(folder) if folder.is_dir() else byte_tokenizer()
-    found.chat_template = None
-    return found
+
+BEST = {"precompute_ref_log_probs": True, "gradient_checkpointing": False}
 
 
-def trl_trainer(lm: Any, pairs: list[Any], reference: Any, folder: str) -> Any:
-    """TRL's DPOTrainer with its defaults."""
+def trainer(lm: Any, pairs: Sequence[Pair], reference: Any, folder: str, device: str, **settings: Any) -> Any:
+    """TRL's DPOTrainer with its defaults, but for `settings`."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    settings = DPOConfig(
-        output_dir=folder,
-        num_train_epochs=1,
-        bf16=False,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        seed=SEED,
-    )
-    given = (settings.per_device_train_batch_size, settings.beta, settings.learning_rate, settings.max_length)
-    assert given == (BATCH, BETA, LEARNING_RATE, MAX_LENGTH), f"TRL's defaults are now {given}"
+    local: dict[str, Any] = {
+        "output_dir": folder,
+        "num_train_epochs": 1,
+        "bf16": False,
+        "use_cpu": device == "cpu",
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "seed": SEED,
+    }
+    config = DPOConfig(**{**local, **settings})
+    given = (config.per_device_train_batch_size, config.max_length, DPOConfig(**local).learning_rate)
+    assert given == (BATCH, MAX_LENGTH, LEARNING_RATE), f"TRL's defaults are now {given}"
     rows = Dataset.from_list([{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in pairs])
-    return DPOTrainer(lm.model, reference, settings, train_dataset=rows, processing_class=lm.tokenizer)
+    return DPOTrainer(lm.model, reference, config, train_dataset=rows, processing_class=lm.tokenizer)
 
 
-def ours(lm: Any, pairs: list[Any], folder: str) -> None:
+def ours(
+    lm: Any, pairs: Sequence[Pair], folder: str, device: str, bf16: bool = False, rate: float = LEARNING_RATE
+) -> None:
     """Trains `lm` with the engine, its reference log-probs included."""
     from stagealign.registry import DPO
     from stagealign.train import Settings, TrainingSet, align, reference_logps, tokenize
 
     tokens = tokenize(lm, pairs, MAX_LENGTH)
-    data = TrainingSet(tokens, reference_logps(lm, tokens, None, None))
-    settings = Settings(LEARNING_RATE, BATCH, 1, 0.0, "linear", 1.0, "float32", SEED, resume=False)
-    align(lm, data, replace(DPO, beta=BETA), settings, Path(folder))
+    with autocast(bf16, device):
+        reference = reference_logps(lm, tokens, None, None)
+    dtype = "bfloat16" if bf16 or lm.model.dtype.itemsize == 2 else "float32"
+    settings = Settings(rate, BATCH, 1, 0.0, "linear", 1.0, dtype, SEED, resume=False)
+    with autocast(bf16, device):
+        align(lm, TrainingSet(tokens, reference), replace(DPO, beta=BETA), settings, Path(folder))
 
 
-def check(lm: Any, pairs: list[Any], text: str, folder: str, small: bool) -> dict[str, Any]:
+def check(given: Given, shape: str, count: int) -> Run:
     """Both losses of four pairs; other weights are the reference, so that the margins are not 0.
 
     The four with the shortest completions: fp32 keeps seven digits, so a sum of thousands of nats is not known to 1e-5.
     """
     import torch
 
-    from stagealign.logps import completion_logps, pack
     from stagealign.losses import Constants, Logps, sigmoid
-    from stagealign.train import hidden_states, reference_logps, tokenize
+    from stagealign.train import reference_logps, tokenize
 
-    reference = policy(small, SEED + 1)
-    tokens = tokenize(lm, pairs, MAX_LENGTH)
-    places = sorted(range(len(pairs)), key=lambda i: len(tokens[i].chosen) + len(tokens[i].rejected))[:4]
+    lm = models.policy(shape, given)
+    reference = models.shifted(lm)
+    data, text = chosen(count, given)
+    tokens = tokenize(lm, data, MAX_LENGTH)
+    places = sorted(range(len(data)), key=lambda i: len(tokens[i].chosen) + len(tokens[i].rejected))[:4]
     few = [tokens[i] for i in places]
-    packed = pack(few, lm.model.config.hidden_size)
-    with torch.no_grad():
-        found = completion_logps(hidden_states(lm.body, packed), lm.head, packed).view(-1, 2)
-    logps = Logps(*found.T, *reference_logps(reference, few, None, None).T, *packed.lengths.view(-1, 2).T)
-    trainer = trl_trainer(lm, pairs, reference.model, folder)
-    rows = [trainer.train_dataset[i] for i in places]
-    same = all(
-        tuple(row[f"{name}_ids"]) == getattr(one, name) for row, one in zip(rows, few, strict=True) for name in NAMES
-    )
-    assert same, "the two sides tokenise these pairs unlike each other"
-    with torch.no_grad():
-        theirs = trainer.compute_loss(trainer.model, trainer.data_collator(rows)).item()
-    loss = sigmoid(logps, Constants(BETA)).mean().item()
-    lengths = sorted(one.tokens for one in tokens)
+    found, theirs = (reference_logps(one, few, None, None) for one in (lm, reference))
+    lengths = torch.tensor([[len(one.chosen), len(one.rejected)] for one in few])
+    loss = sigmoid(Logps(*found.T, *theirs.T, *lengths.T), Constants(BETA)).mean().item()
+    with tempfile.TemporaryDirectory() as folder:
+        peer = trainer(lm, data, reference.model, folder, given.device)
+        rows = [peer.train_dataset[i] for i in places]
+        same = all(
+            tuple(row[f"{name}_ids"]) == getattr(one, name)
+            for row, one in zip(rows, few, strict=True)
+            for name in ("prompt", "chosen", "rejected")
+        )
+        assert same, "the two sides tokenise these pairs unlike each other"
+        with torch.no_grad():
+            batch = {name: value.to(given.device) for name, value in peer.data_collator(rows).items()}
+            their_loss = peer.compute_loss(peer.model, batch).item()
+    spread = sorted(one.tokens for one in tokens)
     return {
         "ours": loss,
-        "trl": theirs,
-        "difference": abs(loss - theirs),
+        "TRL": their_loss,
+        "difference": abs(loss - their_loss),
         "pairs": text,
         "tokenizer": "bytes" if lm.tokenizer.vocab_size < 1000 else "SmolLM2",
-        "tokens_a_pair": {"least": lengths[0], "median": lengths[len(lengths) // 2], "most": lengths[-1]},
+        "tokens_a_pair": {"least": spread[0], "median": spread[len(spread) // 2], "most": spread[-1]},
     }
 
 
-NAMES = ("prompt", "chosen", "rejected")
+def decision(given: Given, shape: str, pairs: int) -> Run:
+    """Which of two completions the trained policy prefers to the start, on held-out pairs, after fp32 and after bf16.
+
+    Margins are computed in fp32 from both: what differs is what training in bf16 has made of the weights.
+    """
+    from stagealign.train import reference_logps, tokenize
+
+    held_out = 4 if given.small else HELD_OUT
+    every, _ = chosen(pairs + held_out, given, SEED + 1)
+    learn, rest = every[:pairs], every[pairs:]
+    margins = []
+    for bf16 in (False, True):
+        lm = models.policy(shape, given)
+        tokens = tokenize(lm, rest, MAX_LENGTH)
+        before = reference_logps(lm, tokens, None, None)
+        with tempfile.TemporaryDirectory() as folder:
+            ours(lm, learn, folder, given.device, bf16, DECISION_RATE)
+        after = reference_logps(lm, tokens, None, None) - before
+        margins.append((after[:, 0] - after[:, 1]).tolist())
+    full, half = margins
+    same = sum((a > 0) == (b > 0) for a, b in zip(full, half, strict=True))
+    return {
+        "held_out": len(rest),
+        "learning_rate": DECISION_RATE,
+        "same_preference": round(same / len(rest), 4),
+        "accuracy_fp32": round(sum(a > 0 for a in full) / len(rest), 4),
+        "accuracy_bf16": round(sum(b > 0 for b in half) / len(rest), 4),
+    }
 
 
-def main(side: str, pairs: int, threads: int, small: bool) -> dict[str, Any]:
-    """One side's seconds, pairs a second and peak memory; or what the check found."""
-    import copy
+def longest(given: Given) -> dict[str, Any]:
+    """One step of 8 pairs, each side 512 tokens long: what is asked of memory."""
+    length, pairs = (32 if given.small else 512), BATCH
+    sizes = {"shape": "160m", "pairs": pairs, "length": length}
+    one = replace(given, repeats=1)
+    runs = turns({name: (f"{PATH}:step", {"peer": name == "TRL", **sizes}) for name in ("ours", "TRL")}, one)
+    return {"sizes": sizes, "check": {"see": "train-160m"}, "runs": runs}
 
-    import torch
 
-    torch.set_num_threads(threads)
-    lm = policy(small)
-    chosen, text = (source.toy(pairs, SEED), "toy text") if small else source.choose(pairs, SEED)
+def step(given: Given, peer: bool, shape: str, pairs: int, length: int) -> Run:
+    """Time and peak memory of one step on pairs of `length` tokens a side, half of them the prompt."""
+    lm = models.policy(shape, given)
+    data = source.exactly(lm, pairs, length, SEED)
     with tempfile.TemporaryDirectory() as folder:
-        if side == "check":
-            return check(lm, chosen, text, folder, small)
-        if side == "trl":
+        if peer:
             reference = copy.deepcopy(lm.model)
-            started, worked = time.perf_counter(), time.process_time()
-            trl_trainer(lm, chosen, reference, folder).train()
+            with clock(given.device) as took:
+                trainer(lm, data, reference, folder, given.device).train()
         else:
-            started, worked = time.perf_counter(), time.process_time()
-            ours(lm, chosen, folder)
-        seconds, cpu = time.perf_counter() - started, time.process_time() - worked
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    speed = {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "per_second": round(pairs / seconds, 4)}
-    return speed | {"peak_mb": round(peak)}
-
-
-if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], **json.loads(sys.argv[2]))))
+            with clock(given.device) as took:
+                ours(lm, data, folder, given.device)
+    return {**took, "work": pairs}

@@ -9,6 +9,7 @@ from typing import Any
 
 from stagealign.alpaca.rows import Item
 from stagealign.atomic import append
+from stagealign.seals import SEAL, broken, sealed
 from stagealign.shapes import NUMBER, TEXT, WHOLE, Or, misfit
 from stagealign.spec import fingerprint
 
@@ -70,7 +71,7 @@ class Answers:
     bills: dict[str, list[Answer]] = field(default_factory=lambda: defaultdict(list))
     """By key, all that was paid for."""
     damaged: int = 0
-    """Lines that cannot be read, such as one that a crash cut: what they held is asked again."""
+    """Lines that are not as they were written, such as one that a crash cut: what they held is asked again."""
 
     def __post_init__(self) -> None:
         if self.path is None or not self.path.exists():
@@ -80,6 +81,9 @@ class Answers:
                 continue
             try:
                 row = json.loads(line)
+                if broken(row):
+                    raise ValueError
+                row.pop(SEAL, None)
                 key = row.pop("key")
                 if misfit(row, SHAPE):
                     raise ValueError
@@ -98,7 +102,7 @@ class Answers:
         self._take(key, answer)
         if self.path is None:
             return
-        line = json.dumps({"key": key, **asdict(answer)}, ensure_ascii=True, allow_nan=False)
+        line = json.dumps(sealed({"key": key, **asdict(answer)}), ensure_ascii=True, allow_nan=False)
         append(self.path, line + "\n")
 
     def _take(self, key: str, answer: Answer) -> None:

@@ -118,7 +118,7 @@ class Result:
         if self.garbled:
             lines.append(f"texts with marks of the official prompt, judged as the package does: {len(self.garbled)}")
         if self.damaged:
-            lines.append(f"kept answers that could not be read and were asked again: {self.damaged}")
+            lines.append(f"damaged lines among the kept answers, asked again: {self.damaged}")
         return lines
 
     def plain(self) -> dict[str, Any]:
@@ -207,6 +207,8 @@ def _encoded(table: Sequence[Mapping[str, Any]], ending: str) -> bytes:
         return "".join(json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n" for row in table).encode()
     import pandas as pd
 
+    if ending == ".csv":
+        table = [{name: _no_formula(value) for name, value in row.items()} for row in table]
     frame = pd.DataFrame(table).astype({"preference": "float64"})
     data = io.BytesIO()
     if ending == ".csv":
@@ -214,3 +216,8 @@ def _encoded(table: Sequence[Mapping[str, Any]], ending: str) -> bytes:
     else:
         frame.to_parquet(data, index=False)
     return data.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    """Text that a spreadsheet would take for a formula with an apostrophe before it; all else as it is."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

@@ -61,12 +61,13 @@ def build(results: Path, scale: str) -> dict[str, str]:
     """Text of each report by its path below the reports' folder, without writing anything."""
     from stagealign.report.overview import overview, read
     from stagealign.report.page import pages
+    from stagealign.report.speed import page as speed
 
     known = read(results, scale)
     if not known.book.results and not known.book.damaged:
         raise StagealignError(f"{results / scale}: no results; make some with `stagealign run --scale {scale}`")
     own = {**pages(known.book, known.contrasts, known.figures), **known.figures}
-    return {**{f"{scale}/{name}": text for name, text in own.items()}, **overview(results, known)}
+    return {**{f"{scale}/{name}": text for name, text in own.items()}, **overview(results, known), **speed(results)}
 
 
 def summary_rows(results: Path, cells: Sequence[Cell]) -> list[SummaryRow]:

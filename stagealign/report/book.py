@@ -148,7 +148,7 @@ def open_book(folder: Path, scale: str, cells: Collection[str] | None = None) ->
         if isinstance(found, BadData):
             damaged.append((path.stem, str(found).replace(str(folder), folder.name)))
         elif cells is None or found["cell"] in cells:
-            moved = _moved(found)
+            moved = spec_moved(found)
             if moved:
                 again = f"run it again: `stagealign run --scale {scale} -k {found['cell']}`"
                 text = f"{path}: of another spec than the registry has now ({moved}); {again}"
@@ -163,7 +163,7 @@ def open_book(folder: Path, scale: str, cells: Collection[str] | None = None) ->
     )
 
 
-def _moved(result: Result) -> str:
+def spec_moved(result: Result) -> str:
     """First field in which a result's spec differs from the registry's; a field that one of them lacks is no matter."""
     return next(_shared_differences(result.get("spec", {}), _spec(result["cell"], result["scale"])), "")
 

@@ -1,11 +1,11 @@
 """What was found, in words made from the numbers, and how sure it is."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from stagealign import statistics
-from stagealign.report.book import Book, value
+from stagealign.report.book import SPLIT, Book, value
 from stagealign.report.contrasts import BOUNDARY, NOT_RUN, UNDECIDED, Contrast, View, boundary
 from stagealign.report.rows import policy_name
 from stagealign.report.words import count, listing, percent, plain, rate, score
@@ -31,7 +31,7 @@ def findings(book: Book, contrasts: Sequence[Contrast]) -> list[Finding]:
             _cost(contrasts),
         ]
         parts += [_views(book, contrasts), _power(book, contrasts)]
-    return [finding for part in [*parts, _missing(book)] for finding in part]
+    return [finding for part in [*parts, _collapsed(book), _missing(book)] for finding in part]
 
 
 def _scope(book: Book) -> Iterator[Finding]:
@@ -175,6 +175,18 @@ def _cost(contrasts: Sequence[Contrast]) -> Iterator[Finding]:
             f"ones (median of {len(moved)}); degenerate completions {shares[1]} on-policy, {shares[0]} "
             "off-policy (means).",
         )
+
+
+def _collapsed(book: Book) -> Iterator[Finding]:
+    """Policies that broke down: what they write is no answer, so they have no win rate."""
+    found = {
+        f"{policy_name(book, replace(rung.start, before=(*rung.start.before, rung.source)))}, lr "
+        f"{rate(rung.learning_rate)} ({rung.data['metrics'][SPLIT]['collapsed']})": None
+        for rung in book.rungs
+        if rung.state == "done" and rung.data["metrics"][SPLIT].get("collapsed")
+    }
+    if found:
+        yield Finding("unsure", f"Collapsed, so without a win rate: {listing(list(found), 4)}.")
 
 
 def _power(book: Book, contrasts: Sequence[Contrast]) -> Iterator[Finding]:

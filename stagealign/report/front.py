@@ -13,6 +13,7 @@ from stagealign.spec import Cell
 
 BLOCK = re.compile(r"(<!-- demo:[^>]*-->\n).*?(<!-- /demo -->)", re.DOTALL)
 METER = re.compile(r"(<!-- meter:[^>]*-->\n).*?(<!-- /meter -->)", re.DOTALL)
+SPEED = re.compile(r"(<!-- speed:[^>]*-->\n).*?(<!-- /speed -->)", re.DOTALL)
 FIGURE = "boundary.svg"
 
 
@@ -37,6 +38,14 @@ def with_meter(readme: str, results: Path) -> str:
     """`readme` with what the boundary meter costs, as measured, between its markers; as it is where it has none."""
     lines = [f"- {line}\n" for line in meter_lines(results / "boundary")] or ["- Not measured yet.\n"]
     return METER.sub(lambda found: found[1] + "".join(lines) + found[2], readme)
+
+
+def with_speed(readme: str, results: Path) -> str:
+    """`readme` with the speed benchmark's table between its markers; as it is where it has none."""
+    from stagealign.report.speed import readme_lines
+
+    text = "\n".join(readme_lines(results)) + "\n"
+    return SPEED.sub(lambda found: found[1] + text + found[2], readme)
 
 
 def meter_lines(folder: Path) -> list[str]:

@@ -17,8 +17,41 @@ def page(found: Measurement) -> str:
     )
     template = environment.get_template("meter.html.j2")
     return template.render(
-        found=found, figure=Markup(figure(found)), caveats=caveat_rows(found), facts=fact_rows(found)
+        found=found,
+        figure=Markup(figure(found)),
+        careful=careful(found),
+        request=request_rows(found),
+        caveats=caveat_rows(found),
+        facts=fact_rows(found),
     )
+
+
+CAREFUL = {
+    "truncated_by_policy": (0.1, "of the policy's completions were cut at the token limit; raise --max-new-tokens"),
+    "changed_with_order": (
+        0.3,
+        "of the oracle's verdicts change when the order is swapped; it may hardly tell them apart",
+    ),
+    "ties": (0.5, "of the comparisons are ties, so few votes decide"),
+    "repeated_candidates": (0.1, "of the candidates repeat another of the same prompt and source"),
+}
+"""Caveat -> the share from which on it is said in words, and what it says."""
+
+
+def careful(found: Measurement) -> list[str]:
+    """What should be looked at before the answer is acted on, one sentence each."""
+    return [
+        f"Careful: {100 * found.caveats[name]:.0f}% {words}."
+        for name, (limit, words) in CAREFUL.items()
+        if found.caveats.get(name, 0.0) >= limit
+    ]
+
+
+def request_rows(found: Measurement) -> list[tuple[str, str]]:
+    """(what, value) of what was measured."""
+    rows = dict(found.request)
+    decoding = rows.pop("decoding", {})
+    return [(name.replace("_", " "), str(value)) for name, value in (rows | decoding).items()]
 
 
 def caveat_rows(found: Measurement) -> list[tuple[str, str]]:

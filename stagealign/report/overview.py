@@ -16,6 +16,7 @@ from stagealign.report.figures import ABOUT, figures
 from stagealign.report.findings import findings
 from stagealign.report.frontier import frontier
 from stagealign.report.rows import Table
+from stagealign.report.speed import read as read_speed
 from stagealign.report.words import count
 
 QUESTION = (
@@ -62,7 +63,8 @@ def overview(results: Path, known: Known) -> dict[str, str]:
     from stagealign.report.page import environment
 
     parts = [part for scale in registry.SCALES for part in _part(results, scale, known)]
-    values = {"question": QUESTION, "parts": parts, "faults": faults(results)}
+    shown = {"faults": faults(results), "speed": any(read_speed(results).values())}
+    values = {"question": QUESTION, "parts": parts, **shown}
     pages = {"index.html": "overview.html.j2", "README.md": "overview.md.j2"}
     return {name: environment().get_template(template).render(values) for name, template in pages.items()}
 

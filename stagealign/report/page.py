@@ -124,4 +124,6 @@ def tight(text: str) -> str:
 def markdown(text: str) -> str:
     """`text` as one table cell or line of GitHub Markdown: nothing in it can be markup, newlines become `<br>`."""
     escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", escaped).replace("\n", "<br>")
+    unlinked = re.sub(r"(?<=\w):(?=//)", "&#58;", escaped)  # GitHub makes links of bare addresses too
+    unlinked = re.sub(r"(?i)\b(www)\.", r"\1&#46;", unlinked).replace("@", "&#64;")
+    return re.sub(r"([\\`*_\[\]|~]|(?<!&)#)", r"\\\1", unlinked).replace("\n", "<br>")

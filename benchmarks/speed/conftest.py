@@ -1,0 +1,20 @@
+"""`pytest benchmarks/speed -k sampling`: an item a row. `pytest benchmarks` leaves this folder out: rows take hours."""
+
+from pathlib import Path
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("stagealign speed")
+    group.addoption("--small", action="store_true", help="Thin models, for seconds; plumbing only.")
+    group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="What the models run on.")
+    group.addoption("--repeats", type=int, default=3, help="Turns of each row.")
+    group.addoption("--threads", type=int, default=2, help="Of torch; no more than there are idle cores.")
+    group.addoption("--out", type=Path, help="Folder of the results; results/speed/<device> unless --small.")
+
+
+def pytest_generate_tests(metafunc):
+    if "row" in metafunc.fixturenames:
+        from stagealign.report.aims import ROWS
+
+        device = metafunc.config.getoption("device")
+        metafunc.parametrize("row", [row.key for row in ROWS if device in row.devices])

@@ -1,0 +1,118 @@
+"""A whole round: sample, label, reference, train, evaluate; ours against the order of work of SimPO's recipe scripts.
+
+Theirs, with TRL and `generate`: a pass of sampling over all prompts for each candidate, pairs whose texts are equal
+left out, the reward model on one candidate at a time, DPOTrainer with its defaults, completions of held-out prompts and
+the reward of each. Where they sample with vLLM, here it is `generate` in batches of 16. Models are loaded before the
+clock runs, in both. Texts differ by chance, so pairs do; that samplers, losses and rewards are the same is what the
+rows of each check. Source of the order: princeton-nlp/SimPO, on_policy_data_gen.
+"""
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.speed import models, training, votes
+from benchmarks.speed.sampling import COUNT, PROMPTS, SEED, decode, plainly
+from benchmarks.speed.turns import Given, Run, clock, turns
+from stagealign.judged import Contest
+from stagealign.records import Pair, Prompt
+
+ROUND, HELD_OUT = 32, 32
+"""Prompts that are trained on, and prompts that evaluate."""
+PATH = "benchmarks.speed.rounds"
+
+
+def measure(given: Given) -> dict[str, Any]:
+    """Interleaved rounds."""
+    prompts, held_out = (8, 2) if given.small else (ROUND, HELD_OUT)
+    sizes = {"prompts": prompts, "held_out": held_out, "candidates": COUNT}
+    sides = {name: (f"{PATH}:side", {"peer": name != "ours", **sizes}) for name in ("ours", "recipe scripts")}
+    return {"sizes": sizes, "check": {"see": "sampling, train-135m, votes-reward"}, "runs": turns(sides, given)}
+
+
+def side(given: Given, peer: bool, prompts: int, held_out: int, candidates: int) -> Run:
+    """One round's time and that of its parts."""
+    lm, _ = models.chat(given)
+    oracle, _ = models.reward(given)
+    reference = copy.deepcopy(lm.model) if peer else None
+    train, rest = PROMPTS[:prompts], PROMPTS[-held_out:]
+    steps = _Recipe(given, lm, oracle, reference) if peer else _Ours(given, lm, oracle)
+    parts, took = {}, {"seconds": 0.0, "cpu_seconds": 0.0}
+
+    def note(name: str, spent: dict[str, float]) -> None:
+        parts[name] = round(spent["seconds"], 2)
+        for key in took:
+            took[key] += spent[key]
+
+    with clock(given.device) as spent:
+        texts = steps.sample(train, candidates)
+    note("sample", spent)
+    with clock(given.device) as spent:
+        pairs = labelled(train, texts, steps.score(train, texts))
+    note("label", spent)
+    with clock(given.device) as spent, tempfile.TemporaryDirectory() as folder:
+        steps.train(pairs, folder)
+    note("reference and train", spent)
+    with clock(given.device) as spent:
+        written = steps.sample(rest, 1)
+        scores = steps.score(rest, written)
+    note("evaluate", spent)
+    assert all(len(one) == 1 for one in scores)
+    return {**took, "work": 1, "parts": parts, "pairs": len(pairs)}
+
+
+def labelled(
+    prompts: Sequence[Prompt], texts: Sequence[Sequence[str]], scores: Sequence[Sequence[float]]
+) -> list[Pair]:
+    """A prompt's better text against its worse; equal texts teach nothing and are left out."""
+    pairs = []
+    for prompt, (one, two), (first, second) in zip(prompts, texts, scores, strict=True):
+        if one != two and one.strip() and two.strip():
+            chosen, rejected = (one, two) if first > second else (two, one)
+            pairs.append(Pair(prompt.text, chosen, rejected, "on", abs(first - second)))
+    return pairs
+
+
+class _Ours:
+    """This project's rooms."""
+
+    def __init__(self, given: Given, lm: Any, oracle: Any):
+        self.given, self.lm, self.oracle = given, lm, oracle
+
+    def sample(self, prompts: Sequence[Prompt], count: int) -> list[list[str]]:
+        from stagealign.sample import sample
+
+        found: dict[str, list[str]] = {}
+        for one in sample(self.lm, prompts, decode(self.given.small), count, SEED):
+            found.setdefault(one.prompt, []).append(one.completion)
+        return [found[prompt.text] for prompt in prompts]
+
+    def score(self, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        asked = [Contest(prompt.text, tuple(own), ()) for prompt, own in zip(prompts, texts, strict=True)]
+        return [list(one.on) for one in self.oracle.judge(asked)]
+
+    def train(self, pairs: Sequence[Pair], folder: str) -> None:
+        training.ours(self.lm, pairs, folder, self.given.device)
+
+
+class _Recipe:
+    """The recipe's scripts, one after the other."""
+
+    def __init__(self, given: Given, lm: Any, oracle: Any, reference: Any):
+        self.given, self.lm, self.oracle, self.reference = given, lm, oracle, reference
+
+    def sample(self, prompts: Sequence[Prompt], count: int) -> list[list[str]]:
+        passes = [plainly(self.lm, prompts, decode(self.given.small), 1) for _ in range(count)]
+        texts = [self.lm.tokenizer.batch_decode(one, skip_special_tokens=True) for one in passes]
+        return [[text.strip() for text in own] for own in zip(*texts, strict=True)]
+
+    def score(self, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        return [[votes.plainly(self.oracle, [text])[0] for text in own] for own in texts]
+
+    def train(self, pairs: Sequence[Pair], folder: str) -> None:
+        asked = [self.lm.tokenizer.decode(self.lm.prompt_ids(pair.prompt)) for pair in pairs]  # with the chat template
+        rows = [Pair(text, pair.chosen, pair.rejected, "on", 0.0) for text, pair in zip(asked, pairs, strict=True)]
+        training.trainer(self.lm, rows, self.reference, folder, self.given.device).train()
+        self.lm.model.activation_checkpointing_disable()  # as the next script finds it, loaded anew: sampling is cached
+        self.lm.model.eval()

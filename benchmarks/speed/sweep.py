@@ -1,0 +1,167 @@
+"""A sweep, DPO and SLiC x 3 betas x 2 seeds: ours through the store against a TRL run for each.
+
+Both start from a saved checkpoint and a list of pairs and end with a saved checkpoint a run. Ours is what a grid does:
+pairs and reference log-probs are artifacts, so the reference runs once, and the store's records say so. TRL runs with
+its defaults, one after the other in one process, so its imports are paid once. Forwards of the reference are counted as
+they happen, in both.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed import models
+from benchmarks.speed.training import BATCH, LEARNING_RATE, MAX_LENGTH, chosen, trainer
+from benchmarks.speed.turns import Given, Run, child, clock, turns
+from stagealign.registry import DPO, SLIC_HF
+from stagealign.store import Artifact, Builder, Store, Work
+
+SHAPE, PAIRS, TOLERANCE = "14m", 16, 1e-5
+BETAS, SEEDS = (0.05, 0.1, 0.2), (0, 1)
+FORMS = {"sigmoid": DPO, "hinge": SLIC_HF}
+"""Our losses by the names that TRL has for them."""
+PATH = "benchmarks.speed.sweep"
+
+
+def measure(given: Given) -> dict[str, Any]:
+    """Check of both losses and interleaved sweeps."""
+    pairs = 4 if given.small else PAIRS
+    runs = len(grid(given.small))
+    checked = child(f"{PATH}:check", given)
+    assert checked["largest_difference"] < TOLERANCE, f"the losses differ, so there is nothing to compare: {checked}"
+    sides = {name: (f"{PATH}:side", {"peer": name == "TRL", "pairs": pairs}) for name in ("ours", "TRL")}
+    sizes = {"shape": SHAPE, "pairs": pairs, "runs": runs, "betas": list(BETAS), "seeds": list(SEEDS)}
+    found = turns(sides, given)
+    return {"sizes": sizes, "check": checked, "runs": found}
+
+
+def grid(small: bool) -> list[tuple[str, float, int]]:
+    """(loss, beta, seed) of each run; one seed and beta where small."""
+    betas, seeds = (BETAS[:1], SEEDS[:1]) if small else (BETAS, SEEDS)
+    return [(form, beta, seed) for form in FORMS for beta in betas for seed in seeds]
+
+
+def side(given: Given, peer: bool, pairs: int) -> Run:
+    """One sweep's time, and what passed through the reference model on the way."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        return _trl(given, pairs, home) if peer else build(given, pairs, home, grid(given.small))
+
+
+def build(given: Given, pairs: int, home: Path, runs: list[tuple[str, float, int]]) -> Run:
+    """Our sweep through a store in `home`; the start and the pairs are there before the clock runs."""
+    store = Store(home)
+    start = Artifact("start", Builder(f"{PATH}:build_start"), {"small": given.small})
+    rows = Artifact("pairs", Builder(f"{PATH}:build_pairs"), {"small": given.small, "pairs": pairs})
+    for one in (start, rows):
+        store.build(one)
+    known = {"max_length": MAX_LENGTH, "dtype": "float32", "trained_layers": None}
+    reference = Artifact(
+        "reference", Builder("stagealign.train:build_reference"), known, {"policy": start, "pairs": rows}
+    )
+    goals = [_policy(form, beta, seed, start, rows, reference) for form, beta, seed in runs]
+    with counted() as passed, clock(given.device) as took:
+        for goal in goals:
+            for one in goal.lineage().values():
+                store.build(one)
+    return {**took, "work": len(goals), **passed, "recorded_forwards": _forwards(store, goals)}
+
+
+def _policy(form: str, beta: float, seed: int, start: Artifact, rows: Artifact, reference: Artifact) -> Artifact:
+    from dataclasses import replace
+
+    training = {
+        "batch": BATCH, "epochs": 1, "warmup": 0.0, "schedule": "linear", "max_grad_norm": 1.0, "dtype": "float32",
+        "trained_layers": None, "max_length": MAX_LENGTH,
+    }  # fmt: skip
+    method = replace(FORMS[form], beta=beta, assumed={})
+    params = {"method": method, "training": training, "learning_rate": LEARNING_RATE, "seed": seed}
+    inputs = {"policy": start, "pairs": rows, "reference": reference}
+    return Artifact(f"{form}-{beta:g}-{seed}/policy", Builder("stagealign.train:build_policy"), params, inputs)
+
+
+def _forwards(store: Store, goals: list[Artifact]) -> int:
+    """Completions that the records say were scored by a reference."""
+    made = {goal.inputs["reference"].path: goal.inputs["reference"] for goal in goals}
+    return sum((store.record(one) or {})["facts"]["forwards"] for one in made.values())
+
+
+def build_start(work: Work) -> dict[str, Any]:
+    """Builder of the start: the shape with seeded weights."""
+    from stagealign.lm import save
+
+    save(models.policy(SHAPE, Given(small=work.params["small"])), work.out)
+    return {}
+
+
+def build_pairs(work: Work) -> dict[str, Any]:
+    """Builder of the pairs."""
+    from stagealign.records import write_rows
+
+    write_rows(work.out / "pairs.jsonl", chosen(work.params["pairs"], Given(small=work.params["small"]))[0])
+    return {}
+
+
+def _trl(given: Given, pairs: int, home: Path) -> Run:
+    from stagealign.lm import load, save
+
+    save(models.policy(SHAPE, given), home / "start")
+    data, _ = chosen(pairs, given)
+    with counted() as passed, clock(given.device) as took:
+        for form, beta, seed in grid(given.small):
+            lm, reference = load(home / "start"), load(home / "start")
+            folder = home / f"{form}-{beta:g}-{seed}"
+            settings = {"loss_type": [form], "beta": beta, "seed": seed}
+            made = trainer(lm, data, reference.model, str(folder), given.device, **settings)
+            made.train()
+            made.save_model(str(folder / "policy"))
+    return {**took, "work": len(grid(given.small)), **passed}
+
+
+@contextmanager
+def counted() -> Iterator[dict[str, int]]:
+    """Counts calls and tokens, padding included, of decoders that run without gradients: the reference's forwards."""
+    import torch
+    from transformers import GPTNeoXModel
+
+    passed = {"reference_calls": 0, "reference_tokens": 0}
+
+    def note(module: Any, arguments: Any, words: dict[str, Any], out: Any) -> None:
+        if isinstance(module, GPTNeoXModel) and not torch.is_grad_enabled():
+            passed["reference_calls"] += 1
+            passed["reference_tokens"] += (words["input_ids"] if "input_ids" in words else arguments[0]).numel()
+
+    hook = torch.nn.modules.module.register_module_forward_hook(note, with_kwargs=True)
+    try:
+        yield passed
+    finally:
+        hook.remove()
+
+
+def check(given: Given) -> Run:
+    """Both losses of the same log-probs, ours and TRL's, at each beta."""
+    import torch
+
+    from stagealign.losses import LOSSES, Constants, Logps
+    from stagealign.train import reference_logps, tokenize
+
+    lm = models.policy(SHAPE, given)
+    reference = models.shifted(lm)
+    data, _ = chosen(64, given)
+    few = sorted(data, key=lambda pair: len(pair.chosen) + len(pair.rejected))[:4]
+    tokens = tokenize(lm, few, MAX_LENGTH)
+    policy, fixed = (reference_logps(one, tokens, None, None) for one in (lm, reference))
+    lengths = torch.tensor([[len(one.chosen), len(one.rejected)] for one in tokens])
+    differences = []
+    with tempfile.TemporaryDirectory() as folder:
+        for form in FORMS:
+            for beta in BETAS:
+                ours = LOSSES[form](Logps(*policy.T, *fixed.T, *lengths.T), Constants(beta)).mean().item()
+                peer = trainer(lm, few, reference.model, folder, given.device, loss_type=[form], beta=beta)
+                batch = peer.data_collator([peer.train_dataset[i] for i in range(len(few))])
+                with torch.no_grad():
+                    theirs = peer.compute_loss(peer.model, {k: v.to(given.device) for k, v in batch.items()}).item()
+                differences.append(abs(ours - theirs))
+    return {"losses": len(differences), "largest_difference": max(differences)}

@@ -1,0 +1,102 @@
+"""Labelling and boundary votes over prompts with four candidates: PairRM's pass, and a reward model's.
+
+PairRM's is `benchmarks.boundary.oracle_pass`, against the loop of its checkpoint's README. A reward model is held
+against one pair at a time, two texts in a batch and four votes a prompt, and against one candidate at a time. A slow
+peer costs the same for each prompt, so it does fewer of them; speed is counted in prompts a second.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.speed import models
+from benchmarks.speed.turns import Given, Run, child, clock, turns
+from stagealign.judged import Contest
+
+CONTESTS, FEWER, TOLERANCE = 200, 20, 1e-4
+PATH = "benchmarks.speed.votes"
+
+
+def pairrm(given: Given, text: str) -> dict[str, Any]:
+    """PairRM's row on one kind of text, as measured by the boundary's benchmark."""
+    found = child(f"{PATH}:passes", given, text=text)
+    work = found["prompts"]
+    names = {"ours": "ours", "readme": "README", "readme without padding": "README without padding"}
+    runs = {names[side]: [{**run, "work": work} for run in done] for side, done in found["runs"].items()}
+    kept = ("what", "weights", "prompts", "prompts_measured", "rows_a_prompt", "median_row_tokens")
+    return {"sizes": {name: found[name] for name in kept}, "check": found["check"], "runs": runs}
+
+
+def passes(given: Given, text: str) -> Run:
+    """What the oracle pass found in this process."""
+    import torch
+
+    from benchmarks.boundary import oracle_pass
+
+    if given.device == "cuda":
+        torch.set_default_device("cuda")
+    prompts = 1 if given.small else oracle_pass.SIZES[text]
+    found: Run = oracle_pass.measure(given.repeats, given.threads, {text: prompts})[0]
+    return found
+
+
+def reward(given: Given) -> dict[str, Any]:
+    """A reward model's row: check and interleaved runs."""
+    every, fewer = (4, 2) if given.small else (CONTESTS, FEWER)
+    checked = child(f"{PATH}:check", given, prompts=fewer)
+    assert checked["largest_difference"] < TOLERANCE, f"the two judge differently, nothing to compare: {checked}"
+    sides = {
+        "ours": (f"{PATH}:side", {"side": "ours", "prompts": every}),
+        "one pair at a time": (f"{PATH}:side", {"side": "pair", "prompts": fewer}),
+        "one candidate at a time": (f"{PATH}:side", {"side": "candidate", "prompts": fewer}),
+    }
+    sizes = {name: checked.pop(name) for name in ("model", "text")} | {"prompts": every, "peers_prompts": fewer}
+    return {"sizes": sizes, "check": checked, "runs": turns(sides, given)}
+
+
+def contests(count: int) -> tuple[list[Contest], str]:
+    """Prompts with four candidates, and what they are."""
+    from benchmarks.boundary import oracle_pass
+
+    return oracle_pass.contests("reviews", count)
+
+
+def side(given: Given, side: str, prompts: int) -> Run:
+    """One pass's time."""
+    oracle, _ = models.reward(given)
+    asked, _ = contests(prompts)
+    with clock(given.device) as took:
+        if side == "ours":
+            list(oracle.judge(asked))
+        elif side == "pair":
+            for one in asked:
+                for ours in one.on:
+                    for theirs in one.off:
+                        plainly(oracle, [ours, theirs])
+        else:
+            for one in asked:
+                for text in (*one.on, *one.off):
+                    plainly(oracle, [text])
+    return {**took, "work": prompts}
+
+
+def plainly(oracle: Any, texts: Sequence[str]) -> list[float]:
+    """Scores of a few completions in one batch, as a model card shows it."""
+    import torch
+
+    batch = oracle.tokenizer(
+        list(texts), truncation=True, max_length=oracle.max_length, padding=True, return_tensors="pt"
+    )
+    words = {name: batch[name].to(oracle.model.device) for name in ("input_ids", "attention_mask")}
+    with torch.inference_mode():
+        found: list[float] = oracle.model(**words).logits[:, 0].tolist()
+    return found
+
+
+def check(given: Given, prompts: int) -> Run:
+    """Largest difference between our scores and those of one pair at a time."""
+    oracle, name = models.reward(given)
+    asked, text = contests(prompts)
+    ours = [score for one in oracle.judge(asked) for score in (*one.on, *one.off)]
+    theirs = [score for one in asked for pair in (one.on, one.off) for score in plainly(oracle, pair)]
+    largest = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+    return {"model": name, "text": text, "scores": len(ours), "largest_difference": largest}
