@@ -71,7 +71,20 @@ def _rows(shape: Row) -> Any:
     right = st.fixed_dictionaries({name: _mostly(value) for name, value in shape.items()})
     just = st.just(shape)
     loose = st.dictionaries(st.sampled_from([*shape, "extra"]), VALUES, max_size=5)
-    return st.lists(st.one_of(just, right, right, loose), max_size=5)
+    return st.lists(st.one_of(just, just, right, right, loose), max_size=5).map(_told_apart)
+
+
+def _told_apart(rows: list[Row]) -> list[Row]:
+    """Rows of prompts of their own, where only one row a prompt is allowed."""
+    made = [dict(row) for row in rows]
+    for number, row in enumerate(made):
+        if row.get("prompt_index") == 1:
+            row["prompt_index"] = number
+        if row.get("instruction") == "p" and "output" in row:
+            row["instruction"] = f"p{number}"
+        if row.get("") == "g":
+            row[""] = f"g{number}"
+    return made
 
 
 def _mostly(value: Any) -> Any:
@@ -161,7 +174,8 @@ def readers() -> dict[str, Callable[[Path, int], None]]:
     from stagealign.alpaca.answers import Answers
     from stagealign.comparisons import read_comparisons, read_difficulty, read_weights
     from stagealign.lc_win_rate import lc_win_rates
-    from stagealign.preferences import read_preferences, read_recorded, votes_by_prompt
+    from stagealign.preferences import read_preferences
+    from stagealign.recorded import read_recorded, votes_by_prompt
     from stagealign.records import Candidate, Pair, Prompt, read_rows
 
     beside: dict[Path, Path] = {}
@@ -315,7 +329,7 @@ def results(folder: Path, inputs: int, chance: int, tally: Tally, example: Row) 
         for _ in range(rng.choice((1, 1, 2))):
             _mutate(made, rng, junk)
         data = json.dumps(made).encode()
-        path.write_bytes(damaged(data, rng.choice(("", "", "", *DAMAGES)), rng.randrange(10**6)))
+        path.write_bytes(damaged(data, rng.choice(DAMAGES), rng.randrange(10**6)))
         tally.read("results", read, path, 1)
 
 

@@ -38,7 +38,6 @@ def killed(folder: Path, reference: Path, kills: int, length: float, seed: int) 
             after = chance.uniform(0, length / 3) if done < kills else None
             ended = Attempt(place).end(after, group=chance.random() < 0.5)
             done += ended.killed
-            length = length if ended.killed else min(length, ended.seconds)
             now = built(place / "home")
             again = [name for name in known if now.get(name) != known[name]]
             wrong += [f"{name}: built again" for name in again]
@@ -50,20 +49,24 @@ def killed(folder: Path, reference: Path, kills: int, length: float, seed: int) 
                 break
         wrong += faults_of(place, reference)
     row = {"tried": "SIGKILL at a random moment, then run again until done", "times": done}
-    return row | {"survived": done if not wrong else 0, "wrong": wrong[:5], "found": f"{runs} runs, byte for byte"}
+    return row | {
+        "survived": done if not wrong else 0,
+        "wrong": wrong[:5],
+        "found": f"{runs} {'stores' if runs > 1 else 'store'}, byte for byte, nothing built again",
+    }
 
 
 def signalled(folder: Path, reference: Path, number: signal.Signals, times: int, length: float, seed: int) -> Row:
     """SIGINT to every process, as Ctrl-C is, or SIGTERM to the first; the exit code and message, then the rest."""
-    chance, wrong, sent = random.Random(seed), [], 0
+    chance, wrong, sent, runs = random.Random(seed), [], 0, 0
     code, message = SIGNALS[number]
     while sent < times:
-        place = folder / f"{number.name}{sent}"
+        runs += 1
+        place = folder / f"{number.name}{runs}"
         for _ in range(LIMIT):
             after = chance.uniform(0.05, length / 3) if sent < times else None
             ended = Attempt(place).end(after, number, group=number == signal.SIGINT)
             if ended.code == 0:
-                length = min(length, ended.seconds)
                 break
             sent += ended.killed
             if ended.code != code or message not in ended.output or not ended.clean:

@@ -130,7 +130,7 @@ def hurried() -> Iterator[None]:
     given = os.environ.get(server.KEYS[0])
     os.environ[server.KEYS[0]] = "sk-none"
 
-    def quick(self: Any, url: str, **_: Any) -> None:
+    def quick(self: Any, url: str, *_: Any, **__: Any) -> None:
         start(self, url, timeout=TIMEOUT, attempts=5, backoff=0.01)
 
     server.Server.__init__ = quick  # type: ignore[method-assign]
