@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from factory_results import result
 
 from stagealign import export as exporting
 from stagealign import registry
@@ -33,9 +34,14 @@ def results(tmp_path):
     other = rung | {"fingerprint": "0" * 16, "gain": {"test": metric(-7.0)}}
     path = tmp_path / "results" / "lab" / f"{CELL.id}-seed0.json"
     path.parent.mkdir(parents=True)
-    path.write_text(
-        json.dumps({"schema": 1, "state": "done", "rounds": [{"rungs": [other]}, {"rungs": [other, rung]}]})
-    )
+    made = result(CELL.id)
+    for entry, own in zip(made["rounds"], ([other], [other, rung]), strict=True):
+        whole = entry["rungs"][0]
+        entry["rungs"] = [
+            whole | one | {"metrics": {**whole["metrics"], "test": whole["metrics"]["test"] | one["metrics"]["test"]}}
+            for one in own
+        ]
+    path.write_text(json.dumps(made))
     return tmp_path / "results"
 
 
