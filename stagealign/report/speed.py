@@ -23,7 +23,7 @@ ABOUT = (
 
 
 def read(results: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """Results by device and row key; raises BadData for a file that is damaged or belongs to no row."""
+    """Results by device and row key; raises BadData for a file that is damaged, of no row or of `--small`."""
     found: dict[str, dict[str, dict[str, Any]]] = {device: {} for device in DEVICES}
     for device in DEVICES:
         for file in sorted((results / "speed" / device).glob("*.json")):
@@ -34,6 +34,10 @@ def read(results: Path) -> dict[str, dict[str, dict[str, Any]]]:
                 raise BadData(f"{file}: not a result of `python -m benchmarks.speed` ({error}); remove it") from error
             if key not in BY_KEY or file.stem != key:
                 raise BadData(f"{file}: row {key!r} is unknown or not that of the file; remove it")
+            if made["made"]["settings"]["small"]:
+                raise BadData(
+                    f"{file}: of thin models, which tell nothing of speed; remove it and run `{COMMAND[device]}`"
+                )
             found[device][key] = made
     return found
 
@@ -61,11 +65,10 @@ def machines(found: dict[str, dict[str, dict[str, Any]]], escaped: Callable[[str
 
 
 def _machine(made: dict[str, Any]) -> str:
-    machine, settings = made["made"]["hardware"], made["made"]["settings"]
+    machine = made["made"]["hardware"]
     gpu = f"{machine['gpu']}, " if machine.get("gpu") else ""
-    size = ", thin models: plumbing only" if settings["small"] else ""
     versions = ", ".join(f"{name} {number}" for name, number in made["made"]["packages"].items())
-    return f"{gpu}{machine['processor']}, {machine['cores']} cores, threads: {machine['threads']}, {versions}{size}"
+    return f"{gpu}{machine['processor']}, {machine['cores']} cores, threads: {machine['threads']}, {versions}"
 
 
 def _lines(row: SpeedRow, found: dict[str, dict[str, dict[str, Any]]]) -> list[Row]:
