@@ -192,7 +192,7 @@ def _draw(drawn: Sequence[tuple[str, SpeedRow, Against, dict[str, Any]]]) -> Any
 
     from stagealign.report.figures import FAINT, SOURCE_COLOUR, WIDTH
 
-    picture = Figure(figsize=(WIDTH, 0.28 * len(drawn) + 0.9), layout="constrained")
+    picture = Figure(figsize=(WIDTH, 0.36 * len(drawn) + 0.9), layout="constrained")
     axis: Any = picture.subplots()
     names = []
     for place, (device, row, one, ratio) in enumerate(drawn):
@@ -203,11 +203,11 @@ def _draw(drawn: Sequence[tuple[str, SpeedRow, Against, dict[str, Any]]]) -> Any
         if aim:
             axis.plot([aim], [place], color=SOURCE_COLOUR["on"], marker="|", markersize=11, linestyle="")
         ours = "" if one.ours == "ours" else f", {one.ours.removeprefix('ours ')}"
-        names.append(f"{row.title}{ours}, against {one.peer}" + (" (GPU)" if device == "cuda" else ""))
+        names.append(f"{row.title}{ours}\nagainst {one.peer}" + (" (GPU)" if device == "cuda" else ""))
     axis.axvline(1, color=FAINT, linewidth=0.8)
     axis.set_xscale("log")
     most = max(ratio["time"]["most"] for *_, ratio in drawn)
-    ticks = [one for one in (0.5, 1, 2, 5, 10, 20, 50, 100, 200) if one <= max(1, 1.3 * most)]
+    ticks = [one for one in (0.3, 1, 3, 10, 30, 100, 300) if one <= max(1, 1.3 * most)]
     axis.set_xticks(ticks, [f"{one:g}x" for one in ticks])
     axis.minorticks_off()
     axis.set_yticks(range(len(drawn)), names)
