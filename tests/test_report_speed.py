@@ -123,3 +123,10 @@ def test_a_file_that_is_no_result_is_refused(results, text):
     (results / "speed" / "cpu" / "train-160m.json").write_text(text)
     with pytest.raises(BadData, match=r"train-160m.json: .*remove it"):
         speed.read(results)
+
+
+def test_thin_models_are_not_shown_as_speed(results):
+    small = {"row": "sweep", "made": MADE | {"settings": MADE["settings"] | {"small": True}}}
+    (results / "speed" / "cpu" / "sweep.json").write_text(json.dumps(small))
+    with pytest.raises(BadData, match=r"sweep.json: of thin models"):
+        speed.read(results)

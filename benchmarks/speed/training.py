@@ -3,7 +3,8 @@
 Same pairs, same seeded weights, same threads. The clock runs from text and loaded weights to trained weights, so
 tokenising is in all times and our one pass of the reference model in ours. `TRL` has its defaults: batch 8, live
 reference, gradient checkpointing; only what needs a GPU or a network is off. `TRL best` computes its reference once and
-keeps no checkpoints. bf16 is autocast on both sides, on processors that have products in it.
+keeps no checkpoints. bf16 is autocast on both sides, on processors that have products in it; ours is put around the
+engine here, as no setting of the grid asks for it on a processor.
 """
 
 import contextlib

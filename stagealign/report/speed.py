@@ -23,7 +23,7 @@ ABOUT = (
 
 
 def read(results: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """Results by device and row key; raises BadData for a file that is damaged or belongs to no row."""
+    """Results by device and row key; raises BadData for a file that is damaged, of no row or of `--small`."""
     found: dict[str, dict[str, dict[str, Any]]] = {device: {} for device in DEVICES}
     for device in DEVICES:
         for file in sorted((results / "speed" / device).glob("*.json")):
@@ -34,6 +34,10 @@ def read(results: Path) -> dict[str, dict[str, dict[str, Any]]]:
                 raise BadData(f"{file}: not a result of `python -m benchmarks.speed` ({error}); remove it") from error
             if key not in BY_KEY or file.stem != key:
                 raise BadData(f"{file}: row {key!r} is unknown or not that of the file; remove it")
+            if made["made"]["settings"]["small"]:
+                raise BadData(
+                    f"{file}: of thin models, which tell nothing of speed; remove it and run `{COMMAND[device]}`"
+                )
             found[device][key] = made
     return found
 
@@ -61,11 +65,10 @@ def machines(found: dict[str, dict[str, dict[str, Any]]], escaped: Callable[[str
 
 
 def _machine(made: dict[str, Any]) -> str:
-    machine, settings = made["made"]["hardware"], made["made"]["settings"]
+    machine = made["made"]["hardware"]
     gpu = f"{machine['gpu']}, " if machine.get("gpu") else ""
-    size = ", thin models: plumbing only" if settings["small"] else ""
     versions = ", ".join(f"{name} {number}" for name, number in made["made"]["packages"].items())
-    return f"{gpu}{machine['processor']}, {machine['cores']} cores, threads: {machine['threads']}, {versions}{size}"
+    return f"{gpu}{machine['processor']}, {machine['cores']} cores, threads: {machine['threads']}, {versions}"
 
 
 def _lines(row: SpeedRow, found: dict[str, dict[str, dict[str, Any]]]) -> list[Row]:
@@ -189,7 +192,7 @@ def _draw(drawn: Sequence[tuple[str, SpeedRow, Against, dict[str, Any]]]) -> Any
 
     from stagealign.report.figures import FAINT, SOURCE_COLOUR, WIDTH
 
-    picture = Figure(figsize=(WIDTH, 0.28 * len(drawn) + 0.9), layout="constrained")
+    picture = Figure(figsize=(WIDTH, 0.36 * len(drawn) + 0.9), layout="constrained")
     axis: Any = picture.subplots()
     names = []
     for place, (device, row, one, ratio) in enumerate(drawn):
@@ -200,11 +203,11 @@ def _draw(drawn: Sequence[tuple[str, SpeedRow, Against, dict[str, Any]]]) -> Any
         if aim:
             axis.plot([aim], [place], color=SOURCE_COLOUR["on"], marker="|", markersize=11, linestyle="")
         ours = "" if one.ours == "ours" else f", {one.ours.removeprefix('ours ')}"
-        names.append(f"{row.title}{ours}, against {one.peer}" + (" (GPU)" if device == "cuda" else ""))
+        names.append(f"{row.title}{ours}\nagainst {one.peer}" + (" (GPU)" if device == "cuda" else ""))
     axis.axvline(1, color=FAINT, linewidth=0.8)
     axis.set_xscale("log")
     most = max(ratio["time"]["most"] for *_, ratio in drawn)
-    ticks = [one for one in (0.5, 1, 2, 5, 10, 20, 50, 100, 200) if one <= max(1, 1.3 * most)]
+    ticks = [one for one in (0.3, 1, 3, 10, 30, 100, 300) if one <= max(1, 1.3 * most)]
     axis.set_xticks(ticks, [f"{one:g}x" for one in ticks])
     axis.minorticks_off()
     axis.set_yticks(range(len(drawn)), names)
