@@ -64,6 +64,9 @@ def run(
         str, typer.Option(help="Your own command that starts the processes, e.g. 'torchrun --nproc-per-node 8'.")
     ] = "",
     peft: Annotated[str | None, typer.Option(help="lora: train adapters; gives cells of their own.")] = None,
+    spend: Annotated[
+        float | None, typer.Option(help="USD that a paid judge may cost in all; asked for where it is needed.", min=0)
+    ] = None,
     results: Results = Path("results"),
 ) -> None:
     """Runs cells: builds what is missing, writes one result file a cell and seed."""
@@ -76,7 +79,7 @@ def run(
     cells = registry.adapted(registry.select(scale, k), peft)
     own = chosen.seeds if seeds is None else tuple(range(seeds))
     spread = Devices(devices, sharding, micro_batch, activation_checkpointing, tuple(shlex.split(launcher)))
-    outcome = runs.run(chosen, cells, own, results, workers, dry_run, again, capability, spread)
+    outcome = runs.run(chosen, cells, own, results, workers, dry_run, again, capability, spread, spend)
     raise typer.Exit(1 if outcome.failed else 0)
 
 

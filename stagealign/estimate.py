@@ -241,22 +241,22 @@ def _gold(artifact: Artifact, scale_key: str) -> dict[str, Any]:
 
 
 def _scores(artifact: Artifact, scale_key: str) -> dict[str, Any]:
-    """KL of the first completions under two models, and the gold reward or the judge's bill."""
-    lm, lengths = weights_of(artifact.inputs["completions"], scale_key), LENGTHS[scale_key]
-    prompts, _, mean = _texts(artifact.inputs["completions"], scale_key)
-    judged = artifact.builder.function.partition(":")[0].endswith("alpaca_eval")
-    found: dict[str, Any] = {"judge_dollars": ALPACA_EVAL.dollars() if judged else 0.0, "disk": prompts * 100.0}
+    """KL of the first completions, or of a judge's answers, under two models, and the gold reward."""
+    texts = artifact.inputs.get("answers", artifact.inputs["completions"])
+    lm, lengths = weights_of(texts, scale_key), LENGTHS[scale_key]
+    prompts, _, mean = _texts(texts, scale_key)
+    found: dict[str, Any] = {"disk": prompts * 100.0}
     if lm is None or "reference" not in artifact.inputs:
         return found
     tokens = prompts * (lengths.prompt + mean)
     flops = {"forward": 2 * cost.forward_flops(lm.parameters, lm.shape, tokens, prompts * mean, lengths.prompt)}
-    if judged:
-        more = cost.sampling_flops(
-            lm.parameters, lm.shape, ALPACA_EVAL.prompts, ALPACA_EVAL.instruction_tokens, ALPACA_EVAL.prompts, mean
-        )
-        flops = {"forward": flops["forward"] + more["forward"], "decode": more["decode"]}
     memory = 2 * lm.bytes + 3 * 8 * mean * lm.shape.vocabulary * 4
     return found | {"tokens": 2 * tokens, "flops": flops, "loaded": 2 * lm.bytes, "memory": memory}
+
+
+def _annotations(artifact: Artifact, scale_key: str) -> dict[str, Any]:
+    """The judge's bill."""
+    return {"judge_dollars": ALPACA_EVAL.dollars(), "disk": ALPACA_EVAL.prompts * 2000.0}
 
 
 _FORMULAS = {
@@ -273,5 +273,7 @@ _FORMULAS = {
     "embed": _embed,
     "fit_gold": _gold,
     "score": _scores,
+    "score_annotated": _scores,
+    "annotate": _annotations,
 }
 """By builder; what is not here is text and counts, free beside the rest."""

@@ -13,7 +13,6 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-from stagealign.devices import Devices
 from stagealign.errors import StagealignError
 from stagealign.hidden import without_secrets
 from stagealign.plan import Plan
@@ -69,7 +68,7 @@ def execute(plan: Plan, store: Store, workers: int | None, heard: Listener) -> O
             for artifact in _startable(todo, running, outcome, workers):
                 heard("started", artifact, outcome)
                 with _unheard(signal.SIGINT):  # workers are ended by us, whatever the terminal sends them
-                    running[pool.submit(_build, artifact, store.home, store.devices)] = todo.pop(artifact.path)
+                    running[pool.submit(_build, artifact, store)] = todo.pop(artifact.path)
             if not running:
                 break
             done, _ = wait(running, timeout=LOOK, return_when=FIRST_COMPLETED)
@@ -197,6 +196,6 @@ def _prepare(threads: int, log: Path) -> None:
     transformers.logging.disable_progress_bar()
 
 
-def _build(artifact: Artifact, home: Path, devices: Devices) -> bool:
+def _build(artifact: Artifact, store: Store) -> bool:
     """Whether it was this worker that built it."""
-    return Store(home, devices).obtain(artifact, lambda path, who: _said.put((path, who)))[1]
+    return store.obtain(artifact, lambda path, who: _said.put((path, who)))[1]

@@ -179,10 +179,11 @@ def make_outlook(
 
 
 def _revisions(artifacts: Iterable[Artifact], store: Store) -> dict[str, str | None]:
-    """Weights without a pinned revision -> the commit in their record, None before the first fetch."""
+    """Weights and data without a pinned revision -> the commit in their record, None before the first fetch."""
     found: dict[str, str | None] = {}
     for artifact in artifacts:
-        source = artifact.params.get("checkpoint") or artifact.params.get("weights")
+        named = [artifact.params[name] for name in ("checkpoint", "weights", "data") if name in artifact.params]
+        source = next(iter(named), None)
         if source and "revision" in artifact.params and artifact.params["revision"] is None:
             built = store.changes(artifact) == []
             found[str(source)] = (store.record(artifact) or {})["facts"].get("revision") if built else None

@@ -15,7 +15,7 @@ from stagealign.errors import Damaged
 from stagealign.mirrors import content_of
 from stagealign.records import Candidate, prompt_hash, read_rows
 from stagealign.results import SCHEMA, Result
-from stagealign.spec import Cell, Method, Source, fingerprint, plain, stream
+from stagealign.spec import Cell, Decoding, Judging, Method, Source, fingerprint, plain, stream
 from stagealign.store import Artifact, Builder, Store, remove
 
 FACTS = ("seconds", "peak_memory_mib", "hardware", "threads", "commit", "dirty", "versions")
@@ -42,6 +42,7 @@ BUILDERS = {
     "scores": Builder("stagealign.evaluate:score"),
     "data": Builder("stagealign.describe:measure"),
     "capability": Builder("stagealign.capability:measure"),
+    "annotations": Builder("stagealign.alpaca.gold:annotate"),
 }
 
 TASKS: Mapping[str, Mapping[str, Builder]] = {
@@ -67,8 +68,8 @@ TASKS: Mapping[str, Mapping[str, Builder]] = {
         "pairs": Builder("stagealign.pairrm:rank"),
         "votes": Builder("stagealign.pairrm:votes"),
         "embeddings": Builder("stagealign.describe:embed"),
-        "gold": Builder("stagealign.alpaca_eval:prepare"),
-        "scores": Builder("stagealign.alpaca_eval:score"),
+        "gold": Builder("stagealign.alpaca.gold:prepare"),
+        "scores": Builder("stagealign.evaluate:score_annotated"),
     },
 }
 """A task may have a builder of its own for any kind; `plan.check_machine` names those that are not there."""
@@ -77,7 +78,7 @@ SECONDS = {
     "weights": 31, "shape": 6, "start": 118, "link": 1, "reviews": 1, "prompts": 1, "ratings": 1, "oracle": 3,
     "gold": 240, "static": 2, "candidates": 40, "completions": 32, "pairs": 1, "votes": 1, "trunk": 21, "reference": 8,
     "policy": 32, "scores": 16, "embeddings": 3, "data": 1,
-    "capability": 15,
+    "capability": 15, "answers": 32, "annotations": 60,
 }  # fmt: skip
 """Expected seconds of each kind at lab scale on one core, measured; only the time left is computed from them."""
 
@@ -181,11 +182,18 @@ class _Lines:
         weights = self.scale.oracle_weights
         fitted = {"alpha": 1.0} if weights is None else {"weights": weights, "revision": None}
         self.oracle = self._make("oracle", f"{self.shared}/oracle", task["oracle"], fitted, **learned)
-        fine_tuning = {"batch": 32, "learning_rate": 1e-4, "seed": 0}
-        self.gold = self._make("gold", f"{self.shared}/gold", task["gold"], fine_tuning, **learned)
+        self.gold = self._make("gold", f"{self.shared}/gold", task["gold"], self._gold(), **learned)
         self.held_out = self._static("held-out", HELD_OUT, None, 1)
         self.weights = self._weights()
         self.start = self._start()
+
+    def _gold(self) -> Mapping[str, Any]:
+        """What the gold reward is made from: a fine-tuning, or a judge's prompts with the baseline's completions."""
+        judging = self.scale.evaluation.judging
+        if judging is None:
+            return {"batch": 32, "learning_rate": 1e-4, "seed": 0}
+        given = {"data": judging.data, "revision": judging.revision, "content": content_of(judging.data)}
+        return given | {"prompts": judging.prompts}
 
     def _builder(self, kind: str) -> Builder:
         """The task's own builder of a kind, else everyone's."""
@@ -378,10 +386,17 @@ class _Lines:
         return self._make("static", path, self.task["static"], params, films=self.prompts)
 
     def _sample(
-        self, kind: str, path: str, policy: Artifact, prompts: Artifact, splits: tuple[str, ...], count: int
+        self,
+        kind: str,
+        path: str,
+        policy: Artifact,
+        prompts: Artifact,
+        splits: tuple[str, ...],
+        count: int,
+        decoding: Decoding | None = None,
     ) -> Artifact:
         params = {
-            "decoding": self.scale.decoding,
+            "decoding": decoding or self.scale.decoding,
             "count": count,
             "splits": splits,
             "seed": stream(self.seed, kind),
@@ -412,10 +427,23 @@ class _Lines:
             "repetition_limit": evaluation.repetition_limit,
             "dtype": self.training.dtype,
         }
-        inputs = {"completions": completions, "static": self.held_out, "votes": votes, "gold": self.gold}
+        if evaluation.judging:
+            inputs = {"completions": completions, "votes": votes, **self._judged(folder, policy, evaluation.judging)}
+        else:
+            inputs = {"completions": completions, "static": self.held_out, "votes": votes, "gold": self.gold}
         if reference is not None:
             inputs |= {"policy": policy, "reference": reference}
         return self._make("scores", f"{folder}/scores", self._builder("scores"), params, **inputs)
+
+    def _judged(self, folder: str, policy: Artifact, judging: Judging) -> dict[str, Artifact]:
+        """A policy's answers to the judge's prompts, one each, and what the judge says of them."""
+        answers = self._sample("answers", f"{folder}/answers", policy, self.gold, ("test",), 1, judging.decoding)
+        asked, builder = {"judge": judging.judge}, BUILDERS["annotations"]
+        made = {"answers": answers, "gold": self.gold}
+        return {
+            "answers": answers,
+            "annotations": self._make("annotations", f"{folder}/annotations", builder, asked, **made),
+        }
 
 
 def result(run: Run, store: Store, fresh: set[str] | None = None) -> Result:
@@ -540,7 +568,8 @@ def _samples(run: Run, store: Store) -> list[dict[str, Any]]:
     texts: dict[str, dict[str, list[str]]] = {}
     for name, scores in (("start", run.start_scores), *((f"round {step.number}", step.scores) for step in kept)):
         test = _scores(scores, store)["test"]["prompts"]
-        completions = store.file(scores.inputs["completions"], "candidates.jsonl")
+        texts_of = scores.inputs.get("answers", scores.inputs["completions"])
+        completions = store.file(texts_of, "candidates.jsonl")
         for candidate in read_rows(completions, Candidate):
             if prompt_hash(candidate.prompt) in test:
                 texts.setdefault(candidate.prompt, {}).setdefault(name, []).append(candidate.completion)
@@ -580,11 +609,11 @@ def _rung(step: Step, start: dict[str, Any], store: Store, fresh: set[str]) -> d
 
     metrics = _scores(step.scores, store)
     gains: dict[str, dict[str, Any]] = {"gain": {}, "clean_gain": {}}
-    for split in HELD_OUT:
+    for split in metrics:
         for place, name in enumerate(gains):
             after = {key: values[place] for key, values in metrics[split]["prompts"].items()}
             before = {key: values[place] for key, values in start[split]["prompts"].items()}
-            gains[name][split] = paired_gain(after, before, "rating points")
+            gains[name][split] = paired_gain(after, before, metrics[split]["gold"]["unit"])
     reference = store.record(step.reference) or {}
     forwards = reference.get("facts", {}).get("forwards", 0)
     computed = forwards if step.reference.path in fresh else 0

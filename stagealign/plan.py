@@ -11,8 +11,12 @@ from pathlib import Path
 from stagealign.cost import ALPACA_EVAL
 from stagealign.errors import CannotRun
 from stagealign.pipeline import Run, plan_run
+from stagealign.server import KEYS
 from stagealign.spec import Cell, Scale
 from stagealign.store import Artifact, Store, default_home
+
+JUDGING = ("alpaca_eval", "httpx", "tenacity")
+"""Packages of the extras `eval` and `judge`."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,10 @@ def lacking(scale: Scale, cells: Iterable[Cell], disk: float, artifacts: Iterabl
     gated = sorted({cell.checkpoint.source for cell in cells if cell.checkpoint.gated})
     if gated and not os.environ.get("HF_TOKEN"):
         missing.append(f"access to gated weights: {', '.join(gated)} (accept the licence, then set HF_TOKEN)")
-    if scale.preference.gold == "alpaca_eval" and not os.environ.get("OPENAI_API_KEY"):
-        missing.append(f"a key for the judge {ALPACA_EVAL.model}: set OPENAI_API_KEY")
+    if scale.evaluation.judging and not any(os.environ.get(name, "").strip() for name in KEYS):
+        missing.append(f"a key for the judge {ALPACA_EVAL.model}: set {' or '.join(KEYS)}")
+    if scale.evaluation.judging and not all(map(find_spec, JUDGING)):
+        missing.append("what asks the judge: pip install 'stagealign[eval,judge]'")
     return missing + [f"{name}: not part of this version" for name in absent(artifacts)]
 
 

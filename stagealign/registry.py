@@ -15,6 +15,7 @@ from stagealign.spec import (
     Checkpoint,
     Decoding,
     Evaluation,
+    Judging,
     Lora,
     Method,
     Model,
@@ -257,6 +258,13 @@ SCALES = {
                 Benchmark("arc_challenge", ("acc_norm",), shots=25),
                 Benchmark("hellaswag", ("acc_norm",), items=2000, shots=10),
                 Benchmark("gsm8k", ("exact_match,strict-match",), shots=5),
+            ),
+            judging=Judging(
+                "tatsu-lab/alpaca_eval",
+                revision=None,  # resolved and recorded at the first fetch
+                prompts=805,
+                judge="official",
+                decoding=Decoding(top_k=40, max_new_tokens=4096, presence_penalty=0.1, frequency_penalty=0.1),
             ),
             assumed={"capability": LEADERBOARD},
         ),

@@ -11,7 +11,7 @@ from stagealign.devices import check as check_devices
 from stagealign.errors import BadData, CannotRun
 from stagealign.execute import Outcome, execute
 from stagealign.lc_win_rate import writable
-from stagealign.pipeline import Run, result, unfinished
+from stagealign.pipeline import BUILDERS, Run, result, unfinished
 from stagealign.plan import Plan, check_machine, make_plan
 from stagealign.results import done_rungs, result_path, says_all, stands, write_result
 from stagealign.spec import Cell, Scale
@@ -30,11 +30,13 @@ def run(
     again: bool = False,
     with_capability: bool = False,
     devices: Devices = Devices(),  # noqa: B008, it is frozen
+    spend: float | None = None,
 ) -> Outcome:
     """Runs cells with seeds and writes one result each; failed ones are written as failed.
 
     A run whose complete result stands in `results` is left out, also on a machine whose store is empty, unless `again`.
-    Raises CannotRun before work where the scale, or `with_capability`, needs what is not here.
+    `spend` is what a paid judge may cost in all, in USD. Raises CannotRun before work where the scale, or
+    `with_capability`, needs what is not here.
     """
 
     def stand(one: Run) -> bool:
@@ -52,7 +54,25 @@ def run(
     show.plan(scale, plan, workers)
     if dry_run:
         return Outcome()
+    store.spend = _share(plan, spend)
     return _carry_out(plan, store, results, workers)
+
+
+def _share(plan: Plan, spend: float | None) -> float | None:
+    """USD that the judge may cost for each policy, so that all together stay within `spend`.
+
+    Raises CannotRun where policies wait for a paid judge and no limit is named.
+    """
+    from stagealign.cost import ALPACA_EVAL
+
+    asked = sum(artifact.builder == BUILDERS["annotations"] for artifact in plan.missing)
+    if asked and spend is None:
+        dollars = asked * ALPACA_EVAL.dollars()
+        raise CannotRun(
+            f"the judge {ALPACA_EVAL.model} is asked about {asked} policies, for about ${dollars:.0f}; name the most "
+            f"that it may cost, such as --spend {1.2 * dollars:.0f}"
+        )
+    return spend / asked if asked and spend is not None else None
 
 
 def plan(

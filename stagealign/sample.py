@@ -113,17 +113,26 @@ def draws(seed: int, prompt_hash: str, index: int, count: int) -> Tensor:
     return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
-def choose(logits: Tensor, uniform: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor]:
+def penalised(logits: Tensor, written: Tensor, decoding: Decoding) -> Tensor:
+    """Logits (B, vocabulary) less what `decoding` takes off for tokens that a completion holds already.
+
+    `written` counts them, same shape. Source: vLLM's and OpenAI's presence and frequency penalties.
+    """
+    return logits - decoding.frequency_penalty * written - decoding.presence_penalty * (written > 0)
+
+
+def choose(logits: Tensor, uniform: Tensor, decoding: Decoding, written: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Next token ids, shape (B,), and their log-probs at temperature 1, from logits (B, vocabulary) and draws (B,).
 
-    Top-k, then top-p among the k, as in transformers: the smallest set whose mass reaches top_p; temperature 0 is
-    greedy.
+    Penalties first, for `written` as in `penalised`; then top-k, then top-p among the k, as in transformers: the
+    smallest set whose mass reaches top_p; temperature 0 is greedy. Log-probs are without penalties.
     """
     logits = logits.float()
+    asked = logits if written is None else penalised(logits, written, decoding)
     if decoding.temperature == 0:
-        token = logits.argmax(-1)
+        token = asked.argmax(-1)
     else:
-        top, ids = logits.topk(min(decoding.top_k, logits.shape[-1]), dim=-1)
+        top, ids = asked.topk(min(decoding.top_k, logits.shape[-1]), dim=-1)
         probs = (top / decoding.temperature).double().softmax(-1)
         mass = probs.cumsum(-1)
         mass = torch.where(mass - probs < decoding.top_p, probs, 0.0).cumsum(-1)
@@ -217,8 +226,14 @@ def _batch(
     alive = torch.arange(len(owner), device=device)
     ids: list[list[int]] = [[] for _ in owner]
     ended, logps = [False] * len(owner), [0.0] * len(owner)
+    written: Tensor | None = None
     for step in range(decoding.max_new_tokens):
-        token, logp = choose(lm.head(hidden), chance[alive, step], decoding)
+        logits = lm.head(hidden)
+        if written is None and (decoding.presence_penalty or decoding.frequency_penalty):
+            written = torch.zeros(logits.shape, device=device)
+        token, logp = choose(logits, chance[alive, step], decoding, written)
+        if written is not None:
+            written.scatter_add_(1, token[:, None], torch.ones_like(token[:, None], dtype=written.dtype))
         over = torch.isin(token, ends)
         for row, one, log_prob, stop in zip(alive.tolist(), token.tolist(), logp.tolist(), over.tolist(), strict=True):
             logps[row] += log_prob
@@ -231,6 +246,7 @@ def _batch(
             going = (~over).nonzero()[:, 0]
             cache.pick(going)
             alive, token, pads = alive[going], token[going], pads[going]
+            written = None if written is None else written[going]
         hidden = _step(lm, cache, len(prefix), token, pads)
     grouped: list[list[Sampled]] = [[] for _ in tails]
     for i, row_ids, stop, total in zip(owner.tolist(), ids, ended, logps, strict=True):

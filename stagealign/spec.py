@@ -40,6 +40,10 @@ class Decoding:
     top_p: float = 0.9
     top_k: int = 50
     max_new_tokens: int = 2048
+    presence_penalty: float = _later(0.0)
+    """Taken off the logit of every token that the completion holds already."""
+    frequency_penalty: float = _later(0.0)
+    """The same, as often as it holds it."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +213,19 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
+class Judging:
+    """Evaluation by a judge against a baseline, on prompts of its own."""
+
+    data: str
+    """Hub data set of the prompts and the baseline's completions."""
+    revision: str | None
+    prompts: int
+    judge: str
+    """As `stagealign alpaca-eval --judge` takes it."""
+    decoding: Decoding
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Held-out prompts and how many completions each gets."""
 
@@ -219,6 +236,8 @@ class Evaluation:
     """A completion with a larger share of repeated bigrams is degenerate."""
     capability: tuple[Benchmark, ...] = ()
     """What `stagealign run --capability` measures of the start and of the policy that each round ends with."""
+    judging: Judging | None = field(default=None, metadata={"identity": "where it differs"})
+    """None where the gold reward is a scorer of single texts."""
     assumed: Mapping[str, str] = _assumptions()
 
 

@@ -93,6 +93,8 @@ class Work:
     home: Path
     devices: Devices = field(default_factory=Devices)
     """How training is spread; execution, so no builder's output may depend on it."""
+    spend: float | None = None
+    """USD that a judge may cost while this artifact is built; execution."""
 
 
 def default_home() -> Path:
@@ -103,9 +105,16 @@ def default_home() -> Path:
 class Store:
     """A folder of artifacts."""
 
-    def __init__(self, home: Path | None = None, devices: Devices = Devices()):  # noqa: B008, it is frozen
+    def __init__(
+        self,
+        home: Path | None = None,
+        devices: Devices = Devices(),  # noqa: B008, it is frozen
+        spend: float | None = None,
+    ):
+        """`devices` and `spend` are what builders are given; see `Work`."""
         self.home = home or default_home()
         self.devices = devices
+        self.spend = spend
 
     def folder(self, artifact: Artifact) -> Path:
         return self.home / artifact.path
@@ -196,7 +205,7 @@ class Store:
         build = getattr(importlib.import_module(module), function)
         started = time.monotonic()
         try:
-            facts = build(Work(plain(artifact.params), inputs, part, self.home, self.devices)) or {}
+            facts = build(Work(plain(artifact.params), inputs, part, self.home, self.devices, self.spend)) or {}
             _remove_scratch(part)
             record = {
                 "fingerprint": artifact.fingerprint,

@@ -168,14 +168,14 @@ def test_a_collapsed_policy_is_reported_as_that_and_not_as_a_win_rate(tmp_path):
     from stagealign.results import write_result
 
     texts = [Candidate(f"prompt {i}", "the the", "on", j, tokens=2) for i in range(4) for j in range(2)]
-    votes = {prompt_hash(f"prompt {i}"): {"on": 4, "off": 0, "ties": 0, "top_on": 1, "top_off": 0} for i in range(4)}
-    gold = {id(one): 3.0 for one in texts}
-    pool = {f"prompt {i}": [0.0, 1.0] for i in range(4)}
-    found = evaluate.policy_metrics(texts, gold, pool, -1.0, votes, {}, 0.2)
+    votes = [{"on": 4, "off": 0, "ties": 0, "top_on": 1, "top_off": 0} for _ in range(4)]
+    readings = {f"prompt {i}": evaluate.against(texts[:2], [3.0, 3.0], [0.0, 1.0], -1.0, 0.2) for i in range(4)}
+    found = evaluate.policy_metrics(texts, readings, votes, {}, 0.2, "rating points")
     assert found["collapsed"] == "all completions are equal"
     assert (found["win_rate"]["value"], found["win_rate"]["interval"]) == (None, None)
     assert score(found["win_rate"]) == "no value: collapsed: all completions are equal"
-    assert "collapsed" not in evaluate.policy_metrics(_varied(texts, gold), gold, pool, -1.0, votes, {}, 0.2)
+    varied = [replace(one, completion=f"text {i}") for i, one in enumerate(texts)]
+    assert "collapsed" not in evaluate.policy_metrics(varied, readings, votes, {}, 0.2, "rating points")
     fill(tmp_path / "results", seeds=1)
     made = json.loads(json.dumps(result("zephyr-dpo-1off")))
     metrics = made["rounds"][0]["rungs"][0]["metrics"]["test"]
@@ -188,9 +188,3 @@ def test_a_collapsed_policy_is_reported_as_that_and_not_as_a_win_rate(tmp_path):
 
 def _no_value(found):
     return {key: found["win_rate"][key] for key in ("value", "standard_error", "interval", "reason")}
-
-
-def _varied(texts, gold):
-    varied = [replace(one, completion=f"text {i}") for i, one in enumerate(texts)]
-    gold |= {id(one): 3.0 for one in varied}
-    return varied

@@ -102,7 +102,7 @@ def test_totals_are_the_sums_of_the_artifacts_that_would_be_built(store):
         0
     ].keys()
     judged = [one for one in left if one["judge_dollars"]]
-    assert {one["kind"] for one in judged} == {"scores"}
+    assert {one["kind"] for one in judged} == {"annotations"}
     assert written["processor"] == "h200"
 
 
@@ -111,6 +111,7 @@ def test_weights_without_a_pin_are_named_until_their_record_knows(store):
     assert look(store, cells).revisions == {
         "alignment-handbook/zephyr-7b-sft-full": None,
         "llm-blender/PairRM-hf": None,
+        "tatsu-lab/alpaca_eval": None,
     }
     weights = next(item.artifact for item in look(store, cells).items if item.cost.kind == "weights")
     pretend(store, weights)
@@ -123,7 +124,7 @@ def test_what_the_machine_lacks(store, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "x")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     lacks = look(store, registry.select("paper", "llama3")).lacks
-    assert "a key for the judge gpt-4-1106-preview: set OPENAI_API_KEY" in lacks
+    assert "a key for the judge gpt-4-1106-preview: set STAGEALIGN_JUDGE_KEY or OPENAI_API_KEY" in lacks
     assert not [line for line in lacks if line.startswith(("a GPU", "GPU", "disk", "access"))]
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**20}))
     assert any(line.startswith("disk: ") for line in look(store, registry.select("lab", "zephyr")).lacks)

@@ -10,7 +10,7 @@ from stagealign import sample as sampler
 from stagealign.errors import BadData
 from stagealign.logps import PairTokens, completion_logps, pack_rows
 from stagealign.records import Prompt, prompt_hash
-from stagealign.sample import choose, draws, generate, sample
+from stagealign.sample import choose, draws, generate, penalised, sample
 from stagealign.spec import Decoding
 from stagealign.train import hidden_states
 
@@ -212,3 +212,21 @@ def test_a_prompt_beyond_the_context_is_refused(tiny):
     lm = tiny()
     with pytest.raises(BadData, match=r"505 tokens and 12 new ones: the .*context is 512"):
         generate(lm, [[1] * 505], [[torch.zeros(12)]], DECODING)
+
+
+def test_penalties_are_taken_off_what_a_completion_holds(tiny):
+    """By hand for one row; and a large enough one forbids a repeated token, whatever the batch."""
+    decoding = Decoding(temperature=0, presence_penalty=0.5, frequency_penalty=0.25, max_new_tokens=8)
+    logits, written = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.0, 1.0, 4.0]])
+    assert penalised(logits, written, decoding).tolist() == [[1.0, 1.25, 1.5]]
+    token, logp = choose(logits, torch.zeros(1), decoding, torch.tensor([[0.0, 0.0, 8.0]]))
+    assert token.item() == 1
+    assert logp.item() == pytest.approx(logits.log_softmax(-1)[0, 1].item()), "of the policy, not of the penalties"
+    lm = tiny()
+    prompts = [Prompt(f"Prompt number {i}.", "test") for i in range(5)]
+    strict = replace(decoding, frequency_penalty=100.0)
+    alone = [sample(lm, [one], strict, 1, 0)[0] for one in prompts]
+    assert [one.token_ids for one in sample(lm, prompts, strict, 1, 0)] == [one.token_ids for one in alone]
+    assert all(len(set(one.token_ids)) == len(one.token_ids) for one in alone)
+    free = sample(lm, prompts, replace(strict, frequency_penalty=0.0, presence_penalty=0.0), 1, 0)
+    assert any(len(set(one.token_ids)) < len(one.token_ids) for one in free), "without it they do repeat"

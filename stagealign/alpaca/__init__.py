@@ -6,6 +6,7 @@ annotations that `stagealign lc-win-rate` reads.
 """
 
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -109,8 +110,6 @@ def check(request: Request) -> tuple[str, str]:
 
 
 def _needs_key() -> None:
-    import os
-
     from stagealign.server import KEYS
 
     if not any(os.environ.get(name, "").strip() for name in KEYS):
@@ -131,7 +130,7 @@ def _open(kind: str, rest: str, request: Request) -> Any:
 
     model = annotator.model if kind == "official" else rest
     price = _price(request.price) if request.price else PRICES[model] if kind == "official" else None
-    server = Server(request.judge_url or OFFICIAL_URL)
+    server = Server(request.judge_url or os.environ.get("OPENAI_BASE_URL") or OFFICIAL_URL)
     judge = ServedJudge(kind, model, server, annotator, price, request.spend, request.workers)
     if kind == "judge":  # the official one is known, and its first question costs money
         judge.check()
