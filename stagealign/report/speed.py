@@ -254,14 +254,21 @@ def _run(row: SpeedRow, side: str, run: dict[str, Any], device: str) -> Row:
 
 
 def readme_lines(results: Path) -> list[str]:
-    """The table for the README, in Markdown: what was reached on each device, and every row that was not measured."""
+    """The table for the README, in Markdown: what was reached on the devices that were measured, and what is open."""
     from stagealign.report.page import markdown
 
     found = read(results)
     made = table(found)
-    lines = ["| " + " | ".join(made.columns) + " |", "|" + "---|" * len(made.columns)]
-    lines += ["| " + " | ".join(markdown(_short(cell)) for cell in row.cells) + " |" for row in made.rows]
-    return [*lines, "", " ".join(machines(found, markdown))]
+    kept = [0, 1] + [place for i, device in enumerate(DEVICES) if found[device] for place in (2 + 2 * i, 3 + 2 * i)]
+    done = [row for row in made.rows if row.state == "done"]
+    lines = []
+    if done:
+        lines += ["| " + " | ".join(made.columns[i] for i in kept) + " |", "|" + "---|" * len(kept)]
+        lines += ["| " + " | ".join(markdown(_short(row.cells[i])) for i in kept) + " |" for row in done]
+        lines.append("")
+    names = dict.fromkeys(row.title for row in ROWS if not any(row.key in found[device] for device in row.devices))
+    waiting = f"Not measured yet: {'; '.join(names)}." if names else ""
+    return [*lines, " ".join([*machines(found, markdown), waiting]).strip()]
 
 
 def _short(cell: str) -> str:
