@@ -310,6 +310,21 @@ def test_same_results_same_bytes(results, built):
     assert report.build(results, "lab") == built
 
 
+def test_the_first_screen_says_what_came_of_the_central_claim(results):
+    """Also that a constant choice did better, where it did: a share of right names alone would flatter the score."""
+    from stagealign.report.front import with_demo
+
+    front = report.build(results, "lab")
+    said = re.search(r"\*\*The central claim\.\*\* (The boundary score named .*)", front["README.md"])[1]
+    assert re.search(r"in (\d+) of (\d+) decided cases?", said)
+    right = int(re.search(r"in (\d+) of", said)[1])
+    best = max(
+        int(n) for n in re.findall(r"policy would have been right in (\d+)|always on-policy in (\d+)", said)[0] if n
+    )
+    assert ("A constant choice" in said) == (right <= best)
+    assert said in with_demo("<!-- demo: x -->\n<!-- /demo -->\n", results, registry.select("lab", "zephyr"), "reports")
+
+
 def test_check_notices_every_change(tmp_path):
     results = tmp_path / "results"
     write_result(results, result("zephyr-dpo-1off"))

@@ -87,7 +87,10 @@ def _rule(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> Estimate |
     if not cases:
         return "no case in which one source was better"
     right, n = sum(one.named_it == "yes" for one in cases), len(cases)
-    return share_of(right, n, f"{right} of {n}: {score(proportion(right, n))}")
+    always = {source: sum(one.better == source for one in cases) for source in ("off", "on")}
+    constant = max(always, key=lambda source: always[source])
+    beside = f"; always {constant}-policy: {always[constant]} of {n}"
+    return share_of(right, n, f"{right} of {n}: {score(proportion(right, n))}{beside}")
 
 
 def decided(contrasts: Sequence[Contrast]) -> list[Contrast]:

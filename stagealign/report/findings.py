@@ -81,6 +81,11 @@ def _sources(contrasts: Sequence[Contrast]) -> Iterator[Finding]:
         yield Finding("found", text)
 
 
+def central(book: Book, contrasts: Sequence[Contrast]) -> str:
+    """The finding on the paper's central claim, for those who read nothing else; empty where there is no case."""
+    return next((finding.text for finding in _rule(book, contrasts)), "")
+
+
 def _rule(book: Book, contrasts: Sequence[Contrast]) -> Iterator[Finding]:
     """How often the boundary score named the better source, against always-on, always-off and a coin."""
     cases = [one for one in contrasts if NOT_RUN not in (one.better, one.named)]
@@ -94,11 +99,14 @@ def _rule(book: Book, contrasts: Sequence[Contrast]) -> Iterator[Finding]:
     n, right = len(decided), sum(one.named_it == "yes" for one in decided)
     always = {source: sum(one.better == source for one in decided) for source in ("off", "on")}
     share = statistics.proportion(right, n)
+    constant = max(always, key=lambda source: always[source])
+    more = f" A constant choice, always {constant}-policy, did better." if right < always[constant] else ""
+    more = " A constant choice did as well." if right == always[constant] else more
     text = (
         f"The boundary score named the better source in {right} of {count(n, 'decided case')} (share "
         f"{score(share)}{rest}). Always off-policy would have been right in {always['off']}, always on-policy in "
-        f"{always['on']}, a coin in {n / 2:g} on average. Cases share policies and data, so they are fewer than they "
-        "look."
+        f"{always['on']}, a coin in {n / 2:g} on average.{more} Cases share policies and data, so they are fewer than "
+        "they look."
     )
     low, high = share["interval"]
     if low <= BOUNDARY <= high:
@@ -108,8 +116,7 @@ def _rule(book: Book, contrasts: Sequence[Contrast]) -> Iterator[Finding]:
         )
         yield Finding("unsure", f"{text} This cannot be told from a coin (under-powered: {limit}).")
     elif low > BOUNDARY:
-        more = "" if right > max(always.values()) else ", but a constant choice would have done as well or better"
-        yield Finding("found", f"{text} That is better than a coin{more}.")
+        yield Finding("found", f"{text} That is better than a coin.")
     else:
         yield Finding("against", f"{text} That is worse than a coin, against the paper's rule.")
     wrong = [policy_name(book, one.start) for one in decided if one.named_it == "no"]

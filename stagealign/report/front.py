@@ -18,7 +18,7 @@ FIGURE = "boundary.svg"
 
 
 def with_demo(readme: str, results: Path, cells: Sequence[Cell], reports: str) -> str:
-    """`readme` with the demo's table and figure between its markers.
+    """`readme` with the demo's table, its figure and what the whole grid says between its markers.
 
     Raises StagealignError where the markers are missing.
     """
@@ -31,7 +31,20 @@ def with_demo(readme: str, results: Path, cells: Sequence[Cell], reports: str) -
     lines += ["| " + " | ".join(cell or DASH for cell in row.cells) + " |" for row in rows]
     scale = cells[0].scale.key
     text = "\n".join(lines) + f"\n\n![Boundary score by round, lab stand-ins]({reports}/{scale}/{FIGURE})\n"
+    text += _central(results, scale)
     return BLOCK.sub(lambda found: found[1] + text + found[2], readme)
+
+
+def _central(results: Path, scale: str) -> str:
+    """What all results of the scale say of the paper's central claim; nothing before there are any."""
+    from stagealign.report.book import open_book
+    from stagealign.report.contrasts import contrasts
+    from stagealign.report.findings import central
+    from stagealign.report.page import markdown
+
+    book = open_book(results, scale)
+    said = central(book, contrasts(book))
+    return f"\nOver the whole {scale} grid: {markdown(said)}\n" if said else ""
 
 
 def with_meter(readme: str, results: Path) -> str:

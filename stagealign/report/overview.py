@@ -13,7 +13,7 @@ from stagealign.report.claims import table, tally, verdicts
 from stagealign.report.contrasts import Contrast, contrasts
 from stagealign.report.faults import faults
 from stagealign.report.figures import ABOUT, figures
-from stagealign.report.findings import findings
+from stagealign.report.findings import central, findings
 from stagealign.report.frontier import frontier
 from stagealign.report.rows import Table
 from stagealign.report.speed import read as read_speed
@@ -34,6 +34,7 @@ class Part:
     name: str
     tally: str
     scope: str
+    central: str = ""
     verdicts: Table | None = None
     figure: Markup | None = None
     page: str = ""
@@ -89,4 +90,5 @@ def _judged(known: Known, name: str) -> Part:
     figure = known.figures.get("rule.svg")
     scope = findings(book, known.contrasts)[0].text
     drawn = Markup(figure) if figure else None  # our own SVG: matplotlib escapes its texts
-    return Part(book.scale, name, tally(judged), scope, table(book, judged), drawn, f"{book.scale}/index.html")
+    said = central(book, known.contrasts)
+    return Part(book.scale, name, tally(judged), scope, said, table(book, judged), drawn, f"{book.scale}/index.html")
