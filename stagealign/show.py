@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from stagealign.meter import Measurement
     from stagealign.outlook import Item, Outlook
     from stagealign.report.compare import Comparison
+    from stagealign.to_judge import Pairs
 
 UNPINNED = "not pinned: the first fetch resolves it and its record keeps the commit"
 
@@ -303,7 +305,7 @@ def measuring(quiet: bool) -> Iterator[Callable[[int, int, float], None]]:
         task = bar.add_task("", total=1, score="-", visible=False)
 
         def heard(done: int, total: int, score: float) -> None:
-            bar.update(task, completed=done, total=total, score=f"{score:.2f}", visible=True)
+            bar.update(task, completed=done, total=total, score="-" if isnan(score) else f"{score:.2f}", visible=True)
 
         yield heard
 
@@ -315,7 +317,8 @@ def measurement(found: "Measurement") -> None:
     console.print(Text(found.sentence, style="bold"))
     for line in careful(found):
         console.print(Text(line, style="yellow"))
-    table = Table("what could mislead", "")
+    table = Table("what could mislead")
+    table.add_column("", overflow="fold")
     for name, value in caveat_rows(found):
         table.add_row(Text(name), Text(value))
     table.add_section()
@@ -327,6 +330,21 @@ def measurement(found: "Measurement") -> None:
         console.print(Text(said, style="red"), soft_wrap=True)
     if found.stopped:
         console.print(Text(f"stopped early: {found.stopped}", style="yellow"), soft_wrap=True)
+
+
+def to_judge(found: "Pairs") -> None:
+    """What was written to be judged, and how to go on."""
+    for line in found.notes:
+        console.print(Text(line, style="yellow"), soft_wrap=True)
+    for reason, times in found.reasons.items():
+        console.print(Text(f"failed: {count(times, 'prompt')}: {reason}", style="yellow"), soft_wrap=True)
+    said = (
+        f"wrote {count(found.pairs, 'pair')} of {count(found.prompts, 'prompt')} to {found.path}: write a, b or tie "
+        "under `preference`, whichever is better. Rows left empty count as failures; to judge only the "
+        "first N prompts, add --prompts N. Then:"
+    )
+    console.print(Text(said), soft_wrap=True)
+    console.print(Text(found.then), soft_wrap=True)
 
 
 def comparison(found: "Comparison") -> None:

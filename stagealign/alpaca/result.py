@@ -15,6 +15,7 @@ from stagealign.atomic import write_bytes
 from stagealign.errors import BadData
 from stagealign.statistics import mean_metric
 from stagealign.store import code_version, package_versions
+from stagealign.tables import no_formula
 
 SCHEMA = 1
 FAILURES_ALLOWED = 0.01
@@ -208,7 +209,7 @@ def _encoded(table: Sequence[Mapping[str, Any]], ending: str) -> bytes:
     import pandas as pd
 
     if ending == ".csv":
-        table = [{name: _no_formula(value) for name, value in row.items()} for row in table]
+        table = [{name: no_formula(value) for name, value in row.items()} for row in table]
     frame = pd.DataFrame(table).astype({"preference": "float64"})
     data = io.BytesIO()
     if ending == ".csv":
@@ -216,8 +217,3 @@ def _encoded(table: Sequence[Mapping[str, Any]], ending: str) -> bytes:
     else:
         frame.to_parquet(data, index=False)
     return data.getvalue()
-
-
-def _no_formula(value: Any) -> Any:
-    """Text that a spreadsheet would take for a formula with an apostrophe before it; all else as it is."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
