@@ -160,7 +160,7 @@ def compare(
     scale: ScaleKey = "lab",
     results: Results = Path("results"),
 ) -> None:
-    """Shows what moved between two results folders or two cells; exit code 1 where it is more than noise."""
+    """Shows what moved between two results folders, or all of two cells; exit code 1 where it is more than noise."""
     from stagealign import runs
 
     raise typer.Exit(runs.compare(a, b, scale, results))
@@ -275,7 +275,7 @@ def lc_win_rate(
         str | None, typer.Option("--json", help="Write the numbers here; - is standard output.")
     ] = None,
 ) -> None:
-    """Win rate and length-controlled win rate (AlpacaEval 2) of judged comparisons, offline."""
+    """Win rate and length-controlled win rate (AlpacaEval 2) of judged comparisons, offline; sorted by the latter."""
     from stagealign import lc_win_rate as rates
     from stagealign import show
 
