@@ -317,7 +317,7 @@ def alpaca_eval(
     alpaca.write(found, json_file, annotations)
     if json_file != "-":
         show.evaluation(found)
-    raise typer.Exit(0 if found.reliable else 3)
+    raise typer.Exit(0 if found.reliable or spend == 0 else 3)
 
 
 def main() -> None:

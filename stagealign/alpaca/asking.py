@@ -158,6 +158,8 @@ class ServedJudge:
                 stop.set()
                 for future in wait(waiting).done:
                     self._settled(future, waiting[future], keep)
+        if place < len(questions) and self.spend == 0:
+            return "--spend 0 only shows the cost"
         if place < len(questions):
             return f"the next question could pass the limit of ${self.spend:g} (spent: ${self.spent:.2f})"
         return None
