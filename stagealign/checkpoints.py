@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickletools
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,26 @@ def check_weights(name: str, revision: str | None = None) -> None:
     if pickled and not weights:
         raise StagealignError(
             f"checkpoint {name!r}: its weights are a pickle ({', '.join(pickled[:3])}), which may run code when it is "
-            "read, so it was not opened; convert it to safetensors where you trust it: model.save_pretrained(folder)"
+            f"read, so it was not opened; {_conversion(name, pickled)}"
         )
+    if not weights and not index:
+        raise StagealignError(
+            f"checkpoint {name!r}: a folder without weights (*.safetensors); copy them there, or name another folder"
+        )
+
+
+def _conversion(name: str, pickled: Sequence[str]) -> str:
+    """How to make safetensors of a pickle without running what is in it: torch then reads tensors and nothing else."""
+    if not any(file.startswith("pytorch_model") for file in pickled):
+        return "ask whoever made it for safetensors"
+    folder = Path(name)
+    code = (
+        "import glob, torch; from safetensors.torch import save_file; save_file({key: one.contiguous().clone() "
+        f"for file in glob.glob({json.dumps(str(folder / 'pytorch_model*.bin'))}) "
+        'for key, one in torch.load(file, map_location="cpu", weights_only=True).items()}, '
+        f'{json.dumps(str(folder / "model.safetensors"))}, {{"format": "pt"}})'
+    )
+    return f"make safetensors of its tensors alone, which runs none of it: python -c {shlex.quote(code)}"
 
 
 def _file_of(name: str, file: str, revision: str | None) -> str | None:
@@ -247,7 +266,13 @@ def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tup
 def unreadable(name: str, error: Exception) -> StagealignError:
     """The error for a checkpoint that a library could not read, with its first line."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    first = first.rstrip(".")
     hint = "name a local folder or a hub id with config.json, tokenizer and *.safetensors"
+    if "use_safetensors" in first:
+        return StagealignError(
+            f"checkpoint {name!r}: it has no safetensors, and nothing else is read, as a pickle may run code; look for "
+            "another revision of it on the hub, or download it: the message for the folder says how to convert it"
+        )
     if isinstance(error, ImportError):
         return CannotRun(f"checkpoint {name!r}: {first}")
     return StagealignError(f"checkpoint {name!r}: {first[:300]}; {hint}")

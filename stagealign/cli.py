@@ -160,7 +160,7 @@ def compare(
     scale: ScaleKey = "lab",
     results: Results = Path("results"),
 ) -> None:
-    """Shows what moved between two results folders or two cells; exit code 1 where it is more than noise."""
+    """Shows what moved between two results folders, or all of two cells; exit code 1 where it is more than noise."""
     from stagealign import runs
 
     raise typer.Exit(runs.compare(a, b, scale, results))
@@ -225,19 +225,28 @@ def boundary(
     html: Annotated[
         Path | None, typer.Option(help="Write one page with the running score and a sample of prompts.")
     ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="Measure nothing; write the pairs to judge to this .csv or .jsonl, for recorded:FILE."),
+    ] = None,
 ) -> None:
     """Tells which stage a policy is in, and so what preference data to collect next."""
     from stagealign import measuring, show
     from stagealign.spec import Decoding
 
     measuring.writable(json_file, html)
-    decoding = Decoding(temperature, top_p, top_k, max_new_tokens)
+    request = measuring.Request(
+        policy, data, oracle=oracle, prompts=prompts, decide=decide, seed=seed, split=split,
+        decoding=Decoding(temperature, top_p, top_k, max_new_tokens), template=template, policy_url=policy_url,
+        judge_url=judge_url, max_judge_tokens=max_judge_tokens,
+    )  # fmt: skip
     with show.measuring(json_file == "-") as heard:
-        found = measuring.measure_boundary(
-            policy, data, oracle=oracle, prompts=prompts, decide=decide, seed=seed, split=split, decoding=decoding,
-            template=template, policy_url=policy_url, judge_url=judge_url, max_judge_tokens=max_judge_tokens,
-            heard=heard,
-        )  # fmt: skip
+        if pairs:
+            from stagealign.to_judge import write_pairs
+
+            show.to_judge(write_pairs(request, pairs, heard, {"--json": json_file, "--html": html}))
+            raise typer.Exit(0)
+        found = measuring.measure_boundary(**vars(request), heard=heard)
     if json_file != "-":
         show.measurement(found)
     measuring.write(found, json_file, html)
@@ -266,7 +275,7 @@ def lc_win_rate(
         str | None, typer.Option("--json", help="Write the numbers here; - is standard output.")
     ] = None,
 ) -> None:
-    """Win rate and length-controlled win rate (AlpacaEval 2) of judged comparisons, offline."""
+    """Win rate and length-controlled win rate (AlpacaEval 2) of judged comparisons, offline; sorted by the latter."""
     from stagealign import lc_win_rate as rates
     from stagealign import show
 
@@ -308,7 +317,7 @@ def alpaca_eval(
     alpaca.write(found, json_file, annotations)
     if json_file != "-":
         show.evaluation(found)
-    raise typer.Exit(0 if found.reliable else 3)
+    raise typer.Exit(0 if found.reliable or spend == 0 else 3)
 
 
 def main() -> None:

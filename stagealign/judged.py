@@ -36,6 +36,10 @@ class Judged:
     """Why there is no verdict; scores are then empty and the contest counts as a failure, never as a tie."""
     won: tuple[float, ...] = ()
     """Share in [0, 1] by which each `on` beats each `off`, those of the first `on` first; empty where scores vote."""
+    tokens: int = 0
+    """Billed by a served oracle for it."""
+    seconds: float | None = None
+    """That judging took; None where nobody took the time."""
 
 
 def by_pairs(won: Sequence[float], contest: Contest, compared: int, changed: int) -> Judged:

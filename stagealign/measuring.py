@@ -5,6 +5,7 @@ Everything a user can have wrong is an error before a token is sampled.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from stagealign.preferences import Preference, PreferenceData
     from stagealign.recorded import Recorded, RecordedPrompt
 
+ORACLES = ("pairrm", "reward", "completion-reward", "judge", "recorded")
 KINDS = "pairrm[:ID_OR_PATH], reward:ID_OR_PATH, completion-reward:ID_OR_PATH, judge:MODEL or recorded:FILE"
 Heard = Callable[[int, int, float], None]
 
@@ -60,6 +62,12 @@ class Request:
     """Whether candidates and verdicts are kept for the next call."""
 
 
+DEFAULTS = asdict(Request()) | {"decoding": Request().decoding}
+SAMPLING = ("policy", "data", "split", "template", "policy_url", "decoding")
+"""Fields of a request that only matter where a policy is sampled."""
+DECODING = "--temperature, --top-p, --top-k or --max-new-tokens"
+
+
 def measure_boundary(
     policy: str | None = None,
     data: str | None = None,
@@ -76,34 +84,38 @@ def measure_boundary(
     """
     request = Request(policy, data, **options)
     check(request)
-    kind, _, rest = request.oracle.partition(":")
+    kind, rest = kind_of(request)
     if kind == "recorded":
         from stagealign.recorded import RecordedOracle, read_recorded
 
         recorded = read_recorded(rest, request.prompts, request.seed)
         if recorded.form == "scores":
-            return replace(measure_recorded(recorded, request.decide, heard), request=_said(request))
+            _nothing_to_sample(request)
+            return replace(measure_recorded(recorded, request.decide, heard), request=_said(request, SAMPLING))
         return replace(_measure(request, RecordedOracle(recorded), heard), request=_said(request))
-    _needs_policy_and_data(request)
+    needs_policy_and_data(request)
     return replace(_measure(request, None, heard), request=_said(request))
 
 
-def _said(request: Request) -> dict[str, Any]:
+def _said(request: Request, unused: Sequence[str] = ()) -> dict[str, Any]:
     """The request as a measurement tells it: only what was given, without secrets, and the version that measured."""
     from stagealign import __version__
 
-    given = {name: value for name, value in asdict(request).items() if value is not None and name != "keep"}
+    left_out = {"keep", *unused}
+    given = {name: value for name, value in asdict(request).items() if value is not None and name not in left_out}
     shown = {name: without_secrets(value) if isinstance(value, str) else value for name, value in given.items()}
     return shown | {"version": __version__}
 
 
 def check(request: Request) -> None:
     """Raises StagealignError for options that no measurement can have."""
-    kind, _, rest = request.oracle.partition(":")
-    if kind not in ("pairrm", "reward", "completion-reward", "judge", "recorded") or (kind != "pairrm" and not rest):
-        raise StagealignError(f"--oracle {request.oracle!r}: unknown; one of {KINDS}")
+    kind, rest = kind_of(request)
+    if kind not in ORACLES or (kind != "pairrm" and not rest):
+        raise StagealignError(f"--oracle {request.oracle!r}: {_unknown(request.oracle)}; one of {KINDS}")
     if kind == "judge" and not request.judge_url:
         raise StagealignError(f"--oracle {request.oracle!r}: needs --judge-url, for example http://127.0.0.1:8000/v1")
+    if kind != "judge":
+        unused(request, ("judge_url", "max_judge_tokens"), f"--oracle {request.oracle}", "only judge:MODEL asks one")
     if request.decide is not None and not 0.5 < request.decide < 1:
         raise StagealignError(f"--decide {request.decide}: not a level; 0.95 stops when a stage is named at 95%")
     if request.template not in ("auto", "none"):
@@ -117,7 +129,36 @@ def check(request: Request) -> None:
         raise StagealignError(f"decoding {asdict(decoding)}: temperature >= 0, 0 < top_p <= 1, the others at least 1")
 
 
-def _needs_policy_and_data(request: Request) -> None:
+def kind_of(request: Request) -> tuple[str, str]:
+    """(kind of oracle, what stands after its colon); kinds are known in any letter case."""
+    kind, _, rest = request.oracle.partition(":")
+    return kind.strip().lower(), rest
+
+
+def _unknown(oracle: str) -> str:
+    """What is wrong with an oracle that is none, and the nearest that there is."""
+    kind = oracle.partition(":")[0].lower()
+    if kind in ORACLES:
+        return f"nothing stands after {kind!r} and its colon"
+    near = get_close_matches(kind.rpartition("/")[2], ORACLES, 1)
+    return f"unknown; did you mean {near[0]}?" if near else "unknown"
+
+
+def unused(request: Request, names: Sequence[str], beside: str, why: str) -> None:
+    """Raises StagealignError for an option that was given and that nothing would use."""
+    given = [name for name in names if getattr(request, name) != DEFAULTS[name]]
+    if given:
+        named = DECODING if given[0] == "decoding" else f"--{given[0].replace('_', '-')}"
+        raise StagealignError(f"{named} with {beside}: not used, {why}; leave {named} out")
+
+
+def _nothing_to_sample(request: Request) -> None:
+    why = "candidates and scores are all in the file"
+    unused(request, SAMPLING, f"--oracle {request.oracle} (scored candidates)", why)
+
+
+def needs_policy_and_data(request: Request) -> None:
+    """Raises StagealignError where there is nothing to sample."""
     if not request.policy or not request.data:
         raise StagealignError(
             f"--oracle {request.oracle}: needs --policy and --data; only `recorded:FILE` of scored candidates does not"
@@ -136,7 +177,7 @@ class Remembered:
         for row in items:
             contest = row.contest
             item = Item(prompt_hash(row.prompt), row.prompt, contest.off)
-            yield item, Sampled(contest.on, 0, 0), row.judged
+            yield item, Sampled(contest.on, 0, 0, seconds=0.0), replace(row.judged, seconds=0.0)
 
     def oracle_tokens(self) -> int:
         """None are billed."""
@@ -153,10 +194,13 @@ def measure_recorded(recorded: "Recorded", decide: float | None, heard: Heard) -
         "data": recorded.path,
         "rows given": recorded.given,
         "rows used": recorded.used,
+        "rows not chosen": recorded.not_chosen,
         "rows dropped": dict(recorded.drops),
+        "dropped": str(recorded.tally),
         "prompts without a score": recorded.failures,
     }
-    return measure(recorded.prompts, Remembered(recorded), data, decide, heard)
+    found = measure(recorded.prompts, Remembered(recorded), data, decide, heard)
+    return replace(found, caveats={**found.caveats, "truncated_by_policy": None, "cut_for_oracle": None})
 
 
 class Items(Sequence[Item]):
@@ -184,20 +228,23 @@ def _measure(request: Request, oracle: Oracle | None, heard: Heard) -> Measureme
     from stagealign.preferences import read_preferences
     from stagealign.recorded import RecordedOracle
 
-    _needs_policy_and_data(request)
-    rows = read_preferences(str(request.data), request.prompts, request.seed, request.split)
+    needs_policy_and_data(request)
+    phases = Phases()
+    with phases.timed("loading"):
+        rows = read_preferences(str(request.data), request.prompts, request.seed, request.split)
+        billed = nothing_billed
+        if oracle is None:
+            oracle, billed = open_oracle(request)
+        policy = open_policy(request)
     items = Items(rows.rows)
-    billed = nothing_billed
-    if oracle is None:
-        oracle, billed = open_oracle(request)
-    policy = open_policy(request)
     kept = kept_at(default_home(), policy.identity, oracle.identity) if request.keep else (Kept(None), Kept(None))
-    meter = Meter(policy.sampler, oracle, *kept, billed)
+    meter = Meter(policy.sampler, oracle, *kept, billed, phases)
     if isinstance(oracle, RecordedOracle):
-        contests = (one for batch in batches(items, growing=False) for one in meter.contests(batch))
+        contests = (one for batch in batches(items, growing=False) for one in meter.samples.contests(batch))
         oracle.check(Contest(item.prompt, one.completions, item.off) for item, one in contests if one.failed is None)
     facts = {**_facts(rows), **policy.facts}
-    return measure(items, meter, facts, request.decide, heard, _epoch_tokens(rows, policy.count))
+    found = measure(items, meter, facts, request.decide, heard, _epoch_tokens(rows, policy.count))
+    return replace(found, notes=(*policy.notes, *found.notes))
 
 
 def _facts(rows: "PreferenceData") -> dict[str, Any]:
@@ -206,7 +253,9 @@ def _facts(rows: "PreferenceData") -> dict[str, Any]:
         "rows given": rows.given,
         "prompts": len(rows.rows),
         "rows merged": rows.repeated,
+        "rows not chosen": rows.not_chosen,
         "rows dropped": dict(rows.drops),
+        "dropped": str(rows.tally),
         "chosen equal to rejected": rows.ties,
     }
 
@@ -227,11 +276,16 @@ def nothing_billed() -> int:
 
 def open_oracle(request: Request) -> tuple[Oracle, Callable[[], int]]:
     """The oracle that `request.oracle` names, loaded or, for a judge, asked one question; and what it has billed."""
-    kind, _, rest = request.oracle.partition(":")
+    kind, rest = kind_of(request)
     if kind == "pairrm":
         from stagealign import pairrm
 
-        return (pairrm.load(rest) if rest else pairrm.load()), nothing_billed
+        try:
+            return (pairrm.load(rest) if rest else pairrm.load()), nothing_billed
+        except StagealignError as error:
+            if rest:
+                raise
+            raise StagealignError(f"{error}; a local copy of PairRM is named by --oracle pairrm:PATH") from error
     if kind in ("reward", "completion-reward"):
         from stagealign import rewards
 
@@ -253,6 +307,14 @@ class Policy:
     """Tokens of a text; None for a served policy."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What a user should see of it."""
+    notes: tuple[str, ...] = ()
+    """What could mislead, a sentence each."""
+
+
+NO_TEMPLATE = (
+    "Careful: the policy's tokenizer has no chat template, so prompts went in as plain text; a policy that was trained "
+    "on conversations writes something else in use. Where plain text is meant, say --template none."
+)
 
 
 def open_policy(request: Request) -> Policy:
@@ -299,7 +361,8 @@ def _loaded(request: Request, settings: Mapping[str, Any]) -> Policy:
     def count(text: str) -> int:
         return len(model.tokenizer(text, add_special_tokens=False).input_ids)
 
-    return Policy(sampler, {"weights": weights, **settings}, count)
+    bare = request.template == "auto" and not model.tokenizer.chat_template
+    return Policy(sampler, {"weights": weights, **settings}, count, notes=(NO_TEMPLATE,) * bare)
 
 
 def _served(request: Request, settings: Mapping[str, Any]) -> Policy:

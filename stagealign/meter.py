@@ -12,9 +12,9 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -49,6 +49,8 @@ class Sampled:
     truncated: int
     failed: str | None = None
     """Why there are no completions; the prompt then counts as a failure and is asked again on the next call."""
+    seconds: float | None = None
+    """That sampling took; None where nobody took the time."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ Sampler = Callable[[Sequence[Item]], Iterable[Sampled]]
 """What the policy wrote, one an item and in order; one that gives them one by one loses less when it is interrupted."""
 
 Measured = tuple[Item, Sampled, Judged]
+GivenT = TypeVar("GivenT")
+END: Any = object()
+POINTS = 200
+"""Most points of a running score."""
 
 
 @dataclass
@@ -85,6 +91,20 @@ class Phases:
         finally:
             self.seconds[name] += time.monotonic() - started
 
+    def laps(self, name: str, give: Callable[[], Iterable[GivenT]], count: int) -> Iterator[tuple[GivenT, float]]:
+        """Each of the `count` things that `give` gives, with its seconds; what the call itself took is shared."""
+        before = self.seconds[name]
+        with self.timed(name):
+            found = iter(give())
+        shared = (self.seconds[name] - before) / count
+        while True:
+            before = self.seconds[name]
+            with self.timed(name):
+                one = next(found, END)
+            if one is END:
+                return
+            yield one, shared + self.seconds[name] - before
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -101,23 +121,27 @@ class Measurement:
     top_candidate: Mapping[str, Any]
     """The other reading: one vote a prompt, to the source of its best candidate."""
     decision: Mapping[str, Any] | None
-    """Level, whether a stage was named, and prompts needed if not; None where no decision was asked for."""
+    """Level, whether a stage was named, and prompts needed where none was; None where no decision was asked for."""
     failures: int
     """Prompts without a verdict: they have no vote."""
     failure: str | None
     """Why the first of them has none."""
     reliable: bool
-    caveats: Mapping[str, float]
+    caveats: Mapping[str, float | None]
+    """None where nobody can know, such as whether a candidate that was scored beforehand had been cut."""
     data: Mapping[str, Any]
     cost: Mapping[str, Any]
+    """Of the prompts measured, what earlier calls spent on them included; and of this call alone."""
     running: tuple[tuple[int, float, float, float], ...]
-    """(prompts, score, low, high) after each batch, `interval_kind` of each."""
+    """(prompts, score, low, high) over the prompts in their order, `interval_kind` of each; at most `POINTS`."""
     sample: tuple[Mapping[str, Any], ...]
     """Some prompts with their candidates and votes."""
     stopped: str | None = None
     """Why the measurement ended before its prompts did, where nothing was decided; None where it did not."""
     request: Mapping[str, Any] = field(default_factory=dict)
     """What was measured: policy, data, oracle, decoding, seed, version; without secrets."""
+    notes: tuple[str, ...] = ()
+    """What to know before the answer is acted on, a sentence each."""
 
     @property
     def sentence(self) -> str:
@@ -225,55 +249,72 @@ def whole_row(line: bytes, columns: Collection[str] | None = None) -> dict[str, 
     return row if known else None
 
 
+class Samples:
+    """What the policy wrote; of earlier calls' prompts what was kept of it."""
+
+    def __init__(self, sampler: Sampler, kept: Kept, phases: Phases | None = None):
+        """`phases`: what this call spent before."""
+        self.sampler, self.kept = sampler, kept
+        self.phases = phases or Phases()
+
+    def contests(self, items: Sequence[Item]) -> list[tuple[Item, Sampled]]:
+        """Each prompt with the policy's completions, sampling those that are not kept."""
+        missing = [item for item in items if item.key not in self.kept]
+        failed: dict[str, Sampled] = {}
+        if missing:
+            laps = self.phases.laps("sampling", lambda: self.sampler(missing), len(missing))
+            for item, (one, seconds) in zip(missing, laps, strict=True):
+                self.phases.tokens += one.tokens
+                one = replace(one, seconds=seconds)
+                if one.failed is None:
+                    self.kept.add({"key": item.key, **asdict(one)})
+                else:
+                    failed[item.key] = one
+        return [(item, failed.get(item.key) or self._sampled(item.key)) for item in items]
+
+    def _sampled(self, key: str) -> Sampled:
+        row = self.kept.get(key)
+        assert row is not None, key
+        return Sampled(tuple(row["completions"]), row["tokens"], row["truncated"], seconds=row.get("seconds"))
+
+
 class Meter:
     """Measures prompt by prompt; what was kept of earlier calls is not measured again."""
 
     def __init__(
-        self, sampler: Sampler, oracle: Oracle, sampled: Kept, verdicts: Kept, billed: Callable[[], int] = lambda: 0
+        self,
+        sampler: Sampler,
+        oracle: Oracle,
+        sampled: Kept,
+        verdicts: Kept,
+        billed: Callable[[], int] = lambda: 0,
+        phases: Phases | None = None,
     ):
-        """`billed` tells the tokens that a served oracle has billed so far."""
-        self.sampler, self.oracle = sampler, oracle
-        self.sampled, self.verdicts = sampled, verdicts
+        """`billed` tells the tokens that a served oracle has billed so far; `phases`, what this call spent before."""
+        self.samples, self.oracle = Samples(sampler, sampled, phases), oracle
+        self.verdicts = verdicts
         self.oracle_tokens = billed
         self.most_votes = COMPLETIONS * STATIC
-        self.phases = Phases()
+        self.phases = self.samples.phases
+        self._counted = 0
 
     def measured(self, items: Sequence[Item]) -> Iterator[Measured]:
         """Samples what is missing of these prompts, then gives their verdicts one by one."""
-        contests = self.contests(items)
+        contests = self.samples.contests(items)
         for (item, sampled), verdict in zip(contests, self._judge(contests), strict=True):
             yield item, sampled, verdict
 
     def damage(self) -> dict[str, str]:
         """How many kept lines were damaged, and where; they are measured again."""
-        damaged = [kept for kept in (self.sampled, self.verdicts) if kept.damaged]
+        damaged = [kept for kept in (self.samples.kept, self.verdicts) if kept.damaged]
         where = ", ".join(str(kept.path) for kept in damaged)
         lines = f"{sum(kept.damaged for kept in damaged)} in {where}"
         return {"damaged lines, measured again": lines} if damaged else {}
 
-    def contests(self, items: Sequence[Item]) -> list[tuple[Item, Sampled]]:
-        """Each prompt with the policy's completions, sampling those that are not kept."""
-        missing = [item for item in items if item.key not in self.sampled]
-        failed: dict[str, Sampled] = {}
-        if missing:
-            with self.phases.timed("sampling"):
-                for item, one in zip(missing, self.sampler(missing), strict=True):
-                    self.phases.tokens += one.tokens
-                    if one.failed is None:
-                        self.sampled.add({"key": item.key, **asdict(one)})
-                    else:
-                        failed[item.key] = one
-        return [(item, failed.get(item.key) or self._sampled(item.key)) for item in items]
-
-    def _sampled(self, key: str) -> Sampled:
-        row = self.sampled.get(key)
-        assert row is not None, key
-        return Sampled(tuple(row["completions"]), row["tokens"], row["truncated"])
-
     def _judge(self, batch: Sequence[tuple[Item, Sampled]]) -> Iterator[Judged]:
         """The oracle's verdicts, asking for those that are not kept; a failed one is asked again on the next call."""
         kept = [
-            Judged((), (), failed=one.failed) if one.failed is not None else self._verdict(item, one)
+            Judged((), (), failed=one.failed, seconds=0.0) if one.failed is not None else self._verdict(item, one)
             for item, one in batch
         ]
         missing = [
@@ -281,14 +322,19 @@ class Meter:
             for (item, one), verdict in zip(batch, kept, strict=True)
             if verdict is None
         ]
-        found = iter(self.oracle.judge(missing)) if missing else iter(())
+        found = self.phases.laps("oracle", lambda: self.oracle.judge(missing), len(missing)) if missing else iter(())
         for (item, one), verdict in zip(batch, kept, strict=True):
             if verdict is None:
-                with self.phases.timed("oracle"):
-                    verdict = next(found)
-                    if verdict.failed is None:
-                        self.verdicts.add({"key": item.key, "texts": texts_of(item, one), **asdict(verdict)})
+                judged, seconds = next(found)
+                verdict = replace(judged, seconds=seconds, tokens=self._billed())
+                if verdict.failed is None:
+                    self.verdicts.add({"key": item.key, "texts": texts_of(item, one), **asdict(verdict)})
             yield verdict
+
+    def _billed(self) -> int:
+        """Tokens billed since this was asked last: about one verdict's, where several are under way at a time."""
+        before, self._counted = self._counted, self.oracle_tokens()
+        return self._counted - before
 
     def _verdict(self, item: Item, sampled: Sampled) -> Judged | None:
         """The kept verdict, where it is on these very texts: the data or the samples may be others by now."""
@@ -324,6 +370,9 @@ class Tally:
     sample: list[Mapping[str, Any]] = field(default_factory=list)
     failure: str | None = None
     """Why the first prompt that failed did."""
+    spent: Counter[str] = field(default_factory=Counter)
+    """Tokens by who wrote or read them."""
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @property
     def prompts(self) -> int:
@@ -340,6 +389,7 @@ class Tally:
 
     def add(self, item: Item, sampled: Sampled, verdict: Judged) -> bool:
         """Counts one prompt; False where the oracle failed, and there is no vote."""
+        self._spend(sampled, verdict)
         texts = (*sampled.completions, *item.off)
         self.counts["candidates"] += len(texts)
         self.counts["sampled"] += len(sampled.completions)
@@ -370,6 +420,20 @@ class Tally:
             )
         return True
 
+    def _spend(self, sampled: Sampled, verdict: Judged) -> None:
+        self.spent["sampled_tokens"] += sampled.tokens
+        self.spent["oracle_tokens"] += verdict.tokens
+        for phase, seconds in (("sampling", sampled.seconds), ("oracle", verdict.seconds)):
+            self.seconds[phase] += seconds or 0.0
+        self.counts["not timed"] += None in (sampled.seconds, verdict.seconds)
+
+    def running(self) -> Iterator[tuple[int, float, float, float]]:
+        """(prompts, score, low, high) after some of the prompts, each interval for that number of prompts."""
+        votes = np.frombuffer(self.votes).reshape(-1, 2)
+        for prompts in thinned(self.prompts):
+            now = boundary_score(votes[:prompts])
+            yield prompts, now.score, *now.interval
+
     def _length(self, ours: Sequence[str], theirs: Sequence[str], verdict: Judged) -> None:
         scores = [(a, b) for a in verdict.on for b in verdict.off]
         if verdict.won:
@@ -382,11 +446,11 @@ class Tally:
                 self.lengths["losers"] += len(loser)
                 self.lengths["pairs"] += 1
 
-    def caveats(self) -> dict[str, float]:
+    def caveats(self) -> dict[str, float | None]:
         """Shares (0 to 1) of what could mislead, and mean lengths of winners and losers in characters."""
 
-        def share(name: str, whole: str) -> float:
-            return round(self.counts[name] / self.counts[whole], 4) if self.counts[whole] else 0.0
+        def share(name: str, whole: str) -> float | None:
+            return round(self.counts[name] / self.counts[whole], 4) if self.counts[whole] else None
 
         pairs = max(1, self.lengths["pairs"])
         return {
@@ -408,6 +472,8 @@ class Looks:
     level: float
     cross: Decision
     top: Decision
+    seen: "array[float]" = field(default_factory=lambda: array("d"))
+    """Score, and both ends of its interval, after each prompt."""
 
     @classmethod
     def at(cls, level: float, most_votes: int) -> "Looks":
@@ -417,6 +483,29 @@ class Looks:
         """Takes note of the prompt that was counted last."""
         self.cross.update(*tally.votes[-2:])
         self.top.update(*tally.tops[-2:])
+        self.seen.extend((self.cross.score, *self.cross.interval))
+
+    def running(self) -> Iterator[tuple[int, float, float, float]]:
+        """(prompts, score, low, high) after some of the prompts."""
+        for prompts in thinned(self.cross.prompts):
+            score, low, high = self.seen[3 * prompts - 3 : 3 * prompts]
+            yield prompts, score, low, high
+
+    def remarks(self, score: float, top: float) -> Iterator[str]:
+        """Why score and interval may not fit together, where they do not."""
+        if not self.cross.consistent:
+            yield (
+                "Careful: the looks have ruled out every score, which hardly happens by chance: votes may depend on "
+                "the order of the prompts, and then no guarantee holds."
+            )
+        for one, value, name in ((self.cross, score, "the score"), (self.top, top, "the score by top candidate")):
+            low, high = one.interval
+            if not low <= value <= high:
+                yield (
+                    f"Careful: {name}, {value:.3f}, lies outside of its interval, {low:.3f} to {high:.3f}: the score "
+                    "counts all votes alike, the interval also leaves out what earlier looks ruled out, and the "
+                    "guarantee is the interval's."
+                )
 
     @property
     def kind(self) -> str:
@@ -424,6 +513,15 @@ class Looks:
             f"anytime-valid: each end holds at {self.level:.4g} however often one looks, "
             f"both together at {2 * self.level - 1:.4g}"
         )
+
+
+def thinned(prompts: int) -> list[int]:
+    """1 to `prompts`, or at most `POINTS` of these, the first and the last among them, the small ones denser."""
+    if prompts <= POINTS:
+        return list(range(1, prompts + 1))
+    half = POINTS // 2
+    even, fine = np.linspace(1, prompts, half), np.geomspace(1, prompts, half)
+    return sorted({int(one) for one in np.rint(np.concatenate([even, fine]))})
 
 
 FIXED = "95% over prompts, if their number was fixed beforehand"
@@ -446,29 +544,21 @@ def measure(
     if not items:
         raise BadData("data: no prompt is left to measure")
     looks = Looks.at(decide, source.most_votes) if decide is not None else None
-    tally, running, stopped = Tally(), [], None
+    tally, stopped = Tally(), None
     try:
         for batch in batches(items, growing=decide is not None):
             for one in source.measured(batch):
                 if tally.add(*one) and looks is not None:
                     looks.add(tally)
             if tally.prompts:
-                running.append(_look(tally, looks))
-                heard(tally.prompts, len(items), running[-1][1])
+                heard(tally.prompts, len(items), tally.cross().score)
             if looks is not None and looks.cross.stage != "undecided":
                 break
     except (KeyboardInterrupt, Spent) as error:
         if not tally.prompts:
             raise
         stopped = str(error) or "interrupted"
-        if not running or running[-1][0] != tally.prompts:
-            running.append(_look(tally, looks))
-    return conclude(tally, looks, source, data, running, epoch_tokens, stopped)
-
-
-def _look(tally: Tally, looks: Looks | None) -> tuple[int, float, float, float]:
-    now = tally.cross()
-    return tally.prompts, now.score, *(looks.cross.interval if looks else now.interval)
+    return conclude(tally, looks, source, {"prompts": len(items), **data}, epoch_tokens, stopped)
 
 
 def conclude(
@@ -476,7 +566,6 @@ def conclude(
     looks: Looks | None,
     source: Source,
     data: Mapping[str, Any],
-    running: Sequence[tuple[int, float, float, float]],
     epoch_tokens: float | None,
     stopped: str | None = None,
 ) -> Measurement:
@@ -489,7 +578,6 @@ def conclude(
     cross, top = tally.cross(), tally.top()
     stage = looks.cross.stage if looks else cross.stage
     failures = tally.counts["failures"]
-    phases = source.phases
     return Measurement(
         boundary_score=cross.score,
         interval=looks.cross.interval if looks else cross.interval,
@@ -504,7 +592,7 @@ def conclude(
         else {
             "level": looks.level,
             "decided": stage != "undecided",
-            "prompts_needed": looks.cross.prompts_needed(),
+            "prompts_needed": looks.cross.prompts_needed() if stage == "undecided" else None,
             "consistent": looks.cross.consistent,
         },
         failures=failures,
@@ -512,24 +600,42 @@ def conclude(
         reliable=failures <= FAILURES_ALLOWED * (tally.prompts + failures),
         caveats=tally.caveats(),
         data={**data, **source.damage()},
-        cost={
-            "sampled_tokens": phases.tokens,
-            "oracle_tokens": source.oracle_tokens(),
-            "seconds": {name: round(value, 2) for name, value in phases.seconds.items()},
-            "share_of_dpo_epoch": phases.tokens / (DPO_TOKEN_COST * epoch_tokens) if epoch_tokens else None,
-            "paper_share": PAPER_COST_SHARE,
-        },
-        running=tuple(running),
+        cost=_cost(tally, source, epoch_tokens),
+        running=tuple((looks or tally).running()),
         sample=tuple(tally.sample),
         stopped=stopped,
+        notes=tuple(looks.remarks(cross.score, top.score)) if looks else (),
     )
+
+
+def _cost(tally: Tally, source: Source, epoch_tokens: float | None) -> dict[str, Any]:
+    """What the prompts measured have cost, in whatever call, and what this call has."""
+    tokens = tally.spent["sampled_tokens"]
+    return {
+        "sampled_tokens": tokens,
+        "oracle_tokens": tally.spent["oracle_tokens"],
+        "seconds": {name: round(value, 2) for name, value in tally.seconds.items()},
+        "prompts_not_timed": tally.counts["not timed"],
+        "share_of_dpo_epoch": tokens / (DPO_TOKEN_COST * epoch_tokens) if epoch_tokens else None,
+        "paper_share": PAPER_COST_SHARE,
+        "this_call": {
+            "sampled_tokens": source.phases.tokens,
+            "oracle_tokens": source.oracle_tokens(),
+            "seconds": {name: round(value, 2) for name, value in source.phases.seconds.items()},
+        },
+    }
 
 
 def kept_at(home: Path, policy: Mapping[str, Any], oracle: Mapping[str, Any]) -> tuple[Kept, Kept]:
     """Candidates of a policy and verdicts of an oracle on them, as earlier calls left them."""
-    folder = home / "meter" / fingerprint(policy)
-    columns = [list(kind.__dataclass_fields__) for kind in (Sampled, Judged)]
-    return (
-        Kept(folder / "candidates.jsonl", columns[0]),
-        Kept(folder / f"verdicts-{fingerprint(oracle)}.jsonl", [*columns[1], "texts"]),
-    )
+    columns = [*Judged.__dataclass_fields__, "texts"]
+    return samples_at(home, policy), Kept(_folder(home, policy) / f"verdicts-{fingerprint(oracle)}.jsonl", columns)
+
+
+def samples_at(home: Path, policy: Mapping[str, Any]) -> Kept:
+    """Candidates of a policy, as earlier calls left them."""
+    return Kept(_folder(home, policy) / "candidates.jsonl", list(Sampled.__dataclass_fields__))
+
+
+def _folder(home: Path, policy: Mapping[str, Any]) -> Path:
+    return home / "meter" / fingerprint(policy)

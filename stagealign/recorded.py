@@ -12,7 +12,17 @@ from stagealign.errors import BadData
 from stagealign.judged import Contest, Judged, by_pairs
 from stagealign.picking import Pick, Shelf, Shelved, empty, positive, some
 from stagealign.records import Drops
-from stagealign.tables import EXAMPLES, Row, Tally, digest_of, listed, local_file, numbered_rows, short
+from stagealign.tables import (
+    EXAMPLES,
+    Row,
+    Tally,
+    digest_of,
+    from_spreadsheet,
+    listed,
+    local_file,
+    numbered_rows,
+    short,
+)
 from stagealign.texts import Unusable, given_in, prompt_text, text_in
 
 RECORDED = {"pairs": ("prompt", "a", "b", "preference"), "scores": ("prompt", "source", "completion", "score")}
@@ -165,7 +175,7 @@ def votes_by_prompt(recorded: Recorded) -> list[PromptVotes]:
 
 
 class RecordedOracle:
-    """Oracle that looks its verdicts up in a file of pairs; texts are matched without the white space around them.
+    """Oracle that looks its verdicts up in a file of pairs; texts are matched as `_mark` tells them.
 
     Each recorded pair votes for itself, also where the pairs of a contest go in a circle.
     """
@@ -425,7 +435,9 @@ def _sign(share: float) -> int:
 
 
 def _mark(text: str) -> bytes:
-    return hashlib.blake2b(text.strip().encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    """What tells a text: white space around it, kinds of line ends and the apostrophe before a formula do not count."""
+    bare = from_spreadsheet(text.strip()).strip().replace("\r\n", "\n")
+    return hashlib.blake2b(bare.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _order(a: str, b: str) -> bool:

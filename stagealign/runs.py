@@ -215,7 +215,7 @@ def compare(a: str, b: str, scale: str, results: Path) -> int:
     else:
         cells = [registry.cell(name, scale).id for name in (a, b)]
         found = comparing.compare_cells(results, scale, cells[0], cells[1])
-    show.comparison(found)
+    show.comparison(found, every=not places)
     return 1 if found.changed else 0
 
 

@@ -23,6 +23,8 @@ LONGEST_CONNECT = 10.0
 """Seconds to wait for a connection at most: an answer may take long, a server that runs takes connections at once."""
 FIRST_ATTEMPTS = 3
 """Requests sent for the first answer of all, before any work: a server that is not there is soon said."""
+FIRST_SECONDS = 5.0
+"""After which no further one of these is sent: a place that takes no connections is soon said too."""
 ATTEMPTS = 15
 """Requests sent for one answer; with the first wait of a second the last goes out about a minute after the first, so
 a server that was restarted is back."""
@@ -40,9 +42,17 @@ RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 class RequestFailed(Exception):
     """No usable answer, after all attempts; the text names no secret and may be shown."""
 
-    def __init__(self, reason: str, status: int | None = None, again: bool = False, after: float | None = None):
+    def __init__(
+        self,
+        reason: str,
+        status: int | None = None,
+        again: bool = False,
+        after: float | None = None,
+        answered: bool = False,
+    ):
+        """`answered`: something came back, and was no chat completion."""
         super().__init__(reason)
-        self.status, self.again, self.after = status, again, after
+        self.status, self.again, self.after, self.answered = status, again, after, answered
 
 
 class Server:
@@ -103,8 +113,11 @@ class Server:
         body = {"model": model, "messages": list(messages), **settings}
         tenacity, stop = self._tenacity, stop or threading.Event()
         most = min(self.attempts, attempts or self.attempts)
+        ends = [tenacity.stop_after_attempt(most), tenacity.stop_when_event_set(stop)]
+        if attempts is not None:
+            ends.append(tenacity.stop_after_delay(FIRST_SECONDS))
         retrying = tenacity.Retrying(
-            stop=tenacity.stop_any(tenacity.stop_after_attempt(most), tenacity.stop_when_event_set(stop)),
+            stop=tenacity.stop_any(*ends),
             wait=self._wait,
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, RequestFailed) and error.again),
             sleep=tenacity.sleep_using_event(stop),
@@ -121,7 +134,7 @@ class Server:
             answer: dict[str, Any] = retrying(attempt)
         except RequestFailed as error:
             times = f" ({tried} attempts)" if tried > 1 else ""
-            raise RequestFailed(f"{error}{times}", error.status) from None
+            raise RequestFailed(f"{error}{times}", error.status, answered=error.answered) from None
         return answer
 
     def close(self) -> None:
@@ -147,7 +160,7 @@ class Server:
             if not isinstance(choice, dict):
                 raise TypeError
         except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-            raise RequestFailed(f"not a chat completion: {self.said(text)}", again=True) from None
+            raise RequestFailed(f"not a chat completion: {self.said(text)}", again=True, answered=True) from None
         with self._lock:
             self.tokens += tokens_of(answer, "total_tokens")
         checked: dict[str, Any] = answer

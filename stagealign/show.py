@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import inf, isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from stagealign.meter import Measurement
     from stagealign.outlook import Item, Outlook
     from stagealign.report.compare import Comparison
+    from stagealign.to_judge import Pairs
 
 UNPINNED = "not pinned: the first fetch resolves it and its record keeps the commit"
 
@@ -303,7 +305,7 @@ def measuring(quiet: bool) -> Iterator[Callable[[int, int, float], None]]:
         task = bar.add_task("", total=1, score="-", visible=False)
 
         def heard(done: int, total: int, score: float) -> None:
-            bar.update(task, completed=done, total=total, score=f"{score:.2f}", visible=True)
+            bar.update(task, completed=done, total=total, score="-" if isnan(score) else f"{score:.2f}", visible=True)
 
         yield heard
 
@@ -315,7 +317,8 @@ def measurement(found: "Measurement") -> None:
     console.print(Text(found.sentence, style="bold"))
     for line in careful(found):
         console.print(Text(line, style="yellow"))
-    table = Table("what could mislead", "")
+    table = Table("what could mislead")
+    table.add_column("", overflow="fold")
     for name, value in caveat_rows(found):
         table.add_row(Text(name), Text(value))
     table.add_section()
@@ -329,23 +332,47 @@ def measurement(found: "Measurement") -> None:
         console.print(Text(f"stopped early: {found.stopped}", style="yellow"), soft_wrap=True)
 
 
-def comparison(found: "Comparison") -> None:
-    """Every quantity that moved by more than noise, how many did not, and what stands on one side only."""
-    table = Table("policy", "quantity", "before", "after", "difference", "p", box=box.SIMPLE)
+def to_judge(found: "Pairs") -> None:
+    """What was written to be judged, and how to go on."""
+    for line in found.notes:
+        console.print(Text(line, style="yellow"), soft_wrap=True)
+    for reason, times in found.reasons.items():
+        console.print(Text(f"failed: {count(times, 'prompt')}: {reason}", style="yellow"), soft_wrap=True)
+    said = (
+        f"wrote {count(found.pairs, 'pair')} of {count(found.prompts, 'prompt')} to {found.path}: write a, b or tie "
+        "under `preference`, whichever is better. Rows left empty count as failures; to judge only the "
+        "first N prompts, add --prompts N. Then:"
+    )
+    console.print(Text(said), soft_wrap=True)
+    console.print(Text(found.then), soft_wrap=True)
+
+
+def comparison(found: "Comparison", every: bool = False) -> None:
+    """Every quantity that moved by more than noise, how many did not, and what stands on one side only.
+
+    `every`: all quantities of the one policy that was compared, those within noise too.
+    """
+    title = Text(found.moved[0].policy) if every else None
+    headings = ("quantity", "before", "after", "difference", "p")
+    table = Table(*(headings if every else ("policy", *headings)), title=title, box=box.SIMPLE)
     for one in found.moved:
-        if one.more_than_noise:
+        if one.more_than_noise or every:
             low, high = one.interval or (one.after - one.before,) * 2
             change = f"{one.after - one.before:+.3f} [{low:+.3f}, {high:+.3f}] {one.unit}"
-            table.add_row(
-                Text(one.policy), one.quantity, f"{one.before:.3f}", f"{one.after:.3f}", Text(change), f"{one.p:.3g}"
-            )
+            if one.interval is None and one.before == one.after:
+                change = "the same"
+            elif every:
+                change += "" if one.more_than_noise else ", within noise"
+            cells = (one.quantity, f"{one.before:.3f}", f"{one.after:.3f}", Text(change), f"{one.p:.3g}")
+            table.add_row(*(cells if every else (Text(one.policy), *cells)))
     if table.row_count:
         console.print(table)
+    moved = sum(one.more_than_noise for one in found.moved)
     same = sum(one.interval is None and one.before == one.after for one in found.moved)
-    noise = len(found.moved) - table.row_count - same
+    noise = len(found.moved) - moved - same
     console.print(
         Text(
-            f"{len(found.moved)} numbers compared: {table.row_count} moved by more than noise (Holm over all), {noise} "
+            f"{len(found.moved)} numbers compared: {moved} moved by more than noise (Holm over all), {noise} "
             f"within noise, {same} the same to the last digit"
         )
     )
@@ -356,20 +383,28 @@ def comparison(found: "Comparison") -> None:
 
 
 def lc_win_rates(found: Sequence["LcWinRate"]) -> None:
-    """A row a generator, in percent; below it what the numbers rest on and what was left out."""
-    table = Table(title="percent, standard errors after +-")
+    """A row a generator, the highest LC win rate first; below it what the numbers rest on and what was left out."""
+    from stagealign.lc_win_rate import FITTED, NOT_THEIRS, NOTHING, OFFICIAL, PUBLISHED
+
+    short = {PUBLISHED: "publ.", FITTED: "fit", OFFICIAL: "call", NOT_THEIRS: "fit*", NOTHING: "-"}
+    methods = {row.method for row in found}
+    found = sorted(found, key=lambda row: -inf if row.lc_win_rate is None else row.lc_win_rate, reverse=True)
+    title = "percent, standard errors after +-; sorted by LC win rate"
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("generator", overflow="fold")
-    for heading in ("n", "win rate", "LC win rate", "over prompts"):
+    for heading in ("n", "win rate", "LC win rate", "over\nprompts"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("method")
+    table.add_column("by", no_wrap=True)
     for row in found:
         rates = [_rate(row.win_rate, row.standard_error), _rate(row.lc_win_rate, row.lc_standard_error)]
-        table.add_row(Text(row.generator), str(row.n), *rates, _rate(None, row.lc_sampling_error), Text(row.method))
+        method = Text(short[row.method])
+        table.add_row(Text(row.generator), str(row.n), *rates, _rate(None, row.lc_sampling_error), method)
     console.print(table)
     say = [
         "n: judged prompts, the denominator of both rates. LC's error is the official one, which takes the weights as "
         "exact; `over prompts` is the error of LC with weights fitted anew to other prompts."
     ]
+    say.append("by: " + "; ".join(f"{mark}, {method}" for method, mark in short.items() if method in methods) + ".")
     for row in found:
         if row.failed or row.missing:
             say.append(f"{row.generator}: {row.failed} failed judgments and {row.missing} missing prompts left out.")

@@ -34,6 +34,8 @@ HUB = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 NOT_DATA = re.compile(r"\.(arrow|bz2|gz|pkl|pickle|tar|tsv|txt|xlsx|xz|yaml|yml|zip|zst)$", re.IGNORECASE)
 """Endings of files, never of hub names."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a cell starts with that a spreadsheet takes for a formula."""
 PYTHON_TEXT = re.compile(r"\[\{\s*'(role|content|from|value)'\s*:")
 
 
@@ -355,3 +357,13 @@ def listed(names: Iterable[Any]) -> str:
     """Names as a message shows them."""
     names = [str(name) for name in names]
     return (", ".join(name[:40] for name in names[:12]) + ", ..." * (len(names) > 12)) or "none"
+
+
+def no_formula(value: Any) -> Any:
+    """Text that a spreadsheet would take for a formula with an apostrophe before it; all else as it is."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def from_spreadsheet(text: str) -> str:
+    """Text without the apostrophe that `no_formula` puts before a formula."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text

@@ -6,16 +6,19 @@ import logging
 import math
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from stagealign import alpaca
 from stagealign import server as serving
-from stagealign.alpaca.answers import Answer, Answers
+from stagealign.alpaca.answers import Answer, Answers, Spent
+from stagealign.alpaca.result import Result
 from stagealign.alpaca.rows import Item, read
 from stagealign.errors import StagealignError
 
@@ -308,6 +311,28 @@ def test_a_limit_of_nothing_asks_nothing_and_no_limit_is_an_error(ask, server):
 
 
 @needs_package
+@pytest.mark.parametrize("changes", [{}, {"judge": "judge:other", "price": "1,2"}, {"price": "0,0"}])
+def test_showing_the_cost_needs_no_key_and_asks_nothing(ask, server, monkeypatch, changes):
+    monkeypatch.delenv(serving.KEYS[1])
+    found = ask(spend=0.0, **changes)
+    assert found.preferences == []
+    assert found.stopped == "--spend 0 only shows the cost"
+    assert server.seen == []
+
+
+def test_failures_are_grouped_by_reason_with_the_first_prompts(files, tmp_path):
+    battle = read(*files(), None)
+    reasons = ["no letter"] * 5 + ["too long"] * 2 + [f"odd {i}" for i in range(5)]
+    answers = {item.hash: Answer(failed=why) for item, why in zip(battle.items, reasons, strict=True)}
+    lines = [line for line in Result(battle, answers, {}, Spent(), None, 1.0).details if line.startswith("failed")]
+    shown = ", ".join(f"{item.index} {item.prompt!r}" for item in battle.items[:3])
+    assert lines[0] == f"failed: no letter: 5; prompt {shown}, ..."
+    assert lines[1].startswith("failed: too long: 2; prompt ")
+    assert len(lines) == 6
+    assert lines[-1] == "failed for 2 other reasons: 2"
+
+
+@needs_package
 def test_what_is_shown_beforehand_is_near_what_it_costs(ask):
     """Within 20% on texts of a usual length: the server counts four characters a token, and so do we."""
     long = [row | {"output": f"good {'word ' * 200}{i}"} for i, row in enumerate(rows())]
@@ -418,8 +443,41 @@ def test_a_refused_key_stops_at_once_and_a_dead_server_soon(ask, server):
     server.seen.clear()
     server.always = (500, {}, {"error": "down"})
     with pytest.raises(StagealignError, match="HTTP 500"):
+        ask(workers=4)
+    assert len(server.seen) == 2  # one prompt alone, two attempts
+
+
+@needs_package
+def test_a_judge_that_dies_in_the_middle_is_still_asked_again(ask, server, monkeypatch):
+    whole = server.answer
+
+    def dies(request):
+        if len(server.seen) > 1:
+            server.always = (500, {}, {"error": "down"})
+        return whole(request)
+
+    monkeypatch.setattr(server, "answer", dies)
+    with pytest.raises(StagealignError, match="HTTP 500"):
         ask(workers=1)
-    assert len(server.seen) == 2 * 10  # ten prompts, two attempts each
+    assert len(server.seen) >= 2 + 2 * 9  # it answered, then ten prompts, two attempts each
+    server.always = None
+    monkeypatch.setattr(server, "answer", whole)
+    assert len(ask().preferences) == 12
+
+
+@needs_package
+@pytest.mark.parametrize("judge", ["official", "judge:m"])
+def test_a_judge_that_is_not_there_is_said_within_seconds(files, judge, monkeypatch):
+    """With the attempts and waits of real use: they would take over a minute."""
+    closed = socket.socket()
+    closed.bind(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+    closed.close()
+    request = alpaca.Request(*files(), judge=judge, judge_url=url, spend=1.0, price="1,1")
+    started = time.monotonic()
+    with pytest.raises(StagealignError, match=r"cannot connect.*\(3 attempts\)"):
+        alpaca.evaluate(request)
+    assert time.monotonic() - started < 10
 
 
 @needs_package
@@ -802,7 +860,7 @@ def test_the_command_from_files_to_files(files, server, monkeypatch, capfd):
     outputs, baseline = files()
     words = (outputs, "--baseline", baseline, "--judge", "official", "--judge-url", server.url)
     code, out, err = call(*words, "--spend", "0")
-    assert code == 3
+    assert code == 0
     assert "no win rate, none of 12" in " ".join(out.split())
     assert "asking the judge about 12 of 12 prompts, 0 need no asking; about" in err
     assert "OpenAI's price list" in err

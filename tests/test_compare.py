@@ -64,6 +64,17 @@ def test_what_is_gone_fails_and_what_is_new_does_not(tmp_path, cells):
     assert back.only_second == found.only_first
 
 
+def test_two_cells_that_did_not_move_still_show_their_values(tmp_path, cells, capsys):
+    folder(tmp_path, *cells)
+    assert runs.compare("zephyr-dpo-1on", "zephyr-dpo-1on", "lab", tmp_path) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "boundary score" in said
+    (score,) = [one for one in compare_cells(tmp_path, "lab", "zephyr-dpo-1on", "zephyr-dpo-1on").moved
+                if one.quantity == "boundary score"]  # fmt: skip
+    assert said.count(f"{score.before:.3f}") >= 2
+    assert "3 numbers compared: 0 moved by more than noise (Holm over all), 0 within noise, 3 the same" in said
+
+
 def test_two_cells_are_compared_by_the_policies_they_end_with(tmp_path, cells):
     folder(tmp_path, *cells, *(result("zephyr-dpo-1off", seed) for seed in (0, 1)))
     found = compare_cells(tmp_path, "lab", "zephyr-dpo-1off", "zephyr-dpo-1on")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from stagealign import cli
+from stagealign import cli, show
 from stagealign.comparisons import COLUMNS, WEIGHTS, read_comparisons, read_difficulty, read_weights
 from stagealign.errors import BadData, CannotRun
 from stagealign.lc_win_rate import FITTED, NOT_THEIRS, NOTHING, OFFICIAL, PUBLISHED, lc_win_rates
@@ -418,6 +418,22 @@ def test_the_command_prints_a_table_or_json(tmp_path, difficulty, call):
     assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == json.loads(out)
     assert "32.50 +-" in printed
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_table_is_sorted_by_lc_win_rate_and_fits_80_columns(tmp_path, difficulty, call, monkeypatch):
+    names = ("Some-Model-8x22B-Instruct-v0", "winner", "nothing judged")
+    rows = [*rows_of(names[0]), *rows_of(names[1], (2.0, 1.9, 1.8, 1.9)), *rows_of(names[2], (None, None))]
+    monkeypatch.setattr(show.console, "width", 80)
+    _, out, _ = call(save(tmp_path / "rows.csv", rows), "--difficulty", difficulty)
+    body = out.partition("n: judged prompts")[0].splitlines()
+    shown = [line.split()[0] for line in body if line.strip().startswith(names)]
+    assert shown == [names[1], names[0], "nothing"]
+    assert max(map(len, body)) <= 80
+    (line,) = [line for line in body if names[0] in line]
+    assert line.split()[-1] == "fit"
+    assert "by: fit, fitted; -, no judged rows." in out
+    _, out, _ = call("--help")
+    assert "sorted by the latter" in " ".join(out.split())
 
 
 def test_a_mistake_is_one_message(tmp_path, difficulty, call):

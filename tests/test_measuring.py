@@ -1,6 +1,10 @@
 """The boundary meter as users call it: recorded scores, a real (tiny) policy and oracle, bad input before work."""
 
+import csv
+import io
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -8,8 +12,10 @@ import pytest
 
 from stagealign import measuring
 from stagealign.errors import CannotRun, StagealignError
-from stagealign.measuring import measure_boundary
+from stagealign.measuring import Request, measure_boundary
+from stagealign.report.meter import careful, fact_rows, figure, number, page, percent
 from stagealign.spec import Decoding
+from stagealign.to_judge import write_pairs
 
 
 def write(path, rows):
@@ -90,10 +96,172 @@ def test_a_real_policy_and_reward_are_measured_and_a_second_call_reuses_them(tmp
     assert first.cost["sampled_tokens"] > 0
     assert 0 < first.cost["share_of_dpo_epoch"] < 1
     again = measure_boundary(policy, data, **options)
-    assert again.cost["sampled_tokens"] == 0
+    assert again.cost["sampled_tokens"] == first.cost["sampled_tokens"]
+    assert again.cost["share_of_dpo_epoch"] == first.cost["share_of_dpo_epoch"]
+    assert again.cost["this_call"]["sampled_tokens"] == 0
     assert again.boundary_score == first.boundary_score
     more = measure_boundary(policy, data, **options | {"prompts": 24})
-    assert 0 < more.cost["sampled_tokens"] < first.cost["sampled_tokens"]
+    new = more.cost["this_call"]["sampled_tokens"]
+    assert 0 < new < first.cost["sampled_tokens"]
+    assert more.cost["sampled_tokens"] == first.cost["sampled_tokens"] + new
+    said = dict(fact_rows(again))
+    assert said["cost of this call"].startswith("0 tokens sampled; loading ")
+    assert said["cost of these prompts, over all calls"].startswith(f"{number(first.cost['sampled_tokens'])} tokens")
+    assert said["rows"] == "24 in the data, 20 used, 4 of prompts not chosen"
+    assert said["prompts"] == "20 chosen at random, 20 measured"
+
+
+def test_a_tokenizer_without_a_chat_template_is_told(tmp_path, monkeypatch, policy_and_reward):
+    monkeypatch.setenv("STAGEALIGN_HOME", str(tmp_path / "home"))
+    policy, oracle = policy_and_reward
+    rows = [{"prompt": f"prompt {i}", "chosen": f" good {i}", "rejected": f" bad {i}"} for i in range(4)]
+    data = str(write(tmp_path / "pairs.jsonl", rows))
+    options = {"oracle": oracle, "decoding": Decoding(max_new_tokens=4)}
+    words = "Careful: the policy's tokenizer has no chat template"
+    assert any(line.startswith(words) for line in careful(measure_boundary(policy, data, **options)))
+    meant = measure_boundary(policy, data, template="none", **options)
+    assert not any(line.startswith(words) for line in careful(meant))
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
+def test_pairs_are_written_judged_blind_and_found_again(tmp_path, monkeypatch, policy_and_reward, ending):
+    """A judge that sees only the file prefers the static texts by what they say; the meter knows whose they are."""
+    monkeypatch.setenv("STAGEALIGN_HOME", str(tmp_path / "home"))
+    policy, _ = policy_and_reward
+    rows = [{"prompt": f'=1+{i},\n"x"', "chosen": f"=good({i})\r\n2nd", "rejected": f"-bad {i}"} for i in range(20)]
+    data, file = str(write(tmp_path / "pairs.jsonl", rows)), tmp_path / f"judge{ending}"
+    request = Request(policy, data, prompts=12, decoding=Decoding(max_new_tokens=6))
+    written = write_pairs(request, file)
+    assert (written.pairs, written.prompts, written.failed) == (48, 12, 0)
+    assert "--prompts 12 --max-new-tokens 6 --oracle recorded:" in written.then
+    if ending == ".csv":
+        text = file.read_text(encoding="utf-8-sig")
+        assert not re.search(r'(^|,)"[=+@-]', text, re.MULTILINE)
+        table = list(csv.DictReader(io.StringIO(text, newline="")))
+    else:
+        table = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert list(table[0]) == ["prompt", "a", "b", "preference"]
+    assert not any(row["preference"] for row in table)
+    static = [any(word in row["a"] for word in ("good(", "bad ")) for row in table]
+    assert 12 < sum(static) < 36  # whose is first says nothing
+    prompts = [row["prompt"] for row in table]
+    assert prompts == sorted(prompts, key=prompts.index)  # a prompt's rows stand together
+    for row, first in zip(table, static, strict=True):
+        row["preference"] = "a" if first else "b"
+    judged = tmp_path / f"judged{ending}"
+    if ending == ".csv":
+        with open(judged, "w", encoding="utf-8", newline="") as out:
+            table_writer = csv.DictWriter(out, table[0].keys())
+            table_writer.writeheader()
+            table_writer.writerows(table)
+    else:
+        write(judged, table)
+    options = {"oracle": f"recorded:{judged}", "decoding": request.decoding}
+    found = measure_boundary(policy, data, prompts=12, **options)
+    assert (found.boundary_score, found.prompts_used, found.failures) == (0.0, 12, 0)
+    assert found.cost["this_call"]["sampled_tokens"] == 0
+    assert measure_boundary(policy, data, prompts=5, **options).prompts_used == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "others", "message"),
+    [
+        ({"decide": 0.95}, {}, "--decide with --pairs: not used"),
+        ({"oracle": "reward:x"}, {}, "--oracle with --pairs: not used"),
+        ({}, {"--html": "page.html"}, "--html with --pairs: not used"),
+        ({"policy": None}, {}, "needs --policy and --data"),
+    ],
+)
+def test_pairs_refuse_what_they_have_no_use_for(tmp_path, options, others, message):
+    with pytest.raises(StagealignError, match=message):
+        write_pairs(Request(**{"policy": "p", "data": "d.jsonl", **options}), tmp_path / "new.csv", others=others)
+
+
+def test_pairs_never_overwrite_judgments(tmp_path):
+    file = write(tmp_path / "judge.jsonl", [{"prompt": "p", "a": "x", "b": "y", "preference": "a"}])
+    for path, message in ((file, "is there already"), (tmp_path / "x.txt", "unknown ending; one of .csv, .jsonl")):
+        with pytest.raises(StagealignError, match=message):
+            write_pairs(Request("p", "d.jsonl"), path)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"policy": "p"}, "--policy"),
+        ({"data": "d"}, "--data"),
+        ({"split": "train"}, "--split"),
+        ({"template": "none"}, "--template"),
+        ({"policy_url": "http://x"}, "--policy-url"),
+        ({"decoding": Decoding(temperature=0.1)}, "--temperature, --top-p, --top-k or --max-new-tokens"),
+        ({"judge_url": "http://x"}, "--judge-url"),
+        ({"max_judge_tokens": 5}, "--max-judge-tokens"),
+    ],
+)
+def test_options_that_scored_candidates_do_not_use_are_refused(tmp_path, options, named):
+    file = scored(tmp_path / "scored.jsonl", 3)
+    with pytest.raises(
+        StagealignError, match=f"^{re.escape(named)} with --oracle .*not used.*leave {re.escape(named)}"
+    ):
+        measure_boundary(oracle=f"recorded:{file}", **options)
+
+
+def test_an_oracle_is_known_in_any_letter_case_and_a_near_one_is_suggested(tmp_path):
+    file = scored(tmp_path / "scored.jsonl", 3)
+    assert measure_boundary(oracle=f"Recorded:{file}").prompts_used == 3
+    for name in ("pairm", "llm-blender/PairRM"):
+        with pytest.raises(StagealignError, match="did you mean pairrm"):
+            measure_boundary(oracle=name)
+    with pytest.raises(StagealignError, match="needs --policy and --data"):
+        measure_boundary(oracle="PairRM")
+
+
+def test_pairrm_that_cannot_be_reached_names_a_local_copy(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code = (
+        "from stagealign.measuring import Request, open_oracle\n"
+        "try:\n    open_oracle(Request(oracle='PairRM'))\nexcept Exception as error:\n    print(error)"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "llm-blender/PairRM-hf" in done.stdout
+    assert "a local copy of PairRM is named by --oracle pairrm:PATH" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(0, "0.0%"), (0.00001, "less than 0.01%"), (0.0004, "0.04%"), (0.032, "3.2%"), (0.0996, "10%"), (1.2, "120%"),
+     (123.4, "12,340%")],
+)  # fmt: skip
+def test_shares_are_shown_without_an_exponent(share, shown):
+    assert percent(share) == shown
+
+
+def test_votes_are_shown_without_an_exponent():
+    assert [number(one) for one in (3, 2.5, 1234567.5)] == ["3", "2.5", "1,234,567.5"]
+
+
+def test_counts_are_in_plain_words(tmp_path):
+    rows = [json.loads(line) for line in scored(tmp_path / "s.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows += [{"prompt": "lonely", "source": "on", "completion": "x", "score": 1.0}]
+    file = write(tmp_path / "scored.jsonl", rows)
+    said = dict(fact_rows(measure_boundary(oracle=f"recorded:{file}", decide=0.95)))
+    assert said["rows"].startswith("241 in the data, 240 used, 1 cannot be used (prompt without candidates of source")
+    assert said["prompts"] == "60 in the data, 16 measured, 44 no longer needed"
+    assert said["cost"] == "none: the candidates were scored beforehand"
+    assert not any("{" in value for value in said.values())
+    some = dict(fact_rows(measure_boundary(oracle=f"recorded:{file}", prompts=10)))
+    assert some["prompts"] == "10 chosen at random, 10 measured"
+
+
+def test_the_figure_is_drawn_over_prompts_in_light_and_dark(tmp_path):
+    found = measure_boundary(oracle=f"recorded:{scored(tmp_path / 'scored.jsonl')}")
+    assert len(found.running) == 60
+    drawn = figure(found)
+    assert drawn.startswith("<svg")
+    assert "@media (prefers-color-scheme: dark)" in drawn
+    assert drawn == figure(found)
+    assert "background: #fff" not in page(found)
+    assert "not known" in page(found)  # whether candidates that were scored beforehand had been cut
 
 
 @pytest.mark.parametrize(
@@ -131,8 +299,6 @@ def test_a_folder_that_is_not_there_is_called_one():
 
 
 def test_a_measurement_says_what_was_measured_and_what_to_look_at(tmp_path):
-    from stagealign.report.meter import careful, page
-
     rows = [
         {"prompt": f"p{n}", "source": source, "completion": f"same {source}", "score": 1.0}
         for n in range(20)
@@ -143,7 +309,7 @@ def test_a_measurement_says_what_was_measured_and_what_to_look_at(tmp_path):
     found = measure_boundary(oracle=f"recorded:{file}", decide=0.95)
     assert found.request["oracle"] == f"recorded:{file}"
     assert (found.request["decide"], found.request["seed"]) == (0.95, 0)
-    assert found.request["decoding"]["temperature"] == 0.7
+    assert "decoding" not in found.request  # nothing was sampled
     assert found.request["version"]
     said = careful(found)
     assert any("100% of the comparisons are ties" in line for line in said)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 
 import pytest
 
@@ -54,6 +55,102 @@ def test_a_decision_stops_early_and_names_the_stage(chance, stage):
     assert found.prompts_used < 60
     assert found.decision["decided"]
     assert found.interval[0] <= found.boundary_score <= found.interval[1]
+
+
+def test_prompts_needed_are_told_only_where_nothing_was_decided():
+    assert measure(ITEMS, meter(Coin(0.2)), {}, decide=0.95).decision["prompts_needed"] is None
+    assert measure(ITEMS[:16], meter(Coin(0.6)), {}, decide=0.95).decision["prompts_needed"] > 16
+
+
+def test_a_score_outside_of_its_running_interval_is_explained():
+    """Eight prompts for the policy, then as many against it: the looks have left 0.5, the score is back at it."""
+
+    class Turns:
+        def judge(self, contests):
+            for contest in contests:
+                wins = int(contest.prompt.split()[1]) < 8
+                yield Judged((2.0, 2.0) if wins else (0.0, 0.0), (1.0, 1.0))
+
+    found = measure(ITEMS[:32], meter(Turns()), {}, decide=0.95)
+    assert found.stage == "fine-tuning"
+    low, high = found.interval
+    assert not low <= found.boundary_score <= high
+    (note, *_) = found.notes
+    assert f"the score, {found.boundary_score:.3f}, lies outside of its interval, {low:.3f} to {high:.3f}" in note
+    assert not measure(ITEMS, meter(Coin(0.2)), {}, decide=0.95).notes
+    assert not measure(ITEMS, meter(Coin(0.2)), {}).notes
+
+
+def test_looks_that_rule_out_every_score_are_told():
+    looks, tally, item = Looks.at(0.95, 1), Tally(), Item("k", "p", ("y",))
+    for i in range(200):
+        tally.add(item, Sampled(("x",), 1, 0), Judged((float(i < 100),), (0.5,)))
+        looks.add(tally)
+    assert any("ruled out every score" in line for line in looks.remarks(0.5, 0.5))
+
+
+@pytest.mark.parametrize("decide", [None, 0.95])
+def test_the_running_score_has_a_point_a_prompt_and_not_too_many(decide):
+    short = measure(ITEMS[:40], meter(Coin(0.5)), {}, decide=decide)
+    assert [prompts for prompts, *_ in short.running] == list(range(1, 41))
+    prompts, score, low, high = short.running[-1]
+    assert (prompts, score, (low, high)) == (40, short.boundary_score, short.interval)
+    first = measure(ITEMS[:7], meter(Coin(0.5)), {}, decide=decide)
+    assert short.running[6] == first.running[-1]
+    items = [Item(f"{i:05x}", f"prompt {i}", ("good static", "bad")) for i in range(1000)]
+    long = measure(items, meter(Coin(0.5)), {}, decide=decide)
+    assert len(long.running) <= 200
+    assert long.running[-1][0] == 1000
+    assert [row[0] for row in long.running] == sorted({row[0] for row in long.running})
+
+
+def test_the_cost_is_of_the_measurement_and_of_the_call(tmp_path):
+    """8 tokens a prompt sampled, 5 a verdict billed; each sampled prompt takes a while."""
+
+    class Billed(Coin):
+        tokens = 3  # for a first question
+
+        def judge(self, contests):
+            for verdict in super().judge(contests):
+                self.tokens += 5
+                yield verdict
+
+    def slow(items):
+        time.sleep(0.05)
+        return sampler(items)
+
+    def found(count):
+        oracle = Billed(0.7)
+        kept = kept_at(tmp_path, {"p": 1}, oracle.identity)
+        return measure(ITEMS[:count], Meter(slow, oracle, *kept, lambda: oracle.tokens), {}, epoch_tokens=1000)
+
+    first = found(20).cost
+    assert (first["sampled_tokens"], first["oracle_tokens"]) == (160, 103)
+    assert first["share_of_dpo_epoch"] == 160 / 4000
+    assert first["seconds"]["sampling"] >= 0.05
+    assert first["this_call"]["sampled_tokens"] == 160
+    again = found(20).cost
+    assert (again["sampled_tokens"], again["oracle_tokens"]) == (160, 103)
+    assert again["seconds"] == first["seconds"]
+    assert again["share_of_dpo_epoch"] == first["share_of_dpo_epoch"]
+    assert again["prompts_not_timed"] == 0
+    assert (again["this_call"]["sampled_tokens"], again["this_call"]["oracle_tokens"]) == (0, 3)
+    assert "sampling" not in again["this_call"]["seconds"]
+    more = found(30).cost
+    assert (more["sampled_tokens"], more["this_call"]["sampled_tokens"]) == (240, 80)
+    fewer = found(5).cost
+    assert fewer["sampled_tokens"] == 40
+    assert fewer["seconds"]["sampling"] == pytest.approx(first["seconds"]["sampling"] / 4, abs=0.02)
+
+
+def test_rows_kept_without_their_time_are_counted(tmp_path):
+    sampled, verdicts = kept_at(tmp_path, {"p": 1}, {"kind": "coin"})
+    for item in ITEMS[:3]:
+        (one,) = sampler([item])
+        sampled.add({"key": item.key, "completions": one.completions, "tokens": 8, "truncated": 0})
+    found = measure(ITEMS[:10], meter(Coin(0.7), sampled, verdicts), {})
+    assert found.cost["prompts_not_timed"] == 3
+    assert found.cost["sampled_tokens"] == 80
 
 
 def test_an_undecided_budget_says_how_many_prompts_would_do():

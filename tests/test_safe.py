@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -15,7 +16,7 @@ import pytest
 
 from stagealign import assets, cli, show
 from stagealign.alpaca.result import _encoded
-from stagealign.checkpoints import check_weights
+from stagealign.checkpoints import check_weights, unreadable
 from stagealign.errors import BadAsset, StagealignError
 from stagealign.hidden import without_secrets
 from stagealign.lm import load
@@ -70,8 +71,50 @@ def test_a_pickle_by_any_name_is_refused_and_never_opened(checkpoint, hacked, pr
         with pytest.raises(StagealignError, match="pickle, which may run code, so it was not opened"):
             load(checkpoint)
     weights.rename(checkpoint / "pytorch_model.bin")
-    with pytest.raises(StagealignError, match=r"its weights are a pickle \(pytorch_model\.bin\).*save_pretrained"):
+    with pytest.raises(StagealignError, match=r"its weights are a pickle \(pytorch_model\.bin\).*weights_only=True"):
         load(checkpoint)
+
+
+def test_the_message_for_a_pickle_says_a_command_that_converts_it(checkpoint, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    weights = checkpoint / "model.safetensors"
+    tensors = load_file(weights)
+    torch.save(tensors, checkpoint / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(StagealignError) as refused:
+        load(checkpoint)
+    command = str(refused.value).partition("runs none of it: ")[2]
+    words = shlex.split(command)
+    subprocess.run([sys.executable, *words[1:]], check=True)
+    made = load_file(weights)
+    assert made.keys() == tensors.keys()
+    assert all(torch.equal(made[name], tensors[name]) for name in made)
+    load(checkpoint)
+
+
+def test_the_command_that_converts_runs_nothing_that_is_planted(checkpoint, hacked):
+    import torch
+
+    (checkpoint / "model.safetensors").unlink()
+    torch.save({"weight": Planted(hacked)}, checkpoint / "pytorch_model.bin")
+    with pytest.raises(StagealignError) as refused:
+        load(checkpoint)
+    words = shlex.split(str(refused.value).partition("runs none of it: ")[2])
+    done = subprocess.run([sys.executable, *words[1:]], check=False, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "Weights only load failed" in done.stderr
+
+
+def test_a_checkpoint_without_weights_or_safetensors_is_told_without_stray_advice(checkpoint):
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(StagealignError, match="a folder without weights"):
+        load(checkpoint)
+    theirs = "x does not appear to have a file named model.safetensors. Please do not set `use_safetensors=True`."
+    said = str(unreadable("x", OSError(theirs)))
+    assert "it has no safetensors" in said
+    assert "Please" not in said
 
 
 def test_a_pickle_beside_safetensors_is_not_looked_at(checkpoint, hacked):

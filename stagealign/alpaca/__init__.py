@@ -104,7 +104,7 @@ def check(request: Request) -> tuple[str, str]:
         raise StagealignError(f"--spend {request.spend}: not an amount; give USD, such as 12.50")
     if kind == "judge" and request.spend is not None and request.price is None:
         raise StagealignError(f"--spend {request.spend:g}: the price of {rest!r} is not known; add --price IN,OUT")
-    if kind == "official":
+    if kind == "official" and request.spend != 0:
         _needs_key()
     return kind, rest
 
@@ -125,16 +125,26 @@ def _open(kind: str, rest: str, request: Request) -> Any:
         from stagealign.alpaca.local import open_local
 
         return open_local(rest, annotator)
-    from stagealign.alpaca.asking import OFFICIAL_URL, PRICES, ServedJudge
+    from stagealign.alpaca.asking import OFFICIAL_URL, PRICES, STYLES, ServedJudge
     from stagealign.server import Server
 
     model = annotator.model if kind == "official" else rest
     price = _price(request.price) if request.price else PRICES[model] if kind == "official" else None
     server = Server(request.judge_url or os.environ.get("OPENAI_BASE_URL") or OFFICIAL_URL)
     judge = ServedJudge(kind, model, server, annotator, price, request.spend, request.workers)
-    if kind == "judge":  # the official one is known, and its first question costs money
+    if request.spend == 0:
+        judge.style = next((style for style in STYLES if _kept_as(judge, style)), judge.style)
+    elif kind == "judge":  # the official one is known, and its first question costs money
         judge.check()
     return judge
+
+
+def _kept_as(judge: Any, style: str) -> bool:
+    """Whether answers to questions in this style are kept."""
+    judge.style, before = style, judge.style
+    found = _place(judge.identity).exists()
+    judge.style = before
+    return found
 
 
 def _price(text: str) -> Any:

@@ -15,7 +15,7 @@ from stagealign.alpaca.answers import Answer
 from stagealign.alpaca.official import Official, Question
 from stagealign.alpaca.rows import Item
 from stagealign.errors import StagealignError
-from stagealign.server import RequestFailed, Server, content_of, tokens_of
+from stagealign.server import FIRST_ATTEMPTS, RETRIED, RequestFailed, Server, content_of, tokens_of
 
 OFFICIAL_URL = "https://api.openai.com/v1"
 CHARS_PER_TOKEN = 4.0
@@ -76,6 +76,8 @@ class ServedJudge:
         """Whether a first answer has told the version, which may be that it has none."""
         self.named: str | None = None
         """Version that `check` was answered by."""
+        self.reached = False
+        """Whether the server has answered anything: until then it is asked one question alone, and not for long."""
         self.spent = 0.0
         """USD of this run: by the server's count, and by the estimate where an answer broke off and may be billed."""
 
@@ -105,13 +107,14 @@ class ServedJudge:
         for style in STYLES:
             self.style = style
             try:
-                answer = self._read(question, self._call(question))
+                answer = self._read(question, self._call(question, attempts=FIRST_ATTEMPTS))
             except RequestFailed as error:
                 reason = str(error)
                 if error.status not in (400, 422):  # the server does not know a setting
                     break
                 continue
             self.spent += answer.cost or 0.0
+            self.reached = True
             if answer.preference is not None:
                 self.named = answer.served
                 return
@@ -138,10 +141,11 @@ class ServedJudge:
         with ThreadPoolExecutor(self.workers, thread_name_prefix="judge") as pool:
             try:
                 while True:
-                    while place < len(questions) and len(waiting) < self.workers:
+                    while place < len(questions) and len(waiting) < (self.workers if self.reached else 1):
                         if not self._affordable(questions[place], waiting.values()):
                             break
-                        waiting[pool.submit(self._call, questions[place], stop)] = questions[place]
+                        attempts = None if self.reached else FIRST_ATTEMPTS
+                        waiting[pool.submit(self._call, questions[place], stop, attempts)] = questions[place]
                         place += 1
                     if not waiting:
                         break
@@ -154,6 +158,8 @@ class ServedJudge:
                 stop.set()
                 for future in wait(waiting).done:
                     self._settled(future, waiting[future], keep)
+        if place < len(questions) and self.spend == 0:
+            return "--spend 0 only shows the cost"
         if place < len(questions):
             return f"the next question could pass the limit of ${self.spend:g} (spent: ${self.spent:.2f})"
         return None
@@ -166,6 +172,8 @@ class ServedJudge:
         """Whether the limit holds even if this and all under way had a token a byte, which no tokenizer exceeds."""
         if self.spend is None or self.price is None:
             return True
+        if self.spend == 0:  # only shows the cost, also of a judge that is free
+            return False
         asked = [question, *waiting]
         tokens = sum(one.bytes + FRAME_TOKENS for one in asked)
         return self.spent + self.price.of(tokens, len(asked) * self.settings["max_tokens"]) <= self.spend
@@ -173,11 +181,13 @@ class ServedJudge:
     def _tokens(self, question: Question) -> float:
         return question.chars / CHARS_PER_TOKEN + FRAME_TOKENS / 2
 
-    def _call(self, question: Question, stop: threading.Event | None = None) -> dict[str, Any]:
+    def _call(
+        self, question: Question, stop: threading.Event | None = None, attempts: int | None = None
+    ) -> dict[str, Any]:
         """The body of the server's answer. Raises RequestFailed."""
         if not question.messages:
             raise RequestFailed("the official prompt cannot carry these texts", status=0)
-        return self.server.chat(self.model, question.messages, self.settings, stop)
+        return self.server.chat(self.model, question.messages, self.settings, stop, attempts)
 
     def _read(self, question: Question, body: Mapping[str, Any]) -> Answer:
         """What the server's answer says; the package's parser is not for threads."""
@@ -218,10 +228,13 @@ class ServedJudge:
         fatal = False
         try:
             answer = self._read(question, future.result())
+            self.reached = True
             self.spent += answer.cost or 0.0
         except RequestFailed as error:
             answer = Answer(failed=str(error))
-            fatal = error.status in FATAL
+            gone = not error.answered and (error.status is None or error.status in RETRIED)
+            fatal = error.status in FATAL or (gone and not self.reached)
+            self.reached |= not gone and error.status != 0
             if error.status is None and self.price is not None:  # sent, not answered: it may be billed
                 self.spent += self.estimate([question])[1] or 0.0
         keep(question, answer)

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
@@ -15,12 +15,15 @@ from stagealign.atomic import write_bytes
 from stagealign.errors import BadData
 from stagealign.statistics import mean_metric
 from stagealign.store import code_version, package_versions
+from stagealign.tables import EXAMPLES, no_formula, short
 
 SCHEMA = 1
 FAILURES_ALLOWED = 0.01
 """Share of prompts without a preference above which a result is unreliable."""
 ENDINGS = (".parquet", ".jsonl", ".csv")
 UNASKED = "not asked"
+REASONS = 5
+"""Reasons for failures that are shown; the record has all."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,7 @@ class Result:
             lines.append(f"cost: ${self.cost_now:.2f} in this call, ${self.spent.cost or 0:.2f} for all answers kept")
         if self.stopped:
             lines.append(f"stopped: {self.stopped}; all answers are kept, the same command goes on")
-        reasons = Counter(reason for _, reason in self.failed if reason != UNASKED)
-        lines += [f"failed: {reason} ({count}x)" for reason, count in reasons.most_common(3)]
+        lines += self._failures()
         if self.drawn:
             lines.append(f"equal texts, counted as draws: {self.drawn}")
         if self.garbled:
@@ -120,6 +122,20 @@ class Result:
         if self.damaged:
             lines.append(f"damaged lines among the kept answers, asked again: {self.damaged}")
         return lines
+
+    def _failures(self) -> list[str]:
+        """A line a reason, the most frequent first, with how many prompts failed for it and the first few of them."""
+        reasons: dict[str, list[Item]] = defaultdict(list)
+        for item, reason in self.failed:
+            if reason != UNASKED:
+                reasons[reason].append(item)
+        ranked = sorted(reasons.items(), key=lambda one: -len(one[1]))
+        lines = []
+        for reason, items in ranked[:REASONS]:
+            some = ", ".join(f"{item.index} {short(item.prompt)}" for item in items[:EXAMPLES])
+            lines.append(f"failed: {reason}: {len(items)}; prompt {some}{', ...' * (len(items) > EXAMPLES)}")
+        rest = sum(len(items) for _, items in ranked[REASONS:])
+        return [*lines, f"failed for {len(ranked) - REASONS} other reasons: {rest}"] if rest else lines
 
     def plain(self) -> dict[str, Any]:
         """The record, as JSON has it."""
@@ -208,7 +224,7 @@ def _encoded(table: Sequence[Mapping[str, Any]], ending: str) -> bytes:
     import pandas as pd
 
     if ending == ".csv":
-        table = [{name: _no_formula(value) for name, value in row.items()} for row in table]
+        table = [{name: no_formula(value) for name, value in row.items()} for row in table]
     frame = pd.DataFrame(table).astype({"preference": "float64"})
     data = io.BytesIO()
     if ending == ".csv":
@@ -216,8 +232,3 @@ def _encoded(table: Sequence[Mapping[str, Any]], ending: str) -> bytes:
     else:
         frame.to_parquet(data, index=False)
     return data.getvalue()
-
-
-def _no_formula(value: Any) -> Any:
-    """Text that a spreadsheet would take for a formula with an apostrophe before it; all else as it is."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

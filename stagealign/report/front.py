@@ -15,6 +15,10 @@ BLOCK = re.compile(r"(<!-- demo:[^>]*-->\n).*?(<!-- /demo -->)", re.DOTALL)
 METER = re.compile(r"(<!-- meter:[^>]*-->\n).*?(<!-- /meter -->)", re.DOTALL)
 SPEED = re.compile(r"(<!-- speed:[^>]*-->\n).*?(<!-- /speed -->)", re.DOTALL)
 FIGURE = "boundary.svg"
+BETTER = (
+    "`better` is by the 95% interval of each row's own difference; the report's verdicts are corrected for all claims\n"
+    "together (Holm), so a row that is decided here can be under-powered there."
+)
 
 
 def with_demo(readme: str, results: Path, cells: Sequence[Cell], reports: str) -> str:
@@ -30,7 +34,8 @@ def with_demo(readme: str, results: Path, cells: Sequence[Cell], reports: str) -
     lines = ["| " + " | ".join(SummaryRow.HEADINGS) + " |", "|" + "---|" * len(SummaryRow.HEADINGS)]
     lines += ["| " + " | ".join(cell or DASH for cell in row.cells) + " |" for row in rows]
     scale = cells[0].scale.key
-    text = "\n".join(lines) + f"\n\n![Boundary score by round, lab stand-ins]({reports}/{scale}/{FIGURE})\n"
+    figure = f"![Boundary score by round, lab stand-ins]({reports}/{scale}/{FIGURE})\n"
+    text = "\n".join([*lines, "", BETTER, "", figure])
     text += _central(results, scale)
     return BLOCK.sub(lambda found: found[1] + text + found[2], readme)
 
