@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from stagealign.checkpoints import check_missing, check_weights, read_config, read_tokenizer, unreadable
 from stagealign.errors import BadData, Damaged, StagealignError
@@ -119,6 +119,8 @@ def load_shape(folder: str | Path) -> LanguageModel:
     check_tokenizer(tokenizer, str(folder))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(read_config(str(folder)), trust_remote_code=False)
+    if (Path(folder) / "generation_config.json").exists():  # its end tokens: see `end_ids`
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return LanguageModel(model, tokenizer)
 
 
@@ -144,6 +146,16 @@ def end_ids(lm: LanguageModel) -> list[int]:
     configured = getattr(lm.model.generation_config, "eos_token_id", None)
     others = configured if isinstance(configured, list) else [configured]
     return sorted({lm.tokenizer.eos_token_id, *(one for one in others if one is not None)})
+
+
+def check_context(lm: LanguageModel, prompt_tokens: int, new_tokens: int) -> None:
+    """Raises BadData where the longest prompt and what is to be sampled do not fit the model's context."""
+    limit = lm.model.config.max_position_embeddings
+    if prompt_tokens + new_tokens > limit:
+        raise BadData(
+            f"a prompt of {prompt_tokens} tokens and {new_tokens} new ones: the context is {limit}; drop long prompts "
+            "or lower max_new_tokens"
+        )
 
 
 def trunk_of(model: PreTrainedModel, top_layers: int) -> PreTrainedModel:

@@ -45,6 +45,9 @@ BUILDERS = {
     "annotations": Builder("stagealign.alpaca.gold:annotate"),
 }
 
+ENGINES = {"vllm": Builder("stagealign.vllm_sample:build"), "served": Builder("stagealign.served:build")}
+"""Builders of `candidates` by engines other than our own sampler, by `Engine.key`."""
+
 TASKS: Mapping[str, Mapping[str, Builder]] = {
     "films": {
         "prompts": Builder("stagealign.sources:build_films"),
@@ -338,8 +341,13 @@ class _Lines:
         return self._make("data", f"{here}/data", BUILDERS["data"], known, **made)
 
     def _folder(self, number: int, source: Source, start: Artifact) -> str:
-        """Where a round stands: below the policy that it starts from, so that cells share what they have in common."""
-        return f"{self._place(start)}/{number}{source.key}"
+        """Where a round stands: below the policy that it starts from, so that cells share what they have in common.
+
+        What another engine than our own sampler has sampled stands elsewhere.
+        """
+        sampled = source.on_policy or source.sampled_from
+        engine = f"_{self.scale.engine.key}" if self.scale.engine and sampled else ""
+        return f"{self._place(start)}/{number}{source.key}{engine}"
 
     def _place(self, policy: Artifact) -> str:
         """Where what is made from a policy stands; a starting policy serves every preference, all else one."""
@@ -402,11 +410,14 @@ class _Lines:
             "seed": stream(self.seed, kind),
             "dtype": self.training.dtype,
         }
-        return self._make(kind, path, BUILDERS["candidates"], params, policy=policy, prompts=prompts)
+        builder, engine = BUILDERS["candidates"], self.scale.engine
+        if engine:
+            builder, params = ENGINES[engine.key], params | {"engine": engine}
+        return self._make(kind, path, builder, params, policy=policy, prompts=prompts)
 
     def _scores(self, policy: Artifact, reference: Artifact | None) -> Artifact:
         """Completions on held-out prompts, the oracle's votes on them, and the numbers that follow."""
-        folder = self._place(policy)
+        folder = self._place(policy) + (f"/{self.scale.engine.key}" if self.scale.engine else "")
         evaluation = self.scale.evaluation
         completions = self._sample(
             "completions", f"{folder}/completions", policy, self.held_out, HELD_OUT, evaluation.completions

@@ -8,7 +8,7 @@ from stagealign import assets, capability, registry, show
 from stagealign.atomic import write_text
 from stagealign.devices import Devices, gpu_count
 from stagealign.devices import check as check_devices
-from stagealign.errors import BadData, CannotRun
+from stagealign.errors import BadData, CannotRun, StagealignError
 from stagealign.execute import Outcome, execute
 from stagealign.lc_win_rate import writable
 from stagealign.pipeline import BUILDERS, Run, result, unfinished
@@ -73,6 +73,28 @@ def _share(plan: Plan, spend: float | None) -> float | None:
             f"that it may cost, such as --spend {1.2 * dollars:.0f}"
         )
     return spend / asked if asked and spend is not None else None
+
+
+def sampled(cells: Sequence[Cell], sampler: str, policy_url: str | None) -> list[Cell]:
+    """The cells as `--sampler` and `--policy-url` change them.
+
+    Raises StagealignError, before any work, where the sampler is unknown, not installed, or does not answer as needed.
+    """
+    if sampler not in ("transformers", "vllm"):
+        raise StagealignError(f"--sampler {sampler!r}: unknown; transformers (our own), vllm, or --policy-url URL")
+    if policy_url:
+        from stagealign import served
+
+        if sampler != "transformers":
+            raise StagealignError(f"--sampler {sampler} and --policy-url: two samplers; name one")
+        engine = served.engine(policy_url, cells[0].scale.decoding, Store().home)
+    elif sampler == "vllm":
+        from stagealign import vllm_sample
+
+        engine = vllm_sample.engine()
+    else:
+        return list(cells)
+    return registry.sampled_by(cells, engine)
 
 
 def plan(
