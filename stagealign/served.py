@@ -149,7 +149,7 @@ class ServedPolicy:
     ):
         """`style` where it is known already; `ends`: end tokens that a `generation_config` tells the server."""
         self.name, self.server, self.decoding, self.seed = name, server, decoding, seed
-        self.ends, self.kept = list(ends), kept or Answers(None)
+        self.ends, self.kept = list(ends), Answers(None) if kept is None else kept
         self.style, self.served = self._first(STYLES if style is None else {style: STYLES[style]})
 
     @cached_property
@@ -321,6 +321,7 @@ def build(work: Work) -> dict[str, Any]:
         raise StagealignError("samples of a served policy: no server is named; add --policy-url URL")
     folder, decoding = work.inputs["policy"], Decoding(**work.params["decoding"])
     shape = lm.load_shape(folder)
+    lm.check_ends(shape, str(folder))
     if not shape.tokenizer.chat_template:
         raise StagealignError(
             f"policy {folder}: its tokenizer has no chat template, and a server puts one around every prompt; leave "

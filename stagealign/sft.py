@@ -8,7 +8,17 @@ import torch
 from stagealign import assets
 from stagealign.errors import CannotRun, StagealignError
 from stagealign.finite import stop_unless_finite
-from stagealign.lm import LanguageModel, check_tokenizer, freeze_below, link, load, save
+from stagealign.lm import (
+    LanguageModel,
+    check_ends,
+    check_tokenizer,
+    freeze_below,
+    link,
+    load,
+    load_shape,
+    save,
+    turn_end,
+)
 from stagealign.records import read_dicts
 from stagealign.spec import stream
 from stagealign.store import Work
@@ -158,6 +168,7 @@ def build_start(work: Work) -> dict[str, Any]:
         freeze_below(lm.model, top)
     if work.params.get("template"):
         lm.tokenizer.chat_template = TEMPLATES[work.params["template"]]
+    end = close_turns(lm)
     rows = [
         row
         if "messages" in row
@@ -196,7 +207,22 @@ def build_start(work: Work) -> dict[str, Any]:
     lm.model.eval()
     save(lm, work.out, top_layers=top)
     curve = [round(float(entry["loss"]), 4) for entry in trainer.state.log_history if "loss" in entry]
-    return {"rows": len(rows), "curve": curve}
+    return {"rows": len(rows), "curve": curve} | ({"eos": end} if end else {})
+
+
+def close_turns(lm: LanguageModel) -> str | None:
+    """The new EOS token where a base model's own is not the one that its template ends a turn with, else None.
+
+    Such a model (Qwen1.5's base, by its published files) learns in SFT to end with the template's token, and is then
+    read, sampled and trained with that one.
+    """
+    end = turn_end(lm.tokenizer, "SFT")
+    if end is None or end == lm.tokenizer.eos_token_id:
+        return None
+    token = str(lm.tokenizer.convert_ids_to_tokens(end))
+    lm.tokenizer.eos_token = token
+    lm.model.config.eos_token_id = lm.model.generation_config.eos_token_id = end
+    return token
 
 
 def build_link(work: Work) -> dict[str, Any]:
@@ -204,4 +230,5 @@ def build_link(work: Work) -> dict[str, Any]:
     for file in Path(work.inputs["weights"]).iterdir():
         if file.name != "record.json":
             link(file, work.out / file.name)
+    check_ends(load_shape(work.out), str(work.inputs["weights"]))
     return {}

@@ -94,6 +94,7 @@ def build(work: Work) -> dict[str, Any]:
     if (now.version, now.settings) != (planned["version"], planned["settings"]):
         raise CannotRun(f"vLLM {now.version} is here, planned was {planned['version']} or other settings; run again")
     shape = lm.load_shape(work.inputs["policy"])
+    lm.check_ends(shape, str(work.inputs["policy"]))
     prompts = asked_prompts(work.inputs["prompts"], work.params["splits"])
     ids = {prompt.hash: shape.prompt_ids(prompt.text) for prompt in prompts}
     decoding = Decoding(**work.params["decoding"])

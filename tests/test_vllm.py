@@ -12,6 +12,8 @@ import textwrap
 from dataclasses import replace
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from stagealign import lm, registry, vllm_sample, vllm_worker
 from stagealign.devices import Devices
@@ -115,8 +117,12 @@ def fake(tmp_path, monkeypatch):
 
 @pytest.fixture
 def work(tmp_path, tiny):
-    """Factory of the work of sampling a tiny policy on PROMPTS."""
+    """Factory of the work of sampling a tiny policy on PROMPTS; its heads are as wide as vLLM's attention needs."""
     model = tiny(chat=True)
+    config = model.model.config
+    config.head_dim = 64
+    torch.manual_seed(0)
+    model = replace(model, model=AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval())
     model.model.generation_config.eos_token_id = ENDS
     lm.save(model, tmp_path / "policy")
     (tmp_path / "prompts").mkdir()
@@ -335,8 +341,6 @@ def test_a_real_vllm(work, tiny, tmp_path, monkeypatch):
 
 
 def check_logps(model, rows):
-    import torch
-
     for one in rows:
         prompt = model.prompt_ids(one.prompt)
         assert not set(one.token_ids) & set(ENDS)
