@@ -1,5 +1,9 @@
 """The order of things: which artifacts a cell is made of, and the result that its run writes.
 
+Sampling and labelling of a round are two artifacts, one after the other: in 39 rounds of the lab labelling took 0.9 s
+beside 1,605 s of sampling (0.06%), at paper scale it is 0.10 of 1.61 H200-hours by estimate, and on one device an
+overlap gains nothing. What other cells need runs beside both.
+
 Main path: pairs (static, or sampled and ranked) -> reference -> policy, once a round; then completions -> scores.
 Cells share artifacts by sharing paths: everything above the round where two schedules part is built once.
 """

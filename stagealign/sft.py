@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from stagealign import assets
+from stagealign.checkpoints import read_config, read_tokenizer
 from stagealign.errors import CannotRun, StagealignError
 from stagealign.finite import stop_unless_finite
 from stagealign.lm import (
@@ -53,6 +54,7 @@ TEMPLATES = {
 }
 """Chat templates that a base model gets before SFT. Source: the shape of zephyr-7b's turns."""
 
+SMALL_FILES = ["*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt"]
 CHECKPOINT_FILES = ["*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt"]
 
 
@@ -62,6 +64,37 @@ def build_checkpoint(work: Work) -> dict[str, Any]:
     Nothing is put in its place where it cannot be had. Raises CannotRun for a gated or absent checkpoint, a revision
     that is gone, or a hub out of reach.
     """
+    from transformers import AutoTokenizer
+
+    name, revision = work.params["checkpoint"], work.params["revision"]
+    folder = _snapshot(name, revision, CHECKPOINT_FILES)
+    if not any(folder.glob("*.safetensors")):
+        raise CannotRun(f"{_asked(name, revision)}: no *.safetensors in it; name a revision that has them")
+    for file in folder.iterdir():
+        if file.is_file():
+            link(file.resolve(), work.out / file.name)
+    check_tokenizer(AutoTokenizer.from_pretrained(work.out, trust_remote_code=False), name)
+    return {"weights": "published", "revision": folder.name}
+
+
+def check_checkpoint(name: str, revision: str | None, as_is: bool) -> None:
+    """Raises StagealignError where a published checkpoint cannot be had, or its tokenizer or template not be used.
+
+    Fetches its small files alone. One that is a policy `as_is`, without SFT, must have a template and end by it.
+    """
+    folder = str(_snapshot(name, revision, SMALL_FILES))
+    read_config(folder)
+    check_tokenizer(read_tokenizer(folder), name, chat=as_is)
+    if as_is:
+        check_ends(load_shape(folder), name)
+
+
+def _asked(name: str, revision: str | None) -> str:
+    return f"checkpoint {name!r} at {revision or 'its newest revision'}"
+
+
+def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
+    """Folder of a checkpoint's files, from the hub or its cache. Raises CannotRun with what to do."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -70,12 +103,10 @@ def build_checkpoint(work: Work) -> dict[str, Any]:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from transformers import AutoTokenizer
 
-    name, revision = work.params["checkpoint"], work.params["revision"]
-    asked = f"checkpoint {name!r} at {revision or 'its newest revision'}"
+    asked = _asked(name, revision)
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=CHECKPOINT_FILES))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except GatedRepoError as error:
         raise CannotRun(f"{asked}: gated; accept its licence on the hub, then set HF_TOKEN") from error
     except RevisionNotFoundError as error:
@@ -86,13 +117,6 @@ def build_checkpoint(work: Work) -> dict[str, Any]:
         raise CannotRun(
             f"{asked}: not in the hub's cache, and the hub is out of reach; set HF_HUB_OFFLINE=0, or copy the cache"
         ) from error
-    if not any(folder.glob("*.safetensors")):
-        raise CannotRun(f"{asked}: no *.safetensors in it; name a revision that has them")
-    for file in folder.iterdir():
-        if file.is_file():
-            link(file.resolve(), work.out / file.name)
-    check_tokenizer(AutoTokenizer.from_pretrained(work.out, trust_remote_code=False), name)
-    return {"weights": "published", "revision": folder.name}
 
 
 def build_shape(work: Work) -> dict[str, Any]:

@@ -5,10 +5,11 @@ import pytest
 import torch
 from huggingface_hub import errors
 
-from stagealign import lm, sft
+from stagealign import lm, registry, runs, sft
 from stagealign.errors import CannotRun, StagealignError
+from stagealign.plan import make_plan
 from stagealign.records import write_rows
-from stagealign.store import Work
+from stagealign.store import Store, Work
 
 COMMIT = "a" * 40
 
@@ -63,6 +64,49 @@ def test_what_cannot_be_had_is_named_with_its_fix(error, words, tmp_path, monkey
     with pytest.raises(CannotRun, match=words) as caught:
         build(tmp_path, "b" * 40)
     assert "checkpoint 'a/b' at bbbb" in str(caught.value)
+
+
+def planned(scale, k, tmp_path):
+    cells = registry.select(scale, k)
+    return make_plan(cells, (0,), Store(tmp_path / "home"))
+
+
+@pytest.mark.parametrize(("cell", "as_is"), [("zephyr-dpo-1off", True), ("phi2-dpo-1off", False)])
+def test_what_a_run_would_fetch_is_looked_at_before_anything_is_built(cell, as_is, snapshot, tmp_path):
+    """A policy as it is needs a template and its end token; one that SFT makes gets both there."""
+    folder, asked = snapshot
+    plan = planned("paper", cell, tmp_path)
+    if as_is:
+        with pytest.raises(StagealignError, match="no chat template; add"):
+            runs.check_checkpoints(plan)
+    else:
+        runs.check_checkpoints(plan)
+    tokenizer = with_template(lm.load(folder), "other end").tokenizer
+    tokenizer.save_pretrained(folder)
+    if as_is:
+        with pytest.raises(StagealignError, match="ends a turn with 'a1'"):
+            runs.check_checkpoints(plan)
+    else:
+        runs.check_checkpoints(plan)
+    with_template(lm.load(folder), "own end").tokenizer.save_pretrained(folder)
+    runs.check_checkpoints(plan)
+    checkpoint = registry.cell(cell, "paper").checkpoint
+    assert set(asked) == {(checkpoint.source, checkpoint.revision)}
+    assert not (tmp_path / "home").exists()
+    asked.clear()
+    runs.check_checkpoints(planned("lab", "zephyr-dpo-1off", tmp_path))
+    assert not asked
+
+
+def test_a_disk_without_room_for_the_plan_is_named_before_anything_is_built(tmp_path, monkeypatch):
+    monkeypatch.setenv("STAGEALIGN_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**20}))
+    (cell,) = registry.select("lab", "zephyr-dpo-1off")
+    with pytest.raises(
+        CannotRun, match=r"disk: \d+ artifacts need \d\.\d GiB below .*home, 0\.0 GiB are free; free some"
+    ):
+        runs.run(cell.scale, [cell], (0,), tmp_path / "results", 1)
+    assert not (tmp_path / "home").exists()
 
 
 def test_pickled_weights_are_refused(snapshot, tmp_path):

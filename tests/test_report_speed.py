@@ -114,7 +114,9 @@ def test_the_readme_has_the_table_between_its_markers(results):
     assert "old" not in new
     assert "a &lt;made-up&gt; processor" in new
     assert re.search(r"\| training, Pythia-14m shape \| TRL \| 12.0x .*10x: reached \|\n", new)
-    assert "GPU: not measured; `make speed DEVICE=cuda` fills it. Not measured yet: training, Pythia-160m shape; " in new
+    assert (
+        "GPU: not measured; `make speed DEVICE=cuda` fills it. Not measured yet: training, Pythia-160m shape; " in new
+    )
     assert with_speed(new, results) == new
     assert with_speed("no markers\n", results) == "no markers\n"
 
