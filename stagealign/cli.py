@@ -67,6 +67,12 @@ def run(
     spend: Annotated[
         float | None, typer.Option(help="USD that a paid judge may cost in all; asked for where it is needed.", min=0)
     ] = None,
+    sampler: Annotated[
+        str, typer.Option(help="What samples: transformers (our own sampler) or vllm; gives cells of their own.")
+    ] = "transformers",
+    policy_url: Annotated[
+        str | None, typer.Option(help="Server that samples instead, loading each policy by its folder.")
+    ] = None,
     results: Results = Path("results"),
 ) -> None:
     """Runs cells: builds what is missing, writes one result file a cell and seed."""
@@ -76,9 +82,9 @@ def run(
     from stagealign.devices import Devices
 
     chosen = registry.scale(scale)
-    cells = registry.adapted(registry.select(scale, k), peft)
+    cells = runs.sampled(registry.adapted(registry.select(scale, k), peft), sampler, policy_url)
     own = chosen.seeds if seeds is None else tuple(range(seeds))
-    spread = Devices(devices, sharding, micro_batch, activation_checkpointing, tuple(shlex.split(launcher)))
+    spread = Devices(devices, sharding, micro_batch, activation_checkpointing, tuple(shlex.split(launcher)), policy_url)
     outcome = runs.run(chosen, cells, own, results, workers, dry_run, again, capability, spread, spend)
     raise typer.Exit(1 if outcome.failed else 0)
 

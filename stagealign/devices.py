@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +40,8 @@ class Devices:
     activation_checkpointing: bool = False
     launcher: tuple[str, ...] = ()
     """The user's own command that starts the processes, such as `torchrun --nproc-per-node 8`."""
+    policy_url: str | None = None
+    """Of the server that samples, where one does; which engine it is is identity, where it stands is not."""
 
     @property
     def launched(self) -> bool:
@@ -165,6 +168,42 @@ def _run(words: list[str], said: Any, count: int) -> int:
         raise
     finally:
         _end(process)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process of several that work side by side."""
+
+    words: list[str]
+    environment: dict[str, str]
+    log: Path
+
+
+def run_all(jobs: Sequence[Job]) -> list[int]:
+    """Exit codes of processes that know nothing of each other: none waits for another.
+
+    Once one fails the others are ended, and all end when this one does, or is told to. Raises StagealignError where a
+    command cannot be started.
+    """
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        with _told_to_end():
+            for job in jobs:
+                with job.log.open("w", encoding="utf-8") as said:
+                    running.append(subprocess.Popen(job.words, stdout=said, stderr=said, env=job.environment))
+            while any(one.poll() is None for one in running) and not any(one.poll() for one in running):
+                time.sleep(0.1)
+    except OSError as error:
+        raise StagealignError(f"{jobs[0].words[0]}: {error.strerror}; name a program that is installed") from error
+    except _Told:
+        for one in running:
+            _end(one)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise
+    finally:
+        for one in running:
+            _end(one)
+    return [one.returncode for one in running]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

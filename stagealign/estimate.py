@@ -11,6 +11,8 @@ from stagealign.store import Artifact
 
 MICRO_PAIRS = 1
 """Pairs in one forward on a GPU; execution, so memory is that of the least that works."""
+SAMPLERS = ("sample", "vllm_sample", "served")
+"""Rooms whose `build` samples; the formula is that of our own sampler."""
 SAMPLED_ROWS = 256
 """Candidates that are sampled side by side."""
 TEXT_BYTES = 12
@@ -76,7 +78,7 @@ def estimate(artifact: Artifact, scale_key: str) -> Estimate:
     """The cost of building `artifact`; nothing is known of a kind that no formula names, and it counts as free."""
     module, _, name = artifact.builder.function.removeprefix("stagealign.").partition(":")
     kind = "weights" if _FORMULAS.get(name) is _weights else artifact.path.rpartition("/")[2]
-    found = _FORMULAS.get(name if module != "sample" else "sample", _nothing)(artifact, scale_key)
+    found = _FORMULAS.get("sample" if module in SAMPLERS else name, _nothing)(artifact, scale_key)
     light = LIGHT.get(name, 0.0) if scale_key != "paper" else 0.0
     return Estimate(kind, light=light, **found)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from stagealign.checkpoints import check_missing, check_weights, read_config, read_tokenizer, unreadable
 from stagealign.errors import BadData, Damaged, StagealignError
@@ -119,6 +119,8 @@ def load_shape(folder: str | Path) -> LanguageModel:
     check_tokenizer(tokenizer, str(folder))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(read_config(str(folder)), trust_remote_code=False)
+    if (Path(folder) / "generation_config.json").exists():  # its end tokens: see `end_ids`
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return LanguageModel(model, tokenizer)
 
 
@@ -137,6 +139,62 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, chat: bool = 
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.chat_template:
+        check_template(tokenizer, name)
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raises StagealignError where a chat template cannot be used: it fails, or leaves out how an answer starts.
+
+    A template that ends the user's turn so that the answer follows at once (`[/INST]`) needs no generation prompt.
+    """
+    bare, full = _rendered(tokenizer, name, USER), _rendered(tokenizer, name, [*USER, ANSWER])
+    prompt = _rendered(tokenizer, name, USER, add_generation_prompt=True)
+    follows = full.startswith(prompt) and full[len(prompt) :].lstrip().startswith(ANSWER["content"])
+    if prompt == bare and not follows:
+        raise StagealignError(
+            f"checkpoint {name!r}: its chat template has no generation prompt, so a policy would go on with the user's "
+            "turn; add one under `{% if add_generation_prompt %}` in chat_template.jinja"
+        )
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase, name: str) -> int | None:
+    """Id of the special token that the chat template puts after an answer; None where it puts none there."""
+    if not tokenizer.chat_template:
+        return None
+    after = _rendered(tokenizer, name, [*USER, ANSWER]).rpartition(ANSWER["content"])[2]
+    ids = tokenizer(after.strip(), add_special_tokens=False).input_ids
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    return int(ids[0]) if ids and ids[0] in special | set(tokenizer.all_special_ids) else None
+
+
+def check_ends(lm: LanguageModel, name: str) -> None:
+    """Raises StagealignError where the token that ends a turn in the chat template would not end a completion."""
+    end = turn_end(lm.tokenizer, name)
+    if end is not None and end not in end_ids(lm):
+        ours, theirs = lm.tokenizer.eos_token, lm.tokenizer.convert_ids_to_tokens(end)
+        raise StagealignError(
+            f"checkpoint {name!r}: its chat template ends a turn with {theirs!r}, its EOS token is {ours!r}, so no "
+            f"completion would end; set `eos_token` in tokenizer_config.json to {theirs!r}, or add {end} to "
+            "`eos_token_id` in generation_config.json"
+        )
+
+
+USER = [{"role": "user", "content": "Hello"}]
+ANSWER = {"role": "assistant", "content": "stagealign"}
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, name: str, turns: Sequence[Mapping[str, str]], **options: bool
+) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, **options))
+    except (TemplateError, TypeError, KeyError) as error:
+        raise StagealignError(
+            f"checkpoint {name!r}: its chat template fails ({str(error)[:200]}); correct chat_template.jinja"
+        ) from error
 
 
 def end_ids(lm: LanguageModel) -> list[int]:
@@ -144,6 +202,16 @@ def end_ids(lm: LanguageModel) -> list[int]:
     configured = getattr(lm.model.generation_config, "eos_token_id", None)
     others = configured if isinstance(configured, list) else [configured]
     return sorted({lm.tokenizer.eos_token_id, *(one for one in others if one is not None)})
+
+
+def check_context(lm: LanguageModel, prompt_tokens: int, new_tokens: int) -> None:
+    """Raises BadData where the longest prompt and what is to be sampled do not fit the model's context."""
+    limit = lm.model.config.max_position_embeddings
+    if prompt_tokens + new_tokens > limit:
+        raise BadData(
+            f"a prompt of {prompt_tokens} tokens and {new_tokens} new ones: the context is {limit}; drop long prompts "
+            "or lower max_new_tokens"
+        )
 
 
 def trunk_of(model: PreTrainedModel, top_layers: int) -> PreTrainedModel:

@@ -337,6 +337,8 @@ def _loaded(request: Request, settings: Mapping[str, Any]) -> Policy:
     name = str(request.policy)
     weights = weights_identity(name, read_config(name))
     model = lm.load(name)
+    if request.template == "auto":
+        lm.check_ends(model, name)
     if torch.cuda.is_available():
         model.model.to("cuda")
 

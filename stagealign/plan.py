@@ -115,6 +115,16 @@ def lacking(scale: Scale, cells: Iterable[Cell], disk: float, artifacts: Iterabl
     return missing + [f"{name}: not part of this version" for name in absent(artifacts)]
 
 
+def check_room(plan: Plan, needed: float, home: Path) -> None:
+    """Raises CannotRun where the disk has no room for what the plan would write, `needed` bytes by estimate."""
+    free = shutil.disk_usage(next(one for one in (home, *home.parents) if one.exists())).free
+    if free < needed:
+        raise CannotRun(
+            f"disk: {len(plan.missing)} artifacts need {needed / 2**30:.1f} GiB below {home}, {free / 2**30:.1f} GiB "
+            "are free; free some space, point STAGEALIGN_HOME elsewhere, or choose fewer cells with -k"
+        )
+
+
 def absent(artifacts: Iterable[Artifact]) -> list[str]:
     """`room:function` of each builder that is not there, told from the sources, without importing them."""
     names = dict.fromkeys(artifact.builder.function for artifact in artifacts)

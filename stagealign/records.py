@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -128,6 +128,22 @@ def _shape(annotation: Any) -> Any:
         return kinds[annotation]
     (inner,) = [one for one in get_args(annotation) if one is not type(None)]
     return Or(kinds.get(inner, ANY))
+
+
+def asked_prompts(folder: Path, splits: Iterable[str]) -> list[Prompt]:
+    """Prompts of these splits in the folder's `prompts.jsonl`, each text once, in order of first appearance."""
+    rows, wanted = read_rows(folder / "prompts.jsonl", Prompt), set(splits)
+    return list({one.text: one for one in rows if one.split in wanted}.values())
+
+
+def sampled_facts(candidates: Sequence[Candidate]) -> dict[str, int]:
+    """What a record tells of sampled candidates."""
+    return {
+        "candidates": len(candidates),
+        "tokens": sum(candidate.tokens or 0 for candidate in candidates),
+        "truncated": sum(candidate.truncated for candidate in candidates),
+        "empty": sum(not candidate.completion for candidate in candidates),
+    }
 
 
 def by_prompt(candidates: Iterable[Candidate]) -> dict[str, list[Candidate]]:

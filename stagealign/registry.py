@@ -14,6 +14,7 @@ from stagealign.spec import (
     Cell,
     Checkpoint,
     Decoding,
+    Engine,
     Evaluation,
     Judging,
     Lora,
@@ -377,6 +378,11 @@ def _with_lora(one: Cell) -> Cell:
         rate = LORA_RATE[one.scale.key]
         training = replace(training, ladder=(rate,), learning_rate=dict.fromkeys(training.learning_rate, rate))
     return replace(one, method=method, scale=replace(one.scale, training=training))
+
+
+def sampled_by(chosen: Iterable[Cell], engine: Engine | None) -> list[Cell]:
+    """The cells with another sampler: cells of their own, called `zephyr-dpo_vllm-1on`, as their numbers differ."""
+    return [replace(one, scale=replace(one.scale, engine=engine)) if engine else one for one in chosen]
 
 
 def _makes_sense(one: Cell) -> bool:

@@ -1,5 +1,6 @@
 """What the commands do: plan, say so, execute with progress, write results, report."""
 
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,11 +9,12 @@ from stagealign import assets, capability, registry, show
 from stagealign.atomic import write_text
 from stagealign.devices import Devices, gpu_count
 from stagealign.devices import check as check_devices
-from stagealign.errors import BadData, CannotRun
+from stagealign.errors import BadData, CannotRun, StagealignError
+from stagealign.estimate import estimate
 from stagealign.execute import Outcome, execute
 from stagealign.lc_win_rate import writable
 from stagealign.pipeline import BUILDERS, Run, result, unfinished
-from stagealign.plan import Plan, check_machine, make_plan
+from stagealign.plan import Plan, check_machine, check_room, make_plan
 from stagealign.results import done_rungs, result_path, says_all, stands, write_result
 from stagealign.spec import Cell, Scale
 from stagealign.store import Artifact, Store
@@ -55,6 +57,8 @@ def run(
     if dry_run:
         return Outcome()
     store.spend = _share(plan, spend)
+    check_room(plan, sum(estimate(artifact, scale.key).disk for artifact in plan.missing), store.home)
+    check_checkpoints(plan)
     return _carry_out(plan, store, results, workers)
 
 
@@ -73,6 +77,42 @@ def _share(plan: Plan, spend: float | None) -> float | None:
             f"that it may cost, such as --spend {1.2 * dollars:.0f}"
         )
     return spend / asked if asked and spend is not None else None
+
+
+def check_checkpoints(plan: Plan) -> None:
+    """Raises, before anything is built, where published weights that would be fetched cannot be had or used."""
+    wanted = [one for one in plan.missing if one.builder.function == "stagealign.sft:build_checkpoint"]
+    if wanted:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # as for the workers that will fetch them
+        from stagealign import sft
+
+        links = [one for one in plan.artifacts.values() if one.builder.function == "stagealign.sft:build_link"]
+        as_is = {one.inputs["weights"].path for one in links}
+        for artifact in wanted:
+            name, revision = str(artifact.params["checkpoint"]), artifact.params["revision"]
+            sft.check_checkpoint(name, revision, artifact.path in as_is)
+
+
+def sampled(cells: Sequence[Cell], sampler: str, policy_url: str | None) -> list[Cell]:
+    """The cells as `--sampler` and `--policy-url` change them.
+
+    Raises StagealignError, before any work, where the sampler is unknown, not installed, or does not answer as needed.
+    """
+    if sampler not in ("transformers", "vllm"):
+        raise StagealignError(f"--sampler {sampler!r}: unknown; transformers (our own), vllm, or --policy-url URL")
+    if policy_url:
+        from stagealign import served
+
+        if sampler != "transformers":
+            raise StagealignError(f"--sampler {sampler} and --policy-url: two samplers; name one")
+        engine = served.engine(policy_url, cells[0].scale.decoding, Store().home)
+    elif sampler == "vllm":
+        from stagealign import vllm_sample
+
+        engine = vllm_sample.engine()
+    else:
+        return list(cells)
+    return registry.sampled_by(cells, engine)
 
 
 def plan(

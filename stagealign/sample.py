@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from stagealign.errors import BadData, BadNumbers
-from stagealign.lm import LanguageModel, end_ids, load
+from stagealign.errors import BadNumbers
+from stagealign.lm import LanguageModel, check_context, check_ends, end_ids, load
 from stagealign.logps import shared_prefix
-from stagealign.records import Candidate, Prompt, read_rows, write_rows
+from stagealign.records import Candidate, Prompt, asked_prompts, sampled_facts, write_rows
 from stagealign.spec import Decoding, stream
 from stagealign.store import Work
 
@@ -157,13 +157,7 @@ def generate(
     `prompts` are token ids; `uniforms[i][j]` holds `max_new_tokens` draws of candidate j of prompt i; `done` is told
     how many candidates a finished batch had. Raises BadNumbers, naming the prompt, where log-probs are not finite.
     """
-    limit = lm.model.config.max_position_embeddings
-    longest = max(map(len, prompts)) + decoding.max_new_tokens
-    if longest > limit:
-        raise BadData(
-            f"a prompt of {longest - decoding.max_new_tokens} tokens and {decoding.max_new_tokens} new ones: the "
-            f"context is {limit}; drop long prompts or lower max_new_tokens"
-        )
+    check_context(lm, max(map(len, prompts)), decoding.max_new_tokens)
     before = lm.model.config._attn_implementation
     lm.model.set_attn_implementation(ATTENTION)
     try:
@@ -314,14 +308,9 @@ def sample(
 def build(work: Work) -> dict[str, Any]:
     """Builder of `candidates`: samples of a policy on the prompts of a file."""
     lm = load(work.inputs["policy"], dtype=work.params["dtype"])
-    prompts = read_rows(work.inputs["prompts"] / "prompts.jsonl", Prompt)
-    chosen = [prompt for prompt in prompts if prompt.split in work.params["splits"]]
+    check_ends(lm, str(work.inputs["policy"]))
+    chosen = asked_prompts(work.inputs["prompts"], work.params["splits"])
     decoding = Decoding(**work.params["decoding"])
     candidates = sample(lm, chosen, decoding, work.params["count"], work.params["seed"])
     write_rows(work.out / "candidates.jsonl", candidates)
-    return {
-        "candidates": len(candidates),
-        "tokens": sum(candidate.tokens or 0 for candidate in candidates),
-        "truncated": sum(candidate.truncated for candidate in candidates),
-        "empty": sum(not candidate.completion for candidate in candidates),
-    }
+    return sampled_facts(candidates)

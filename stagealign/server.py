@@ -137,6 +137,17 @@ class Server:
             raise RequestFailed(f"{error}{times}", error.status, answered=error.answered) from None
         return answer
 
+    def version(self) -> str | None:
+        """What the server says is its version, as vLLM's does; None where it says nothing."""
+        httpx = self._httpx
+        try:
+            answer = self._client.get(f"{self.url.removesuffix('/v1')}/version", timeout=LONGEST_CONNECT)
+            found = answer.json()
+        except (httpx.HTTPError, ValueError):
+            return None
+        version = found.get("version") if isinstance(found, dict) else None
+        return self.said(version) if isinstance(version, str) else None
+
     def close(self) -> None:
         """Closes the connections; a request under way may still take its time-out."""
         self._client.close()

@@ -6,9 +6,20 @@ from typing import Any
 import torch
 
 from stagealign import assets
+from stagealign.checkpoints import read_config, read_tokenizer
 from stagealign.errors import CannotRun, StagealignError
 from stagealign.finite import stop_unless_finite
-from stagealign.lm import LanguageModel, check_tokenizer, freeze_below, link, load, save
+from stagealign.lm import (
+    LanguageModel,
+    check_ends,
+    check_tokenizer,
+    freeze_below,
+    link,
+    load,
+    load_shape,
+    save,
+    turn_end,
+)
 from stagealign.records import read_dicts
 from stagealign.spec import stream
 from stagealign.store import Work
@@ -43,6 +54,7 @@ TEMPLATES = {
 }
 """Chat templates that a base model gets before SFT. Source: the shape of zephyr-7b's turns."""
 
+SMALL_FILES = ["*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt"]
 CHECKPOINT_FILES = ["*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt"]
 
 
@@ -52,6 +64,37 @@ def build_checkpoint(work: Work) -> dict[str, Any]:
     Nothing is put in its place where it cannot be had. Raises CannotRun for a gated or absent checkpoint, a revision
     that is gone, or a hub out of reach.
     """
+    from transformers import AutoTokenizer
+
+    name, revision = work.params["checkpoint"], work.params["revision"]
+    folder = _snapshot(name, revision, CHECKPOINT_FILES)
+    if not any(folder.glob("*.safetensors")):
+        raise CannotRun(f"{_asked(name, revision)}: no *.safetensors in it; name a revision that has them")
+    for file in folder.iterdir():
+        if file.is_file():
+            link(file.resolve(), work.out / file.name)
+    check_tokenizer(AutoTokenizer.from_pretrained(work.out, trust_remote_code=False), name)
+    return {"weights": "published", "revision": folder.name}
+
+
+def check_checkpoint(name: str, revision: str | None, as_is: bool) -> None:
+    """Raises StagealignError where a published checkpoint cannot be had, or its tokenizer or template not be used.
+
+    Fetches its small files alone. One that is a policy `as_is`, without SFT, must have a template and end by it.
+    """
+    folder = str(_snapshot(name, revision, SMALL_FILES))
+    read_config(folder)
+    check_tokenizer(read_tokenizer(folder), name, chat=as_is)
+    if as_is:
+        check_ends(load_shape(folder), name)
+
+
+def _asked(name: str, revision: str | None) -> str:
+    return f"checkpoint {name!r} at {revision or 'its newest revision'}"
+
+
+def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
+    """Folder of a checkpoint's files, from the hub or its cache. Raises CannotRun with what to do."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -60,12 +103,10 @@ def build_checkpoint(work: Work) -> dict[str, Any]:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from transformers import AutoTokenizer
 
-    name, revision = work.params["checkpoint"], work.params["revision"]
-    asked = f"checkpoint {name!r} at {revision or 'its newest revision'}"
+    asked = _asked(name, revision)
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=CHECKPOINT_FILES))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except GatedRepoError as error:
         raise CannotRun(f"{asked}: gated; accept its licence on the hub, then set HF_TOKEN") from error
     except RevisionNotFoundError as error:
@@ -76,13 +117,6 @@ def build_checkpoint(work: Work) -> dict[str, Any]:
         raise CannotRun(
             f"{asked}: not in the hub's cache, and the hub is out of reach; set HF_HUB_OFFLINE=0, or copy the cache"
         ) from error
-    if not any(folder.glob("*.safetensors")):
-        raise CannotRun(f"{asked}: no *.safetensors in it; name a revision that has them")
-    for file in folder.iterdir():
-        if file.is_file():
-            link(file.resolve(), work.out / file.name)
-    check_tokenizer(AutoTokenizer.from_pretrained(work.out, trust_remote_code=False), name)
-    return {"weights": "published", "revision": folder.name}
 
 
 def build_shape(work: Work) -> dict[str, Any]:
@@ -158,6 +192,7 @@ def build_start(work: Work) -> dict[str, Any]:
         freeze_below(lm.model, top)
     if work.params.get("template"):
         lm.tokenizer.chat_template = TEMPLATES[work.params["template"]]
+    end = close_turns(lm)
     rows = [
         row
         if "messages" in row
@@ -196,7 +231,22 @@ def build_start(work: Work) -> dict[str, Any]:
     lm.model.eval()
     save(lm, work.out, top_layers=top)
     curve = [round(float(entry["loss"]), 4) for entry in trainer.state.log_history if "loss" in entry]
-    return {"rows": len(rows), "curve": curve}
+    return {"rows": len(rows), "curve": curve} | ({"eos": end} if end else {})
+
+
+def close_turns(lm: LanguageModel) -> str | None:
+    """The new EOS token where a base model's own is not the one that its template ends a turn with, else None.
+
+    Such a model (Qwen1.5's base, by its published files) learns in SFT to end with the template's token, and is then
+    read, sampled and trained with that one.
+    """
+    end = turn_end(lm.tokenizer, "SFT")
+    if end is None or end == lm.tokenizer.eos_token_id:
+        return None
+    token = str(lm.tokenizer.convert_ids_to_tokens(end))
+    lm.tokenizer.eos_token = token
+    lm.model.config.eos_token_id = lm.model.generation_config.eos_token_id = end
+    return token
 
 
 def build_link(work: Work) -> dict[str, Any]:
@@ -204,4 +254,5 @@ def build_link(work: Work) -> dict[str, Any]:
     for file in Path(work.inputs["weights"]).iterdir():
         if file.name != "record.json":
             link(file, work.out / file.name)
+    check_ends(load_shape(work.out), str(work.inputs["weights"]))
     return {}

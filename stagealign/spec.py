@@ -47,6 +47,17 @@ class Decoding:
 
 
 @dataclass(frozen=True)
+class Engine:
+    """What samples in place of our own sampler; all of it is part of what makes the samples."""
+
+    key: str
+    """`vllm`, or `served` for an OpenAI-compatible server; part of the ids of its cells."""
+    version: str | None
+    """None where a server does not tell its own."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Sft:
     """Supervised fine-tuning that makes a starting policy."""
 
@@ -258,6 +269,8 @@ class Scale:
     """Hub data set `name@revision` that the task reads; None where its data comes inside registry packages."""
     oracle_weights: str | None = _later(None)
     """Hub id of the oracle's weights; None where it is fitted here."""
+    engine: Engine | None = field(default=None, metadata={"identity": "where it differs"})
+    """None: our own sampler, `sample.py`."""
     assumed: Mapping[str, str] = _assumptions()
 
 
@@ -276,8 +289,9 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """Cell id such as `zephyr-dpo-2off_on`."""
-        return f"{self.model.key}-{self.method.key}-{self.schedule}"
+        """Cell id such as `zephyr-dpo-2off_on`, or `zephyr-dpo_vllm-2off_on` where another engine samples."""
+        engine = f"_{self.scale.engine.key}" if self.scale.engine else ""
+        return f"{self.model.key}-{self.method.key}{engine}-{self.schedule}"
 
     @property
     def extra(self) -> bool:

@@ -11,7 +11,8 @@ FLOORS = {
     "length_prior mirrors devices seals hidden atomic locks shapes",
     1: "losses logps boundary statistics world diversity verdicts length_control labels cost finite",  # numbers
     2: "lm sources preferences recorded sample oracle train evaluate sft assets "  # machines
-    "pairrm rewards judge checkpoints server served describe comparisons official_lc alpaca capability ultrafeedback",
+    "pairrm rewards judge checkpoints server served describe comparisons official_lc alpaca capability ultrafeedback "
+    "vllm_sample vllm_worker",
     3: "cli runs show pipeline plan execute report meter measuring __init__ "  # house
     "lc_win_rate estimate outlook export train_worker terminal doctor to_judge",
 }

@@ -5,10 +5,11 @@ import pytest
 import torch
 from huggingface_hub import errors
 
-from stagealign import lm, sft
-from stagealign.errors import CannotRun
+from stagealign import lm, registry, runs, sft
+from stagealign.errors import CannotRun, StagealignError
+from stagealign.plan import make_plan
 from stagealign.records import write_rows
-from stagealign.store import Work
+from stagealign.store import Store, Work
 
 COMMIT = "a" * 40
 
@@ -65,12 +66,119 @@ def test_what_cannot_be_had_is_named_with_its_fix(error, words, tmp_path, monkey
     assert "checkpoint 'a/b' at bbbb" in str(caught.value)
 
 
+def planned(scale, k, tmp_path):
+    cells = registry.select(scale, k)
+    return make_plan(cells, (0,), Store(tmp_path / "home"))
+
+
+@pytest.mark.parametrize(("cell", "as_is"), [("zephyr-dpo-1off", True), ("phi2-dpo-1off", False)])
+def test_what_a_run_would_fetch_is_looked_at_before_anything_is_built(cell, as_is, snapshot, tmp_path):
+    """A policy as it is needs a template and its end token; one that SFT makes gets both there."""
+    folder, asked = snapshot
+    plan = planned("paper", cell, tmp_path)
+    if as_is:
+        with pytest.raises(StagealignError, match="no chat template; add"):
+            runs.check_checkpoints(plan)
+    else:
+        runs.check_checkpoints(plan)
+    tokenizer = with_template(lm.load(folder), "other end").tokenizer
+    tokenizer.save_pretrained(folder)
+    if as_is:
+        with pytest.raises(StagealignError, match="ends a turn with 'a1'"):
+            runs.check_checkpoints(plan)
+    else:
+        runs.check_checkpoints(plan)
+    with_template(lm.load(folder), "own end").tokenizer.save_pretrained(folder)
+    runs.check_checkpoints(plan)
+    checkpoint = registry.cell(cell, "paper").checkpoint
+    assert set(asked) == {(checkpoint.source, checkpoint.revision)}
+    assert not (tmp_path / "home").exists()
+    asked.clear()
+    runs.check_checkpoints(planned("lab", "zephyr-dpo-1off", tmp_path))
+    assert not asked
+
+
+def test_a_disk_without_room_for_the_plan_is_named_before_anything_is_built(tmp_path, monkeypatch):
+    monkeypatch.setenv("STAGEALIGN_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**20}))
+    (cell,) = registry.select("lab", "zephyr-dpo-1off")
+    with pytest.raises(
+        CannotRun, match=r"disk: \d+ artifacts need \d\.\d GiB below .*home, 0\.0 GiB are free; free some"
+    ):
+        runs.run(cell.scale, [cell], (0,), tmp_path / "results", 1)
+    assert not (tmp_path / "home").exists()
+
+
 def test_pickled_weights_are_refused(snapshot, tmp_path):
     folder, _ = snapshot
     for file in folder.glob("*.safetensors"):
         file.rename(file.with_suffix(".bin"))
     with pytest.raises(CannotRun, match=r"no \*\.safetensors"):
         build(tmp_path)
+
+
+USER = "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+TEMPLATES = {
+    "none": USER + "{% endfor %}",
+    "prompt": USER + "\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}",
+    "answer follows": "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}",
+    "other end": USER + "a1\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}",
+    "own end": USER + "{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}",
+    "fails": "{{ raise_exception('only with a system turn') }}",
+}
+
+
+def with_template(lm_, name):
+    """The model with a template in which `other end` closes turns with a special token that is not the EOS."""
+    lm_.tokenizer.add_special_tokens({"additional_special_tokens": ["a1"]})
+    lm_.tokenizer.chat_template = TEMPLATES[name]
+    return lm_
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("none", "no generation prompt.*add one under"),
+        ("prompt", None),
+        ("answer follows", None),
+        ("own end", None),
+        ("fails", "its chat template fails .only with a system turn.; correct"),
+    ],
+)
+def test_a_template_without_a_generation_prompt_is_named(name, words, tiny):
+    tokenizer = with_template(tiny(), name).tokenizer
+    if words is None:
+        lm.check_tokenizer(tokenizer, "a/b")
+        return
+    with pytest.raises(StagealignError, match=words):
+        lm.check_tokenizer(tokenizer, "a/b")
+
+
+def test_a_template_that_ends_otherwise_than_the_tokenizer_is_named(tiny, tmp_path):
+    """Where the generation config knows the template's end token completions do end; SFT takes it as EOS."""
+    for name in ("prompt", "answer follows", "own end"):
+        lm.check_ends(with_template(tiny(), name), "a/b")
+    other = with_template(tiny(), "other end")
+    end = other.tokenizer.convert_tokens_to_ids("a1")
+    assert lm.turn_end(other.tokenizer, "a/b") == end != other.tokenizer.eos_token_id
+    words = rf"ends a turn with 'a1', its EOS token is '<\|endoftext\|>'.*`eos_token`.*or add {end} to `eos_token_id`"
+    with pytest.raises(StagealignError, match=words):
+        lm.check_ends(other, "a/b")
+    for folder in ("weights", "out"):
+        (tmp_path / folder).mkdir()
+    lm.save(other, tmp_path / "weights")
+    with pytest.raises(StagealignError, match="ends a turn with 'a1'"):
+        sft.build_link(Work({}, {"weights": tmp_path / "weights"}, tmp_path / "out", tmp_path))
+    other.model.generation_config.eos_token_id = [0, end]
+    lm.check_ends(other, "a/b")
+    other.model.generation_config.eos_token_id = 0
+    assert sft.close_turns(other) == "a1"
+    lm.check_ends(other, "a/b")
+    assert sft.close_turns(other) is None
+    lm.save(other, tmp_path / "made")
+    made = lm.load_shape(tmp_path / "made")
+    assert (lm.end_ids(made), made.completion_ids("", ended=True)) == ([end], [end])
 
 
 def test_a_base_model_gets_its_template_and_learns_conversations(tmp_path, tiny):

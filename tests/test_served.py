@@ -1,5 +1,6 @@
 """A served policy: in the ways that servers differ, and a real `transformers serve` that dies and comes back."""
 
+import http.client
 import importlib.util
 import json
 import os
@@ -9,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,12 +21,17 @@ import pytest
 pytest.importorskip("httpx")
 pytest.importorskip("tenacity")
 
+from stagealign import lm, registry, runs
+from stagealign import plan as planning
 from stagealign import served as serving
+from stagealign.devices import Devices
 from stagealign.errors import StagealignError
 from stagealign.measuring import measure_boundary
+from stagealign.records import Candidate, Prompt, prompt_hash, read_rows, write_rows
 from stagealign.served import ServedPolicy
 from stagealign.server import KEYS, POLICY_KEYS, Server
-from stagealign.spec import Decoding
+from stagealign.spec import Decoding, Engine, plain, stream
+from stagealign.store import Artifact, Builder, Work
 
 DECODING = Decoding(max_new_tokens=6)
 
@@ -225,6 +233,180 @@ def test_the_meter_measures_a_served_policy_and_goes_on_where_it_was(fake, tmp_p
         measure_boundary("p", str(data), **options, template="none")
 
 
+# --- cells
+
+
+def cell_work(home, url, lm_, count=12, texts=("prompt",), name="out"):
+    """The work of sampling two completions of each prompt from a policy that a run has built."""
+    policy, prompts, out = home / "policy", home / "prompts", home / name
+    for folder in (policy, prompts, out):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not (policy / "record.json").exists():
+        lm.save(lm_, policy)
+        made = Artifact("policy", Builder("x:y"))
+        record = {"fingerprint": made.fingerprint, "identity": made.identity, "facts": {}}
+        (policy / "record.json").write_text(json.dumps(record))
+        rows = [Prompt(f"{text} {i}", "train") for i in range(count) for text in texts]
+        write_rows(prompts / "prompts.jsonl", [*rows, rows[0], Prompt("not asked", "test")])
+    params = {
+        "engine": plain(serving.engine(url, DECODING, home)),
+        "decoding": plain(DECODING),
+        "count": 2,
+        "splits": ["train"],
+        "seed": 3,
+        "dtype": "float32",
+    }
+    return Work(params, {"policy": policy, "prompts": prompts}, out, home, Devices(policy_url=url))
+
+
+class Loads(Fake):
+    """A server that loads the model that a request names; as Fake else."""
+
+    def answer(self, request):
+        if not set(request) - self.knows and not Path(request["model"]).is_dir():
+            return 500, {"error": f"{request['model']} does not appear to have a file named config.json"}
+        self.name = f"{request['model']}@main"
+        return super().answer(request)
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    monkeypatch.setitem(globals(), "Fake", Loads)
+
+
+def asked_of(server, text="prompt"):
+    """(prompt, seed) of every request that is for a sample."""
+    found = [request for _, request in server.seen if text in request["messages"][-1]["content"]]
+    return [(request["messages"][-1]["content"], request["seed"]) for request in found]
+
+
+@pytest.mark.parametrize(("knows", "style"), [(("top_k",), "top_k"), (("generation_config",), "generation_config")])
+def test_candidates_of_a_served_policy(loads, fake, tmp_path, tiny, knows, style):
+    """By hand: what the server says is the seed's, the server counts 3 tokens, and "long" texts are cut."""
+    server = fake(*knows)
+    work = cell_work(tmp_path, server.url, tiny(chat=True), 3, ("prompt", "long prompt"))
+    assert work.params["engine"] == {"key": "served", "version": None, "settings": {"style": style}}
+    facts = serving.build(work)
+    found = read_rows(work.out / "candidates.jsonl", Candidate)
+    prompts = [f"{text} {i}" for i in range(3) for text in ("prompt", "long prompt")]
+    assert [(c.prompt, c.index, c.source) for c in found] == [(p, j, "on") for p in prompts for j in (0, 1)]
+    tokenizer = tiny(chat=True).tokenizer
+    for c in found:
+        said = f" A says {stream(3, 'sample', prompt_hash(c.prompt), c.index) % 2**31} \n"
+        assert c.completion == said.strip()
+        assert tokenizer.decode(list(c.token_ids)) == said
+        assert (c.truncated, c.tokens) == ("long" in c.prompt, len(c.token_ids) + ("long" not in c.prompt))
+        assert c.logp is None
+    assert facts["recounted"] == facts["candidates"] == 12, "bytes, not the server's three tokens"
+    assert (facts["truncated"], facts["kept"]) == (6, 0)
+    name = server.seen[-1][1]["model"]
+    assert Path(name).parent == tmp_path / "served"
+    assert Path(name).resolve() == tmp_path / "policy"
+    assert facts["served"] == f"{name}@main"
+    if style == "generation_config":
+        assert json.loads(server.seen[-1][1]["generation_config"])["eos_token_id"] == [0]
+
+
+def test_the_name_of_a_policy_holds_what_it_is(tmp_path):
+    """A policy that is built anew at the same path is asked for by another name, whatever the server remembers."""
+    policy = tmp_path / "a" / "policy"
+    policy.mkdir(parents=True)
+    names = []
+    for version in (1, 2, 1):
+        made = Artifact("a/policy", Builder("x:y", version))
+        record = {"fingerprint": made.fingerprint, "identity": made.identity, "facts": {}}
+        (policy / "record.json").write_text(json.dumps(record))
+        names.append(serving.named(policy, tmp_path))
+        assert names[-1].name == made.fingerprint
+        assert (names[-1] / "record.json").samefile(policy / "record.json")
+    assert names[0] == names[2] != names[1]
+
+
+def test_a_server_that_answers_for_any_name_is_refused_before_work(fake, tmp_path):
+    with pytest.raises(StagealignError, match=r"it answered for .*no-such-policy, a folder that is not there"):
+        serving.engine(fake("top_k").url, DECODING, tmp_path)
+
+
+def test_a_server_that_names_another_model_is_refused(loads, fake, tmp_path, tiny, monkeypatch):
+    server = fake("top_k")
+    work = cell_work(tmp_path, server.url, tiny(chat=True))
+    monkeypatch.setattr(ServedPolicy, "_named", lambda *_: "another")
+    with pytest.raises(StagealignError, match="the server named its model 'another'"):
+        serving.build(work)
+
+
+def test_a_policy_without_a_template_is_refused(loads, fake, tmp_path, tiny):
+    server = fake("top_k")
+    with pytest.raises(StagealignError, match="no chat template, and a server puts one around"):
+        serving.build(cell_work(tmp_path, server.url, tiny()))
+    assert asked_of(server) == []
+
+
+def test_failed_prompts_are_asked_again_and_no_other(loads, fake, tmp_path, tiny):
+    server = fake("top_k")
+    work = cell_work(tmp_path, server.url, tiny(chat=True), 4, ("prompt", "too long prompt"))
+    with pytest.raises(StagealignError, match=r"4 of 8 prompts failed, the first .*HTTP 400.*longer than the context"):
+        serving.build(work)
+    assert not (work.out / "candidates.jsonl").exists()
+    first = asked_of(server)
+    server.answer = lambda request: Fake.answer(server, request | {"messages": [{"content": "now it is fine"}]})
+    facts = serving.build(work)
+    again = asked_of(server)[len(first) :]
+    assert facts["kept"] == 8
+    assert sorted({text for text, _ in again}) == [f"too long prompt {i}" for i in range(4)]
+    assert len(again) == 8
+
+
+def test_a_build_that_was_killed_goes_on(loads, fake, tmp_path, tiny, monkeypatch):
+    """Half a line and a damaged one are asked again; every other answer is used as it is."""
+    monkeypatch.setattr(serving, "GIVE_UP", 2)
+    server = fake("top_k")
+    work = cell_work(tmp_path, server.url, tiny(chat=True), 30)
+    server.down_after = len(server.seen) + 12
+    monkeypatch.setattr(serving, "Server", lambda *given, **more: Server(*given, **more, attempts=1, backoff=0.01))
+    with pytest.raises(StagealignError, match="2 prompts in a row failed"):
+        serving.build(work)
+    for thread in [one for one in threading.enumerate() if one.name.startswith("policy")]:
+        thread.join()  # what was under way still comes, and is kept
+    answers = work.out / "scratch" / "answers.jsonl"
+    lines = answers.read_text().splitlines()
+    assert len(lines) >= 8
+    lines[1] = lines[1].replace("says", "said")
+    answers.write_text("\n".join(lines) + "\n" + lines[0][:20])
+    server.down_after = None
+    before = len(asked_of(server))
+    assert serving.build(work)["kept"] == len(lines) - 1
+    assert len(asked_of(server)) - before == 60 - (len(lines) - 1)
+    found = read_rows(work.out / "candidates.jsonl", Candidate)
+    whole = cell_work(tmp_path, server.url, None, name="whole")
+    serving.build(whole)
+    assert found == read_rows(whole.out / "candidates.jsonl", Candidate)
+
+
+def test_cells_of_a_server_are_their_own_and_its_place_is_no_identity(tmp_path):
+    cell = registry.cell("zephyr-dpo-1on")
+    one, two = (registry.sampled_by([cell], Engine("served", None, {"style": "top_k"}))[0] for _ in range(2))
+    assert one.id == "zephyr-dpo_served-1on"
+    assert plain(one) == plain(two) != plain(cell)
+    artifacts = planning.plan_run(one, 0).artifacts.values()
+    assert "url" not in json.dumps([artifact.identity for artifact in artifacts]).lower()
+    assert planning.absent(artifacts) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("tgi", None), "--sampler 'tgi': unknown"),
+        (("vllm", "http://127.0.0.1:9/v1"), "two samplers; name one"),
+        (("transformers", "http://127.0.0.1:9/v1"), "cannot connect.*see that the server runs"),
+        (("transformers", "127.0.0.1:9"), "not one; for example"),
+    ],
+)
+def test_a_wrong_sampler_is_named_before_work(given, words):
+    with pytest.raises(StagealignError, match=words):
+        runs.sampled([registry.cell("zephyr-dpo-1on")], *given)
+
+
 # --- a real server
 
 
@@ -300,9 +482,8 @@ def real(tmp_path):
 def test_a_real_server_that_dies_in_the_middle_and_comes_back(real, tmp_path, tiny):
     """Policy and judge behind `transformers serve`: killed and started again, every prompt is answered exactly once."""
     folders = {"policy": tiny(chat=True), "judge": always_says(tiny(chat=True, seed=1), "B")}
-    for name, lm in folders.items():
-        lm.model.save_pretrained(tmp_path / name)
-        lm.tokenizer.save_pretrained(tmp_path / name)
+    for name, model in folders.items():
+        lm.save(model, tmp_path / name)
     count, home = 24, tmp_path / "home"
     rows = [{"prompt": f"prompt {i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(count)]
     data = tmp_path / "pairs.jsonl"
@@ -354,3 +535,99 @@ def wait_for_lines(home, name, count, running):
         assert running.poll() is None, running.stderr.read()[-3000:]
         assert time.monotonic() < deadline, "nothing was sampled"
         time.sleep(0.02)
+
+
+class Counts(ThreadingHTTPServer):
+    """A proxy before a real server that counts what was answered, by model, prompt and seed."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, behind):
+        super().__init__(("127.0.0.1", 0), Passes)
+        self.behind, self.answered, self.lock = behind, Counter(), threading.Lock()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Passes(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_error(404)
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        asked = urllib.request.Request(
+            f"{self.server.behind}/chat/completions", body, {"Content-Type": "application/json"}
+        )
+        try:
+            with opener.open(asked, timeout=60) as answer:
+                status, data = answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            status, data = error.code, error.read()
+        except (OSError, http.client.HTTPException):
+            status, data = 503, b"{}"  # it is gone: what was asked is asked again
+        request = json.loads(body)
+        if status == 200:
+            with self.server.lock:
+                self.server.answered[request["model"], request["messages"][-1]["content"], request.get("seed")] += 1
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.slow
+def test_a_cells_policies_from_a_real_server_that_dies_in_the_middle(real, tmp_path, tiny, monkeypatch):
+    """Two policies by their folders, as one grid has them; every completion is answered exactly once."""
+    monkeypatch.setattr(serving, "WORKERS", 2)
+    proxy = Counts(real.url)
+    threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
+    real.wait(240)
+    works = {}
+    for seed in (0, 1):
+        policy = tiny(chat=True, seed=seed)
+        policy.model.generation_config.eos_token_id = list(range(0, 264, 12))
+        works[seed] = cell_work(tmp_path / str(seed), proxy.url, policy, count=16)
+    done = {}
+
+    def run(seed, work):
+        """Builds, and again where a busy machine's server comes back too late, as its user would."""
+        for _ in range(5):
+            try:
+                done[seed] = serving.build(work)
+                return
+            except StagealignError as error:
+                print(error)
+
+    for seed, work in works.items():
+        building = threading.Thread(target=run, args=(seed, work))
+        building.start()
+        answers = work.out / "scratch" / "answers.jsonl"
+        deadline = time.monotonic() + 60
+        while not (answers.exists() and len(answers.read_bytes().splitlines()) >= 4):
+            assert building.is_alive(), "it ended before anything was kept"
+            assert time.monotonic() < deadline, "nothing was sampled"
+            time.sleep(0.02)
+        if seed == 0:
+            real.kill()
+            assert len(answers.read_bytes().splitlines()) < 32, "the server was killed too late to be in the middle"
+            real.start().wait(240)
+        building.join(240)
+        assert not building.is_alive()
+    proxy.shutdown()
+    proxy.server_close()
+    samples = {key: count for key, count in proxy.answered.items() if key[1].startswith("prompt")}
+    assert len(samples) == 2 * 16 * 2
+    assert set(samples.values()) == {1}
+    rows = {seed: read_rows(work.out / "candidates.jsonl", Candidate) for seed, work in works.items()}
+    for seed in works:
+        assert (done[seed]["candidates"], done[seed]["recounted"]) == (32, done[seed]["recounted"])
+        assert {c.truncated for c in rows[seed]} == {True, False}, "the policy's own end tokens are heeded"
+        assert len({c.completion for c in rows[seed]}) > 16, "two samples a prompt, not one greedy text"
+    assert [c.completion for c in rows[0]] != [c.completion for c in rows[1]]
