@@ -112,13 +112,26 @@ def _top_k(decoding: Decoding, tokens: int) -> dict[str, Any]:
 
 
 def _generation_config(decoding: Decoding, tokens: int) -> dict[str, Any]:
+    """Raises StagealignError for penalties, which a generation config does not have."""
+    if penalties(decoding):
+        raise StagealignError(
+            "this server is told the decoding by a generation config, which has no presence or frequency penalty; use "
+            "one that takes the API's own fields and `top_k`, such as `vllm serve`"
+        )
     sampled = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k}
     config = sampled if decoding.temperature > 0 else {"do_sample": False}
     return {"generation_config": json.dumps(config | {"max_new_tokens": tokens}), "max_tokens": tokens}
 
 
 def _plain(decoding: Decoding, tokens: int) -> dict[str, Any]:
-    return {"temperature": decoding.temperature, "top_p": decoding.top_p, "max_tokens": tokens}
+    told = {"temperature": decoding.temperature, "top_p": decoding.top_p, "max_tokens": tokens}
+    return told | penalties(decoding)
+
+
+def penalties(decoding: Decoding) -> dict[str, float]:
+    """The API's fields of the penalties; none where there are none, so that a server need not know them."""
+    given = {"presence_penalty": decoding.presence_penalty, "frequency_penalty": decoding.frequency_penalty}
+    return {name: value for name, value in given.items() if value}
 
 
 Settings = Callable[[Decoding, int], dict[str, Any]]

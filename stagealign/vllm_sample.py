@@ -30,7 +30,7 @@ PYTHON = "STAGEALIGN_VLLM_PYTHON"
 """Variable that names the Python of another environment, where vLLM cannot be installed beside this package."""
 WORKER = Path(__file__).with_name("vllm_worker.py")
 OLDEST, NEWEST = (0, 22), (0, 33)
-"""Versions whose `LLM` and `SamplingParams` have all that is used here; from one to the other none of it changed."""
+"""Versions that are taken; 0.31 was run, of the others the documented signatures were read."""
 CHUNK = 1024
 """Prompts of one process between two writes; execution, not identity."""
 SETTINGS: Mapping[str, Any] = {
@@ -138,6 +138,8 @@ def wishes(decoding: Decoding, count: int, ends: Sequence[int]) -> dict[str, Any
         "temperature": decoding.temperature,
         "top_p": decoding.top_p,
         "top_k": decoding.top_k,
+        "presence_penalty": decoding.presence_penalty,
+        "frequency_penalty": decoding.frequency_penalty,
         "max_tokens": decoding.max_new_tokens,
         "stop_token_ids": list(ends),
         "logprobs": 0,  # of the sampled token alone

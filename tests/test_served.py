@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from stagealign.devices import Devices
 from stagealign.errors import StagealignError
 from stagealign.measuring import measure_boundary
 from stagealign.records import Candidate, Prompt, prompt_hash, read_rows, write_rows
-from stagealign.served import ServedPolicy
+from stagealign.served import ServedPolicy, penalties
 from stagealign.server import KEYS, POLICY_KEYS, Server
 from stagealign.spec import Decoding, Engine, plain, stream
 from stagealign.store import Artifact, Builder, Work
@@ -137,6 +138,22 @@ def test_the_best_way_that_a_server_takes_is_used(fake, knows, style):
         assert given == {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 50, "max_new_tokens": 6}
     else:
         assert (request["temperature"], request["top_p"], request.get("top_k")) == (0.7, 0.9, 50 if knows else None)
+
+
+def test_penalties_are_asked_for_where_a_server_has_them_and_refused_elsewhere(fake):
+    decoding = replace(DECODING, presence_penalty=0.1, frequency_penalty=0.2)
+
+    def ask(*knows):
+        server = fake(*knows)
+        return server, ServedPolicy("p", Server(server.url, POLICY_KEYS, attempts=2, backoff=0.01), decoding, seed=3)
+
+    server, served = ask("top_k", "presence_penalty", "frequency_penalty")
+    served.write(asks("a"), 1)
+    request = server.seen[-1][1]
+    assert (request["presence_penalty"], request["frequency_penalty"]) == (0.1, 0.2)
+    with pytest.raises(StagealignError, match="no presence or frequency penalty"):
+        ask("generation_config")
+    assert "presence_penalty" not in penalties(DECODING)
 
 
 def test_other_weights_under_the_same_name_are_another_policy(fake):

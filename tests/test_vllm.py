@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -216,6 +216,14 @@ def test_what_a_dead_process_answered_is_not_asked_again(fake, work, monkeypatch
     assert len(asked) == 3
     vllm_sample.build(whole)
     assert rows_of(one) == rows_of(whole)
+
+
+def test_vllm_is_told_the_whole_decoding():
+    """A field that is added to the decoding must reach vLLM too."""
+    decoding = Decoding(0.7, 0.9, 40, 64, presence_penalty=0.1, frequency_penalty=0.2)
+    told = vllm_sample.wishes(decoding, 2, [7])
+    names = {"max_new_tokens": "max_tokens"}
+    assert {name: told[names.get(name, name)] for name in asdict(decoding)} == asdict(decoding)
 
 
 def test_greedy_completions_are_one_and_the_same(fake, work):
