@@ -67,6 +67,13 @@ def run(
     spend: Annotated[
         float | None, typer.Option(help="USD that a paid judge may cost in all; asked for where it is needed.", min=0)
     ] = None,
+    executor: Annotated[str, typer.Option(help="local: processes here; ray: a cluster (extra cluster).")] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="The cluster's host:port, auto for one that runs here; else RAY_ADDRESS, else a Ray of our own."
+        ),
+    ] = None,
     results: Results = Path("results"),
 ) -> None:
     """Runs cells: builds what is missing, writes one result file a cell and seed."""
@@ -79,7 +86,7 @@ def run(
     cells = registry.adapted(registry.select(scale, k), peft)
     own = chosen.seeds if seeds is None else tuple(range(seeds))
     spread = Devices(devices, sharding, micro_batch, activation_checkpointing, tuple(shlex.split(launcher)))
-    outcome = runs.run(chosen, cells, own, results, workers, dry_run, again, capability, spread, spend)
+    outcome = runs.run(chosen, cells, own, results, workers, dry_run, again, capability, spread, spend, executor, address)
     raise typer.Exit(1 if outcome.failed else 0)
 
 

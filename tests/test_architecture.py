@@ -13,7 +13,7 @@ FLOORS = {
     2: "lm sources preferences recorded sample oracle train evaluate sft assets "  # machines
     "pairrm rewards judge checkpoints server served describe comparisons official_lc alpaca capability ultrafeedback",
     3: "cli runs show pipeline plan execute report meter measuring __init__ "  # house
-    "lc_win_rate estimate outlook export train_worker terminal doctor",
+    "cluster lc_win_rate estimate outlook export train_worker terminal doctor",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 COMMON = {"lm", "assets", "checkpoints", "server", "preferences"}  # the machines that other machines may use
