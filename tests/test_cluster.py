@@ -112,7 +112,7 @@ def test_a_cluster_builds_the_same_bytes_and_survives_failures(cluster, scratch)
     reference, folder = scratch / "local", scratch / "grid"
     code, out = end(start(reference, "--workers", "2"), reference)
     assert code == 0, out
-    [made] = reference.glob("home/tiny/**/slichf/**/policy")
+    made = min(reference.glob("home/tiny/**/slichf/**/policy"), key=lambda path: len(path.parts))  # of round 1
     fingerprint = json.loads((made / "record.json").read_text())["fingerprint"]
     blocked = folder / made.relative_to(reference)
     blocked = blocked.with_name(f"policy.{fingerprint}.part")
@@ -151,7 +151,7 @@ def test_a_cluster_that_cannot_is_named_before_work(cluster, scratch):
     code, out = end(start(folder, *words, "--devices", "4"), folder)
     assert code == 2, out
     assert "no node of the cluster can build" in out
-    assert "/policy: needs 4 core(s) and 8 GiB of memory on one node" in out
+    assert "/policy: needs 4 core(s) and 4 GiB of memory on one node" in out
 
     shutil.copytree(ROOT / "stagealign", other / "stagealign", ignore=shutil.ignore_patterns("__pycache__"))
     with (other / "stagealign" / "losses.py").open("a", encoding="utf-8") as losses:

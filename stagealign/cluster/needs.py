@@ -63,7 +63,8 @@ def needs_of(artifact: Artifact, scale: Scale, devices: Devices) -> Needs:
     trains = artifact.builder.function.endswith(":build_policy")
     count = devices.count if trains else 1
     if scale.key != "paper" or not cost.memory:
-        return Needs(count, 0, round(cost.memory + PROCESS * count if cost.flops or cost.memory else LIGHT))
+        computes = cost.memory or cost.flops
+        return Needs(count, 0, round(cost.memory + PROCESS * count) if computes else LIGHT * count)
     whole = cost.memory if not (trains and devices.launched) else 0.0
     # Each process reads the weights through its node's memory, and one gathers them to write.
     return Needs(CORES_A_GPU * count, count, round((count + 1) * cost.loaded + PROCESS * count), whole)
