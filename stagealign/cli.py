@@ -86,7 +86,9 @@ def run(
     cells = registry.adapted(registry.select(scale, k), peft)
     own = chosen.seeds if seeds is None else tuple(range(seeds))
     spread = Devices(devices, sharding, micro_batch, activation_checkpointing, tuple(shlex.split(launcher)))
-    outcome = runs.run(chosen, cells, own, results, workers, dry_run, again, capability, spread, spend, executor, address)
+    outcome = runs.run(
+        chosen, cells, own, results, workers, dry_run, again, capability, spread, spend, executor, address
+    )
     raise typer.Exit(1 if outcome.failed else 0)
 
 

@@ -21,7 +21,7 @@ from stagealign.cluster.needs import GIB, LIGHT, PROCESS, Needs, Node, check_roo
 from stagealign.devices import Devices
 from stagealign.errors import CannotRun, StagealignError
 from stagealign.pipeline import plan_run
-from stagealign.store import Artifact, Builder
+from stagealign.store import Artifact, Builder, Store
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = "hf_plantedAAAAAAAAAAAA"
@@ -76,7 +76,7 @@ def cluster(scratch):
     process.communicate(timeout=60)
 
 
-def start(folder, *words, cells="2off_on", **more):
+def start(folder, *words, cells="1off", **more):
     """The command line with the tiny cells of `benchmarks.faults`, in a process of its own."""
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "benchmarks.faults.lab", "run", "-k", cells, "--scale", "tiny", *words]
@@ -126,7 +126,7 @@ def test_a_cluster_builds_the_same_bytes_and_survives_failures(cluster, scratch)
     assert f"failed {path}: FileExistsError" in out
     results = {one.stem: json.loads(one.read_text()) for one in (folder / "results/tiny").iterdir()}
     states = {name: result["state"] for name, result in results.items()}
-    assert states == {"zephyr-dpo-2off_on-seed0": "done", "zephyr-slichf-2off_on-seed0": "failed"}
+    assert states == {"zephyr-dpo-1off-seed0": "done", "zephyr-slichf-1off-seed0": "failed"}
     built = [line for line in out.splitlines() if line.startswith("built ") and " on " in line]
     assert len(built) == len(list((folder / "home").rglob("record.json")))  # a line an artifact, with its place
     assert SECRET not in out
@@ -291,9 +291,9 @@ def test_a_task_hides_the_secrets_of_its_node(tmp_path, monkeypatch):
     told = []
     board = SimpleNamespace(tell=SimpleNamespace(remote=lambda *words: told.append(words)))
     bad = Artifact("bad", Builder("factory_builders:fail"), {"say": SECRET})
-    assert crew.build(bad, tmp_path, Devices(), Needs(1, 0, GIB), {}, board) == "ValueError: no [NODE_TOKEN] today"
+    assert crew.build(bad, Store(tmp_path), Needs(1, 0, GIB), {}, board) == "ValueError: no [NODE_TOKEN] today"
     assert [words[:2] for words in told] == [("bad", "started")]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
     good = replace(bad, path="good", builder=Builder("factory_builders:write"))
-    assert crew.build(good, tmp_path, Devices(), Needs(1, 1, GIB), {}, board) is True
-    assert crew.build(good, tmp_path, Devices(), Needs(1, 1, GIB), {}, board) is False
+    assert crew.build(good, Store(tmp_path), Needs(1, 1, GIB), {}, board) is True
+    assert crew.build(good, Store(tmp_path), Needs(1, 1, GIB), {}, board) is False

@@ -4,12 +4,10 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 from stagealign.cluster.looking import check_nodes
 from stagealign.cluster.needs import Needs, Node, check_room, needs_of
-from stagealign.devices import Devices
 from stagealign.execute import log_of, quiet
 from stagealign.hidden import without_secrets
 from stagealign.plan import Plan
@@ -69,7 +67,7 @@ class RayCrew:
         task = self._task.options(
             num_cpus=needs.cpus, num_gpus=needs.gpus, memory=needs.memory, max_retries=RETRIES, name=artifact.path
         )
-        reference = task.remote(artifact, self.store.home, self.store.devices, needs, self._settings, self._board)
+        reference = task.remote(artifact, self.store, needs, self._settings, self._board)
         self._begun.append(reference)
         future: Future[bool | str] = reference.future()
         return future
@@ -87,18 +85,15 @@ class RayCrew:
             self.ray.cancel(reference, force=True)
 
 
-def build(
-    artifact: Artifact, home: Path, devices: Devices, needs: Needs, settings: Mapping[str, str], board: Any
-) -> bool | str:
+def build(artifact: Artifact, store: Store, needs: Needs, settings: Mapping[str, str], board: Any) -> bool | str:
     """The task: whether it was this one that built the artifact, or why it failed, without the node's secrets."""
     host = socket.gethostname()
     board.tell.remote(artifact.path, "started", f"pid {os.getpid()} on {host}")
-    os.environ.update(settings, STAGEALIGN_HOME=str(home))
+    os.environ.update(settings, STAGEALIGN_HOME=str(store.home))
     if not needs.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
-        quiet(needs.cpus, log_of(home, f"workers-{host}.log"))
-        store = Store(home, devices)
+        quiet(needs.cpus, log_of(store.home, f"workers-{host}.log"))
         return store.obtain(artifact, lambda path, who: board.tell.remote(path, "waiting", who))[1]
     except Exception as error:
         return without_secrets(f"{type(error).__name__}: {error}")

@@ -18,7 +18,7 @@ from stagealign.store import package_versions, room_error
 
 PATIENCE = 180.0
 """Seconds that nodes have to answer; the first task on a node starts a process there, and imports."""
-KEYS = ("HF_TOKEN", "OPENAI_API_KEY")
+KEYS = ("HF_TOKEN", "OPENAI_API_KEY", "STAGEALIGN_JUDGE_KEY", "STAGEALIGN_POLICY_KEY")
 """Variables that builders read; only whether they are set ever leaves a node."""
 
 
