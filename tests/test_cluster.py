@@ -248,6 +248,8 @@ def test_needs_are_those_of_the_scale_and_its_devices():
     assert one.memory / GIB == pytest.approx(2 * 8.03e9 * 2 / GIB + PROCESS / GIB, rel=0.05)
     assert (eight.gpus, eight.cpus, eight.device_memory) == (8, 16, 0.0)
     assert needs_of(votes, paper, Devices(8)).gpus == 1
+    measured = plan_run(registry.cell("llama3-dpo-1on", "paper"), 0, capability=True).abilities[0]
+    assert needs_of(measured, paper, Devices()).gpus == 1
     assert needs_of(pairs, paper, Devices(8)).gpus == 0
 
 

@@ -1,12 +1,12 @@
 """What building one artifact needs of a node: cores, GPUs, memory."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stagealign.cost import GIB
 from stagealign.devices import Devices
 from stagealign.errors import CannotRun
-from stagealign.estimate import estimate
+from stagealign.estimate import Estimate, estimate, weights_of
 from stagealign.spec import Scale
 from stagealign.store import Artifact
 
@@ -59,7 +59,7 @@ class Node:
 
 def needs_of(artifact: Artifact, scale: Scale, devices: Devices) -> Needs:
     """What building `artifact` needs: GPUs at the scale that is made for them, and a round as many as its devices."""
-    cost = estimate(artifact, scale.key)
+    cost = _cost(artifact, scale)
     trains = artifact.builder.function.endswith(":build_policy")
     count = devices.count if trains else 1
     if scale.key != "paper" or not cost.memory:
@@ -68,6 +68,15 @@ def needs_of(artifact: Artifact, scale: Scale, devices: Devices) -> Needs:
     whole = cost.memory if not (trains and devices.launched) else 0.0
     # Each process reads the weights through its node's memory, and one gathers them to write.
     return Needs(CORES_A_GPU * count, count, round((count + 1) * cost.loaded + PROCESS * count), whole)
+
+
+def _cost(artifact: Artifact, scale: Scale) -> Estimate:
+    """The plan's estimate; lm-eval, which it has no formula for, reads the policy and holds as much again."""
+    cost = estimate(artifact, scale.key)
+    if artifact.builder.function != "stagealign.capability:measure":
+        return cost
+    lm = weights_of(artifact, scale.key)
+    return replace(cost, loaded=lm.bytes, memory=2 * lm.bytes) if lm else cost
 
 
 def check_room(wanted: Mapping[str, Needs], nodes: Iterable[Node]) -> None:
