@@ -73,6 +73,13 @@ def run(
     policy_url: Annotated[
         str | None, typer.Option(help="Server that samples instead, loading each policy by its folder.")
     ] = None,
+    executor: Annotated[str, typer.Option(help="local: processes here; ray: a cluster (extra cluster).")] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="The cluster's host:port, auto for one that runs here; else RAY_ADDRESS, else a Ray of our own."
+        ),
+    ] = None,
     results: Results = Path("results"),
 ) -> None:
     """Runs cells: builds what is missing, writes one result file a cell and seed."""
@@ -85,7 +92,9 @@ def run(
     cells = runs.sampled(registry.adapted(registry.select(scale, k), peft), sampler, policy_url)
     own = chosen.seeds if seeds is None else tuple(range(seeds))
     spread = Devices(devices, sharding, micro_batch, activation_checkpointing, tuple(shlex.split(launcher)), policy_url)
-    outcome = runs.run(chosen, cells, own, results, workers, dry_run, again, capability, spread, spend)
+    outcome = runs.run(
+        chosen, cells, own, results, workers, dry_run, again, capability, spread, spend, executor, address
+    )
     raise typer.Exit(1 if outcome.failed else 0)
 
 

@@ -72,27 +72,37 @@ def make_plan(
     return Plan(runs, artifacts, ready, wanted, standing)
 
 
-def check_machine(scale: Scale, cells: Iterable[Cell]) -> None:
-    """Raises CannotRun, naming everything that is missing, where this machine cannot do the scale."""
+def check_machine(scale: Scale, cells: Iterable[Cell], gpu_here: bool = True) -> None:
+    """Raises CannotRun, naming everything that is missing, where this machine cannot do the scale.
+
+    Without `gpu_here` the GPUs are a cluster's, which says itself what it has.
+    """
     if scale.key != "paper":
         return
     cells = list(cells)
     weights = 2 * sum({cell.checkpoint.source: cell.checkpoint.parameters * 2 for cell in cells}.values())
     found = (plan_run(cell, seed).artifacts for cell in cells[:1] for seed in scale.seeds[:1])
-    missing = lacking(scale, cells, weights, next(found, {}).values(), default_home())
+    missing = lacking(scale, cells, weights, next(found, {}).values(), default_home(), gpu_here)
     if missing:
         lines = "\n".join(f"  - {line}" for line in missing)
         raise CannotRun(f"--scale paper: this machine lacks\n{lines}\nUse `--scale lab` for stand-ins on a CPU.")
 
 
-def lacking(scale: Scale, cells: Iterable[Cell], disk: float, artifacts: Iterable[Artifact], home: Path) -> list[str]:
+def lacking(
+    scale: Scale,
+    cells: Iterable[Cell],
+    disk: float,
+    artifacts: Iterable[Artifact],
+    home: Path,
+    gpu_here: bool = True,
+) -> list[str]:
     """What this machine lacks to build `artifacts`, which write `disk` bytes below `home`: one line each.
 
     GPU memory is asked for at paper scale alone, gated weights where a cell starts from them, a key where a judge is
     paid, and the room of every builder.
     """
     cells, missing = list(cells), []
-    if scale.key == "paper":
+    if scale.key == "paper" and gpu_here:
         bytes_needed = max(cell.checkpoint.parameters for cell in cells) * 16
         memory = _gpu_memory()
         if memory is None:

@@ -11,7 +11,7 @@ from stagealign.devices import Devices, gpu_count
 from stagealign.devices import check as check_devices
 from stagealign.errors import BadData, CannotRun, StagealignError
 from stagealign.estimate import estimate
-from stagealign.execute import Outcome, execute
+from stagealign.execute import Crew, Outcome, execute, worker_count
 from stagealign.lc_win_rate import writable
 from stagealign.pipeline import BUILDERS, Run, result, unfinished
 from stagealign.plan import Plan, check_machine, check_room, make_plan
@@ -19,6 +19,8 @@ from stagealign.results import done_rungs, result_path, says_all, stands, write_
 from stagealign.spec import Cell, Scale
 from stagealign.store import Artifact, Store
 
+EXECUTORS = ("local", "ray")
+"""Who builds: processes of this machine, or a Ray cluster's."""
 DEMO = "zephyr and dpo and (1off or 1on or 2off_off or 2off_on)"
 
 
@@ -33,33 +35,51 @@ def run(
     with_capability: bool = False,
     devices: Devices = Devices(),  # noqa: B008, it is frozen
     spend: float | None = None,
+    executor: str = "local",
+    address: str | None = None,
 ) -> Outcome:
     """Runs cells with seeds and writes one result each; failed ones are written as failed.
 
     A run whose complete result stands in `results` is left out, also on a machine whose store is empty, unless `again`.
-    `spend` is what a paid judge may cost in all, in USD. Raises CannotRun before work where the scale, or
-    `with_capability`, needs what is not here.
+    `spend` is what a paid judge may cost in all, in USD. `executor` is one of EXECUTORS, `address` that of a Ray
+    cluster; neither changes what is built. Raises CannotRun before work where the scale, or `with_capability`, needs
+    what is not here, or not in the cluster.
     """
+    if executor not in EXECUTORS:
+        raise StagealignError(f"--executor {executor!r}: unknown; choose one of {', '.join(EXECUTORS)}")
+    here = executor == "local"
+    if here and address is not None:
+        raise StagealignError(f"--address {address}: is that of a Ray cluster; add --executor ray")
 
     def stand(one: Run) -> bool:
         return not again and stands(result_path(results, scale.key, one.cell.id, one.seed), one.rungs, one.measured)
 
-    check_machine(scale, cells)
+    check_machine(scale, cells, here)
     if with_capability:
         capability.require()
-    check_devices(devices, scale.training.batch, scale.training.trained_layers, gpu_count())
+    check_devices(devices, scale.training.batch, scale.training.trained_layers, gpu_count() if here else devices.count)
     if any(cell.scale.training.peft for cell in cells) and find_spec("peft") is None:
         raise CannotRun("--peft lora: peft is not installed; `pip install 'stagealign[lora]'`")
     store = Store(devices=devices)
-    workers = workers or (1 if devices.launched else None)  # a round's processes have the machine to themselves
+    if here and devices.launched:
+        workers = workers or 1  # a round's processes have the machine to themselves
     plan = make_plan(cells, seeds, store, capability=with_capability, stands=stand)
-    show.plan(scale, plan, workers)
+    if here or dry_run or not plan.missing:
+        show.plan(scale, plan, worker_count(plan, workers) if here else None)
     if dry_run:
         return Outcome()
     store.spend = _share(plan, spend)
     check_room(plan, sum(estimate(artifact, scale.key).disk for artifact in plan.missing), store.home)
     check_checkpoints(plan)
-    return _carry_out(plan, store, results, workers)
+    if here or not plan.missing:
+        return _carry_out(plan, store, results, workers)
+    from stagealign.cluster import RayCrew, joined
+
+    with joined(address) as (ray, nodes):
+        crew = RayCrew(ray, nodes, plan, store, scale, workers)
+        show.cluster(nodes)
+        show.plan(scale, plan, crew.slots)
+        return _carry_out(plan, store, results, crew.slots, crew)
 
 
 def _share(plan: Plan, spend: float | None) -> float | None:
@@ -155,7 +175,7 @@ def demo(results: Path, reports: Path, workers: int | None) -> Outcome:
     cells = registry.select("lab", DEMO)
     store = Store()
     plan = make_plan(cells, (0,), store, demo=True)
-    show.plan(scale, plan, workers)
+    show.plan(scale, plan, worker_count(plan, workers))
     if plan.missing:
         fetch()
     outcome = _carry_out(plan, store, results, workers)
@@ -166,11 +186,12 @@ def demo(results: Path, reports: Path, workers: int | None) -> Outcome:
     return outcome
 
 
-def _carry_out(plan: Plan, store: Store, results: Path, workers: int | None) -> Outcome:
+def _carry_out(plan: Plan, store: Store, results: Path, workers: int | None, crew: Crew | None = None) -> Outcome:
     """Builds what is missing and writes each result as soon as it is complete, so that an interrupt costs none."""
     waiting = dict(enumerate(plan.runs))
     claimed: set[str] = set()
-    with show.progress(plan, workers) as progress:
+    count = worker_count(plan, workers) if crew is None else workers or 1
+    with show.progress(plan, count, lines=crew is not None) as progress:
 
         def finish(outcome: Outcome) -> None:
             ready = plan.ready | outcome.built | outcome.found
@@ -191,12 +212,13 @@ def _carry_out(plan: Plan, store: Store, results: Path, workers: int | None) -> 
                 del waiting[number]
 
         def heard(event: str, artifact: Artifact, outcome: Outcome) -> None:
-            progress.heard(event, artifact, outcome.waiting.get(artifact.path, ""))
-            if event not in ("started", "waiting"):
+            told = outcome.waiting if event == "waiting" else outcome.places
+            progress.heard(event, artifact, told.get(artifact.path, ""))
+            if event not in ("started", "again", "waiting"):
                 finish(outcome)
 
         finish(Outcome())
-        outcome = execute(plan, store, workers, heard)
+        outcome = execute(plan, store, workers, heard, crew)
         finish(outcome)
     show.outcome(plan, outcome)
     facts = {path: (store.record(plan.artifacts[path]) or {}).get("facts", {}) for path in sorted(outcome.built)}

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from stagealign import registry
 from stagealign.assets import Asset
-from stagealign.execute import Outcome, worker_count
+from stagealign.execute import Outcome
 from stagealign.pipeline import describe
 from stagealign.plan import Plan
 from stagealign.report import SummaryRow
@@ -26,6 +26,7 @@ from stagealign.terminal import Text
 
 if TYPE_CHECKING:
     from stagealign.alpaca import Result
+    from stagealign.cluster.needs import Node
     from stagealign.cost import Processor
     from stagealign.doctor import Finding
     from stagealign.lc_win_rate import LcWinRate
@@ -162,8 +163,8 @@ def _costs(items: Sequence["Item"], on: "Processor") -> list[str]:
     ]
 
 
-def plan(scale: Scale, made: Plan, workers: int | None) -> None:
-    """First lines of a run: the scale, what is shared, what is there, how long the rest takes."""
+def plan(scale: Scale, made: Plan, count: int | None) -> None:
+    """First lines of a run: the scale, what is shared, what is there, how long the rest takes on `count` workers."""
     console.print(Text(f"scale {scale.key}: {scale.name}; {len(made.runs)} runs (cell x seed)"))
     if made.standing:
         console.print(Text(f"{len(made.standing)} more have their results already; `--again` runs them too"))
@@ -176,8 +177,7 @@ def plan(scale: Scale, made: Plan, workers: int | None) -> None:
             f"{len(made.ready)} ready, {len(made.missing)} to build"
         )
     )
-    if made.missing:
-        count = worker_count(made, workers)
+    if made.missing and count:
         console.print(Text(f"about {clock(made.seconds / count)} on {count} workers of a laptop CPU"))
 
 
@@ -189,28 +189,59 @@ def clock(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
+def cluster(nodes: Sequence["Node"]) -> None:
+    """Says which nodes will build."""
+    gpus = sum(node.gpus for node in nodes)
+    what = f"{sum(node.cpus for node in nodes)} cores" + f" and {gpus} GPUs" * bool(gpus)
+    console.print(Text(f"cluster: {len(nodes)} nodes with {what}: {', '.join(node.name for node in nodes)}"))
+
+
+class _Table(Progress):
+    """The bar over all work, and under it a row for each artifact that is being built."""
+
+    rows: Mapping[str, tuple[str, float]] = {}
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The bar; then path, where it is built and since when."""
+        yield from super().get_renderables()
+        table = Table.grid(padding=(0, 2))
+        for path, (place, since) in list(self.rows.items()):
+            table.add_row(Text(f"  {path}"), Text(place), Text(clock(time.monotonic() - since)))
+        yield table
+
+
 class RunProgress:
     """Progress over the work that is left; the time left follows the speed measured so far."""
 
-    def __init__(self, bar: Progress, made: Plan, count: int):
+    def __init__(self, bar: _Table, made: Plan, count: int, lines: bool):
         self.bar, self.total, self.count = bar, made.seconds, count
+        self.lines = lines or not bar.console.is_terminal
         self.done, self.started = 0.0, time.monotonic()
-        self.running: list[str] = []
+        self.running: dict[str, tuple[str, float]] = {}
+        bar.rows = self.running
         self.task = bar.add_task("", total=max(self.total, 1.0), left=clock(self.total / count))
 
-    def heard(self, event: str, artifact: Artifact, holder: str = "") -> None:
-        """Takes note of an artifact that started, was built, found or failed, or that another process builds."""
-        if event == "started":
-            self.running.append(artifact.path)
-        elif event == "waiting":
-            self.bar.console.print(Text(f"waiting for {artifact.path}: {holder} builds it"), soft_wrap=True)
+    def heard(self, event: str, artifact: Artifact, who: str = "") -> None:
+        """Takes note of an artifact that started, was built, found or failed, or that another process builds.
+
+        `who` builds it, or is waited for.
+        """
+        path = artifact.path
+        if event == "waiting":
+            self._say(f"waiting for {path}: {who} builds it")
+        elif event in ("started", "again"):
+            self.running[path] = (who, time.monotonic())
+            if event == "again":
+                self._say(f"again {path}, by {who}: who built it was lost")
         else:
-            self.running.remove(artifact.path)
+            del self.running[path]
             self.done += artifact.seconds
-            if not self.bar.console.is_terminal:
-                self.bar.console.print(Text(f"{event} {artifact.path} ({self._left()} left)"), soft_wrap=True)
-        names = " | ".join(self.running)
-        self.bar.update(self.task, completed=self.done, description=names, left=self._left())
+            if self.lines:
+                self._say(f"{event} {path} ({self._left()} left{f'; {who}' if who else ''})")
+        self.bar.update(self.task, completed=self.done, left=self._left())
+
+    def _say(self, line: str) -> None:
+        self.bar.console.print(Text(line), soft_wrap=True)
 
     def _left(self) -> str:
         spent = time.monotonic() - self.started
@@ -219,20 +250,18 @@ class RunProgress:
 
     def wrote(self, path: Path) -> None:
         """Names a result that was written."""
-        self.bar.console.print(Text(f"wrote {path}"), soft_wrap=True)
+        self._say(f"wrote {path}")
 
 
 @contextmanager
-def progress(made: Plan, workers: int | None) -> Iterator[RunProgress]:
-    """A bar over the plan's missing work, with what is being built and the time left."""
-    columns = (
-        BarColumn(24),
-        TextColumn("{task.percentage:3.0f}%"),
-        TextColumn("{task.fields[left]} left"),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console, disable=not made.missing) as bar:
-        yield RunProgress(bar, made, worker_count(made, workers))
+def progress(made: Plan, count: int, lines: bool = False) -> Iterator[RunProgress]:
+    """A bar over the plan's missing work by `count` workers, with what is being built where and the time left.
+
+    With `lines`, and wherever there is no terminal, each artifact that is done leaves a line.
+    """
+    columns = (BarColumn(24), TextColumn("{task.percentage:3.0f}%"), TextColumn("{task.fields[left]} left"))
+    with _Table(*columns, console=console, disable=not made.missing) as bar:
+        yield RunProgress(bar, made, count, lines)
 
 
 @contextmanager

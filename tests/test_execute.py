@@ -1,5 +1,7 @@
 """Execution: parents first, a failure stops what needs it and nothing else, an interrupt loses nothing."""
 
+from concurrent.futures import Future
+
 import pytest
 
 from stagealign import execute as execution
@@ -86,6 +88,71 @@ def test_nothing_missing_starts_no_worker(tmp_path, monkeypatch):
     monkeypatch.setattr(execution, "ProcessPoolExecutor", None)
     one = make("one")
     assert execute(plan_of(one, ready=["one"]), Store(tmp_path), None, quiet).built == set()
+
+
+class Elsewhere:
+    """A crew that is not of this machine: it builds at once, says that it began twice, and fails in words."""
+
+    size = 9
+
+    def __init__(self, store):
+        self.store, self.said, self.ended = store, [], None
+
+    def submit(self, artifact):
+        future = Future()
+        self.said += [(artifact.path, "started", "pid 1 on a"), (artifact.path, "started", "pid 2 on b")]
+        self.said += [(artifact.path, "waiting", "pid 3 on c"), ("unknown", "started", "pid 4 on d")]
+        bad = "fail" in artifact.builder.function
+        future.set_result("ValueError: no luck" if bad else self.store.obtain(artifact)[1])
+        return future
+
+    def news(self):
+        said, self.said = self.said, []
+        yield from said
+
+    def end(self, at_once):
+        self.ended = at_once
+
+
+def test_another_crew_is_heard_as_the_workers_of_this_machine_are(tmp_path):
+    root, bad = make("root", say="r"), make("bad", function="fail")
+    store, heard = Store(tmp_path), []
+
+    def listen(event, artifact, outcome):
+        heard.append((event, artifact.path, outcome.places.get(artifact.path), outcome.waiting.get(artifact.path)))
+
+    crew = Elsewhere(store)
+    outcome = execute(plan_of(root, bad, make("child", bad)), store, None, listen, crew)
+    assert [one for one in heard if one[1] == "root"] == [
+        ("started", "root", "pid 1 on a", None),
+        ("again", "root", "pid 2 on b", None),
+        ("waiting", "root", "pid 2 on b", "pid 3 on c"),
+        ("built", "root", "pid 2 on b", None),
+    ]
+    assert outcome.failed == {"bad": "ValueError: no luck", "child": "it needs bad, which failed: ValueError: no luck"}
+    assert crew.ended is False
+    assert outcome.places == {}
+
+
+def test_progress_names_each_artifact_and_its_place(tmp_path, monkeypatch):
+    from rich.console import Console
+
+    from stagealign import show
+
+    terminal = Console(force_terminal=True, width=100, record=True, file=(tmp_path / "terminal").open("w"))
+    monkeypatch.setattr(show, "console", terminal)
+    one, two = make("lab/[red]one"), make("lab/two")
+    with terminal.file, show.progress(plan_of(one, two), 2, lines=True) as progress:
+        progress.heard("started", one, "pid 1 on a")
+        progress.heard("started", two, "pid 2 on b")
+        progress.heard("again", two, "pid 3 on c")
+        progress.heard("built", one, "pid 1 on a")
+        terminal.print(*progress.bar.get_renderables())
+        progress.heard("failed", two, "pid 3 on c")
+    said = terminal.export_text()
+    assert "again lab/two, by pid 3 on c: who built it was lost" in said
+    assert "built lab/[red]one (0 s left; pid 1 on a)" in said
+    assert "  lab/two  pid 3 on c  0 s" in said
 
 
 def test_workers_are_no_more_than_cores_work_and_wish(monkeypatch):

@@ -6,7 +6,7 @@
 from dataclasses import replace
 from typing import Any
 
-from stagealign import pipeline, registry
+from stagealign import cost, pipeline, registry
 from stagealign.spec import Checkpoint, Decoding, Evaluation
 from stagealign.store import Builder, Work
 
@@ -23,6 +23,7 @@ def install() -> None:
     registry.SCALES[SCALE] = replace(
         smoke, key=SCALE, name="attacks", training=training, evaluation=sizes, decoding=Decoding(max_new_tokens=6)
     )
+    cost.LENGTHS[SCALE] = cost.LENGTHS["smoke"]
     registry.METHODS[SCALE] = registry.METHODS["smoke"]
     registry.CHECKPOINTS[SCALE] = {"zephyr": Checkpoint("shape/tiny", parameters=30_000)}
     pipeline.BUILDERS["shape"] = Builder("benchmarks.faults.lab:build_weights")

@@ -1,0 +1,9 @@
+"""A cluster that Ray holds together: what each artifact needs, what the nodes have, and the crew that builds there.
+
+Ray schedules, retries and restarts; artifacts travel over the folder of the store, which every node must see.
+"""
+
+from stagealign.cluster.crew import RayCrew
+from stagealign.cluster.joining import joined
+
+__all__ = ["RayCrew", "joined"]
