@@ -57,7 +57,7 @@ def measure(work: Work) -> dict[str, Any]:
     require()
     from stagealign import lm
 
-    policy = lm.load(work.inputs["policy"], dtype=work.params["dtype"])
+    policy = lm.on_gpu(lm.load(work.inputs["policy"], dtype=work.params["dtype"]))
     given = [Benchmark(**{**one, "metrics": tuple(one["metrics"])}) for one in work.params["tasks"]]
     found = evaluate(policy, given, work.home)
     text = json.dumps(found, indent=1, sort_keys=True, allow_nan=False)

@@ -14,7 +14,7 @@ from stagealign import assets, lm
 from stagealign.boundary import boundary_score
 from stagealign.finite import check_finite, collapsed, stop_unless_finite
 from stagealign.length_control import features, pseudo_values
-from stagealign.logps import Packed, PairTokens, pack
+from stagealign.logps import Packed, PairTokens, pack, to_device
 from stagealign.records import Candidate, Prompt, by_prompt, prompt_hash, read_dicts, read_rows
 from stagealign.statistics import mean_metric, spearman
 from stagealign.store import Work
@@ -135,12 +135,18 @@ def kl_to(reference: lm.LanguageModel, policy: lm.LanguageModel, completions: Se
     for start in range(0, len(order), 8):
         places = order[start : start + 8]
         packed = pack([tokens[i] for i in places], reference.model.config.hidden_size)
-        ours, theirs = (_completion_logps(model, packed) for model in (policy, reference))
-        divergence = (ours.exp() * (ours - theirs)).sum(-1)
-        sums = torch.zeros(len(packed.lengths)).index_add(0, packed.segment, divergence)
-        for i, value in zip(places, sums.view(-1, 2)[:, 0].tolist(), strict=True):
+        for i, value in zip(places, divergences(policy, reference, packed).tolist(), strict=True):
             out[i] = round(value, 4)
     return out
+
+
+def divergences(policy: lm.LanguageModel, reference: lm.LanguageModel, packed: Packed) -> torch.Tensor:
+    """KL(policy || reference) summed over each first completion's tokens, shape (pairs,), in nats."""
+    packed = to_device(packed, policy.model.device)
+    ours, theirs = (_completion_logps(model, packed) for model in (policy, reference))
+    divergence = (ours.exp() * (ours - theirs)).sum(-1)
+    sums = torch.zeros(len(packed.lengths), device=divergence.device).index_add(0, packed.segment, divergence)
+    return sums.view(-1, 2)[:, 0]
 
 
 def _completion_logps(model: lm.LanguageModel, packed: Packed) -> torch.Tensor:
@@ -231,7 +237,9 @@ def _kl(work: Work, completions: Sequence[Candidate]) -> dict[int, float]:
     if "reference" not in work.inputs:
         return {}
     first = [one for one in completions if one.index == 0]
-    reference, policy = (lm.load(work.inputs[name], dtype=work.params["dtype"]) for name in ("reference", "policy"))
+    reference, policy = (
+        lm.on_gpu(lm.load(work.inputs[name], dtype=work.params["dtype"])) for name in ("reference", "policy")
+    )
     divergences = kl_to(reference, policy, first)
     named = [prompt_hash(one.prompt) for one in first]
     check_finite(divergences, named, "KL to the round's start", "look at the policy's weights")

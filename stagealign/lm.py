@@ -100,6 +100,13 @@ def load(folder: str | Path, revision: str | None = None, dtype: str = "float32"
     return LanguageModel(model.eval(), tokenizer)
 
 
+def on_gpu(lm: LanguageModel) -> LanguageModel:
+    """The model on this machine's GPU, where it has one; the same object."""
+    if torch.cuda.is_available():
+        lm.model.to("cuda")
+    return lm
+
+
 def tensor(path: Path, name: str) -> Tensor:
     """A tensor of a safetensors file. Raises Damaged, also where the store could not tell by a checksum."""
     from safetensors.torch import load_file

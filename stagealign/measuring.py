@@ -329,18 +329,14 @@ def open_policy(request: Request) -> Policy:
 
 
 def _loaded(request: Request, settings: Mapping[str, Any]) -> Policy:
-    import torch
-
     from stagealign import lm, sample
     from stagealign.checkpoints import read_config, weights_identity
 
     name = str(request.policy)
     weights = weights_identity(name, read_config(name))
-    model = lm.load(name)
+    model = lm.on_gpu(lm.load(name))
     if request.template == "auto":
         lm.check_ends(model, name)
-    if torch.cuda.is_available():
-        model.model.to("cuda")
 
     def sampler(items: Sequence[Item]) -> list[Sampled]:
         prompts = [

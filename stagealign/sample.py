@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from stagealign.errors import BadNumbers
-from stagealign.lm import LanguageModel, check_context, check_ends, end_ids, load
+from stagealign.lm import LanguageModel, check_context, check_ends, end_ids, load, on_gpu
 from stagealign.logps import shared_prefix
 from stagealign.records import Candidate, Prompt, asked_prompts, sampled_facts, write_rows
 from stagealign.spec import Decoding, stream
@@ -307,7 +307,7 @@ def sample(
 
 def build(work: Work) -> dict[str, Any]:
     """Builder of `candidates`: samples of a policy on the prompts of a file."""
-    lm = load(work.inputs["policy"], dtype=work.params["dtype"])
+    lm = on_gpu(load(work.inputs["policy"], dtype=work.params["dtype"]))
     check_ends(lm, str(work.inputs["policy"]))
     chosen = asked_prompts(work.inputs["prompts"], work.params["splits"])
     decoding = Decoding(**work.params["decoding"])

@@ -1,5 +1,6 @@
 """Starting policies: weights from an asset, the hub or a shape, and supervised fine-tuning with TRL's SFTTrainer."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 
 from stagealign import assets
 from stagealign.checkpoints import read_config, read_tokenizer
+from stagealign.devices import MICRO_BATCH
 from stagealign.errors import CannotRun, StagealignError
 from stagealign.finite import stop_unless_finite
 from stagealign.lm import (
@@ -26,6 +28,8 @@ from stagealign.store import Work
 
 VOCABULARY = 50_304
 """Rows of Pythia-160m's embedding."""
+LARGE = 1e9
+"""Weights from which SFT's batch is cut in parts and activations are recomputed; execution, not identity."""
 
 
 def build_weights(work: Work) -> dict[str, Any]:
@@ -180,13 +184,18 @@ def byte_tokenizer(words: int = 0) -> Any:
 def build_start(work: Work) -> dict[str, Any]:
     """Builder of `start`: SFT of the weights, on prompts with human completions or on whole conversations.
 
-    The loss is on the completion only, or on every token of a conversation, as in alignment-handbook's recipe.
+    The loss is on the completion only, or on every token of a conversation, as in alignment-handbook's recipe. bfloat16
+    is the arithmetic's; the optimizer moves float32 weights. A large model gets its batch in parts, with activations
+    recomputed; the mean is over the whole batch either way.
     """
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    lm = load(work.inputs["weights"], dtype=work.params["dtype"])
+    lm = load(work.inputs["weights"])
+    large = lm.model.num_parameters() > LARGE
+    batch = work.params["batch"]
+    micro = math.gcd(batch, MICRO_BATCH) if large else batch
     top = work.params["trained_layers"]
     if top is not None:
         freeze_below(lm.model, top)
@@ -204,15 +213,16 @@ def build_start(work: Work) -> dict[str, Any]:
     ]
     arguments = SFTConfig(
         output_dir=str(work.out / "scratch"),
-        per_device_train_batch_size=work.params["batch"],
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=batch // micro,
         num_train_epochs=work.params["epochs"],
         learning_rate=work.params["learning_rate"],
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
         max_length=work.params["max_length"],
         completion_only_loss="messages" not in rows[0],
-        gradient_checkpointing=False,
-        bf16=False,
+        gradient_checkpointing=large,
+        bf16=work.params["dtype"] == "bfloat16",
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",
@@ -222,13 +232,14 @@ def build_start(work: Work) -> dict[str, Any]:
         use_cpu=not torch.cuda.is_available(),
         seed=stream(work.params["seed"], "sft") % 2**32,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer spreads over all GPUs that it sees
     trainer = SFTTrainer(
         model=lm.model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=lm.tokenizer
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(stop_unless_finite("supervised fine-tuning"))
     trainer.train()
-    lm.model.eval()
+    lm.model.eval().to(getattr(torch, work.params["dtype"]))
     save(lm, work.out, top_layers=top)
     curve = [round(float(entry["loss"]), 4) for entry in trainer.state.log_history if "loss" in entry]
     return {"rows": len(rows), "curve": curve} | ({"eos": end} if end else {})

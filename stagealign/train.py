@@ -26,7 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from stagealign.devices import MICRO_BATCH, cut, spread
 from stagealign.errors import BadNumbers, CannotRun
 from stagealign.finite import check_finite, prompts_named
-from stagealign.lm import LanguageModel, freeze_below, load, save, tensor, top_of, trunk_of
+from stagealign.lm import LanguageModel, freeze_below, load, on_gpu, save, tensor, top_of, trunk_of
 from stagealign.logps import Packed, PairTokens, completion_logps, pack, repack, to_device, token_logps, unpack
 from stagealign.losses import LOSSES, Constants, Logps, log_ratio_margin
 from stagealign.records import Pair, prompt_hash, read_rows
@@ -108,10 +108,10 @@ def trunk_states(lm: LanguageModel, tokens: Sequence[PairTokens], trained_layers
     parts: list[Tensor] = [torch.empty(0)] * len(tokens)
     for places in by_length(tokens):
         group = [tokens[i] for i in places]
-        packed = pack(group, lm.model.config.hidden_size)
+        packed = to_device(pack(group, lm.model.config.hidden_size), lm.model.device)
         states = unpack(hidden_states(trunk, packed), packed).split([pair.tokens for pair in group])
         for i, state in zip(places, states, strict=True):
-            parts[i] = state
+            parts[i] = state.cpu()
     return torch.cat(parts)
 
 
@@ -119,15 +119,20 @@ def trunk_states(lm: LanguageModel, tokens: Sequence[PairTokens], trained_layers
 def reference_logps(
     lm: LanguageModel, tokens: Sequence[PairTokens], trunk: Tensor | None, trained_layers: int | None
 ) -> Tensor:
-    """Log-probs of chosen and rejected under the reference model, shape (pairs, 2), in nats."""
+    """Log-probs of chosen and rejected under the reference model, shape (pairs, 2), in nats, on the CPU.
+
+    `trunk` may be on another device than the model.
+    """
+    device = lm.model.device
     model = lm.model if trunk is None or trained_layers is None else top_of(lm.model, trained_layers)
     inputs = TrainingSet(list(tokens), torch.empty(0), trunk)
     offsets = _offsets(tokens)
     out = torch.empty(len(tokens), 2)
     for places in by_length(tokens):
-        packed = pack([tokens[i] for i in places], lm.model.config.hidden_size)
-        hidden = hidden_states(model.base_model, packed, inputs.trunk_of(places, offsets))
-        out[places] = completion_logps(hidden, model.get_output_embeddings(), packed).view(-1, 2)
+        packed = to_device(pack([tokens[i] for i in places], lm.model.config.hidden_size), device)
+        states = inputs.trunk_of(places, offsets)
+        hidden = hidden_states(model.base_model, packed, None if states is None else states.to(device))
+        out[places] = completion_logps(hidden, model.get_output_embeddings(), packed).view(-1, 2).cpu()
     return out
 
 
@@ -545,7 +550,7 @@ def _curve_entry(entry: dict[str, Any]) -> dict[str, float]:
 
 def build_trunk(work: Work) -> dict[str, Any]:
     """Builder of `trunk`: output of the layers that no round trains, for every token of a set of pairs."""
-    lm = load(work.inputs["weights"], dtype=work.params["dtype"])
+    lm = on_gpu(load(work.inputs["weights"], dtype=work.params["dtype"]))
     pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
     tokens = tokenize(lm, pairs, work.params["max_length"])
     states = trunk_states(lm, tokens, work.params["trained_layers"])
@@ -555,7 +560,7 @@ def build_trunk(work: Work) -> dict[str, Any]:
 
 def build_reference(work: Work) -> dict[str, Any]:
     """Builder of `reference`: the reference model's log-probs of a set of pairs, once for all who train on it."""
-    lm = load(work.inputs["policy"], dtype=work.params["dtype"])
+    lm = on_gpu(load(work.inputs["policy"], dtype=work.params["dtype"]))
     pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
     tokens = tokenize(lm, pairs, work.params["max_length"])
     logps = reference_logps(lm, tokens, _trunk(work), work.params["trained_layers"])

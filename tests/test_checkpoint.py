@@ -181,6 +181,27 @@ def test_a_template_that_ends_otherwise_than_the_tokenizer_is_named(tiny, tmp_pa
     assert (lm.end_ids(made), made.completion_ids("", ended=True)) == ([end], [end])
 
 
+def test_a_large_models_batch_in_parts_gives_the_same_weights(tmp_path, tiny, monkeypatch):
+    """Parts of a batch hold unequal numbers of tokens, and the mean is over the whole batch all the same."""
+    lm.save(tiny(), tmp_path / "weights")
+    reviews = tmp_path / "reviews"
+    reviews.mkdir()
+    rows = [{"prompt": f"Say {i}", "completion": "word " * (1 + i % 5)} for i in range(16)]
+    write_rows(reviews / "sft.jsonl", rows)
+    params = {"epochs": 1, "learning_rate": 1e-3, "batch": 8, "max_length": 64, "trained_layers": None,
+              "dtype": "float32", "seed": 0, "template": "zephyr"}  # fmt: skip
+    made = {}
+    for name, large in (("whole", 1e9), ("parts", 0)):
+        monkeypatch.setattr(sft, "LARGE", large)
+        (tmp_path / name).mkdir()
+        sft.build_start(Work(params, {"weights": tmp_path / "weights", "reviews": reviews}, tmp_path / name, tmp_path))
+        made[name] = lm.load(tmp_path / name).model.state_dict()
+    moved = lm.load(tmp_path / "weights").model.state_dict()
+    for name, weight in made["whole"].items():
+        torch.testing.assert_close(made["parts"][name], weight, atol=2e-5, rtol=0)
+    assert max((made["whole"][name] - moved[name]).abs().max() for name in moved) > 1e-4, "it learned something"
+
+
 def test_a_base_model_gets_its_template_and_learns_conversations(tmp_path, tiny):
     lm.save(tiny(), tmp_path / "weights")
     (tmp_path / "weights").mkdir(exist_ok=True)
