@@ -16,7 +16,7 @@ demo: $(VENV)/.installed  ## fetch the lab's assets, run its demo row, write res
 	@$(BIN)/stagealign demo
 
 test: $(VENV)/.installed-dev  ## the whole test suite, the smoke of CI included
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal --durations 25
 
 report: $(VENV)/.installed  ## results/ -> reports/
 	@$(BIN)/stagealign report
