@@ -73,6 +73,10 @@ def run(
     policy_url: Annotated[
         str | None, typer.Option(help="Server that samples instead, loading each policy by its folder.")
     ] = None,
+    gold: Annotated[
+        str | None,
+        typer.Option(help="reward:ID_OR_PATH: a one-logit classifier evaluates instead; gives cells of their own."),
+    ] = None,
     executor: Annotated[str, typer.Option(help="local: processes here; ray: a cluster (extra cluster).")] = "local",
     address: Annotated[
         str | None,
@@ -91,7 +95,9 @@ def run(
     chosen = registry.scale(scale)
     cells = runs.sampled(registry.adapted(registry.select(scale, k), peft), sampler, policy_url)
     own = chosen.seeds if seeds is None else tuple(range(seeds))
-    spread = Devices(devices, sharding, micro_batch, activation_checkpointing, tuple(shlex.split(launcher)), policy_url)
+    cells, folder = runs.evaluated(cells, gold)
+    launch = tuple(shlex.split(launcher))
+    spread = Devices(devices, sharding, micro_batch, activation_checkpointing, launch, policy_url, folder)
     outcome = runs.run(
         chosen, cells, own, results, workers, dry_run, again, capability, spread, spend, executor, address
     )

@@ -42,6 +42,8 @@ class Devices:
     """The user's own command that starts the processes, such as `torchrun --nproc-per-node 8`."""
     policy_url: str | None = None
     """Of the server that samples, where one does; which engine it is is identity, where it stands is not."""
+    gold: str | None = None
+    """Folder of the classifier that evaluates, where it is a local one; its content is identity, its place is not."""
 
     @property
     def launched(self) -> bool:

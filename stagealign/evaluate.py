@@ -176,13 +176,16 @@ def score(work: Work) -> dict[str, Any]:
     splits = {p.text: p.split for p in read_rows(work.inputs["static"] / "prompts.jsonl", Prompt)}
     limit = work.params["repetition_limit"]
     readings = _against_pool(work, completions, static, limit)
+    unit = "points of the reward model" if "rewards" in work.inputs else "rating points"
     votes = {row["prompt"]: row for row in read_dicts(work.inputs["votes"] / "votes.jsonl")}
     kl = _kl(work, completions)
     scores = {}
     for split in ("validation", "test"):
         mine = [c for c in completions if splits[c.prompt] == split]
+        if not mine:  # a scale without validation prompts
+            continue
         own = [votes[prompt_hash(prompt)] for prompt in by_prompt(mine)]
-        scores[split] = policy_metrics(mine, readings, own, kl, limit, "rating points")
+        scores[split] = policy_metrics(mine, readings, own, kl, limit, unit)
     _write(work, scores)
     return {"completions": len(completions)}
 
@@ -250,8 +253,12 @@ def _against_pool(
     work: Work, completions: Sequence[Candidate], static: Sequence[Candidate], limit: float
 ) -> dict[str, Reading]:
     """By prompt: rewards of its completions, and how often they beat the static candidates of that prompt."""
-    reward, sign = GOLDS[work.params["gold"]], work.params["sign"]
-    values = [sign * x for x in reward(work.inputs["gold"], [one.completion for one in (*completions, *static)])]
+    if "rewards" in work.inputs:
+        known = {_place(row): row["reward"] for row in read_dicts(work.inputs["rewards"] / "rewards.jsonl")}
+        found = [known[prompt_hash(one.prompt), one.source, one.index] for one in (*completions, *static)]
+    else:
+        found = GOLDS[work.params["gold"]](work.inputs["gold"], [one.completion for one in (*completions, *static)])
+    values = [work.params["sign"] * one for one in found]
     prompts = [prompt_hash(one.prompt) for one in (*completions, *static)]
     check_finite(values, prompts, f"gold reward {work.params['gold']!r}", "look at the gold reward's weights")
     gold = dict(zip(map(id, (*completions, *static)), values, strict=True))
@@ -261,6 +268,10 @@ def _against_pool(
         prompt: against(group, [gold[id(one)] for one in group], pool[prompt], worst, limit)
         for prompt, group in by_prompt(completions).items()
     }
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, str, int]:
+    return row["prompt"], row["source"], row["index"]
 
 
 def against(

@@ -47,6 +47,8 @@ BUILDERS = {
     "data": Builder("stagealign.describe:measure"),
     "capability": Builder("stagealign.capability:measure"),
     "annotations": Builder("stagealign.alpaca.gold:annotate"),
+    "reward_model": Builder("stagealign.rewards:fetch"),
+    "rewards": Builder("stagealign.rewards:score"),
 }
 
 ENGINES = {"vllm": Builder("stagealign.vllm_sample:build"), "served": Builder("stagealign.served:build")}
@@ -85,7 +87,7 @@ SECONDS = {
     "weights": 31, "shape": 6, "start": 118, "link": 1, "reviews": 1, "prompts": 1, "ratings": 1, "oracle": 3,
     "gold": 240, "static": 2, "candidates": 40, "completions": 32, "pairs": 1, "votes": 1, "trunk": 21, "reference": 8,
     "policy": 32, "scores": 16, "embeddings": 3, "data": 1,
-    "capability": 15, "answers": 32, "annotations": 60,
+    "capability": 15, "answers": 32, "annotations": 60, "rewards": 30,
 }  # fmt: skip
 """Expected seconds of each kind at lab scale on one core, measured; only the time left is computed from them."""
 
@@ -189,18 +191,24 @@ class _Lines:
         weights = self.scale.oracle_weights
         fitted = {"alpha": 1.0} if weights is None else {"weights": weights, "revision": None}
         self.oracle = self._make("oracle", f"{self.shared}/oracle", task["oracle"], fitted, **learned)
-        self.gold = self._make("gold", f"{self.shared}/gold", task["gold"], self._gold(), **learned)
+        self.gold = self._gold(learned)
         self.held_out = self._static("held-out", HELD_OUT, None, 1)
         self.weights = self._weights()
         self.start = self._start()
 
-    def _gold(self) -> Mapping[str, Any]:
-        """What the gold reward is made from: a fine-tuning, or a judge's prompts with the baseline's completions."""
-        judging = self.scale.evaluation.judging
+    def _gold(self, learned: Mapping[str, Artifact]) -> Artifact:
+        """The gold reward: a fine-tuning, a judge's prompts with the baseline's completions, or a reward model."""
+        judging, name = self.scale.evaluation.judging, self.preference.rewarded
+        path = f"{self.shared}/gold"
+        if name:
+            given: dict[str, Any] = {"weights": name, "revision": None}
+            return self._make("gold", f"{path}_{self.preference.rewarded_key}", BUILDERS["reward_model"], given)
         if judging is None:
-            return {"batch": 32, "learning_rate": 1e-4, "seed": 0}
-        given = {"data": judging.data, "revision": judging.revision, "content": content_of(judging.data)}
-        return given | {"prompts": judging.prompts}
+            given = {"batch": 32, "learning_rate": 1e-4, "seed": 0}
+        else:
+            given = {"data": judging.data, "revision": judging.revision, "content": content_of(judging.data)}
+            given |= {"prompts": judging.prompts}
+        return self._make("gold", path, self.task["gold"], given, **learned)
 
     def _builder(self, kind: str) -> Builder:
         """The task's own builder of a kind, else everyone's."""
@@ -442,13 +450,18 @@ class _Lines:
             "repetition_limit": evaluation.repetition_limit,
             "dtype": self.training.dtype,
         }
+        builder = self._builder("scores")
         if evaluation.judging:
             inputs = {"completions": completions, "votes": votes, **self._judged(folder, policy, evaluation.judging)}
         else:
-            inputs = {"completions": completions, "static": self.held_out, "votes": votes, "gold": self.gold}
+            texts = {"completions": completions, "static": self.held_out, "gold": self.gold}
+            inputs = {**texts, "votes": votes}
+            if self.preference.rewarded:
+                folder, builder = f"{folder}/{self.preference.rewarded_key}", BUILDERS["scores"]
+                inputs["rewards"] = self._make("rewards", f"{folder}/rewards", BUILDERS["rewards"], {}, **texts)
         if reference is not None:
             inputs |= {"policy": policy, "reference": reference}
-        return self._make("scores", f"{folder}/scores", self._builder("scores"), params, **inputs)
+        return self._make("scores", f"{folder}/scores", builder, params, **inputs)
 
     def _judged(self, folder: str, policy: Artifact, judging: Judging) -> dict[str, Artifact]:
         """A policy's answers to the judge's prompts, one each, and what the judge says of them."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
-from stagealign.errors import StagealignError, UnknownName
+from stagealign.errors import BadSpec, StagealignError, UnknownName
 from stagealign.spec import (
     Benchmark,
     Cell,
@@ -378,6 +378,21 @@ def _with_lora(one: Cell) -> Cell:
         rate = LORA_RATE[one.scale.key]
         training = replace(training, ladder=(rate,), learning_rate=dict.fromkeys(training.learning_rate, rate))
     return replace(one, method=method, scale=replace(one.scale, training=training))
+
+
+def evaluated_by(chosen: Iterable[Cell], gold: str) -> list[Cell]:
+    """The cells with a one-logit classifier as gold reward, `reward:NAME`: cells of their own, as their numbers differ.
+
+    Training is the same and shared. Raises BadSpec where the classifier is the oracle that labels the pairs.
+    """
+    found = []
+    for one in chosen:
+        preference = replace(one.scale.preference, gold=gold)
+        if preference.rewarded == one.scale.oracle_weights:
+            raise BadSpec(f"--gold {gold}: it is the oracle that labels the training pairs; name another scorer")
+        evaluation = replace(one.scale.evaluation, judging=None)
+        found.append(replace(one, scale=replace(one.scale, preference=preference, evaluation=evaluation)))
+    return found
 
 
 def sampled_by(chosen: Iterable[Cell], engine: Engine | None) -> list[Cell]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,8 +19,12 @@ from stagealign.checkpoints import (
     read_weights,
     weights_identity,
 )
-from stagealign.errors import StagealignError
+from stagealign.errors import BadData, StagealignError
 from stagealign.judged import Contest, Judged
+from stagealign.records import Candidate, by_prompt, prompt_hash, read_rows, write_rows
+from stagealign.spec import fingerprint
+from stagealign.store import Work
+from stagealign.tables import digest_of
 
 Text = Literal["chat", "pair", "completion"]
 """What is scored: a conversation of user and assistant by the chat template, prompt and completion as the tokenizer
@@ -163,12 +168,7 @@ def load(
     """
     if text not in (*get_args(Text), "auto"):
         raise StagealignError(f"text {text!r}: unknown; one of auto, {', '.join(get_args(Text))}")
-    config = read_config(name, revision)
-    if config.num_labels != 1:
-        raise StagealignError(
-            f"checkpoint {name!r}: its config has num_labels={config.num_labels}; a reward model has one logit "
-            "(num_labels=1), so this is a classifier with classes or no classifier at all"
-        )
+    config = check(name, revision)
     tokenizer = read_tokenizer(name, revision)
     chosen: Text = text if text != "auto" else "chat" if tokenizer.chat_template else "pair"
     if chosen == "chat":
@@ -191,6 +191,17 @@ def load(
     )
 
 
+def check(name: str, revision: str | None = None) -> Any:
+    """The config of a classifier with one logit. Raises StagealignError for anything else."""
+    config = read_config(name, revision)
+    if config.num_labels != 1:
+        raise StagealignError(
+            f"checkpoint {name!r}: its config has num_labels={config.num_labels}; a reward model has one logit "
+            "(num_labels=1), so this is a classifier with classes or no classifier at all"
+        )
+    return config
+
+
 def _conversation(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str | None) -> str:
     """One turn by the chat template; without a completion, up to where it would start."""
     turns = [{"role": "user", "content": prompt}]
@@ -198,3 +209,52 @@ def _conversation(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: s
         turns.append({"role": "assistant", "content": completion})
     text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=completion is None)
     return text
+
+
+def fetch(work: Work) -> dict[str, Any]:
+    """Builder of `gold` where it is a reward model: the weights as they are, from the hub or a local folder.
+
+    A folder is named by its content, `name@hash`. Raises StagealignError where it holds something else by now.
+    """
+    name, folder = work.params["weights"], work.devices.gold
+    if folder and content_of(folder) != name.partition("@")[2]:
+        raise StagealignError(f"--gold reward:{folder}: its files have changed since the plan was made; plan again")
+    found = load(folder or name, work.params["revision"])
+    found.model.save_pretrained(work.out)
+    found.tokenizer.save_pretrained(work.out)
+    return {"weights": found.weights, "text": found.text, "spearman": None}
+
+
+def content_of(folder: str) -> str:
+    """Hash of a checkpoint's files, first 16 hex digits: their names and contents."""
+    files = [path for path in sorted(Path(folder).iterdir()) if path.is_file()]
+    return fingerprint({path.name: digest_of(path) for path in files})
+
+
+def score(work: Work) -> dict[str, Any]:
+    """Builder of `rewards`: a reward model's score of each completion and static candidate, equal texts scored once.
+
+    Raises BadData for a text that cannot be scored: an evaluation leaves nothing out.
+    """
+    groups = [
+        by_prompt(read_rows(work.inputs[name] / "candidates.jsonl", Candidate)) for name in ("completions", "static")
+    ]
+    prompts = list(dict.fromkeys([*groups[0], *groups[1]]))
+    sides = [tuple(group.get(prompt, []) for group in groups) for prompt in prompts]
+    contests = [
+        Contest(prompt, *(tuple(one.completion for one in side) for side in both))
+        for prompt, both in zip(prompts, sides, strict=True)
+    ]
+    rows: list[dict[str, Any]] = []
+    cut = 0
+    for prompt, both, found in zip(prompts, sides, load(str(work.inputs["gold"])).judge(contests), strict=True):
+        if found.failed:
+            raise BadData(f"prompt {prompt[-60:]!r}: {found.failed}; take a reward model that reads longer texts")
+        cut += found.truncated
+        scored = zip((*both[0], *both[1]), (*found.on, *found.off), strict=True)
+        rows += [
+            {"prompt": prompt_hash(one.prompt), "source": one.source, "index": one.index, "reward": reward}
+            for one, reward in scored
+        ]
+    write_rows(work.out / "rewards.jsonl", rows)
+    return {"texts": len(rows), "truncated_for_gold": cut}

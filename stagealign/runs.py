@@ -135,6 +135,27 @@ def sampled(cells: Sequence[Cell], sampler: str, policy_url: str | None) -> list
     return registry.sampled_by(cells, engine)
 
 
+def evaluated(cells: Sequence[Cell], gold: str | None) -> tuple[list[Cell], str | None]:
+    """The cells as `--gold` changes them, and the folder of the reward model where it is a local one.
+
+    Raises StagealignError, before any work, for what is not `reward:` and a one-logit classifier.
+    """
+    if gold is None:
+        return list(cells), None
+    kind, _, name = gold.partition(":")
+    if kind != "reward" or not name:
+        raise StagealignError(f"--gold {gold!r}: unknown; reward:ID_OR_PATH names a classifier with one logit")
+    from stagealign import rewards
+    from stagealign.checkpoints import check_weights
+
+    rewards.check(name)
+    check_weights(name)
+    if not Path(name).is_dir():
+        return registry.evaluated_by(cells, gold), None
+    folder = Path(name).resolve()
+    return registry.evaluated_by(cells, f"reward:{folder.name}@{rewards.content_of(str(folder))}"), str(folder)
+
+
 def plan(
     scale: Scale,
     cells: Sequence[Cell],

@@ -157,6 +157,7 @@ class Preference:
     """In words, what a better completion has more of."""
     oracle: str
     gold: str
+    """Name of the evaluating scorer, or `reward:` and what `rewarded` takes: any one-logit classifier."""
     judge: str
     """Picks the chosen one among human texts; neither the oracle nor the gold reward."""
     sign: int
@@ -168,6 +169,18 @@ class Preference:
                 f"preference {self.key!r}: oracle and gold reward are both {self.oracle!r}; what labels the training "
                 "pairs must not evaluate; name two scorers"
             )
+
+    @property
+    def rewarded(self) -> str | None:
+        """Hub id of the classifier that evaluates, or `name@hash` of a local one; None where none does."""
+        kind, _, name = self.gold.partition(":")
+        return name if kind == "reward" else None
+
+    @property
+    def rewarded_key(self) -> str:
+        """Part of paths and cell ids that names that classifier; empty where there is none."""
+        name = (self.rewarded or "").rpartition("/")[2].partition("@")[0]
+        return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 @dataclass(frozen=True)
@@ -289,9 +302,10 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """Cell id such as `zephyr-dpo-2off_on`, or `zephyr-dpo_vllm-2off_on` where another engine samples."""
+        """Cell id such as `zephyr-dpo-2off_on`; `zephyr-dpo_vllm-2off_on` where something else samples or evaluates."""
         engine = f"_{self.scale.engine.key}" if self.scale.engine else ""
-        return f"{self.model.key}-{self.method.key}{engine}-{self.schedule}"
+        gold = f"_{self.scale.preference.rewarded_key}" if self.scale.preference.rewarded else ""
+        return f"{self.model.key}-{self.method.key}{engine}{gold}-{self.schedule}"
 
     @property
     def extra(self) -> bool:

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from stagealign import mirrors, registry, runs
-from stagealign.errors import BadData, CannotRun, StagealignError
+from stagealign.devices import Devices
+from stagealign.errors import BadData, BadSpec, CannotRun, StagealignError
 from stagealign.evaluate import annotated_readings
+from stagealign.judged import Contest
 from stagealign.length_control import LEARNED, features, fit, length_controlled, pseudo_values, sampling_error
 from stagealign.pipeline import plan_run, result
 from stagealign.plan import make_plan
@@ -22,6 +24,7 @@ from stagealign.records import Candidate, prompt_hash, read_dicts
 from stagealign.results import SHAPE
 from stagealign.shapes import misfit
 from stagealign.spec import Decoding, Evaluation, Judging
+from stagealign.spec import plain as identity
 from stagealign.store import Store
 
 pytest.importorskip("alpaca_eval", reason="the extra `eval` is not installed")
@@ -200,6 +203,48 @@ def test_the_spending_limit_is_named_before_anything_is_built(paper, judge, monk
         runs.run(paper, cells, (0,), tmp_path / "results", 1)
     plan = make_plan(cells, (0,), Store())
     assert runs._share(plan, 10.0) == 5.0
+
+
+def test_any_reward_model_can_be_the_gold_reward(paper, tmp_path, monkeypatch):
+    """Cells of their own, on shared policies; its scores are those of the classifier alone, and it is no oracle."""
+    from test_rewards import save
+
+    from stagealign import rewards
+
+    folder = save(tmp_path / "Reward-Model_1", chat=True, max_position_embeddings=512)
+    cell = registry.cell("zephyr-dpo-1off", "paper")
+    (own,), place = runs.evaluated([cell], f"reward:{folder}")
+    assert own.id == "zephyr-dpo_rewardmodel1-1off"
+    assert place == folder
+    assert folder not in json.dumps(identity(own))
+    run, plain_run = plan_run(own, 0), plan_run(cell, 0)
+    shared = run.artifacts.keys() & plain_run.artifacts.keys()
+    assert run.rounds[0][0].policy.path in shared
+    assert all(run.artifacts[path].fingerprint == plain_run.artifacts[path].fingerprint for path in shared)
+    assert not any("annotations" in path for path in run.artifacts)
+    store = Store(devices=Devices(gold=place))
+    for artifact in run.start_scores.lineage().values():
+        store.build(artifact)
+    scores = json.loads(store.file(run.start_scores, "scores.json").read_text(encoding="utf-8"))
+    assert (scores.keys(), scores["test"]["gold"]["unit"]) == ({"test"}, "points of the reward model")
+    alone = rewards.load(folder)
+    texts = list(read_dicts(store.file(run.start_scores.inputs["completions"], "candidates.jsonl")))
+    for prompt in {one["prompt"] for one in texts}:
+        mine = tuple(one["completion"] for one in texts if one["prompt"] == prompt)
+        (found,) = alone.judge([Contest(prompt, mine, ())])
+        assert scores["test"]["prompts"][prompt_hash(prompt)][0] == pytest.approx(np.mean(found.on), abs=1e-4)
+    (tmp_path / "Reward-Model_1/extra.json").write_text("{}", encoding="utf-8")
+    changed = Store(tmp_path / "other", devices=Devices(gold=place))
+    with pytest.raises(StagealignError, match="its files have changed since the plan was made"):
+        changed.build(run.gold)
+    with pytest.raises(BadSpec, match="it is the oracle that labels"):
+        registry.evaluated_by([cell], f"reward:{paper.oracle_weights}")
+    for wrong, words in (
+        ("judge:x", "reward:ID_OR_PATH"),
+        (f"reward:{save(tmp_path / 'two', labels=2)}", "num_labels=2"),
+    ):
+        with pytest.raises(StagealignError, match=words):
+            runs.evaluated([cell], wrong)
 
 
 def test_alpaca_evals_files_are_checked(paper, mirror, tmp_path):
