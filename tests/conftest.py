@@ -13,6 +13,15 @@ CHAT = (
 )
 
 
+@pytest.fixture(autouse=True, scope="session")
+def hears_interrupts():
+    """What tests start hears SIGINT, also where the tests themselves run as a shell's background job, deaf to it."""
+    import signal
+
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """One torch thread, where a test uses torch at all."""

@@ -194,7 +194,9 @@ def test_no_call_lets_a_checkpoint_run_code_or_reads_a_pickle():
     for file, call in calls():
         name = ast.unparse(call.func)
         given = {one.arg: ast.unparse(one.value) for one in call.keywords}
-        if name.rpartition(".")[2] == "from_pretrained":
+        if (
+            name.rpartition(".")[2] == "from_pretrained" and name != "GenerationConfig.from_pretrained"
+        ):  # it has no code
             asked += 1
             assert given.get("trust_remote_code") == "False", f"{file}: {name} without trust_remote_code=False"
         assert given.get("trust_remote_code", "False") == "False", f"{file}: {name}"
@@ -206,12 +208,17 @@ def test_no_call_lets_a_checkpoint_run_code_or_reads_a_pickle():
     assert asked > 8
 
 
+RAY = ("cluster/joining.py", "ray.init")
+"""Of our own on the loopback alone, which `test_cluster` looks up in the kernel's table of sockets."""
+
+
 def test_nothing_listens():
     """No server in the package; those of tests and benchmarks stand on loopback."""
     for file, call in calls():
         name = ast.unparse(call.func)
         assert not re.search(r"(^|\.)(bind|listen|serve_forever|create_server|start_server)$", name), f"{file}: {name}"
-        assert not re.search(r"HTTPServer|TCPServer|uvicorn|ray\.init", name), f"{file}: {name}"
+        if (file, name) != RAY:
+            assert not re.search(r"HTTPServer|TCPServer|uvicorn|ray\.init", name), f"{file}: {name}"
     root = PACKAGE.parent
     for path in [*(root / "tests").glob("*.py"), *(root / "benchmarks").rglob("*.py")]:
         if path.name == Path(__file__).name:

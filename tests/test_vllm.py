@@ -43,6 +43,8 @@ class SamplingParams:
     max_tokens: int | None = 16
     logprobs: int | None = None
     detokenize: bool = True
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
     def __post_init__(self):
         assert self.n == 1 or self.temperature > 0, "n must be 1 when using greedy sampling"

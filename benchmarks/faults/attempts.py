@@ -110,6 +110,7 @@ def _child(folder: Path, words: tuple[str, ...], plant: Plant | None, home: Path
     """The process of an attempt; it never returns."""
     code: Any = 1
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to it
         os.setsid()
         os.chdir(folder)
         os.environ["STAGEALIGN_HOME"] = str(home)

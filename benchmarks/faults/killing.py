@@ -60,8 +60,10 @@ def signalled(folder: Path, reference: Path, number: signal.Signals, times: int,
     """SIGINT to every process, as Ctrl-C is, or SIGTERM to the first; the exit code and message, then the rest."""
     chance, wrong, sent, runs = random.Random(seed), [], 0, 0
     code, message = SIGNALS[number]
-    while sent < times:
+    while sent < times and not wrong:
         runs += 1
+        if runs > LIMIT:
+            wrong.append(f"{LIMIT} runs came to their end without hearing {number.name}")
         place = folder / f"{number.name}{runs}"
         for _ in range(LIMIT):
             after = chance.uniform(0.05, length / 3) if sent < times else None
