@@ -303,9 +303,17 @@ class Cell:
     @property
     def id(self) -> str:
         """Cell id such as `zephyr-dpo-2off_on`; `zephyr-dpo_vllm-2off_on` where something else samples or evaluates."""
-        engine = f"_{self.scale.engine.key}" if self.scale.engine else ""
-        gold = f"_{self.scale.preference.rewarded_key}" if self.scale.preference.rewarded else ""
-        return f"{self.model.key}-{self.method.key}{engine}{gold}-{self.schedule}"
+        return f"{self.model.key}-{self.row['key']}-{self.schedule}"
+
+    @property
+    def row(self) -> dict[str, str]:
+        """Key and name of the method as ids and reports have it: with what else samples or evaluates, never mixed."""
+        key, name, preference = self.method.key, self.method.name, self.scale.preference
+        if self.scale.engine:
+            key, name = f"{key}_{self.scale.engine.key}", f"{name}, samples: {self.scale.engine.key}"
+        if preference.rewarded:
+            key, name = f"{key}_{preference.rewarded_key}", f"{name}, gold reward: {preference.rewarded}"
+        return {"key": key, "name": name}
 
     @property
     def extra(self) -> bool:

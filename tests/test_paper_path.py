@@ -18,7 +18,7 @@ from stagealign.errors import BadData, BadSpec, CannotRun, StagealignError
 from stagealign.evaluate import annotated_readings
 from stagealign.judged import Contest
 from stagealign.length_control import LEARNED, features, fit, length_controlled, pseudo_values, sampling_error
-from stagealign.pipeline import plan_run, result
+from stagealign.pipeline import plan_run, result, unfinished
 from stagealign.plan import make_plan
 from stagealign.records import Candidate, prompt_hash, read_dicts
 from stagealign.results import SHAPE
@@ -216,6 +216,9 @@ def test_any_reward_model_can_be_the_gold_reward(paper, tmp_path, monkeypatch):
     (own,), place = runs.evaluated([cell], f"reward:{folder}")
     assert own.id == "zephyr-dpo_rewardmodel1-1off"
     assert place == folder
+    told = unfinished(plan_run(own, 0), "failed", "why")["method"]
+    assert told["key"] == "dpo_rewardmodel1", "so that a report never mixes it with the others"
+    assert told["name"].startswith("DPO, gold reward: Reward-Model_1@")
     assert folder not in json.dumps(identity(own))
     run, plain_run = plan_run(own, 0), plan_run(cell, 0)
     shared = run.artifacts.keys() & plain_run.artifacts.keys()
