@@ -12,6 +12,10 @@ GIB = 2**30
 ASSUMED = "assumed"
 
 
+LARGE = 1e9
+"""Weights from which activations are recomputed, and SFT's batch is cut in parts; execution, not identity."""
+
+
 @dataclass(frozen=True)
 class Processor:
     """What does the work, and how much of its peak each kind of work reaches."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stagealign import cost, registry
-from stagealign.cost import ALPACA_EVAL, LENGTHS, MINILM, PAIRRM, Processor
+from stagealign.cost import ALPACA_EVAL, LARGE, LENGTHS, MINILM, PAIRRM, Processor
 from stagealign.spec import Checkpoint, Shape
 from stagealign.store import Artifact
 
@@ -17,8 +17,6 @@ SAMPLED_ROWS = 256
 """Candidates that are sampled side by side."""
 TEXT_BYTES = 12
 """On disk a sampled token: its id and its text."""
-LARGE = 1e9
-"""Weights from which activations are recomputed instead of kept."""
 
 RATINGS = 4_763
 """Sentences that the lab's gold reward learns from, of about 28 tokens; measured."""

@@ -243,10 +243,10 @@ def _kl(work: Work, completions: Sequence[Candidate]) -> dict[int, float]:
     reference, policy = (
         lm.on_gpu(lm.load(work.inputs[name], dtype=work.params["dtype"])) for name in ("reference", "policy")
     )
-    divergences = kl_to(reference, policy, first)
+    found = kl_to(reference, policy, first)
     named = [prompt_hash(one.prompt) for one in first]
-    check_finite(divergences, named, "KL to the round's start", "look at the policy's weights")
-    return dict(zip(map(id, first), divergences, strict=True))
+    check_finite(found, named, "KL to the round's start", "look at the policy's weights")
+    return dict(zip(map(id, first), found, strict=True))
 
 
 def _against_pool(

@@ -21,7 +21,7 @@ import numpy as np
 from stagealign.boundary import BoundaryScore, Decision, Stage, boundary_score, cross_votes, pair_votes, top_vote
 from stagealign.errors import BadData
 from stagealign.judged import Contest, Judged, Oracle, Spent
-from stagealign.seals import SEAL, broken, sealed
+from stagealign.seals import SEAL, sealed, whole
 from stagealign.spec import fingerprint
 
 FIRST_BATCH, LARGEST_BATCH = 16, 256
@@ -238,11 +238,8 @@ class Source(Protocol):
 
 def whole_row(line: bytes, columns: Collection[str] | None = None) -> dict[str, Any] | None:
     """The row of one kept line, without its seal; None where it is not as it was written."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(row, dict) or not isinstance(row.get("key"), str) or broken(row):
+    row = whole(line)
+    if row is None or not isinstance(row.get("key"), str):
         return None
     row.pop(SEAL, None)
     known = columns is None or (row.keys() - {"key"} <= set(columns))

@@ -104,14 +104,14 @@ def lacking(
     cells, missing = list(cells), []
     if scale.key == "paper" and gpu_here:
         bytes_needed = max(cell.checkpoint.parameters for cell in cells) * 16
-        memory = _gpu_memory()
+        memory = gpu_memory()
         if memory is None:
             missing.append("a GPU: none was found (`nvidia-smi`)")
         elif memory < bytes_needed:
             missing.append(
                 f"GPU memory: {bytes_needed / 2**30:.0f} GiB for full fine-tuning, {memory / 2**30:.0f} GiB found"
             )
-    free = shutil.disk_usage(next(one for one in (home, *home.parents) if one.exists())).free
+    free = _free(home)
     if free < disk:
         what = "weights" if scale.key == "paper" else "artifacts"
         missing.append(f"disk: {disk / 2**30:.0f} GiB for {what}, {free / 2**30:.0f} GiB free")
@@ -127,12 +127,17 @@ def lacking(
 
 def check_room(plan: Plan, needed: float, home: Path) -> None:
     """Raises CannotRun where the disk has no room for what the plan would write, `needed` bytes by estimate."""
-    free = shutil.disk_usage(next(one for one in (home, *home.parents) if one.exists())).free
+    free = _free(home)
     if free < needed:
         raise CannotRun(
             f"disk: {len(plan.missing)} artifacts need {needed / 2**30:.1f} GiB below {home}, {free / 2**30:.1f} GiB "
             "are free; free some space, point STAGEALIGN_HOME elsewhere, or choose fewer cells with -k"
         )
+
+
+def _free(home: Path) -> int:
+    """Bytes free where `home` is, or will be."""
+    return shutil.disk_usage(next(one for one in (home, *home.parents) if one.exists())).free
 
 
 def absent(artifacts: Iterable[Artifact]) -> list[str]:
@@ -148,7 +153,7 @@ def _is_there(builder: str) -> bool:
     return f"\ndef {function}(" in source
 
 
-def _gpu_memory() -> int | None:
+def gpu_memory() -> int | None:
     """Bytes of the largest GPU's memory, asked of the driver so that torch need not load."""
     import subprocess
 

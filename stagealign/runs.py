@@ -7,13 +7,14 @@ from pathlib import Path
 
 from stagealign import assets, capability, registry, show
 from stagealign.atomic import write_text
+from stagealign.cost import ALPACA_EVAL
 from stagealign.devices import Devices, gpu_count
 from stagealign.devices import check as check_devices
 from stagealign.errors import BadData, CannotRun, StagealignError
-from stagealign.estimate import estimate
+from stagealign.estimate import Estimate, estimate
 from stagealign.execute import Crew, Outcome, execute, worker_count
 from stagealign.lc_win_rate import writable
-from stagealign.pipeline import BUILDERS, Run, result, unfinished
+from stagealign.pipeline import Run, result, unfinished
 from stagealign.plan import Plan, check_machine, check_room, make_plan
 from stagealign.results import done_rungs, result_path, says_all, stands, write_result
 from stagealign.spec import Cell, Scale
@@ -68,8 +69,9 @@ def run(
         show.plan(scale, plan, worker_count(plan, workers) if here else None)
     if dry_run:
         return Outcome()
-    store.spend = _share(plan, spend)
-    check_room(plan, sum(estimate(artifact, scale.key).disk for artifact in plan.missing), store.home)
+    costs = [estimate(artifact, scale.key) for artifact in plan.missing]
+    store.spend = _share(costs, spend)
+    check_room(plan, sum(one.disk for one in costs), store.home)
     check_checkpoints(plan)
     if here or not plan.missing:
         return _carry_out(plan, store, results, workers)
@@ -82,21 +84,18 @@ def run(
         return _carry_out(plan, store, results, crew.slots, crew)
 
 
-def _share(plan: Plan, spend: float | None) -> float | None:
+def _share(costs: Sequence[Estimate], spend: float | None) -> float | None:
     """USD that the judge may cost for each policy, so that all together stay within `spend`.
 
     Raises CannotRun where policies wait for a paid judge and no limit is named.
     """
-    from stagealign.cost import ALPACA_EVAL
-
-    asked = sum(artifact.builder == BUILDERS["annotations"] for artifact in plan.missing)
-    if asked and spend is None:
-        dollars = asked * ALPACA_EVAL.dollars()
+    dollars = [one.judge_dollars for one in costs if one.judge_dollars]
+    if dollars and spend is None:
         raise CannotRun(
-            f"the judge {ALPACA_EVAL.model} is asked about {asked} policies, for about ${dollars:.0f}; name the most "
-            f"that it may cost, such as --spend {1.2 * dollars:.0f}"
+            f"the judge {ALPACA_EVAL.model} is asked about {len(dollars)} policies, for about ${sum(dollars):.0f}; "
+            f"name the most that it may cost, such as --spend {1.2 * sum(dollars):.0f}"
         )
-    return spend / asked if asked and spend is not None else None
+    return spend / len(dollars) if dollars and spend is not None else None
 
 
 def check_checkpoints(plan: Plan) -> None:

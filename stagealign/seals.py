@@ -67,6 +67,15 @@ def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
     return {**value, SEAL: seal_of(value)}
 
 
+def whole(line: bytes) -> dict[str, Any] | None:
+    """The JSON object of one kept line; None for half a line of a kill, and for one that is not as it was written."""
+    try:
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and not broken(row) else None
+
+
 def broken(value: Mapping[str, Any]) -> bool:
     """Whether the object has a seal that is not its own; one without a seal cannot be told."""
     return SEAL in value and value[SEAL] != seal_of(value)

@@ -24,7 +24,7 @@ from typing import Any
 from stagealign.atomic import append
 from stagealign.errors import StagealignError
 from stagealign.records import Candidate, asked_prompts, sampled_facts, write_rows
-from stagealign.seals import SEAL, broken, sealed
+from stagealign.seals import SEAL, sealed, whole
 from stagealign.server import FIRST_ATTEMPTS, POLICY_KEYS, RequestFailed, Server, content_of, tokens_of
 from stagealign.spec import Decoding, Engine, fingerprint, stream
 from stagealign.store import SCRATCH, Work, read_record
@@ -81,8 +81,8 @@ class Answers:
         self.path, self._found = path, dict[tuple[str, int], Text]()
         lines = path.read_bytes().splitlines(keepends=True) if path and path.exists() else []
         for line in lines:
-            row = _row(line)
-            if row is not None:
+            row = whole(line)
+            if row is not None and SEAL in row:
                 self._found[row["key"], row["index"]] = Text(row["text"], row["tokens"], row["cut"])
 
     def __len__(self) -> int:
@@ -96,15 +96,6 @@ class Answers:
         if self.path:
             append(self.path, json.dumps(sealed({"key": key, "index": index, **asdict(text)})) + "\n")
             self._found[key, index] = text
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    """The row of one kept line; None for half a line of a kill, and for one that is not as it was written."""
-    try:
-        row: Any = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and SEAL in row and not broken(row) else None
 
 
 def _top_k(decoding: Decoding, tokens: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 
 from stagealign import assets
 from stagealign.checkpoints import read_config, read_tokenizer
+from stagealign.cost import LARGE
 from stagealign.devices import MICRO_BATCH
 from stagealign.errors import CannotRun, StagealignError
 from stagealign.finite import stop_unless_finite
@@ -28,8 +29,6 @@ from stagealign.store import Work
 
 VOCABULARY = 50_304
 """Rows of Pythia-160m's embedding."""
-LARGE = 1e9
-"""Weights from which SFT's batch is cut in parts and activations are recomputed; execution, not identity."""
 
 
 def build_weights(work: Work) -> dict[str, Any]:
@@ -59,7 +58,7 @@ TEMPLATES = {
 """Chat templates that a base model gets before SFT. Source: the shape of zephyr-7b's turns."""
 
 SMALL_FILES = ["*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt"]
-CHECKPOINT_FILES = ["*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt"]
+CHECKPOINT_FILES = ["*.safetensors", *SMALL_FILES]
 
 
 def build_checkpoint(work: Work) -> dict[str, Any]:

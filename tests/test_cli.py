@@ -141,7 +141,7 @@ def test_a_dry_run_says_how_long_and_builds_nothing(call, tmp_path):
 
 
 def test_the_paper_scale_says_what_this_machine_lacks(call, tmp_path, monkeypatch):
-    monkeypatch.setattr("stagealign.plan._gpu_memory", lambda: None)
+    monkeypatch.setattr("stagealign.plan.gpu_memory", lambda: None)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     code, _, err = call("run", "--scale", "paper", "-k", "llama3")
     assert code == 2

@@ -119,7 +119,7 @@ def test_weights_without_a_pin_are_named_until_their_record_knows(store):
 
 
 def test_what_the_machine_lacks(store, monkeypatch):
-    monkeypatch.setattr(planning, "_gpu_memory", lambda: 200 * 2**30)
+    monkeypatch.setattr(planning, "gpu_memory", lambda: 200 * 2**30)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**60}))
     monkeypatch.setenv("HF_TOKEN", "x")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)

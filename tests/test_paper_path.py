@@ -15,6 +15,7 @@ import pytest
 from stagealign import mirrors, registry, runs
 from stagealign.devices import Devices
 from stagealign.errors import BadData, BadSpec, CannotRun, StagealignError
+from stagealign.estimate import estimate
 from stagealign.evaluate import annotated_readings
 from stagealign.judged import Contest
 from stagealign.length_control import LEARNED, features, fit, length_controlled, pseudo_values, sampling_error
@@ -202,7 +203,7 @@ def test_the_spending_limit_is_named_before_anything_is_built(paper, judge, monk
     with pytest.raises(CannotRun, match=r"asked about 2 policies, for about \$18; name .* --spend 22"):
         runs.run(paper, cells, (0,), tmp_path / "results", 1)
     plan = make_plan(cells, (0,), Store())
-    assert runs._share(plan, 10.0) == 5.0
+    assert runs._share([estimate(one, "paper") for one in plan.missing], 10.0) == 5.0
 
 
 def test_any_reward_model_can_be_the_gold_reward(paper, tmp_path, monkeypatch):

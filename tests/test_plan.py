@@ -209,7 +209,7 @@ def test_a_store_of_another_spec_is_refused_before_work(empty):
 def test_a_machine_that_cannot_is_told_everything_that_lacks(monkeypatch):
     scale, cells = registry.scale("paper"), registry.cells("paper")
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(planning, "_gpu_memory", lambda: None)
+    monkeypatch.setattr(planning, "gpu_memory", lambda: None)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10 * 2**30}))
     with pytest.raises(CannotRun) as caught:
         check_machine(scale, cells)
@@ -222,7 +222,7 @@ def test_a_machine_that_cannot_is_told_everything_that_lacks(monkeypatch):
         "--scale lab",
     ):
         assert words in message
-    monkeypatch.setattr(planning, "_gpu_memory", lambda: 24 * 2**30)
+    monkeypatch.setattr(planning, "gpu_memory", lambda: 24 * 2**30)
     monkeypatch.setenv("HF_TOKEN", "x")
     with pytest.raises(CannotRun, match="GPU memory: 120 GiB for full fine-tuning, 24 GiB found") as caught:
         check_machine(scale, cells)
@@ -237,11 +237,11 @@ def test_gpu_memory_is_asked_of_the_driver(monkeypatch, tmp_path):
     driver.write_text("#!/bin/sh\nprintf '81559\\n40960\\n'\n")
     driver.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert planning._gpu_memory() == 81559 * 2**20
+    assert planning.gpu_memory() == 81559 * 2**20
     driver.write_text("#!/bin/sh\nexit 9\n")
-    assert planning._gpu_memory() is None
+    assert planning.gpu_memory() is None
     monkeypatch.setenv("PATH", "")
-    assert planning._gpu_memory() is None
+    assert planning.gpu_memory() is None
 
 
 @pytest.mark.parametrize("key", ["lab", "smoke"])

@@ -133,18 +133,11 @@ def _open(kind: str, rest: str, request: Request) -> Any:
     server = Server(request.judge_url or os.environ.get("OPENAI_BASE_URL") or OFFICIAL_URL)
     judge = ServedJudge(kind, model, server, annotator, price, request.spend, request.workers)
     if request.spend == 0:
-        judge.style = next((style for style in STYLES if _kept_as(judge, style)), judge.style)
+        kept = (style for style in STYLES if _place(judge.identity_as(style)).exists())
+        judge.style = next(kept, judge.style)
     elif kind == "judge":  # the official one is known, and its first question costs money
         judge.check()
     return judge
-
-
-def _kept_as(judge: Any, style: str) -> bool:
-    """Whether answers to questions in this style are kept."""
-    judge.style, before = style, judge.style
-    found = _place(judge.identity).exists()
-    judge.style = before
-    return found
 
 
 def _price(text: str) -> Any:

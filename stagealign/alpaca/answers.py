@@ -9,7 +9,7 @@ from typing import Any
 
 from stagealign.alpaca.rows import Item
 from stagealign.atomic import append
-from stagealign.seals import SEAL, broken, sealed
+from stagealign.seals import SEAL, sealed, whole
 from stagealign.shapes import NUMBER, TEXT, WHOLE, Or, misfit
 from stagealign.spec import fingerprint
 
@@ -79,16 +79,16 @@ class Answers:
         for line in self.path.read_bytes().split(b"\n"):
             if not line.strip():
                 continue
+            row = whole(line)
             try:
-                row = json.loads(line)
-                if broken(row):
+                if row is None:
                     raise ValueError
                 row.pop(SEAL, None)
                 key = row.pop("key")
                 if misfit(row, SHAPE):
                     raise ValueError
                 self._take(str(key), Answer(**row))
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            except (ValueError, TypeError, KeyError):
                 self.damaged += 1
 
     def get(self, key: str) -> Mapping[str | None, Answer]:

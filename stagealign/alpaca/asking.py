@@ -84,19 +84,26 @@ class ServedJudge:
     @property
     def identity(self) -> dict[str, Any]:
         """What an answer is kept under; where the judge stands is no part of it."""
+        return self.identity_as(self.style)
+
+    def identity_as(self, style: str) -> dict[str, Any]:
+        """The identity, were questions asked in that style."""
         return {
             "kind": self.kind,
             "version": 1,
             "model": self.model,
-            "style": self.style,
-            "settings": self.settings,
+            "style": style,
+            "settings": self._settings_as(style),
             **self.official.identity,
         }
 
     @property
     def settings(self) -> dict[str, Any]:
         """What a request holds beside model and messages."""
-        return STYLES[self.style] or self.official.settings
+        return self._settings_as(self.style)
+
+    def _settings_as(self, style: str) -> dict[str, Any]:
+        return STYLES[style] or self.official.settings
 
     def check(self) -> None:
         """Finds out with one small question, or one a style, how this server's model answers.

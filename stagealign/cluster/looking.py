@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from stagealign import plan
+from stagealign import plan, server
 from stagealign.cluster.needs import Node
 from stagealign.errors import CannotRun, StagealignError
 from stagealign.hidden import without_secrets
@@ -18,7 +18,7 @@ from stagealign.store import package_versions, room_error
 
 PATIENCE = 180.0
 """Seconds that nodes have to answer; the first task on a node starts a process there, and imports."""
-KEYS = ("HF_TOKEN", "OPENAI_API_KEY", "STAGEALIGN_JUDGE_KEY", "STAGEALIGN_POLICY_KEY")
+KEYS = ("HF_TOKEN", *server.KEYS, *server.POLICY_KEYS)
 """Variables that builders read; only whether they are set ever leaves a node."""
 
 
@@ -48,7 +48,7 @@ def about_here(note: Path, written: str) -> dict[str, Any]:
     return {
         "versions": versions(),
         "store": seen,
-        "device_memory": plan._gpu_memory(),
+        "device_memory": plan.gpu_memory(),
         "keys": [name for name in KEYS if os.environ.get(name)],
     }
 
