@@ -15,7 +15,6 @@ from stagealign import assets
 from stagealign.errors import BadData, CannotRun, UnknownName
 from stagealign.records import Drops, prompt_hash, read_dicts
 from stagealign.spec import Benchmark
-from stagealign.statistics import mean_metric
 from stagealign.store import Work
 
 if TYPE_CHECKING:
@@ -72,6 +71,8 @@ def evaluate(policy: "LanguageModel", benchmarks: Iterable[Benchmark], home: Pat
     is left to chance. A local task neither reads the hub nor writes a file.
     """
     from lm_eval.models.huggingface import HFLM
+
+    from stagealign.statistics import mean_metric
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every default; what it cuts is counted below
     model = HFLM(

@@ -57,8 +57,13 @@ def damage(folder: Path, files: Mapping[str, Mapping[str, Any]], deep: bool) -> 
 
 def seal_of(value: Mapping[str, Any]) -> str:
     """Checksum of a JSON object less its seal, 16 hex digits; white space and the order of keys do not matter."""
-    text = json.dumps({key: one for key, one in value.items() if key != SEAL})
-    canonical = json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+    return _seal_of_read(json.loads(json.dumps(value)))
+
+
+def _seal_of_read(value: Mapping[str, Any]) -> str:
+    """The seal of what was read from JSON, where keys are text and numbers have been written once."""
+    unsealed = {key: one for key, one in value.items() if key != SEAL}
+    canonical = json.dumps(unsealed, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
@@ -77,5 +82,5 @@ def whole(line: bytes) -> dict[str, Any] | None:
 
 
 def broken(value: Mapping[str, Any]) -> bool:
-    """Whether the object has a seal that is not its own; one without a seal cannot be told."""
-    return SEAL in value and value[SEAL] != seal_of(value)
+    """Whether an object read from JSON has a seal that is not its own; one without a seal cannot be told."""
+    return SEAL in value and value[SEAL] != _seal_of_read(value)

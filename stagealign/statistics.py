@@ -5,7 +5,9 @@ one value alone gives none. A gain table is `{prompt hash: gain}`; a list of the
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Hashable, Mapping, Sequence
+from operator import itemgetter
 from statistics import NormalDist
 from typing import Any, TypeVar
 
@@ -142,7 +144,11 @@ def gain_at_kl(points: Sequence[tuple[float, float]], kl: float) -> float | None
     ladder = sorted([(0.0, 0.0), *points])
     if not ladder[0][0] <= kl <= ladder[-1][0]:
         return None
-    return float(np.interp(kl, [point[0] for point in ladder], [point[1] for point in ladder]))
+    above = bisect_right(ladder, kl, key=itemgetter(0))
+    left, right = ladder[above - 1], ladder[min(above, len(ladder) - 1)]
+    if left[0] in (kl, right[0]):
+        return left[1]
+    return left[1] + (right[1] - left[1]) / (right[0] - left[0]) * (kl - left[0])
 
 
 def matched_kl(on_ladders: Sequence[Ladder], off_ladders: Sequence[Ladder]) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +57,20 @@ class Rung:
     before: Mapping[str, Any] = field(repr=False)
     """Policy metrics of the start."""
 
-    def gains(self, kind: str) -> dict[str, float]:
+    def gains(self, kind: str) -> Mapping[str, float]:
         """Gain by prompt hash on test prompts; `kind` is `gain` or `clean_gain`."""
-        place = KINDS[kind]
+        return self._gains[kind]
+
+    @cached_property
+    def _gains(self) -> dict[str, dict[str, float]]:
         new, old = self.data["metrics"][SPLIT]["prompts"], self.before[SPLIT]["prompts"]
-        return paired_differences(
-            {prompt: values[place] for prompt, values in new.items()},
-            {prompt: values[place] for prompt, values in old.items()},
-        )
+        return {
+            kind: paired_differences(
+                {prompt: values[place] for prompt, values in new.items()},
+                {prompt: values[place] for prompt, values in old.items()},
+            )
+            for kind, place in KINDS.items()
+        }
 
     def metric(self, name: str) -> float | None:
         """Value of one metric: `kl`, or a policy metric on test prompts after the round; shares come as percent."""
@@ -126,8 +132,14 @@ class Book:
 
     def model(self, key: str) -> Mapping[str, Any]:
         """What the results say about a model: name, checkpoint, whether it is a stand-in."""
-        found = [result["model"] for result in self.results if result["model"]["key"] == key]
-        return max(found, key=len, default={"key": key, "name": key})
+        return max(self._models.get(key, []), key=len, default={"key": key, "name": key})
+
+    @cached_property
+    def _models(self) -> dict[str, list[Mapping[str, Any]]]:
+        found: dict[str, list[Mapping[str, Any]]] = {}
+        for result in self.results:
+            found.setdefault(result["model"]["key"], []).append(result["model"])
+        return found
 
     def label(self, key: str) -> str:
         """`Zephyr stand-in`, `Pythia (random weights)` or `Zephyr`."""
