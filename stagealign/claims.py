@@ -59,7 +59,9 @@ class Claim:
         return fingerprint(replace(self, words="", planned="", source="", seen=False))
 
     def concerns(self, cell: Cell) -> bool:
-        """Whether the cell's result helps to judge this claim."""
+        """Whether the cell's result helps to judge this claim: whatever samples, but only by the scale's own gold."""
+        if cell.scale.preference.rewarded:
+            return False
         own = (cell.scale.key, cell.model.key, cell.method.key)
         return all(
             ours in ("", theirs) for ours, theirs in zip((self.scale, self.model, self.method), own, strict=True)

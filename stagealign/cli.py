@@ -29,6 +29,16 @@ Results = Annotated[Path, typer.Option(help="Folder of result files.")]
 Reports = Annotated[Path, typer.Option(help="Folder that reports are written to.")]
 Workers = Annotated[int | None, typer.Option(help="Artifacts built side by side; as many as cores by default.", min=1)]
 
+Peft = Annotated[str | None, typer.Option(help="lora: train adapters; gives cells of their own.")]
+Sampler = Annotated[
+    str, typer.Option(help="What samples: transformers (our own sampler) or vllm; gives cells of their own.")
+]
+PolicyUrl = Annotated[str | None, typer.Option(help="Server that samples instead, loading each policy by its folder.")]
+Gold = Annotated[
+    str | None,
+    typer.Option(help="reward:ID_OR_PATH: a one-logit classifier evaluates instead; gives cells of their own."),
+]
+
 
 @app.command("list")
 def list_cells(k: Expression = "", scale: ScaleKey = "lab") -> None:
@@ -63,20 +73,13 @@ def run(
     launcher: Annotated[
         str, typer.Option(help="Your own command that starts the processes, e.g. 'torchrun --nproc-per-node 8'.")
     ] = "",
-    peft: Annotated[str | None, typer.Option(help="lora: train adapters; gives cells of their own.")] = None,
+    peft: Peft = None,
     spend: Annotated[
         float | None, typer.Option(help="USD that a paid judge may cost in all; asked for where it is needed.", min=0)
     ] = None,
-    sampler: Annotated[
-        str, typer.Option(help="What samples: transformers (our own sampler) or vllm; gives cells of their own.")
-    ] = "transformers",
-    policy_url: Annotated[
-        str | None, typer.Option(help="Server that samples instead, loading each policy by its folder.")
-    ] = None,
-    gold: Annotated[
-        str | None,
-        typer.Option(help="reward:ID_OR_PATH: a one-logit classifier evaluates instead; gives cells of their own."),
-    ] = None,
+    sampler: Sampler = "transformers",
+    policy_url: PolicyUrl = None,
+    gold: Gold = None,
     executor: Annotated[str, typer.Option(help="local: processes here; ray: a cluster (extra cluster).")] = "local",
     address: Annotated[
         str | None,
@@ -91,11 +94,11 @@ def run(
 
     from stagealign import registry, runs
     from stagealign.devices import Devices
+    from stagealign.variants import Variant
 
     chosen = registry.scale(scale)
-    cells = runs.sampled(registry.adapted(registry.select(scale, k), peft), sampler, policy_url)
+    cells, folder = Variant(peft, sampler, policy_url, gold).cells(registry.select(scale, k))
     own = chosen.seeds if seeds is None else tuple(range(seeds))
-    cells, folder = runs.evaluated(cells, gold)
     launch = tuple(shlex.split(launcher))
     spread = Devices(devices, sharding, micro_batch, activation_checkpointing, launch, policy_url, folder)
     outcome = runs.run(
@@ -118,18 +121,24 @@ def plan(
     json_file: Annotated[
         str | None, typer.Option("--json", help="Write every artifact and the totals here; - is standard output.")
     ] = None,
+    peft: Peft = None,
+    sampler: Sampler = "transformers",
+    policy_url: PolicyUrl = None,
+    gold: Gold = None,
     docs: Annotated[Path | None, typer.Option(help="Refresh the paper's cost tables in this file instead.")] = None,
     results: Results = Path("results"),
 ) -> None:
     """Shows what would be built, why, at what cost, and whether this machine can do it."""
     from stagealign import registry, runs
+    from stagealign.variants import Variant
 
     if docs:
         runs.scale_docs(docs)
         return
     chosen = registry.scale(scale)
     own = chosen.seeds if seeds is None else tuple(range(seeds))
-    runs.plan(chosen, registry.select(scale, k), own, results, gpu, again, json_file)
+    cells, _ = Variant(peft, sampler, policy_url, gold).cells(registry.select(scale, k))
+    runs.plan(chosen, cells, own, results, gpu, again, json_file)
 
 
 @app.command()
@@ -138,14 +147,13 @@ def export(
     to: Annotated[Path, typer.Option(help="Folder to make; empty or not there yet.")],
     seed: Annotated[int, typer.Option(min=0)] = 0,
     scale: ScaleKey = "lab",
-    peft: Annotated[str | None, typer.Option(help="lora: the cell as it was run with --peft lora.")] = None,
     push: Annotated[str | None, typer.Option(help="Also upload it to this hub repository, private.")] = None,
     results: Results = Path("results"),
 ) -> None:
     """Writes a cell's policy for others: safetensors, tokenizer and a model card with its numbers."""
-    from stagealign import registry, runs
+    from stagealign import runs
 
-    runs.export(registry.adapted([registry.cell(cell, scale)], peft)[0], seed, to, results, push)
+    runs.export(cell, scale, seed, to, results, push)
 
 
 @app.command()

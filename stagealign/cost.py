@@ -103,6 +103,18 @@ def layer_weights(parameters: float, shape: Shape) -> float:
     return (parameters - tables) / shape.layers
 
 
+def adapter_weights(parameters: float, shape: Shape, rank: int, layers: int | None = None) -> float:
+    """Weights of low-rank adapters on every linear layer of `layers` decoder layers (None: all), three in its MLP.
+
+    A linear layer of inputs x outputs has rank x (inputs + outputs) of them; the MLP's width follows from the layer's
+    weights, less those of attention.
+    """
+    width, keys = shape.width, shape.key_width
+    attention = 2 * width * width + 2 * width * keys
+    inner = (layer_weights(parameters, shape) - attention) / width  # three times the MLP's width
+    return rank * (shape.layers if layers is None else layers) * (4 * width + 2 * (width + keys) + 3 * width + inner)
+
+
 def body_flops(parameters: float, shape: Shape, tokens: float, context: float, layers: int | None = None) -> float:
     """FLOPs of one forward of `layers` decoder layers (None: all): 2 a weight and token, and attention.
 
@@ -132,13 +144,16 @@ def training_flops(
     context: float,
     trained: int | None = None,
     recompute: bool = False,
+    adapters: bool = False,
 ) -> float:
-    """FLOPs of forward and backward: 3 forwards of what learns, 2 of a frozen head, 1 more where it is recomputed.
+    """FLOPs of forward and backward: 3 forwards of what learns, 2 of what is frozen, 1 more where it is recomputed.
 
-    Only the `trained` top layers are run (None: all): where the rest is frozen its output is kept in the trunk.
+    Only the `trained` top layers are run (None: all): where the rest is frozen its output is kept in the trunk. With
+    `adapters` every weight that the gradient passes is frozen; the adapters' own arithmetic is small beside it.
     """
     body = body_flops(parameters, shape, tokens, context, trained)
-    return (4 if recompute else 3) * body + (3 if trained is None else 2) * head_flops(shape, scored)
+    learns = 2 if adapters else 3
+    return (learns + recompute) * body + (learns if trained is None else 2) * head_flops(shape, scored)
 
 
 def sampling_flops(
@@ -159,8 +174,11 @@ def training_memory(
     trained: float,
     half: bool,
     checkpointing: bool,
+    moved: float | None = None,
 ) -> float:
     """Peak bytes on one device: weights + gradients + optimizer states + activations + logits.
+
+    `trained` weights lie where gradients pass; `moved` is what the optimizer moves, where adapters stand for them.
 
     weights      2 a weight in bfloat16, 4 in float32
     gradients    as many a trained weight
@@ -172,7 +190,7 @@ def training_memory(
     Source: Rajbhandari et al. 1910.02054 (states); Korthikanti et al. 2205.05198, equation 1 (activations).
     """
     size = 2 if half else 4
-    states = parameters * size + trained * (size + 8 + (4 if half else 0))
+    states = parameters * size + (trained if moved is None else moved) * (size + 8 + (4 if half else 0))
     whole = 34 * shape.width * (size / 2)
     layers = shape.layers * trained / parameters if trained < parameters else shape.layers
     kept = layers * size * shape.width + whole if checkpointing else layers * whole

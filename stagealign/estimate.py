@@ -194,12 +194,15 @@ def _policy(artifact: Artifact, scale_key: str) -> dict[str, Any]:
         return {}
     tokens, scored, context = _pairs(artifact, scale_key)
     training = artifact.params["training"]
-    large, epochs = lm.parameters > LARGE, training["epochs"]
+    large, epochs, lora = lm.parameters > LARGE, training["epochs"], training.get("peft")
     flops = epochs * cost.training_flops(
-        lm.parameters, lm.shape, tokens, scored, context, lm.trained_layers, recompute=large
+        lm.parameters, lm.shape, tokens, scored, context, lm.trained_layers, recompute=large, adapters=bool(lora)
     )
     longest = MICRO_PAIRS * 2 * training["max_length"]
-    memory = cost.training_memory(lm.parameters, lm.shape, longest, longest, lm.trained, lm.half, checkpointing=large)
+    moved = cost.adapter_weights(lm.parameters, lm.shape, lora["rank"], lm.trained_layers) if lora else lm.trained
+    memory = cost.training_memory(
+        lm.parameters, lm.shape, longest, longest, lm.trained, lm.half, checkpointing=large, moved=moved
+    )
     return {"tokens": epochs * tokens, "flops": {"train": flops}, "loaded": lm.bytes, "memory": memory,
             "disk": lm.trained * lm.size}  # fmt: skip
 

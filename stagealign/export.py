@@ -11,6 +11,7 @@ from stagealign.pipeline import Run, Step, describe, plan_run
 from stagealign.results import read_result, result_path
 from stagealign.spec import Cell, plain
 from stagealign.store import RECORD, Store, code_version
+from stagealign.variants import options
 
 INDEX = "model.safetensors.index.json"
 CARD = "README.md"
@@ -48,7 +49,7 @@ def export(cell: Cell, seed: int, to: Path, results: Path, store: Store | None =
     run = plan_run(cell, seed)
     step = last_step(run)
     record = store.record(step.policy)
-    again = f"stagealign run {_named(cell, '-k ')} --seeds {seed + 1}"
+    again = f"stagealign run {options(cell)} --seeds {seed + 1}"
     if record is None:
         raise StagealignError(f"{run.id}: its policy is not in the store ({store.folder(step.policy)}); run `{again}`")
     base, licence = base_of(cell)
@@ -120,16 +121,9 @@ def _measured(run: Run, step: Step, results: Path) -> dict[str, Any] | None:
     if rungs and not found:
         raise BadData(
             f"{path}: its numbers are of another policy than the store's; run `stagealign run --again "
-            f"{_named(run.cell, '-k ')}`"
+            f"{options(run.cell)}`"
         )
     return found[0] if found else None
-
-
-def _named(cell: Cell, flag: str = "") -> str:
-    """The words by which a command finds the cell; one with adapters goes by the name that it has without them."""
-    peft = cell.scale.training.peft
-    name = cell.id.replace("_lora-", "-") if peft else cell.id
-    return f"{flag}{name} --scale {cell.scale.key}" + (" --peft lora" if peft else "")
 
 
 def card(
@@ -170,7 +164,7 @@ def card(
         f"{origin} {base}, licence `{licence}`; its terms go with them.", "",
         "## Make it again", "", f"In a checkout of stagealign, {made[1]}:", "",
         "```console", "$ pip install -e .", f"$ {again}",
-        f"$ stagealign export {_named(cell)} --seed {run.seed} --to DIR", "```", "",
+        f"$ stagealign export {cell.id} --scale {cell.scale.key} --seed {run.seed} --to DIR", "```", "",
         f"Policy fingerprint `{record['fingerprint']}`; made with {', '.join(made)}, on {facts.get('hardware')}.", "",
         "## Spec", "", "```json", json.dumps(plain(cell) | {"seed": run.seed}, indent=1, sort_keys=True), "```", "",
     ]  # fmt: skip

@@ -2,14 +2,16 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
-from stagealign.cost import ALPACA_EVAL
+from stagealign.cost import ALPACA_EVAL, GIB
+from stagealign.devices import Devices
 from stagealign.errors import CannotRun
+from stagealign.needs import free_memory, needs_of
 from stagealign.pipeline import Run, plan_run
 from stagealign.server import KEYS
 from stagealign.spec import Cell, Scale
@@ -72,7 +74,7 @@ def make_plan(
     return Plan(runs, artifacts, ready, wanted, standing)
 
 
-def check_machine(scale: Scale, cells: Iterable[Cell], gpu_here: bool = True) -> None:
+def check_machine(scale: Scale, cells: Iterable[Cell], gpu_here: bool = True, devices: Devices | None = None) -> None:
     """Raises CannotRun, naming everything that is missing, where this machine cannot do the scale.
 
     Without `gpu_here` the GPUs are a cluster's, which says itself what it has.
@@ -81,8 +83,8 @@ def check_machine(scale: Scale, cells: Iterable[Cell], gpu_here: bool = True) ->
         return
     cells = list(cells)
     weights = 2 * sum({cell.checkpoint.source: cell.checkpoint.parameters * 2 for cell in cells}.values())
-    found = (plan_run(cell, seed).artifacts for cell in cells[:1] for seed in scale.seeds[:1])
-    missing = lacking(scale, cells, weights, next(found, {}).values(), default_home(), gpu_here)
+    artifacts = {path: one for cell in cells for path, one in plan_run(cell, scale.seeds[0]).artifacts.items()}
+    missing = lacking(scale, cells, weights, artifacts.values(), default_home(), gpu_here, devices)
     if missing:
         lines = "\n".join(f"  - {line}" for line in missing)
         raise CannotRun(f"--scale paper: this machine lacks\n{lines}\nUse `--scale lab` for stand-ins on a CPU.")
@@ -95,26 +97,19 @@ def lacking(
     artifacts: Iterable[Artifact],
     home: Path,
     gpu_here: bool = True,
+    devices: Devices | None = None,
 ) -> list[str]:
     """What this machine lacks to build `artifacts`, which write `disk` bytes below `home`: one line each.
 
     GPU memory is asked for at paper scale alone, gated weights where a cell starts from them, a key where a judge is
     paid, and the room of every builder.
     """
-    cells, missing = list(cells), []
-    if scale.key == "paper" and gpu_here:
-        bytes_needed = max(cell.checkpoint.parameters for cell in cells) * 16
-        memory = gpu_memory()
-        if memory is None:
-            missing.append("a GPU: none was found (`nvidia-smi`)")
-        elif memory < bytes_needed:
-            missing.append(
-                f"GPU memory: {bytes_needed / 2**30:.0f} GiB for full fine-tuning, {memory / 2**30:.0f} GiB found"
-            )
+    cells, artifacts = list(cells), list(artifacts)
+    missing = list(_memory(scale, artifacts, gpu_here, devices or Devices()))
     free = _free(home)
     if free < disk:
         what = "weights" if scale.key == "paper" else "artifacts"
-        missing.append(f"disk: {disk / 2**30:.0f} GiB for {what}, {free / 2**30:.0f} GiB free")
+        missing.append(f"disk: {disk / GIB:.0f} GiB for {what}, {free / GIB:.0f} GiB free")
     gated = sorted({cell.checkpoint.source for cell in cells if cell.checkpoint.gated})
     if gated and not os.environ.get("HF_TOKEN"):
         missing.append(f"access to gated weights: {', '.join(gated)} (accept the licence, then set HF_TOKEN)")
@@ -125,12 +120,35 @@ def lacking(
     return missing + [f"{name}: not part of this version" for name in absent(artifacts)]
 
 
+def _memory(scale: Scale, artifacts: Iterable[Artifact], gpu_here: bool, devices: Devices) -> Iterator[str]:
+    """What is short of memory: that of the GPU at paper scale, and the machine's own."""
+    needs = {artifact.path: needs_of(artifact, scale, devices) for artifact in artifacts}
+    if not needs or not gpu_here:
+        return
+    largest = max(needs, key=lambda path: needs[path].device_memory)
+    if scale.key == "paper":
+        memory, needed = gpu_memory(), needs[largest].device_memory
+        if memory is None:
+            yield "a GPU: none was found (`nvidia-smi`)"
+        elif memory < needed:
+            yield (
+                f"GPU memory: {needed / GIB:.0f} GiB by estimate for {largest}, {memory / GIB:.0f} GiB found; spread "
+                "it with --devices N, or train adapters with --peft lora"
+            )
+    largest = max(needs, key=lambda path: needs[path].memory)
+    if needs[largest].memory > free_memory():
+        yield (
+            f"memory: {needs[largest].memory / GIB:.1f} GiB by estimate for {largest}, {free_memory() / GIB:.1f} GiB "
+            "are free"
+        )
+
+
 def check_room(plan: Plan, needed: float, home: Path) -> None:
     """Raises CannotRun where the disk has no room for what the plan would write, `needed` bytes by estimate."""
     free = _free(home)
     if free < needed:
         raise CannotRun(
-            f"disk: {len(plan.missing)} artifacts need {needed / 2**30:.1f} GiB below {home}, {free / 2**30:.1f} GiB "
+            f"disk: {len(plan.missing)} artifacts need {needed / GIB:.1f} GiB below {home}, {free / GIB:.1f} GiB "
             "are free; free some space, point STAGEALIGN_HOME elsewhere, or choose fewer cells with -k"
         )
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from stagealign import assets, capability, registry, show
+from stagealign import assets, capability, registry, show, variants
 from stagealign.atomic import write_text
 from stagealign.cost import ALPACA_EVAL
 from stagealign.devices import Devices, gpu_count
@@ -14,6 +14,7 @@ from stagealign.errors import BadData, CannotRun, StagealignError
 from stagealign.estimate import Estimate, estimate
 from stagealign.execute import Crew, Outcome, execute, worker_count
 from stagealign.lc_win_rate import writable
+from stagealign.needs import needs_of, side_by_side
 from stagealign.pipeline import Run, result, unfinished
 from stagealign.plan import Plan, check_machine, check_room, make_plan
 from stagealign.results import done_rungs, result_path, says_all, stands, write_result
@@ -55,7 +56,7 @@ def run(
     def stand(one: Run) -> bool:
         return not again and stands(result_path(results, scale.key, one.cell.id, one.seed), one.rungs, one.measured)
 
-    check_machine(scale, cells, here)
+    check_machine(scale, cells, here, devices)
     if with_capability:
         capability.require()
     check_devices(devices, scale.training.batch, scale.training.trained_layers, gpu_count() if here else devices.count)
@@ -65,8 +66,10 @@ def run(
     if here and devices.launched:
         workers = workers or 1  # a round's processes have the machine to themselves
     plan = make_plan(cells, seeds, store, capability=with_capability, stands=stand)
+    if here:
+        workers = _workers(scale, plan, devices, workers)
     if here or dry_run or not plan.missing:
-        show.plan(scale, plan, worker_count(plan, workers) if here else None)
+        show.plan(scale, plan, workers)
     if dry_run:
         return Outcome()
     costs = [estimate(artifact, scale.key) for artifact in plan.missing]
@@ -82,6 +85,15 @@ def run(
         show.cluster(nodes)
         show.plan(scale, plan, crew.slots)
         return _carry_out(plan, store, results, crew.slots, crew)
+
+
+def _workers(scale: Scale, plan: Plan, devices: Devices, asked: int | None) -> int:
+    """Artifacts that are built side by side here: as asked, else as many as cores and memory allow.
+
+    Raises CannotRun where the memory does not do for that.
+    """
+    needs = {artifact.path: needs_of(artifact, scale, devices) for artifact in plan.missing}
+    return side_by_side(needs, worker_count(plan, asked), asked is not None) or 1
 
 
 def _share(costs: Sequence[Estimate], spend: float | None) -> float | None:
@@ -110,49 +122,6 @@ def check_checkpoints(plan: Plan) -> None:
         for artifact in wanted:
             name, revision = str(artifact.params["checkpoint"]), artifact.params["revision"]
             sft.check_checkpoint(name, revision, artifact.path in as_is)
-
-
-def sampled(cells: Sequence[Cell], sampler: str, policy_url: str | None) -> list[Cell]:
-    """The cells as `--sampler` and `--policy-url` change them.
-
-    Raises StagealignError, before any work, where the sampler is unknown, not installed, or does not answer as needed.
-    """
-    if sampler not in ("transformers", "vllm"):
-        raise StagealignError(f"--sampler {sampler!r}: unknown; transformers (our own), vllm, or --policy-url URL")
-    if policy_url:
-        from stagealign import served
-
-        if sampler != "transformers":
-            raise StagealignError(f"--sampler {sampler} and --policy-url: two samplers; name one")
-        engine = served.engine(policy_url, cells[0].scale.decoding, Store().home)
-    elif sampler == "vllm":
-        from stagealign import vllm_sample
-
-        engine = vllm_sample.engine()
-    else:
-        return list(cells)
-    return registry.sampled_by(cells, engine)
-
-
-def evaluated(cells: Sequence[Cell], gold: str | None) -> tuple[list[Cell], str | None]:
-    """The cells as `--gold` changes them, and the folder of the reward model where it is a local one.
-
-    Raises StagealignError, before any work, for what is not `reward:` and a one-logit classifier.
-    """
-    if gold is None:
-        return list(cells), None
-    kind, _, name = gold.partition(":")
-    if kind != "reward" or not name:
-        raise StagealignError(f"--gold {gold!r}: unknown; reward:ID_OR_PATH names a classifier with one logit")
-    from stagealign import rewards
-    from stagealign.checkpoints import check_weights
-
-    rewards.check(name)
-    check_weights(name)
-    if not Path(name).is_dir():
-        return registry.evaluated_by(cells, gold), None
-    folder = Path(name).resolve()
-    return registry.evaluated_by(cells, f"reward:{folder.name}@{rewards.content_of(str(folder))}"), str(folder)
 
 
 def plan(
@@ -195,7 +164,8 @@ def demo(results: Path, reports: Path, workers: int | None) -> Outcome:
     cells = registry.select("lab", DEMO)
     store = Store()
     plan = make_plan(cells, (0,), store, demo=True)
-    show.plan(scale, plan, worker_count(plan, workers))
+    workers = _workers(scale, plan, Devices(), workers)
+    show.plan(scale, plan, workers)
     if plan.missing:
         fetch()
     outcome = _carry_out(plan, store, results, workers)
@@ -301,10 +271,11 @@ def compare(a: str, b: str, scale: str, results: Path) -> int:
     return 1 if found.changed else 0
 
 
-def export(cell: Cell, seed: int, to: Path, results: Path, push: str | None) -> None:
+def export(cell_id: str, scale: str, seed: int, to: Path, results: Path, push: str | None) -> None:
     """Writes a cell's policy into the folder `to`, and to the hub where `push` names a repository."""
     from stagealign import export as exporting
 
+    cell = variants.named(cell_id, scale, seed, results)
     show.wrote([exporting.export(cell, seed, to, results, push=push)])
 
 

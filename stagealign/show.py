@@ -26,7 +26,7 @@ from stagealign.terminal import Text
 
 if TYPE_CHECKING:
     from stagealign.alpaca import Result
-    from stagealign.cluster.needs import Node
+    from stagealign.cluster.nodes import Node
     from stagealign.cost import Processor
     from stagealign.doctor import Finding
     from stagealign.lc_win_rate import LcWinRate

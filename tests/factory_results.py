@@ -7,7 +7,7 @@ import numpy as np
 
 from stagealign import registry
 from stagealign.results import SCHEMA, write_result
-from stagealign.spec import fingerprint, plain, stream
+from stagealign.spec import Cell, fingerprint, plain, stream
 from stagealign.statistics import mean_metric, paired_gain
 
 PROMPTS = 40
@@ -78,11 +78,16 @@ def rung(
 
 def result(cell_id: str, seed: int = 0, scale: str = "lab") -> dict[str, Any]:
     """A done run of `cell_id`: off-policy data gains more below 0.5, on-policy data above, plus noise."""
-    cell = registry.cell(cell_id, scale)
+    return of_cell(registry.cell(cell_id, scale), seed)
+
+
+def of_cell(cell: Cell, seed: int = 0) -> dict[str, Any]:
+    """The same of a cell that may have another sampler or gold reward."""
+    scale = cell.scale.key
     score, level = BOUNDARY[cell.model.key] + 0.02 * seed, 0.0
     start = now = policy(f"{cell.model.key}-start", seed, level, score)
     rounds: list[dict[str, Any]] = []
-    name = f"{cell.model.key}-{cell.method.key}"
+    name = f"{cell.model.key}-{cell.row['key']}"
     for number, source in enumerate((source.key for source in cell.sources), 1):
         name, recorded = f"{name}-{source}", RATES[source == "off"]
         after = min(0.85, score + (0.3 if source == "off" else 0.15))
@@ -102,7 +107,7 @@ def result(cell_id: str, seed: int = 0, scale: str = "lab") -> dict[str, Any]:
         "schema": SCHEMA, "state": "done", "reason": None, "cell": cell.id, "seed": seed, "scale": scale,
         "model": {"key": cell.model.key, "name": cell.model.name, "checkpoint": cell.checkpoint.source,
                   "stand_in_for": cell.checkpoint.stand_in_for, "weights": weights, "note": None},
-        "method": plain(cell.method) | {"name": cell.method.name}, "schedule": cell.schedule,
+        "method": plain(cell.method) | cell.row, "schedule": cell.schedule,
         "sources": [source.key for source in cell.sources], "preference": plain(cell.scale.preference),
         "scorers": {"gold": {"spearman": 0.71, "held_out": 200}, "oracle": {"spearman": 0.64, "held_out": 200}},
         "spec": plain(cell), "artifacts": {f"lab/{name}/policy": MADE}, "start": start, "rounds": rounds,

@@ -17,9 +17,10 @@ import pytest
 
 from stagealign import registry, runs
 from stagealign.cluster import crew, joining, looking
-from stagealign.cluster.needs import GIB, LIGHT, PROCESS, Needs, Node, check_room, needs_of
+from stagealign.cluster.nodes import Node, check_room
 from stagealign.devices import Devices
 from stagealign.errors import CannotRun, StagealignError
+from stagealign.needs import GIB, LIGHT, PROCESS, Needs, needs_of
 from stagealign.pipeline import plan_run
 from stagealign.store import Artifact, Builder, Store
 
@@ -252,7 +253,9 @@ def test_needs_are_those_of_the_scale_and_its_devices():
     assert (one.gpus, one.cpus) == (1, 2)
     assert 100 < one.device_memory / GIB < 139
     assert one.memory / GIB == pytest.approx(2 * 8.03e9 * 2 / GIB + PROCESS / GIB, rel=0.05)
-    assert (eight.gpus, eight.cpus, eight.device_memory) == (8, 16, 0.0)
+    assert (eight.gpus, eight.cpus, eight.device_memory) == (8, 16, one.device_memory / 8)
+    whole = needs_of(policy, paper, Devices(8, sharding="replicate"))
+    assert whole.device_memory == one.device_memory
     assert needs_of(votes, paper, Devices(8)).gpus == 1
     measured = plan_run(registry.cell("llama3-dpo-1on", "paper"), 0, capability=True).abilities[0]
     assert needs_of(measured, paper, Devices()).gpus == 1

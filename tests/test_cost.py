@@ -32,6 +32,28 @@ def test_flops_of_a_toy_by_hand():
     assert sampled["decode"] == 32 * 2 * (400 + 40 * 10) + 32 * 1000
 
 
+def test_adapters_of_llama_3_by_hand():
+    """Rank 128 on q and o (4096 x 4096), k and v (4096 x 1024), gate, up and down (4096 x 14336), in 32 layers."""
+    llama = registry.CHECKPOINTS["paper"]["llama3"]
+    by_hand = 32 * 128 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+    assert cost.adapter_weights(llama.parameters, llama.shape, 128) == pytest.approx(by_hand, rel=0.01)
+    assert cost.adapter_weights(llama.parameters, llama.shape, 128, 8) == pytest.approx(by_hand / 4, rel=0.01)
+    # Nothing but the adapters learns: 2 forwards' worth a pass, and 1 more where it is recomputed.
+    assert cost.training_flops(1400, TOY, 7, 4, 3, adapters=True) == 2 * (7 * 1040 + 4000)
+    assert cost.training_flops(1400, TOY, 7, 4, 3, recompute=True, adapters=True) == 3 * 7 * 1040 + 2 * 4000
+
+
+def test_a_round_of_adapters_is_estimated_as_one():
+    (cell,) = registry.adapted([registry.cell("llama3-dpo-1off", "paper")], "lora")
+    whole, adapters = (
+        estimate(plan_run(one, 0).rounds[0][0].policy, "paper")
+        for one in (registry.cell("llama3-dpo-1off", "paper"), cell)
+    )
+    assert whole.memory > 120 * cost.GIB
+    assert 20 * cost.GIB < adapters.memory < 38 * cost.GIB
+    assert adapters.flops["train"] < 0.8 * whole.flops["train"]
+
+
 def test_memory_of_a_toy_by_hand():
     # float32, all learns: 4 + 4 + 8 a weight; 34 x 10 x 2 bytes a layer and token; 12 x 50 a scored one.
     assert cost.training_memory(1400, TOY, 3, 2, 1400, half=False, checkpointing=False) == (

@@ -3,13 +3,15 @@
 import json
 
 import pytest
-from factory_results import result
+from factory_results import of_cell, result
 
 from stagealign import export as exporting
-from stagealign import registry
+from stagealign import registry, variants
 from stagealign.errors import BadData, CannotRun, StagealignError
 from stagealign.export import base_of, export, last_step, what_it_is
 from stagealign.pipeline import plan_run
+from stagealign.results import write_result
+from stagealign.spec import Engine
 from stagealign.store import Store
 
 CELL = registry.cell("zephyr-dpo-2off_on")
@@ -120,6 +122,30 @@ def test_numbers_of_another_policy_are_refused(store, results, tmp_path):
 def test_a_cell_that_is_not_built_names_the_command(tmp_path):
     with pytest.raises(StagealignError, match=r"not in the store .* `stagealign run -k zephyr-dpo-2off_on --scale lab"):
         export(CELL, 0, tmp_path / "out", tmp_path, Store(tmp_path / "home"))
+
+
+@pytest.mark.parametrize(
+    ("cell", "asked"),
+    [
+        (registry.sampled_by([CELL], Engine("vllm", "0.31.0", {"a": 1}))[0], "--sampler vllm"),
+        (registry.sampled_by([CELL], Engine("served", None))[0], "--policy-url URL"),
+        (registry.evaluated_by([CELL], "reward:owner/Name-1@abc")[0], "--gold reward:owner/Name-1@abc"),
+        (registry.adapted([CELL], "lora")[0], "--peft lora"),
+        (CELL, ""),
+    ],
+)
+def test_a_cell_is_read_off_its_result_with_all_that_makes_it_another(cell, asked, tmp_path):
+    write_result(tmp_path, of_cell(cell, 1))
+    found = variants.named(cell.id, "lab", 1, tmp_path)
+    assert found == cell
+    assert plan_run(found, 1).goals[-1].fingerprint == plan_run(cell, 1).goals[-1].fingerprint
+    assert variants.options(found) == f"-k zephyr-dpo-2off_on --scale lab {asked}".strip()
+
+
+def test_a_name_that_no_result_explains_is_refused(tmp_path):
+    with pytest.raises(StagealignError, match=r"dpo_vllm.*is read off .*zephyr-dpo_vllm-2off_on-seed0.json, absent"):
+        variants.named("zephyr-dpo_vllm-2off_on", "lab", 0, tmp_path)
+    assert variants.named("zephyr-dpo_lora-2off_on", "lab", 0, tmp_path) == registry.adapted([CELL], "lora")[0]
 
 
 def test_a_cell_with_adapters_goes_by_the_name_that_the_command_takes(tmp_path):

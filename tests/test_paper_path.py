@@ -27,6 +27,7 @@ from stagealign.shapes import misfit
 from stagealign.spec import Decoding, Evaluation, Judging
 from stagealign.spec import plain as identity
 from stagealign.store import Store
+from stagealign.variants import Variant
 
 pytest.importorskip("alpaca_eval", reason="the extra `eval` is not installed")
 pytest.importorskip("httpx", reason="the extra `judge` is not installed")
@@ -214,7 +215,7 @@ def test_any_reward_model_can_be_the_gold_reward(paper, tmp_path, monkeypatch):
 
     folder = save(tmp_path / "Reward-Model_1", chat=True, max_position_embeddings=512)
     cell = registry.cell("zephyr-dpo-1off", "paper")
-    (own,), place = runs.evaluated([cell], f"reward:{folder}")
+    (own,), place = Variant(gold=f"reward:{folder}").cells([cell])
     assert own.id == "zephyr-dpo_rewardmodel1-1off"
     assert place == folder
     told = unfinished(plan_run(own, 0), "failed", "why")["method"]
@@ -248,7 +249,7 @@ def test_any_reward_model_can_be_the_gold_reward(paper, tmp_path, monkeypatch):
         (f"reward:{save(tmp_path / 'two', labels=2)}", "num_labels=2"),
     ):
         with pytest.raises(StagealignError, match=words):
-            runs.evaluated([cell], wrong)
+            Variant(gold=wrong).cells([cell])
 
 
 def test_alpaca_evals_files_are_checked(paper, mirror, tmp_path):

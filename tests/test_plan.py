@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from stagealign import needs, registry
 from stagealign import plan as planning
-from stagealign import registry
+from stagealign.devices import Devices
 from stagealign.errors import CannotRun, StoreDrift
+from stagealign.needs import Needs
 from stagealign.pipeline import plan_run
 from stagealign.plan import check_machine, make_plan
 from stagealign.results import read_results
@@ -224,12 +226,48 @@ def test_a_machine_that_cannot_is_told_everything_that_lacks(monkeypatch):
         assert words in message
     monkeypatch.setattr(planning, "gpu_memory", lambda: 24 * 2**30)
     monkeypatch.setenv("HF_TOKEN", "x")
-    with pytest.raises(CannotRun, match="GPU memory: 120 GiB for full fine-tuning, 24 GiB found") as caught:
+    with pytest.raises(
+        CannotRun, match=r"GPU memory: 127 GiB by estimate for .*/policy, 24 GiB found; spread"
+    ) as caught:
         check_machine(scale, cells)
     assert "gated" not in str(caught.value)
     with pytest.raises(CannotRun) as caught:
         check_machine(scale, registry.select("paper", "phi2"))
     assert "Llama" not in str(caught.value)
+
+
+def lacks(cells, devices=None):
+    with pytest.raises(CannotRun) as caught:
+        check_machine(registry.scale("paper"), cells, devices=devices)
+    return str(caught.value)
+
+
+def test_gpu_memory_is_that_of_what_will_be_done(monkeypatch):
+    """A card of 32 GiB: not for a round of 8B, but for an eighth of it, or for its adapters."""
+    cells = registry.select("paper", "zephyr and dpo and 1off")
+    monkeypatch.setattr(planning, "gpu_memory", lambda: 38 * 2**30)
+    assert "GPU memory: 1" in lacks(cells)
+    assert "GPU memory" not in lacks(cells, Devices(8))
+    assert "GPU memory: 1" in lacks(cells, Devices(8, "replicate"))
+    assert "GPU memory" not in lacks(cells, Devices(1, launcher=("torchrun",)))
+    assert "GPU memory" not in lacks(registry.adapted(cells, "lora"))
+    monkeypatch.setattr(planning, "free_memory", lambda: 2**30)
+    assert "  - memory: 5" in lacks(cells)
+
+
+def test_as_many_are_built_side_by_side_as_memory_holds(monkeypatch):
+    wanted = {f"lab/{n}": Needs(1, 0, n * 2**30) for n in (1, 2, 3)}
+    monkeypatch.setattr(needs, "free_memory", lambda: int(5.5 * 2**30))
+    assert needs.side_by_side(wanted, 3, asked=False) == 2
+    assert needs.side_by_side(wanted, 2, asked=True) == 2
+    assert needs.side_by_side({}, 2, asked=True) == 0
+    with pytest.raises(
+        CannotRun, match=r"3 artifacts side by side would take about 6.0 GiB, 5.5 GiB are free; use --workers 2"
+    ):
+        needs.side_by_side(wanted, 3, asked=True)
+    monkeypatch.setattr(needs, "free_memory", lambda: 2 * 2**30)
+    with pytest.raises(CannotRun, match=r"lab/3 would take about 3.0 GiB, 2.0 GiB are free"):
+        needs.side_by_side(wanted, 3, asked=False)
 
 
 def test_gpu_memory_is_asked_of_the_driver(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
 import pytest
-from factory_results import broken, fill, result
+from factory_results import broken, fill, of_cell, result
 
 from stagealign import paper, registry, report
 from stagealign.claims import of_scale
@@ -23,6 +23,7 @@ from stagealign.report.strategies import strategies
 from stagealign.report.tables import boundaries, effectiveness, ratios
 from stagealign.report.words import count, duration, gain, listing, plain, rate, score
 from stagealign.results import result_path, write_result
+from stagealign.spec import Engine
 from stagealign.spec import plain as identity
 
 SCRIPT = "<script>alert(1)</script> | a*b_c `d`"
@@ -192,6 +193,47 @@ def test_a_claim_that_was_changed_after_its_results_judges_nothing(tmp_path):
     assert found["zephyr-start-off"].state == "not run"
     assert "was changed after results" in found["zephyr-start-off"].why
     assert found["zephyr-start-below"].state == "reproduced"
+
+
+def write_variants(folder, method="dpo", schedules=("1off", "1on")):
+    """Zephyr's first round as vLLM and a server sampled it, and with another gold reward."""
+    cells = [registry.cell(f"zephyr-{method}-{schedule}") for schedule in schedules]
+    for engine in (Engine("served", None), Engine("vllm", "0.31.0")):
+        for cell in registry.sampled_by(cells, engine):
+            write_result(folder, of_cell(cell))
+    for cell in registry.evaluated_by(cells, "reward:other/reward"):
+        write_result(folder, of_cell(cell))
+
+
+def test_claims_count_what_another_sampler_wrote_and_never_another_gold_reward(tmp_path):
+    write_variants(tmp_path)
+    book = open_book(tmp_path, "lab")
+    assert {start.method for start in book.starts} == {"dpo_served", "dpo_vllm", "dpo_reward"}
+    counted = [one for one in contrasts(book) if one.method]
+    assert [(one.start.method, one.method) for one in counted] == [("dpo_vllm", "dpo")]
+    found = {one.claim.key: one for one in verdicts(book, contrasts(book))}
+    assert found["zephyr-start-off"].state == "reproduced"
+    assert found["zephyr-start-off"].estimate.shown.endswith("; sampled by vllm")
+    assert found["zephyr-off-rises"].estimate is not None
+
+
+def test_one_starting_policy_is_one_case_however_often_it_was_sampled(tmp_path):
+    fill(tmp_path)
+    alone = contrasts(open_book(tmp_path, "lab"))
+    write_variants(tmp_path)
+    beside = contrasts(open_book(tmp_path, "lab"))
+    assert len(beside) == len(alone) + 3
+    assert [one for one in beside if one.method] == alone
+    assert strategies(beside) == strategies(alone)
+    assert [one.state for one in verdicts(open_book(tmp_path, "lab"), beside)] == [
+        one.state for one in verdicts(open_book(tmp_path, "lab"), alone)
+    ]
+
+
+def test_a_row_without_one_source_does_not_stand_for_one_that_has_both(tmp_path):
+    write_result(tmp_path, result("zephyr-dpo-1on"))
+    write_variants(tmp_path)
+    assert [one.start.method for one in contrasts(open_book(tmp_path, "lab")) if one.method] == ["dpo_vllm"]
 
 
 def test_strategies_by_hand(compared):

@@ -22,7 +22,7 @@ import pytest
 pytest.importorskip("httpx")
 pytest.importorskip("tenacity")
 
-from stagealign import lm, registry, runs
+from stagealign import lm, registry
 from stagealign import plan as planning
 from stagealign import served as serving
 from stagealign.devices import Devices
@@ -33,6 +33,7 @@ from stagealign.served import ServedPolicy, penalties
 from stagealign.server import KEYS, POLICY_KEYS, Server
 from stagealign.spec import Decoding, Engine, plain, stream
 from stagealign.store import Artifact, Builder, Work
+from stagealign.variants import Variant
 
 DECODING = Decoding(max_new_tokens=6)
 
@@ -421,7 +422,7 @@ def test_cells_of_a_server_are_their_own_and_its_place_is_no_identity(tmp_path):
 )
 def test_a_wrong_sampler_is_named_before_work(given, words):
     with pytest.raises(StagealignError, match=words):
-        runs.sampled([registry.cell("zephyr-dpo-1on")], *given)
+        Variant(None, *given).cells([registry.cell("zephyr-dpo-1on")])
 
 
 # --- a real server

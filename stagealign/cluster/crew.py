@@ -7,9 +7,10 @@ from concurrent.futures import Future
 from typing import Any
 
 from stagealign.cluster.looking import check_nodes
-from stagealign.cluster.needs import Needs, Node, check_room, needs_of
+from stagealign.cluster.nodes import Node, check_room
 from stagealign.execute import log_of, quiet
 from stagealign.hidden import without_secrets
+from stagealign.needs import Needs, needs_of
 from stagealign.plan import Plan
 from stagealign.spec import Scale
 from stagealign.store import Artifact, Store

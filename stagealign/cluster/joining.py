@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-from stagealign.cluster.needs import Node
+from stagealign.cluster.nodes import Node
 from stagealign.errors import CannotRun
 from stagealign.hidden import without_secrets
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stagealign import plan, server
-from stagealign.cluster.needs import Node
+from stagealign.cluster.nodes import Node
 from stagealign.errors import CannotRun, StagealignError
 from stagealign.hidden import without_secrets
 from stagealign.store import package_versions, room_error

@@ -14,6 +14,8 @@ from stagealign.statistics import paired_differences
 
 SPLIT = "test"
 KINDS = {"gain": 0, "clean_gain": 1}
+SAMPLERS = ("", "vllm", "served")
+"""What may sample a row's candidates, ours first."""
 """Kind of gain -> place in a prompt's `[gold, clean gold]`."""
 
 
@@ -144,6 +146,29 @@ class Book:
     def label(self, key: str) -> str:
         """`Zephyr stand-in`, `Pythia (random weights)` or `Zephyr`."""
         return label(self.model(key), self.scale)
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods that have a row which claims count."""
+        return list(self._rows)
+
+    def rows_of(self, method: str) -> list[str]:
+        """Rows that measure a method as claims mean it, by key: with the scale's own gold reward, whatever samples.
+
+        In the order in which one is taken for the other, fixed before any result: our own sampler, vLLM, a server.
+        """
+        return sorted(self._rows.get(method, {}), key=lambda row: SAMPLERS.index(self._rows[method][row]))
+
+    @cached_property
+    def _rows(self) -> dict[str, dict[str, str]]:
+        """Method -> row -> what samples it, less the rows of another gold reward."""
+        found: dict[str, dict[str, str]] = {}
+        for result in self.results:
+            row, method = result["method"]["key"], result["spec"].get("method", {}).get("key")
+            sampler = (result["spec"].get("scale", {}).get("engine") or {}).get("key", "")
+            if row == "_".join(filter(None, (method, sampler))):
+                found.setdefault(method, {})[row] = sampler
+        return found
 
     @property
     def stand_ins(self) -> bool:

@@ -40,12 +40,18 @@ def _better(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> Estimate
     difference = view.ratio["difference"]
     sign = 1 if claim.expected == "on" else -1
     error = difference["standard_error"]
-    shown = f"ratio {score(view.ratio)}; on − off {gain(difference)} {difference['unit']}"
+    by = _sampled(found[0].start.method, claim)
+    shown = f"ratio {score(view.ratio)}; on − off {gain(difference)} {difference['unit']}{by}"
     return normal(sign * difference["value"], error, view.ratio["value"], shown)
 
 
 def _is_about(claim: Claim, one: Contrast) -> bool:
-    return (one.start.model, one.start.method, one.start.name) == (claim.model, claim.method, claim.policy)
+    return (one.start.model, one.method, one.start.name) == (claim.model, claim.method, claim.policy)
+
+
+def _sampled(row: str, claim: Claim) -> str:
+    """What sampled a row, where it was not our own sampler."""
+    return "" if row == claim.method else f"; sampled by {row.removeprefix(f'{claim.method}_')}"
 
 
 def _score(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> Estimate | str:
@@ -69,16 +75,13 @@ def _rise(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> Estimate |
 
 
 def _boundary(book: Book, claim: Claim, policy: str) -> Metric | None:
-    """Score of one policy over its seeds; the start is shared by all methods."""
-    wanted = [
-        found.metrics
-        for found in book.policies
-        if found.model == claim.model
-        and after(found.sources) == policy
-        and found.method in ("", claim.method)
-        and found.metrics.get(SPLIT)
-    ]
-    return boundary(wanted)
+    """Score of one policy over its seeds, of the first row that has it; the start is shared by all."""
+    policies = [one for one in book.policies if one.model == claim.model and after(one.sources) == policy]
+    for row in ("", *book.rows_of(claim.method)):
+        found = boundary(one.metrics for one in policies if one.method == row and one.metrics.get(SPLIT))
+        if found is not None:
+            return found
+    return None
 
 
 def _rule(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> Estimate | str:
@@ -94,8 +97,10 @@ def _rule(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> Estimate |
 
 
 def decided(contrasts: Sequence[Contrast]) -> list[Contrast]:
-    """Cases with a boundary score in which one source was better."""
-    return [one for one in contrasts if NOT_RUN not in (one.better, one.named) and one.better != UNDECIDED]
+    """Cases that claims count, with a boundary score, in which one source was better."""
+    return [
+        one for one in contrasts if one.method and one.better != UNDECIDED and NOT_RUN not in (one.better, one.named)
+    ]
 
 
 ESTIMATES: Mapping[str, Callable[[Claim, Book, Sequence[Contrast]], Estimate | str]] = {

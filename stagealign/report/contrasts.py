@@ -1,7 +1,7 @@
 """On- against off-policy data from one starting policy: three views of the same ladder, and what the meter had said."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,8 @@ class Contrast:
     best: dict[str, Side]
     """By source: its rung with the best clean gain on validation prompts."""
     views: tuple[View, ...]
+    method: str = ""
+    """Of a contrast that claims count; empty where another sampler's stands for it or the gold is not the scale's."""
 
     def view(self, name: str) -> View | None:
         """The view called `name`, where it could be taken."""
@@ -99,8 +101,16 @@ class Contrast:
 
 
 def contrasts(book: Book) -> list[Contrast]:
-    """One contrast for each starting policy, in the registry's order."""
-    return [_contrast(book, start) for start in book.starts]
+    """One contrast for each starting policy, in the registry's order; those that claims count carry their method."""
+    found = {one.start: one for one in (_contrast(book, start) for start in book.starts)}
+    for method in book.methods:
+        rows = book.rows_of(method)
+        for model, before in {(start.model, start.before) for start in found}:
+            known = [found[start] for row in rows if (start := Start(model, row, before)) in found]
+            whole = [one for one in known if NOT_RUN not in (one.better, one.named)]
+            for one in (whole or known)[:1]:
+                found[one.start] = replace(one, method=method)
+    return list(found.values())
 
 
 def boundary(measurements: Iterable[Any]) -> Metric | None:

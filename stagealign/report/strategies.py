@@ -33,8 +33,8 @@ CHOICES: dict[str, Callable[[Contrast], str]] = {
 
 
 def cases(contrasts: Sequence[Contrast]) -> list[Contrast]:
-    """Starting policies with a boundary score from which both sources were run."""
-    return [one for one in contrasts if one.boundary is not None and {"off", "on"} <= one.best.keys()]
+    """Starting policies that claims count, with a boundary score, from which both sources were run."""
+    return [one for one in contrasts if one.method and one.boundary is not None and {"off", "on"} <= one.best.keys()]
 
 
 def strategies(contrasts: Sequence[Contrast]) -> list[Strategy]:
