@@ -561,7 +561,9 @@ def describe(cell: Cell) -> str:
 
 def _made(record: Mapping[str, Any]) -> dict[str, Any]:
     """One artifact's entry of the result: what it is and how it was made."""
-    return {"fingerprint": record["fingerprint"]} | {key: record["facts"].get(key) for key in FACTS}
+    facts = record["facts"]
+    resolved = {"revision": facts["revision"]} if facts.get("revision") else {}
+    return {"fingerprint": record["fingerprint"], **resolved} | {key: facts.get(key) for key in FACTS}
 
 
 def _scores(scores: Artifact, store: Store) -> dict[str, Any]:

@@ -88,7 +88,13 @@ ROUND = {
     "data?": DATA,
     "rungs": [RUNG],
 }
-MADE = {"fingerprint?": TEXT, "seconds?": Or(NUMBER), "peak_memory_mib?": Or(NUMBER), "commit?": Or(TEXT)}
+MADE = {
+    "fingerprint?": TEXT,
+    "seconds?": Or(NUMBER),
+    "peak_memory_mib?": Or(NUMBER),
+    "commit?": Or(TEXT),
+    "revision?": TEXT,
+}
 SAMPLE = {"prompt": TEXT, "text": TEXT, "completions": Map([TEXT])}
 SHAPE = {
     "state": TEXT,
@@ -244,6 +250,16 @@ def _why(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def made_with(folder: Path, scale: str, path: str, fingerprint: str) -> dict[str, list[str]]:
+    """Revision of an artifact's source -> cells whose results were made with it; damaged results say nothing."""
+    found: dict[str, list[str]] = {}
+    for _, one in read_results(folder, scale):
+        entry = {} if isinstance(one, BadData) else one.get("artifacts", {}).get(path, {})
+        if not isinstance(one, BadData) and entry.get("fingerprint") == fingerprint and entry.get("revision"):
+            found.setdefault(entry["revision"], []).append(one["cell"])
+    return found
 
 
 def read_results(folder: Path, scale: str) -> Iterator[tuple[Path, Result | BadData]]:

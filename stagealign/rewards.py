@@ -222,7 +222,8 @@ def fetch(work: Work) -> dict[str, Any]:
     found = load(folder or name, work.params["revision"])
     found.model.save_pretrained(work.out)
     found.tokenizer.save_pretrained(work.out)
-    return {"weights": found.weights, "text": found.text, "spearman": None}
+    commit = {} if folder else {"revision": found.weights.partition("@")[2]}
+    return {"weights": found.weights, "text": found.text, "spearman": None, **commit}
 
 
 def content_of(folder: str) -> str:

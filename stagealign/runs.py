@@ -17,7 +17,7 @@ from stagealign.lc_win_rate import writable
 from stagealign.needs import needs_of, side_by_side
 from stagealign.pipeline import Run, result, unfinished
 from stagealign.plan import Plan, check_machine, check_room, make_plan
-from stagealign.results import done_rungs, result_path, says_all, stands, write_result
+from stagealign.results import done_rungs, made_with, result_path, says_all, stands, write_result
 from stagealign.spec import Cell, Scale
 from stagealign.store import Artifact, Store
 
@@ -75,7 +75,7 @@ def run(
     costs = [estimate(artifact, scale.key) for artifact in plan.missing]
     store.spend = _share(costs, spend)
     check_room(plan, sum(one.disk for one in costs), store.home)
-    check_checkpoints(plan)
+    check_checkpoints(plan, results)
     if here or not plan.missing:
         return _carry_out(plan, store, results, workers)
     from stagealign.cluster import RayCrew, joined
@@ -110,9 +110,16 @@ def _share(costs: Sequence[Estimate], spend: float | None) -> float | None:
     return spend / len(dollars) if dollars and spend is not None else None
 
 
-def check_checkpoints(plan: Plan) -> None:
-    """Raises, before anything is built, where published weights that would be fetched cannot be had or used."""
-    wanted = [one for one in plan.missing if one.builder.function == "stagealign.sft:build_checkpoint"]
+FETCHED = ("stagealign.sft:build_checkpoint", "stagealign.pairrm:fetch", "stagealign.rewards:fetch")
+"""Builders that take weights from the hub."""
+
+
+def check_checkpoints(plan: Plan, results: Path) -> None:
+    """Raises, before anything is built, where published weights that would be fetched cannot be had or used.
+
+    Also where they are not pinned and `results` holds numbers that were made with another commit of them.
+    """
+    wanted = [one for one in plan.missing if one.builder.function in FETCHED]
     if wanted:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # as for the workers that will fetch them
         from stagealign import sft
@@ -120,8 +127,27 @@ def check_checkpoints(plan: Plan) -> None:
         links = [one for one in plan.artifacts.values() if one.builder.function == "stagealign.sft:build_link"]
         as_is = {one.inputs["weights"].path for one in links}
         for artifact in wanted:
-            name, revision = str(artifact.params["checkpoint"]), artifact.params["revision"]
-            sft.check_checkpoint(name, revision, artifact.path in as_is)
+            name, revision = artifact.params.get("checkpoint"), artifact.params["revision"]
+            if name:
+                sft.check_checkpoint(str(name), revision, artifact.path in as_is)
+            if revision is None:
+                _check_unmoved(artifact, results)
+
+
+def _check_unmoved(artifact: Artifact, results: Path) -> None:
+    from stagealign import sft
+
+    name = str(artifact.params.get("checkpoint") or artifact.params["weights"])
+    scale = artifact.path.partition("/")[0]
+    known = made_with(results, scale, artifact.path, artifact.fingerprint)
+    now = sft.commit_of(name) if known else ""
+    for commit, cells in known.items():
+        if commit != now:
+            raise CannotRun(
+                f"{name}: its newest revision is {now} now, and {results / scale} holds results that were made with "
+                f"{commit} ({cells[0]}, {len(cells)} in all), which must not stand in one table; name another folder "
+                "with --results, or point STAGEALIGN_HOME to the store that has the old weights"
+            )
 
 
 def plan(

@@ -80,6 +80,11 @@ def build_checkpoint(work: Work) -> dict[str, Any]:
     return {"weights": "published", "revision": folder.name}
 
 
+def commit_of(name: str) -> str:
+    """Commit that a checkpoint's newest revision is at now. Raises CannotRun where the hub does not say."""
+    return _snapshot(name, None, ["config.json"]).name
+
+
 def check_checkpoint(name: str, revision: str | None, as_is: bool) -> None:
     """Raises StagealignError where a published checkpoint cannot be had, or its tokenizer or template not be used.
 

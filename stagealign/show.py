@@ -19,7 +19,7 @@ from stagealign.execute import Outcome
 from stagealign.pipeline import describe
 from stagealign.plan import Plan
 from stagealign.report import SummaryRow
-from stagealign.report.words import count, listing
+from stagealign.report.words import brief, count, listing
 from stagealign.spec import Cell, Scale
 from stagealign.store import Artifact
 from stagealign.terminal import Text
@@ -103,19 +103,9 @@ def outlook(found: "Outlook") -> None:
         console.print(Text(f"{found.standing} more have their results already; `--again` plans them too"))
     if not found.items:
         return
-    time_heading = "GPU-hours" if on.gpu else "CPU time"
-    table = Table(title=f"to build, on {on.name}", box=box.SIMPLE)
-    for heading in (
-        "artifacts",
-        "ready",
-        "to build",
-        "tokens",
-        "FLOPs",
-        time_heading,
-        "peak GiB",
-        "disk GiB",
-        "judge $",
-    ):
+    time_heading = "GPU h" if on.gpu else "CPU time"
+    table = Table(title=f"to build, on {on.name}; peak memory and disk in GiB", box=box.SIMPLE, collapse_padding=True)
+    for heading in ("artifacts", "ready", "build", "tokens", "FLOPs", time_heading, "memory", "disk", "judge $"):
         table.add_column(heading, justify="left" if heading == "artifacts" else "right", no_wrap=True)
     for kind, items in by_kind(found.items).items():
         left = [item for item in items if item.state != READY]
@@ -154,8 +144,8 @@ def _costs(items: Sequence["Item"], on: "Processor") -> list[str]:
     dollars = sum(item.cost.judge_dollars for item in items)
     return [
         str(len(items)),
-        f"{sum(item.cost.tokens for item in items):,.0f}",
-        f"{sum(sum(item.cost.flops.values()) for item in items):.1e}",
+        brief(sum(item.cost.tokens for item in items)),
+        f"{sum(sum(item.cost.flops.values()) for item in items):.1e}".replace("e+", "e").replace("0.0e00", "0"),
         f"{seconds / 3600:,.1f}" if on.gpu else clock(seconds),
         f"{max((item.cost.memory for item in items), default=0.0) / 2**30:.1f}",
         f"{sum(item.cost.disk for item in items) / 2**30:,.1f}",

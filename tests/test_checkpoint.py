@@ -3,12 +3,14 @@
 import httpx
 import pytest
 import torch
+from factory_results import of_cell
 from huggingface_hub import errors
 
 from stagealign import lm, registry, runs, sft
 from stagealign.errors import CannotRun, StagealignError
 from stagealign.plan import make_plan
 from stagealign.records import write_rows
+from stagealign.results import result_path, write_result
 from stagealign.store import Store, Work
 
 COMMIT = "a" * 40
@@ -78,23 +80,23 @@ def test_what_a_run_would_fetch_is_looked_at_before_anything_is_built(cell, as_i
     plan = planned("paper", cell, tmp_path)
     if as_is:
         with pytest.raises(StagealignError, match="no chat template; add"):
-            runs.check_checkpoints(plan)
+            runs.check_checkpoints(plan, tmp_path / "results")
     else:
-        runs.check_checkpoints(plan)
+        runs.check_checkpoints(plan, tmp_path / "results")
     tokenizer = with_template(lm.load(folder), "other end").tokenizer
     tokenizer.save_pretrained(folder)
     if as_is:
         with pytest.raises(StagealignError, match="ends a turn with 'a1'"):
-            runs.check_checkpoints(plan)
+            runs.check_checkpoints(plan, tmp_path / "results")
     else:
-        runs.check_checkpoints(plan)
+        runs.check_checkpoints(plan, tmp_path / "results")
     with_template(lm.load(folder), "own end").tokenizer.save_pretrained(folder)
-    runs.check_checkpoints(plan)
+    runs.check_checkpoints(plan, tmp_path / "results")
     checkpoint = registry.cell(cell, "paper").checkpoint
     assert set(asked) == {(checkpoint.source, checkpoint.revision)}
     assert not (tmp_path / "home").exists()
     asked.clear()
-    runs.check_checkpoints(planned("lab", "zephyr-dpo-1off", tmp_path))
+    runs.check_checkpoints(planned("lab", "zephyr-dpo-1off", tmp_path), tmp_path / "results")
     assert not asked
 
 
@@ -217,3 +219,27 @@ def test_a_base_model_gets_its_template_and_learns_conversations(tmp_path, tiny)
     made = lm.load(out)
     prompt = made.tokenizer.apply_chat_template(talk[:1], tokenize=False, add_generation_prompt=True)
     assert prompt == f"<|user|>\nHello{made.tokenizer.eos_token}\n<|assistant|>\n"
+
+
+def test_weights_without_a_pin_that_moved_since_the_results_are_refused(snapshot, tmp_path):
+    """Before anything is built; with results of the same commit, of others' weights or damaged ones nothing is said."""
+    folder, _ = snapshot
+    with_template(lm.load(folder), "own end").tokenizer.save_pretrained(folder)
+    plan, results = planned("paper", "zephyr-dpo-1off", tmp_path), tmp_path / "results"
+    weights = next(one for one in plan.missing if one.builder.function == runs.FETCHED[0])
+    made = of_cell(registry.cell("zephyr-dpo-1on", "paper"))
+    made["artifacts"] = {weights.path: {"fingerprint": weights.fingerprint, "revision": COMMIT}}
+    write_result(results, made)
+    damaged = result_path(results, "paper", "zephyr-dpo-1off", 0)
+    damaged.write_text("{")
+    runs.check_checkpoints(plan, results)
+    made["artifacts"][weights.path] |= {"revision": "c" * 40}
+    made["seed"] = 1
+    write_result(results, made)
+    words = f"its newest revision is {COMMIT} now, .* results that were made with {'c' * 40} .zephyr-dpo-1on, 1 in all"
+    with pytest.raises(CannotRun, match=words):
+        runs.check_checkpoints(plan, results)
+    made["artifacts"][weights.path]["fingerprint"] = "0" * 16
+    result_path(results, "paper", "zephyr-dpo-1on", 1).unlink()
+    write_result(results, made)
+    runs.check_checkpoints(plan, results)

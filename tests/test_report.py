@@ -21,7 +21,7 @@ from stagealign.report.findings import findings
 from stagealign.report.ledgers import ladder, runs
 from stagealign.report.strategies import strategies
 from stagealign.report.tables import boundaries, effectiveness, ratios
-from stagealign.report.words import count, duration, gain, listing, plain, rate, score
+from stagealign.report.words import brief, count, duration, gain, listing, plain, rate, score
 from stagealign.results import result_path, write_result
 from stagealign.spec import Engine
 from stagealign.spec import plain as identity
@@ -466,6 +466,13 @@ def test_numbers_as_words():
     assert [count(1, "run"), count(2, "policy")] == ["1 run", "2 policies"]
     assert [listing([]), listing(["a", "b"]), listing(["a, 1", "b"])] == ["none", "a and b", "a, 1; b"]
     assert plain(None) == "–"
+
+
+def test_large_numbers_in_three_digits():
+    numbers = (0, 12, 999, 999.6, 1_000, 48_908_000, 999_949, 999_950, 1_022_739_000, 3.2e12)
+    assert [brief(one) for one in numbers] == [
+        "0", "12", "999", "1.00k", "1.00k", "48.9M", "1.00M", "1.00M", "1.02G", "3.20T",
+    ]  # fmt: skip
 
 
 def test_known_numbers_keep_their_source():

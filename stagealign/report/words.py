@@ -74,3 +74,12 @@ def count(number: int, word: str) -> str:
 
 def _interval(bounds: Any, show: Any) -> str:
     return f" [{show(bounds[0])}, {show(bounds[1])}]" if bounds else ""
+
+
+def brief(number: float) -> str:
+    """Three digits and a thousand's letter: `950`, `48.9M`, `1.02G`."""
+    for letter, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:
+            digits = f"{number / size:#.3g}"
+            return f"{digits.removesuffix('.')}{letter}"
+    return f"{number:.0f}"
