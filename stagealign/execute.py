@@ -93,6 +93,7 @@ def execute(plan: Plan, store: Store, workers: int | None, heard: Listener, crew
             _hear(crew, running, begun, outcome, heard)
             for future in done:
                 artifact = running.pop(future)
+                store.forget(artifact)
                 _begin(artifact, begun, outcome, heard)
                 outcome.waiting.pop(artifact.path, None)
                 heard(_settle(future, artifact, outcome), artifact, outcome)

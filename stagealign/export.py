@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stagealign import __version__, assets
+from stagealign.bucket import opened
 from stagealign.errors import BadData, CannotRun, StagealignError
 from stagealign.pipeline import Run, Step, describe, plan_run
 from stagealign.results import read_result, result_path
@@ -45,7 +46,7 @@ def export(cell: Cell, seed: int, to: Path, results: Path, store: Store | None =
     With `push` it is also uploaded as a private repository of that name. Raises StagealignError, before anything is
     written, where the policy is not built, the folder is not empty or the base's licence is not known.
     """
-    store = store or Store()
+    store = store or opened()
     run = plan_run(cell, seed)
     step = last_step(run)
     record = store.record(step.policy)
@@ -61,7 +62,7 @@ def export(cell: Cell, seed: int, to: Path, results: Path, store: Store | None =
     part = to.with_name(f"{to.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.parent.mkdir(parents=True, exist_ok=True)
-    copy_policy(store.folder(step.policy), part)
+    copy_policy(store.bring(step.policy), part)
     text = card(run, step, record, base, licence, weights, measured, again)
     (part / CARD).write_text(text, encoding="utf-8")
     if to.exists():

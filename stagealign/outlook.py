@@ -155,6 +155,7 @@ def make_outlook(
         for path, artifact in run.artifacts.items():
             artifacts.setdefault(path, artifact)
             wanted.setdefault(path, []).append(run)
+    store.look(artifacts.values())
     items = []
     for path, artifact in artifacts.items():
         forced = all(run.id in standing for run in wanted[path])

@@ -70,6 +70,7 @@ def make_plan(
         for path, artifact in mine.items():
             known = artifacts.setdefault(path, artifact)
             assert known.fingerprint == artifact.fingerprint, f"{path}: two specs share this path"
+    store.look(artifacts.values())
     ready = frozenset(path for path, artifact in artifacts.items() if store.record(artifact) is not None)
     return Plan(runs, artifacts, ready, wanted, standing)
 

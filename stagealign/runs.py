@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stagealign import assets, capability, registry, show, variants
 from stagealign.atomic import write_text
+from stagealign.bucket import opened
 from stagealign.cost import ALPACA_EVAL
 from stagealign.devices import Devices, gpu_count
 from stagealign.devices import check as check_devices
@@ -62,7 +63,7 @@ def run(
     check_devices(devices, scale.training.batch, scale.training.trained_layers, gpu_count() if here else devices.count)
     if any(cell.scale.training.peft for cell in cells) and find_spec("peft") is None:
         raise CannotRun("--peft lora: peft is not installed; `pip install 'stagealign[lora]'`")
-    store = Store(devices=devices)
+    store = opened(devices)
     if here and devices.launched:
         workers = workers or 1  # a round's processes have the machine to themselves
     plan = make_plan(cells, seeds, store, capability=with_capability, stands=stand)
@@ -167,7 +168,7 @@ def plan(
     def stand(one: Run) -> bool:
         return stands(result_path(results, scale.key, one.cell.id, one.seed), one.rungs)
 
-    found = outlook.make_outlook(scale, cells, seeds, Store(), outlook.processor(gpu, scale), stand, again)
+    found = outlook.make_outlook(scale, cells, seeds, opened(), outlook.processor(gpu, scale), stand, again)
     if json_file:
         outlook.write(found, json_file)
     if json_file != "-":
@@ -188,7 +189,7 @@ def demo(results: Path, reports: Path, workers: int | None) -> Outcome:
 
     scale = registry.scale("lab")
     cells = registry.select("lab", DEMO)
-    store = Store()
+    store = opened()
     plan = make_plan(cells, (0,), store, demo=True)
     workers = _workers(scale, plan, Devices(), workers)
     show.plan(scale, plan, workers)

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib import metadata
@@ -102,6 +102,10 @@ def default_home() -> Path:
     return Path(os.environ.get("STAGEALIGN_HOME") or Path.home() / ".cache" / "stagealign").expanduser()
 
 
+Waiting = Callable[[str, str], None]
+"""Is told path and holder of what is waited for."""
+
+
 class Store:
     """A folder of artifacts."""
 
@@ -129,14 +133,37 @@ class Store:
         record = read_record(folder)
         if record is None:
             return None
+        self.fitting(record, artifact, str(folder), remove(folder))
+        check_files(folder, record, deep=False)
+        return record
+
+    @staticmethod
+    def fitting(
+        record: dict[str, Any], artifact: Artifact, place: str, removal: str = "it is removed"
+    ) -> dict[str, Any]:
+        """The record, where it is of the artifact's spec. Raises StoreDrift, naming each changed field."""
         if record["fingerprint"] != artifact.fingerprint:
             changes = "; ".join(differences(record["identity"], artifact.identity)) or "the inputs' own inputs"
             raise StoreDrift(
-                f"{folder}: built from another spec: {changes}. Nothing is reused in silence; build it anew after "
-                f"{remove(folder)}, or keep both with another STAGEALIGN_HOME"
+                f"{place}: built from another spec: {changes}. Nothing is reused in silence; build it anew after "
+                f"{removal}, or keep both with another STAGEALIGN_HOME"
             )
-        check_files(folder, record, deep=False)
         return record
+
+    @property
+    def place(self) -> str:
+        """Where all that build for it must meet."""
+        return str(self.home)
+
+    def look(self, artifacts: Iterable[Artifact]) -> None:
+        """Says that these will be asked for, so that they can be looked up at once; a folder needs none of it."""
+
+    def forget(self, artifact: Artifact) -> None:
+        """Says that somebody else may have built it meanwhile; a folder is looked at each time."""
+
+    def bring(self, artifact: Artifact) -> Path:
+        """Folder of a built artifact on this machine."""
+        return self.folder(artifact)
 
     def changes(self, artifact: Artifact) -> list[str] | None:
         """How what stands at the artifact's path differs from its spec, field by field; None where nothing is there.
@@ -145,11 +172,16 @@ class Store:
         """
         folder = self.folder(artifact)
         record = read_record(folder)
-        if record is None:
-            return None
-        if record["fingerprint"] == artifact.fingerprint:
+        found = self.differing(record, artifact)
+        if record is not None and not found:
             check_files(folder, record, deep=False)
-            return []
+        return found
+
+    @staticmethod
+    def differing(record: dict[str, Any] | None, artifact: Artifact) -> list[str] | None:
+        """How a record differs from the artifact's spec, field by field; None without a record."""
+        if record is None or record["fingerprint"] == artifact.fingerprint:
+            return None if record is None else []
         return list(differences(record["identity"], artifact.identity)) or ["the inputs' own inputs"]
 
     def file(self, artifact: Artifact, name: str) -> Path:
@@ -161,7 +193,7 @@ class Store:
         check_files(folder, only, deep=True)
         return folder / name
 
-    def build(self, artifact: Artifact, waiting: Callable[[str, str], None] | None = None) -> dict[str, Any]:
+    def build(self, artifact: Artifact, waiting: Waiting | None = None) -> dict[str, Any]:
         """The artifact's record, building it where it is missing; its inputs must be ready.
 
         One builder at a time: others wait and then reuse. `waiting` is told path and holder. Raises Damaged where an
@@ -169,9 +201,7 @@ class Store:
         """
         return self.obtain(artifact, waiting)[0]
 
-    def obtain(
-        self, artifact: Artifact, waiting: Callable[[str, str], None] | None = None
-    ) -> tuple[dict[str, Any], bool]:
+    def obtain(self, artifact: Artifact, waiting: Waiting | None = None) -> tuple[dict[str, Any], bool]:
         """As `build`, and whether it was this call that built it."""
         ready = self.record(artifact)
         if ready is not None:
@@ -233,11 +263,17 @@ class Store:
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The record in a folder, of whatever spec; None where there is none. Raises Damaged."""
     path = folder / RECORD
-    again = f"remove the folder to build it anew: {remove(folder)}"
     try:
-        record: Any = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except FileNotFoundError:
         return None
+    return parsed_record(text, str(path), f"remove the folder to build it anew: {remove(folder)}")
+
+
+def parsed_record(text: bytes, path: str, again: str) -> dict[str, Any]:
+    """A record from its text, which stands at `path`; `again` says how to build anew. Raises Damaged."""
+    try:
+        record: Any = json.loads(text.decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise Damaged(f"{path}: damaged record ({error}); {again}") from error
     if not isinstance(record, dict) or not {"fingerprint", "identity"} <= record.keys():

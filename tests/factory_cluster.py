@@ -4,6 +4,7 @@
 that imports from FOLDER; the end of its input ends everything.
 """
 
+import itertools
 import os
 import sys
 
@@ -19,17 +20,26 @@ def main() -> None:
     # The head builds nothing, so that each node that does can be killed.
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH})
     for _ in range(2):
-        cluster.add_node(**NODE)
+        add(cluster)
     print(f"address {cluster.address}", flush=True)
     for line in sys.stdin:
         word, given = line.split()
         if word == "kill":
             kill(cluster, int(given))
-            cluster.add_node(**NODE)
+            add(cluster)
         else:
-            cluster.add_node(**NODE, env_vars={"PYTHONPATH": given})
+            add(cluster, PYTHONPATH=given)
         print("done", flush=True)
     cluster.shutdown()
+
+
+numbers = itertools.count()
+
+
+def add(cluster, **more):
+    """Adds a node with a home of its own, for stores that have a bucket behind them."""
+    home = os.path.join(os.environ["RAY_TMPDIR"], f"node-{next(numbers)}")
+    cluster.add_node(**NODE, env_vars={"STAGEALIGN_HOME": home, **more})
 
 
 def kill(cluster, pid):

@@ -14,7 +14,7 @@ FLOORS = {
     "pairrm rewards judge checkpoints server served describe comparisons official_lc alpaca capability ultrafeedback "
     "vllm_sample vllm_worker",
     3: "cli runs show pipeline plan execute report meter measuring __init__ "  # house
-    "cluster lc_win_rate estimate outlook export train_worker terminal doctor to_judge variants needs",
+    "cluster lc_win_rate estimate outlook export train_worker terminal doctor to_judge variants needs bucket",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 COMMON = {"lm", "assets", "checkpoints", "server", "preferences"}  # the machines that other machines may use

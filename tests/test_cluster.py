@@ -103,16 +103,43 @@ def wait_until(found, process, seconds=200):
     raise AssertionError(f"nothing came; exit code {process.poll()}")
 
 
+@pytest.fixture(scope="module")
+def reference(scratch):
+    """The grid as this machine alone builds it."""
+    folder = scratch / "local"
+    code, out = end(start(folder, "--workers", "2"), folder)
+    assert code == 0, out
+    return folder
+
+
 @with_ray
 @pytest.mark.slow
-def test_a_cluster_builds_the_same_bytes_and_survives_failures(cluster, scratch):
+def test_nodes_without_a_common_folder_share_a_bucket(cluster, reference, scratch):
+    """Each node has a home of its own; the bucket gets the bytes of a run on one machine, the driver no weights."""
+    from benchmarks.faults.attempts import content, numbers
+
+    address, _ = cluster
+    folder, bucket = scratch / "apart", scratch / "bucket"
+    words = ("--executor", "ray", "--address", address)
+    code, out = end(start(folder, *words, STAGEALIGN_BUCKET=f"file://{bucket}"), folder)
+    assert code == 0, out
+    assert content(bucket) == content(reference / "home")
+    assert numbers(folder / "results") == numbers(reference / "results")
+    assert not list((folder / "home").rglob("*.safetensors"))
+    homes = [list(home.rglob("*.safetensors")) for home in scratch.glob("node-*")]
+    assert len(homes) >= 2
+    assert all(homes), "both nodes built, and fetched what the other had made"
+    assert not list(bucket.rglob("*.note"))
+
+
+@with_ray
+@pytest.mark.slow
+def test_a_cluster_builds_the_same_bytes_and_survives_failures(cluster, reference, scratch):
     """One grid: the round of one cell fails and stops no other; a node is killed while it trains the other's."""
     from benchmarks.faults.attempts import content, numbers
 
     address, order = cluster
-    reference, folder = scratch / "local", scratch / "grid"
-    code, out = end(start(reference, "--workers", "2"), reference)
-    assert code == 0, out
+    folder = scratch / "grid"
     dpo, slic = (next(reference.glob(f"home/tiny/**/{method}/**/policy")) for method in ("dpo", "slichf"))
     fingerprint = json.loads((slic / "record.json").read_text())["fingerprint"]
     blocked = folder / slic.relative_to(reference)
@@ -273,25 +300,26 @@ def test_a_gpu_that_no_node_has_is_an_error():
 
 
 def test_what_is_wrong_with_a_node_is_said(tmp_path):
-    ours = looking.about_here(tmp_path / "note", "")
+    ours = looking.about_here(str(tmp_path), False, "note", "")
     ours |= {"keys": ["HF_TOKEN"], "store": True}
-    assert looking._faults("n", ours, ours, tmp_path, True) == []
+    assert looking._faults("n", ours, ours, str(tmp_path), True) == []
     theirs = ours | {"store": False, "keys": [], "versions": ours["versions"] | {"torch": "1.0"}}
-    found = "\n".join(looking._faults("n", theirs, ours, tmp_path, True))
+    found = "\n".join(looking._faults("n", theirs, ours, str(tmp_path), True))
     assert "n: torch is 1.0, here it is" in found
-    assert "point STAGEALIGN_HOME to one that nodes share" in found
+    assert "point STAGEALIGN_HOME to a folder that all nodes share" in found
     assert "HF_TOKEN is set here and not there" in found
-    assert "HF_TOKEN" not in "".join(looking._faults("n", theirs, ours, tmp_path, False))
-    [line] = looking._faults("n", {"absent": "python: No module named 'stagealign'"}, ours, tmp_path, True)
+    assert "HF_TOKEN" not in "".join(looking._faults("n", theirs, ours, str(tmp_path), False))
+    [line] = looking._faults("n", {"absent": "python: No module named 'stagealign'"}, ours, str(tmp_path), True)
     assert "install the same stagealign there" in line
 
 
 def test_a_store_is_seen_where_the_note_can_be_read(tmp_path):
-    note = tmp_path / "note"
-    assert not looking.about_here(note, "x")["store"]
-    note.write_text("x")
-    assert looking.about_here(note, "x")["store"]
-    assert not looking.about_here(note, "y")["store"]
+    for bucket, place in ((False, str(tmp_path)), (True, f"file://{tmp_path}")):
+        note = tmp_path / f"note-{bucket}"
+        assert not looking.about_here(place, bucket, note.name, "x")["store"]
+        note.write_text("x")
+        assert looking.about_here(place, bucket, note.name, "x")["store"]
+        assert not looking.about_here(place, bucket, note.name, "y")["store"]
 
 
 def test_a_task_hides_the_secrets_of_its_node(tmp_path, monkeypatch):

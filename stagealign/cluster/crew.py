@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from stagealign.bucket import Bucketed
 from stagealign.cluster.looking import check_nodes
 from stagealign.cluster.nodes import Node, check_room
 from stagealign.execute import log_of, quiet
@@ -13,7 +14,7 @@ from stagealign.hidden import without_secrets
 from stagealign.needs import Needs, needs_of
 from stagealign.plan import Plan
 from stagealign.spec import Scale
-from stagealign.store import Artifact, Store
+from stagealign.store import Artifact, Store, default_home
 
 RETRIES = 3
 """Times that a task is begun anew after its node or its process was lost."""
@@ -45,7 +46,7 @@ class RayCrew:
         self.ray, self.store = ray, store
         store.home = store.home.absolute()
         self.needs = {one.path: needs_of(one, scale, store.devices) for one in plan.missing}
-        check_room(self.needs, check_nodes(ray, nodes, store.home, keys=scale.key == "paper"))
+        check_room(self.needs, check_nodes(ray, nodes, store, keys=scale.key == "paper"))
         self.size = most or len(plan.missing)
         self.slots = min(self.size, max(1, self._slots(nodes)))
         self._settings = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
@@ -90,6 +91,8 @@ def build(artifact: Artifact, store: Store, needs: Needs, settings: Mapping[str,
     """The task: whether it was this one that built the artifact, or why it failed, without the node's secrets."""
     host = socket.gethostname()
     board.tell.remote(artifact.path, "started", f"pid {os.getpid()} on {host}")
+    if isinstance(store, Bucketed):
+        store.home = default_home()  # the node's own
     os.environ.update(settings, STAGEALIGN_HOME=str(store.home))
     if not needs.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -4,17 +4,19 @@ import hashlib
 import os
 import platform
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from stagealign import plan, server
+from stagealign.bucket import BUCKET, Bucketed
 from stagealign.cluster.nodes import Node
 from stagealign.errors import CannotRun, StagealignError
 from stagealign.hidden import without_secrets
-from stagealign.store import package_versions, room_error
+from stagealign.store import Store, package_versions, room_error
 
 PATIENCE = 180.0
 """Seconds that nodes have to answer; the first task on a node starts a process there, and imports."""
@@ -39,56 +41,73 @@ def versions() -> dict[str, str]:
     return {**found, "python": ".".join(platform.python_version_tuple()[:2]), "stagealign's files": code()}
 
 
-def about_here(note: Path, written: str) -> dict[str, Any]:
-    """What a node says of itself; `note` is the file that the driver wrote into the store."""
-    try:
-        seen = note.read_text(encoding="utf-8") == written and os.access(note.parent, os.W_OK)
-    except OSError:
-        seen = False
+def about_here(place: str, bucket: bool, note: str, written: str) -> dict[str, Any]:
+    """What a node says of itself; `note` is the name of what the driver wrote into the store, a folder or a bucket."""
     return {
         "versions": versions(),
-        "store": seen,
+        "store": Bucketed(place).note(note) == written if bucket else _holds(Path(place), note, written),
         "device_memory": plan.gpu_memory(),
         "keys": [name for name in KEYS if os.environ.get(name)],
     }
 
 
-def check_nodes(ray: Any, nodes: Sequence[Node], home: Path, keys: bool) -> list[Node]:
+def _holds(folder: Path, note: str, written: str) -> bool:
+    """Whether this is the folder that the driver has, and can be written."""
+    try:
+        return (folder / note).read_text(encoding="utf-8") == written and os.access(folder, os.W_OK)
+    except OSError:
+        return False
+
+
+@contextmanager
+def _note(store: Store, name: str, text: str) -> Iterator[None]:
+    """A note in the store, as long as nodes look for it."""
+    if isinstance(store, Bucketed):
+        store.leave(name, text)
+        try:
+            yield
+        finally:
+            store.leave(name, "")
+        return
+    note = store.home / name
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise room_error(note, error) or error from error
+    try:
+        yield
+    finally:
+        note.unlink(missing_ok=True)
+
+
+def check_nodes(ray: Any, nodes: Sequence[Node], store: Store, keys: bool) -> list[Node]:
     """The nodes, with the memory of their GPUs.
 
     Raises CannotRun, naming every node that would not build as this machine does, or that does not see the store;
     with `keys` also those without a key that is set here.
     """
     written = secrets.token_hex(8)
-    note = home / f"cluster-{written}.note"
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        note.write_text(written, encoding="utf-8")
-    except OSError as error:
-        raise room_error(note, error) or error from error
-    try:
-        found = _ask(ray, nodes, note, written)
-    finally:
-        note.unlink(missing_ok=True)
-    ours = about_here(note, written)
-    wrong = [line for node in nodes for line in _faults(node.name, found[node.id], ours, home, keys)]
+    name = f"cluster-{written}.note"
+    with _note(store, name, written):
+        found = _ask(ray, nodes, store, name, written)
+        ours = about_here(store.place, isinstance(store, Bucketed), name, written)
+    wrong = [line for node in nodes for line in _faults(node.name, found[node.id], ours, store.place, keys)]
     if wrong:
         lines = "\n".join(f"  - {line}" for line in dict.fromkeys(wrong))
         raise CannotRun(f"--executor ray: not every node can build as this machine does\n{lines}")
     return [replace(node, device_memory=found[node.id]["device_memory"]) for node in nodes]
 
 
-def _ask(ray: Any, nodes: Sequence[Node], note: Path, written: str) -> dict[str, dict[str, Any]]:
+def _ask(ray: Any, nodes: Sequence[Node], store: Store, note: str, written: str) -> dict[str, dict[str, Any]]:
     """By node, what it says of itself; `absent` where its Python has no such stagealign."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def look(path: str, text: str) -> dict[str, Any]:  # inside a function, so that it travels as it is
+    def look(place: str, bucket: bool, name: str, text: str) -> dict[str, Any]:  # in here, so that it travels as it is
         try:
-            from pathlib import Path
-
             from stagealign.cluster.looking import about_here
 
-            return about_here(Path(path), text)
+            return about_here(place, bucket, name, text)
         except ImportError as error:
             import sys
 
@@ -99,7 +118,7 @@ def _ask(ray: Any, nodes: Sequence[Node], note: Path, written: str) -> dict[str,
     for node in nodes:
         strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
         options = task.options(num_cpus=0, max_retries=0, scheduling_strategy=strategy, name="look")
-        asked[node.id] = options.remote(str(note), written)
+        asked[node.id] = options.remote(store.place, isinstance(store, Bucketed), note, written)
     late = ray.wait(list(asked.values()), num_returns=len(asked), timeout=PATIENCE)[1]
     if late:
         names = ", ".join(node.name for node in nodes if asked[node.id] in late)
@@ -116,7 +135,7 @@ def _first_line(error: Exception) -> str:
     return without_secrets(str(error).strip().partition("\n")[0])
 
 
-def _faults(name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any], home: Path, keys: bool) -> list[str]:
+def _faults(name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any], place: str, keys: bool) -> list[str]:
     """What is wrong with one node, a line each."""
     if "absent" in theirs:
         return [f"{name}: {theirs['absent']}; install the same stagealign there, best in a folder that all nodes share"]
@@ -126,6 +145,9 @@ def _faults(name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any], home:
         if theirs["versions"].get(what) != version
     ]
     if not theirs["store"]:
-        found.append(f"{name}: {home} is not the folder that it is here; point STAGEALIGN_HOME to one that nodes share")
+        found.append(
+            f"{name}: {without_secrets(place)} is not there what it is here; point STAGEALIGN_HOME to a folder that "
+            f"all nodes share, or {BUCKET} to a bucket that all may use"
+        )
     missing = [key for key in ours["keys"] if key not in theirs["keys"]] if keys else []
     return found + [f"{name}: {key} is set here and not there; set it where `ray start` is called" for key in missing]

@@ -1,0 +1,147 @@
+"""A bucket behind the store: machines without a common folder share what they built, whole or not at all."""
+
+import json
+import pickle
+
+import pytest
+
+from stagealign import bucket, registry
+from stagealign.bucket import BUCKET, Bucketed, opened
+from stagealign.errors import CannotRun, Damaged, StagealignError, StoreDrift
+from stagealign.execute import execute
+from stagealign.outlook import make_outlook, processor
+from stagealign.pipeline import result
+from stagealign.plan import make_plan
+from stagealign.store import Artifact, Builder, Store
+
+LEAF = Artifact("made/leaf", Builder("factory_builders:write"), {"say": "leaf"})
+TREE = Artifact("made/tree", Builder("factory_builders:write"), {"say": "tree"}, {"leaf": LEAF})
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """Two machines' stores, with one bucket."""
+    url = f"file://{tmp_path / 'bucket'}"
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    return Bucketed(url, tmp_path / "one"), Bucketed(url, tmp_path / "two"), tmp_path / "bucket"
+
+
+def test_what_one_machine_built_another_reuses(shared):
+    one, two, there = shared
+    record, built = one.obtain(LEAF)
+    assert built
+    two.forget(LEAF)
+    assert two.obtain(LEAF) == (record, False)
+    assert not two.folder(LEAF).exists(), "nothing is fetched before it is read"
+    assert one.record(TREE) is None
+    assert two.obtain(TREE)[1]
+    assert two.folder(LEAF).is_dir(), "the input was"
+    assert one.record(TREE) is None, "looked at once, until it is told to look again"
+    one.forget(TREE)
+    assert one.record(TREE) == two.record(TREE)
+    for name in ("leaf", "tree"):
+        assert sorted(path.name for path in (there / "made" / name).iterdir()) == ["record.json", "text"]
+
+
+def test_a_file_is_fetched_alone_and_once(shared, monkeypatch):
+    one, two, _ = shared
+    one.obtain(LEAF)
+    path = two.file(LEAF, "text")
+    assert path.read_text() == "leaf"
+    assert not two.folder(LEAF).exists()
+    monkeypatch.setattr(type(two._bucket[0]), "get_file", lambda *_: pytest.fail("fetched again"))
+    assert two.file(LEAF, "text") == path
+    assert one.file(LEAF, "text") == one.folder(LEAF) / "text"
+
+
+def test_what_was_not_sent_whole_is_sent_again(shared, monkeypatch):
+    """Killed between its files and its record: it stands here, not there."""
+    one, two, _ = shared
+    monkeypatch.setattr(type(one._bucket[0]), "pipe_file", lambda *_: (_ for _ in ()).throw(OSError("cut")))
+    with pytest.raises(CannotRun, match=r"STAGEALIGN_BUCKET=file://.*: OSError: cut"):
+        one.obtain(LEAF)
+    monkeypatch.undo()
+    assert two.record(LEAF) is None
+    one.forget(LEAF)
+    assert one.obtain(LEAF)[1] is False, "built once"
+    two.forget(LEAF)
+    assert two.record(LEAF) is not None
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
+def test_a_damaged_file_of_the_bucket_is_never_built_from(shared, harm):
+    one, two, there = shared
+    one.obtain(LEAF)
+    file = there / "made/leaf/text"
+    {"flip": lambda: file.write_text("lead"), "cut": lambda: file.write_text("lea"), "remove": file.unlink}[harm]()
+    with pytest.raises(Damaged, match=r"bucket/made/leaf: .*text.*remove it there to build it anew"):
+        two.obtain(TREE)
+    with pytest.raises(Damaged, match="made/leaf"):
+        two.file(LEAF, "text")
+    assert not two.folder(LEAF).exists()
+    file.write_text("leaf")
+    assert two.obtain(TREE)[1]
+
+
+def test_a_damaged_or_strange_record_is_named(shared):
+    one, two, there = shared
+    one.obtain(LEAF)
+    other = Artifact(LEAF.path, LEAF.builder, {"say": "other"})
+    with pytest.raises(StoreDrift, match=r"bucket/made/leaf: built from another spec: params.say was 'leaf'"):
+        two.record(other)
+    assert two.changes(other) == ["params.say was 'leaf', now 'other'"]
+    assert two.changes(LEAF) == []
+    assert two.changes(TREE) is None
+    file = there / "made/leaf/record.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"facts": {}}))
+    two.forget(LEAF)
+    with pytest.raises(Damaged, match=r"bucket/made/leaf/record.json: damaged record .*remove .*bucket/made/leaf to"):
+        two.record(LEAF)
+
+
+def test_a_whole_cell_over_two_machines(shared, tmp_path):
+    """One plans and builds; the other has nothing to build, reads the same result, and fetched no weights for it."""
+    one, two, _ = shared
+    cells = registry.select("smoke", "pythia-dpo-1off")
+    plan = make_plan(cells, (0,), one)
+    outcome = execute(plan, one, 1, lambda *_: None)
+    assert not outcome.failed
+    again = make_plan(cells, (0,), two)
+    assert not again.missing
+    assert result(again.runs[0], two) == result(plan.runs[0], one)
+    assert not list((tmp_path / "two").rglob("*.safetensors"))
+    found = make_outlook(registry.scale("smoke"), cells, (0,), two, processor("cpu", registry.scale("smoke")))
+    assert found.totals()["to_build"] == 0
+    policy = again.runs[0].rounds[0][0].policy
+    assert sorted(path.name for path in two.bring(policy).iterdir()) == sorted(
+        path.name for path in one.folder(policy).iterdir()
+    )
+
+
+def test_what_is_nowhere_cannot_be_brought(shared):
+    with pytest.raises(StagealignError, match=r"made/leaf: neither in .*one nor in file://"):
+        shared[0].bring(LEAF)
+
+
+def test_a_store_travels_without_what_it_has_seen(shared):
+    one, two, _ = shared
+    assert two.record(LEAF) is None
+    one.obtain(LEAF)
+    assert two.record(LEAF) is None
+    assert pickle.loads(pickle.dumps(two)).record(LEAF) is not None
+
+
+def test_the_variable_names_it_and_mistakes_are_told(tmp_path, monkeypatch):
+    monkeypatch.delenv(BUCKET, raising=False)
+    assert type(opened()) is Store
+    monkeypatch.setenv(BUCKET, f"file://{tmp_path}/bucket/")
+    assert opened().place == f"file://{tmp_path}/bucket"
+    for url, words in (
+        ("nowhere://x", "ValueError: Protocol not known: nowhere"),
+        ("s3://me:hunter2hunter2@bucket/x", r"s3://\[hidden\]@bucket/x: .*(s3fs|ccess)"),
+    ):
+        monkeypatch.setenv(BUCKET, url)
+        monkeypatch.setattr(bucket, "Store", Store)
+        with pytest.raises(CannotRun, match=words):
+            opened()
