@@ -32,7 +32,7 @@ from stagealign.records import Candidate, Prompt, prompt_hash, read_rows, write_
 from stagealign.served import ServedPolicy, penalties
 from stagealign.server import KEYS, POLICY_KEYS, Server
 from stagealign.spec import Decoding, Engine, plain, stream
-from stagealign.store import Artifact, Builder, Work
+from stagealign.store import Artifact, Builder, Work, default_home
 from stagealign.variants import Variant
 
 DECODING = Decoding(max_new_tokens=6)
@@ -600,46 +600,62 @@ class Passes(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.slow
-def test_a_cells_policies_from_a_real_server_that_dies_in_the_middle(real, tmp_path, tiny, monkeypatch):
-    """Two policies by their folders, as one grid has them; every completion is answered exactly once."""
+def sampled_through_a_death(real, works, monkeypatch, seconds=60):
+    """What building each work by a real server gives, which is killed in the middle of the first and started again.
+
+    Facts by name, after every completion of every policy was answered exactly once.
+    """
     monkeypatch.setattr(serving, "WORKERS", 2)
-    proxy = Counts(real.url)
-    threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
+    done, died = {}, False
+
+    def run(name, work):
+        """Builds, and again where a busy machine's server comes back too late, as its user would."""
+        for _ in range(5):
+            try:
+                done[name] = serving.build(work)
+                return
+            except StagealignError as error:
+                print(error)
+
+    for name, work in works.items():
+        building = threading.Thread(target=run, args=(name, work))
+        building.start()
+        answers = work.out / "scratch" / "answers.jsonl"
+        deadline = time.monotonic() + seconds
+        while not (answers.exists() and len(answers.read_bytes().splitlines()) >= 4):
+            assert building.is_alive(), "it ended before anything was kept"
+            assert time.monotonic() < deadline, "nothing was sampled"
+            time.sleep(0.02)
+        if not died:
+            real.kill()
+            died = True
+            asked = len(list(read_rows(work.inputs["prompts"] / "prompts.jsonl", Prompt)))
+            assert len(answers.read_bytes().splitlines()) < asked, "the server was killed too late to be in the middle"
+            real.start().wait(240)
+        building.join(4 * seconds)
+        assert not building.is_alive()
+    return done
+
+
+@pytest.fixture
+def proxy(real):
+    counting = Counts(real.url)
+    threading.Thread(target=counting.serve_forever, args=(0.01,), daemon=True).start()
+    yield counting
+    counting.shutdown()
+    counting.server_close()
+
+
+@pytest.mark.slow
+def test_a_cells_policies_from_a_real_server_that_dies_in_the_middle(real, proxy, tmp_path, tiny, monkeypatch):
+    """Two policies by their folders, as one grid has them; every completion is answered exactly once."""
     real.wait(240)
     works = {}
     for seed in (0, 1):
         policy = tiny(chat=True, seed=seed)
         policy.model.generation_config.eos_token_id = list(range(0, 264, 12))
         works[seed] = cell_work(tmp_path / str(seed), proxy.url, policy, count=16)
-    done = {}
-
-    def run(seed, work):
-        """Builds, and again where a busy machine's server comes back too late, as its user would."""
-        for _ in range(5):
-            try:
-                done[seed] = serving.build(work)
-                return
-            except StagealignError as error:
-                print(error)
-
-    for seed, work in works.items():
-        building = threading.Thread(target=run, args=(seed, work))
-        building.start()
-        answers = work.out / "scratch" / "answers.jsonl"
-        deadline = time.monotonic() + 60
-        while not (answers.exists() and len(answers.read_bytes().splitlines()) >= 4):
-            assert building.is_alive(), "it ended before anything was kept"
-            assert time.monotonic() < deadline, "nothing was sampled"
-            time.sleep(0.02)
-        if seed == 0:
-            real.kill()
-            assert len(answers.read_bytes().splitlines()) < 32, "the server was killed too late to be in the middle"
-            real.start().wait(240)
-        building.join(240)
-        assert not building.is_alive()
-    proxy.shutdown()
-    proxy.server_close()
+    done = sampled_through_a_death(real, works, monkeypatch)
     samples = {key: count for key, count in proxy.answered.items() if key[1].startswith("prompt")}
     assert len(samples) == 2 * 16 * 2
     assert set(samples.values()) == {1}
@@ -649,3 +665,19 @@ def test_a_cells_policies_from_a_real_server_that_dies_in_the_middle(real, tmp_p
         assert {c.truncated for c in rows[seed]} == {True, False}, "the policy's own end tokens are heeded"
         assert len({c.completion for c in rows[seed]}) > 16, "two samples a prompt, not one greedy text"
     assert [c.completion for c in rows[0]] != [c.completion for c in rows[1]]
+
+
+@pytest.mark.slow
+def test_smollm2_from_a_real_server_that_dies_in_the_middle(real, proxy, tmp_path, monkeypatch):
+    """The lab's own model, where its store has it: text that the sampler here could have written, each once."""
+    folder = default_home() / "lab" / "smollm2"
+    if not (folder / "record.json").exists():
+        pytest.skip(f"{folder}: not there; `make demo` builds it")
+    real.wait(240)
+    work = cell_work(tmp_path, proxy.url, lm.load(folder), count=8, texts=("Describe film number",))
+    done = sampled_through_a_death(real, {"smollm2": work}, monkeypatch, 240)
+    samples = {key: count for key, count in proxy.answered.items() if key[1].startswith("Describe")}
+    assert (len(samples), set(samples.values())) == (16, {1})
+    assert done["smollm2"]["candidates"] == 16
+    rows = list(read_rows(work.out / "candidates.jsonl", Candidate))
+    assert sum(one.completion.isascii() and " " in one.completion for one in rows) > 12, "words, not noise"
