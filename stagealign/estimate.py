@@ -1,5 +1,6 @@
 """What building one artifact costs, read off what it is made of: its kind, its weights, its numbers of texts."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,8 @@ SAMPLED_ROWS = 256
 TEXT_BYTES = 12
 """On disk a sampled token: its id and its text."""
 
+PART = re.compile(r"-\d+of\d+$")
+"""What the name of a part has behind that of the whole."""
 RATINGS = 4_763
 """Sentences that the lab's gold reward learns from, of about 28 tokens; measured."""
 LIGHT = {"build_weights": 17.0, "fit": 2.0, "votes": 0.3, "build_static": 1.0, "measure": 0.7}
@@ -75,7 +78,7 @@ class Weights:
 def estimate(artifact: Artifact, scale_key: str) -> Estimate:
     """The cost of building `artifact`; nothing is known of a kind that no formula names, and it counts as free."""
     module, _, name = artifact.builder.function.removeprefix("stagealign.").partition(":")
-    kind = "weights" if _FORMULAS.get(name) is _weights else artifact.path.rpartition("/")[2]
+    kind = "weights" if _FORMULAS.get(name) is _weights else PART.sub("", artifact.path.rpartition("/")[2])
     found = _FORMULAS.get("sample" if module in SAMPLERS else name, _nothing)(artifact, scale_key)
     light = LIGHT.get(name, 0.0) if scale_key != "paper" else 0.0
     return Estimate(kind, light=light, **found)
@@ -111,11 +114,15 @@ def _prompts(static: Artifact) -> int:
     return int(sizes["test_prompts"] + sizes["validation_prompts"])
 
 
-def _texts(candidates: Artifact, scale_key: str) -> tuple[int, int, float]:
+def _texts(candidates: Artifact, scale_key: str) -> tuple[float, int, float]:
     """(prompts, candidates a prompt, mean tokens) of candidates, static or sampled."""
-    lengths = LENGTHS[scale_key]
+    lengths, parts = LENGTHS[scale_key], [one for name, one in candidates.inputs.items() if name.startswith("part")]
+    if parts:
+        prompts, count, mean = _texts(parts[0], scale_key)
+        return prompts * len(parts), count, mean
     if "prompts" in candidates.inputs:
-        return _prompts(candidates.inputs["prompts"]), int(candidates.params["count"]), lengths.sampled
+        _, cut = candidates.params.get("part", (1, 1))
+        return _prompts(candidates.inputs["prompts"]) / cut, int(candidates.params["count"]), lengths.sampled
     return _prompts(candidates), 2, lengths.static
 
 

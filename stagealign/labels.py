@@ -20,11 +20,14 @@ def unusable(first: Candidate, second: Candidate) -> str | None:
     return "chosen equals rejected" if first.completion == second.completion else None
 
 
-def to_pairs(candidates: Sequence[Candidate], scores: Scores, where: str) -> tuple[list[Pair], dict[str, Any]]:
+def to_pairs(
+    candidates: Sequence[Candidate], scores: Scores, where: str, part: bool = False
+) -> tuple[list[Pair], dict[str, Any]]:
     """(pairs, facts): the better of a prompt's two candidates is chosen; a tie goes to the second, as in the paper.
 
     Candidates without a score are those that `unusable` names. Pairs that cannot teach are dropped and counted.
-    Raises BadData where none is left; `where` names the file. Source: the authors' labelling script.
+    Raises BadData where none is left, unless they are a `part` of a round's; `where` names the file. Source: the
+    authors' labelling script.
     """
     pairs, drops, ties = [], Drops(), 0
     groups = by_prompt(candidates)
@@ -48,7 +51,7 @@ def to_pairs(candidates: Sequence[Candidate], scores: Scores, where: str) -> tup
             )
         )
     drops.check(len(groups), len(pairs))
-    if not pairs:
+    if not pairs and not part:
         reasons = ", ".join(f"{count} {reason}" for reason, count in drops.items()) or "the file is empty"
         raise BadData(
             f"{where}: no usable pair among {len(groups)} prompts "
@@ -57,7 +60,7 @@ def to_pairs(candidates: Sequence[Candidate], scores: Scores, where: str) -> tup
     facts = {
         "pairs": len(pairs),
         "ties": ties,
-        "margin": round(float(np.mean([pair.margin for pair in pairs])), 4),
+        "margin": round(float(np.mean([pair.margin for pair in pairs])), 4) if pairs else None,
         "truncated": sum(pair.chosen_truncated + pair.rejected_truncated for pair in pairs),
         "drops": dict(drops),
     }

@@ -81,7 +81,8 @@ def rank(work: Work) -> dict[str, Any]:
     """Builder of `pairs`: see `labels.to_pairs`."""
     file = work.inputs["candidates"] / "candidates.jsonl"
     candidates = read_rows(file, Candidate)
-    pairs, facts = to_pairs(candidates, dict(zip(map(id, candidates), score(candidates, work), strict=True)), str(file))
+    scores = dict(zip(map(id, candidates), score(candidates, work), strict=True))
+    pairs, facts = to_pairs(candidates, scores, str(file), "part" in work.params)
     write_rows(work.out / "pairs.jsonl", pairs)
     return facts
 

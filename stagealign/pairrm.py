@@ -269,7 +269,7 @@ def rank(work: Work) -> dict[str, Any]:
     for group, found in zip(asked, _judged(work, contests), strict=True):
         scores |= zip(map(id, group), found.on, strict=True)
         truncated += found.truncated
-    pairs, facts = to_pairs(candidates, scores, str(file))
+    pairs, facts = to_pairs(candidates, scores, str(file), "part" in work.params)
     write_rows(work.out / "pairs.jsonl", pairs)
     return facts | {"truncated_for_oracle": truncated}
 

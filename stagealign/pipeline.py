@@ -1,8 +1,7 @@
 """The order of things: which artifacts a cell is made of, and the result that its run writes.
 
-Sampling and labelling of a round are two artifacts, one after the other: in 39 rounds of the lab labelling took 0.9 s
-beside 1,605 s of sampling (0.06%), at paper scale it is 0.10 of 1.61 H200-hours by estimate, and on one device an
-overlap gains nothing. What other cells need runs beside both.
+At paper scale a round is sampled in parts, each an artifact, so that one is labelled while the next is sampled, several
+devices share a round, and a kill costs a part. In the lab it is one: labelling took 0.9 s beside 1,605 s of sampling.
 
 Main path: pairs (static, or sampled and ranked) -> reference -> policy, once a round; then completions -> scores.
 Cells share artifacts by sharing paths: everything above the round where two schedules part is built once.
@@ -38,6 +37,8 @@ BUILDERS = {
     "reviews": Builder("stagealign.sources:build_sft"),
     "ratings": Builder("stagealign.sources:build_ratings"),
     "candidates": Builder("stagealign.sample:build"),
+    "joined candidates": Builder("stagealign.parts:join_candidates"),
+    "joined pairs": Builder("stagealign.parts:join_pairs"),
     "pairs": Builder("stagealign.oracle:rank"),
     "votes": Builder("stagealign.oracle:votes"),
     "trunk": Builder("stagealign.train:build_trunk"),
@@ -87,7 +88,7 @@ SECONDS = {
     "weights": 31, "shape": 6, "start": 118, "link": 1, "reviews": 1, "prompts": 1, "ratings": 1, "oracle": 3,
     "gold": 240, "static": 2, "candidates": 40, "completions": 32, "pairs": 1, "votes": 1, "trunk": 21, "reference": 8,
     "policy": 32, "scores": 16, "embeddings": 3, "data": 1,
-    "capability": 15, "answers": 32, "annotations": 60, "rewards": 30,
+    "joined": 1, "capability": 15, "answers": 32, "annotations": 60, "rewards": 30,
 }  # fmt: skip
 """Expected seconds of each kind at lab scale on one core, measured; only the time left is computed from them."""
 
@@ -285,10 +286,7 @@ class _Lines:
         source = self.cell.sources[number - 1]
         candidates = self._candidates(number, source, start)
         where = candidates.path.removesuffix("/candidates")
-        labels = {"oracle": self.preference.oracle, "sign": self.preference.sign}
-        pairs = self._make(
-            "pairs", f"{where}/pairs", self._builder("pairs"), labels, candidates=candidates, oracle=self.oracle
-        )
+        pairs = self._pairs(where, candidates)
         known = {"max_length": self.training.max_length, "dtype": self.training.dtype}
         layers = {"trained_layers": self.training.trained_layers}
         trunk = {}
@@ -331,6 +329,25 @@ class _Lines:
         scores = self._scores(policy, start)
         data = self._data(number, where, here, candidates=candidates, pairs=pairs, reference=own, policy=start)
         return Step(number, source, rate, start, pairs, reference, policy, scores, start_scores, data)
+
+    def _pairs(self, where: str, candidates: Artifact) -> Artifact:
+        """Labelled candidates: part by part where they were sampled so, then joined."""
+        labels = {"oracle": self.preference.oracle, "sign": self.preference.sign}
+        builder, path = self._builder("pairs"), f"{where}/pairs"
+        if candidates.builder != BUILDERS["joined candidates"]:
+            return self._make("pairs", path, builder, labels, candidates=candidates, oracle=self.oracle)
+        parts = {
+            name: self._make(
+                "pairs",
+                f"{path}-{one.path.rpartition('-')[2]}",
+                builder,
+                labels | {"part": True},
+                candidates=one,
+                oracle=self.oracle,
+            )
+            for name, one in candidates.inputs.items()
+        }
+        return self._make("joined", path, BUILDERS["joined pairs"], {}, candidates=candidates, **parts)
 
     def _method(self, number: int) -> Method:
         """The method of one round: a variant of the reference alone is its method in round 1, where both are one."""
@@ -380,9 +397,16 @@ class _Lines:
             return writer._candidates(self._set(number), registry.SOURCES["on"], writer.start)
         if not source.on_policy:
             return static
-        return self._sample(
-            "candidates", f"{self._folder(number, source, start)}/candidates", start, static, ("train",), 2
-        )
+        path, count = f"{self._folder(number, source, start)}/candidates", self.scale.parts
+        if count == 1:
+            return self._sample("candidates", path, start, static, ("train",), 2)
+        parts = {
+            f"part{k}": self._sample(
+                "candidates", f"{path}-{k}of{count}", start, static, ("train",), 2, part=(k, count)
+            )
+            for k in range(1, count + 1)
+        }
+        return self._make("joined", path, BUILDERS["joined candidates"], {}, **parts)
 
     def _pool(self, number: int) -> Artifact:
         """Static candidates of one round's prompts."""
@@ -414,6 +438,7 @@ class _Lines:
         splits: tuple[str, ...],
         count: int,
         decoding: Decoding | None = None,
+        part: tuple[int, int] | None = None,
     ) -> Artifact:
         params = {
             "decoding": decoding or self.scale.decoding,
@@ -422,6 +447,8 @@ class _Lines:
             "seed": stream(self.seed, kind),
             "dtype": self.training.dtype,
         }
+        if part:
+            params["part"] = part
         builder, engine = BUILDERS["candidates"], self.scale.engine
         if engine:
             builder, params = ENGINES[engine.key], params | {"engine": engine}

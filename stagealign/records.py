@@ -130,10 +130,20 @@ def _shape(annotation: Any) -> Any:
     return Or(kinds.get(inner, ANY))
 
 
-def asked_prompts(folder: Path, splits: Iterable[str]) -> list[Prompt]:
-    """Prompts of these splits in the folder's `prompts.jsonl`, each text once, in order of first appearance."""
+def asked_prompts(folder: Path, splits: Iterable[str], part: Sequence[int] | None = None) -> list[Prompt]:
+    """Prompts of these splits in the folder's `prompts.jsonl`, each text once, in order of first appearance.
+
+    `part` is (k, n): the k-th of n parts of them, from 1. Raises BadData for a part without prompts.
+    """
     rows, wanted = read_rows(folder / "prompts.jsonl", Prompt), set(splits)
-    return list({one.text: one for one in rows if one.split in wanted}.values())
+    every = list({one.text: one for one in rows if one.split in wanted}.values())
+    if part is None:
+        return every
+    k, n = part
+    found = every[len(every) * (k - 1) // n : len(every) * k // n]
+    if not found:
+        raise BadData(f"{folder / 'prompts.jsonl'}: {len(every)} prompts cannot be cut into {n} parts; use fewer")
+    return found
 
 
 def sampled_facts(candidates: Sequence[Candidate]) -> dict[str, int]:

@@ -272,6 +272,7 @@ SCALES = {
         seeds=(0,),
         data="HuggingFaceH4/ultrafeedback_binarized@3949bf5f8c17c394422ccfab0c31ea9c20bdeb85",
         oracle_weights="llm-blender/PairRM-hf",
+        parts=8,
         assumed={"seeds": "not published; one run of each cell", "data": "the revision of 61,135 training rows"},
     ),
     "lab": Scale(

@@ -94,7 +94,13 @@ def _workers(scale: Scale, plan: Plan, devices: Devices, asked: int | None) -> i
     Raises CannotRun where the memory does not do for that.
     """
     needs = {artifact.path: needs_of(artifact, scale, devices) for artifact in plan.missing}
-    return side_by_side(needs, worker_count(plan, asked), asked is not None) or 1
+    on_gpu = any(one.gpus for one in needs.values())
+    if on_gpu and (asked or 1) > 1:
+        raise CannotRun(
+            f"--workers {asked}: one artifact at a time has the GPU here; --executor ray gives each its own, on "
+            "this machine too"
+        )
+    return side_by_side(needs, 1 if on_gpu else worker_count(plan, asked), asked is not None) or 1
 
 
 def _share(costs: Sequence[Estimate], spend: float | None) -> float | None:

@@ -309,7 +309,7 @@ def build(work: Work) -> dict[str, Any]:
     """Builder of `candidates`: samples of a policy on the prompts of a file."""
     lm = on_gpu(load(work.inputs["policy"], dtype=work.params["dtype"]))
     check_ends(lm, str(work.inputs["policy"]))
-    chosen = asked_prompts(work.inputs["prompts"], work.params["splits"])
+    chosen = asked_prompts(work.inputs["prompts"], work.params["splits"], work.params.get("part"))
     decoding = Decoding(**work.params["decoding"])
     candidates = sample(lm, chosen, decoding, work.params["count"], work.params["seed"])
     write_rows(work.out / "candidates.jsonl", candidates)

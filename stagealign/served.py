@@ -331,7 +331,7 @@ def build(work: Work) -> dict[str, Any]:
             f"policy {folder}: its tokenizer has no chat template, and a server puts one around every prompt; leave "
             "--policy-url out"
         )
-    prompts = asked_prompts(work.inputs["prompts"], work.params["splits"])
+    prompts = asked_prompts(work.inputs["prompts"], work.params["splits"], work.params.get("part"))
     lm.check_context(shape, max(len(shape.prompt_ids(one.text)) for one in prompts), decoding.max_new_tokens)
     (work.out / SCRATCH).mkdir(exist_ok=True)
     kept = Answers(work.out / SCRATCH / "answers.jsonl")

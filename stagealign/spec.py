@@ -284,6 +284,8 @@ class Scale:
     """Hub id of the oracle's weights; None where it is fitted here."""
     engine: Engine | None = field(default=None, metadata={"identity": "where it differs"})
     """None: our own sampler, `sample.py`."""
+    parts: int = field(default=1, metadata={"identity": False})
+    """Artifacts that a round's on-policy candidates are sampled in; all together hold what one would."""
     assumed: Mapping[str, str] = _assumptions()
 
 

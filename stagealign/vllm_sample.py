@@ -95,7 +95,7 @@ def build(work: Work) -> dict[str, Any]:
         raise CannotRun(f"vLLM {now.version} is here, planned was {planned['version']} or other settings; run again")
     shape = lm.load_shape(work.inputs["policy"])
     lm.check_ends(shape, str(work.inputs["policy"]))
-    prompts = asked_prompts(work.inputs["prompts"], work.params["splits"])
+    prompts = asked_prompts(work.inputs["prompts"], work.params["splits"], work.params.get("part"))
     ids = {prompt.hash: shape.prompt_ids(prompt.text) for prompt in prompts}
     decoding = Decoding(**work.params["decoding"])
     longest = max(map(len, ids.values()))

@@ -12,7 +12,7 @@ FLOORS = {
     1: "losses logps boundary statistics world diversity verdicts length_control labels cost finite",  # numbers
     2: "lm sources preferences recorded sample oracle train evaluate sft assets "  # machines
     "pairrm rewards judge checkpoints server served describe comparisons official_lc alpaca capability ultrafeedback "
-    "vllm_sample vllm_worker",
+    "vllm_sample vllm_worker parts",
     3: "cli runs show pipeline plan execute report meter measuring __init__ "  # house
     "cluster lc_win_rate estimate outlook export train_worker terminal doctor to_judge variants needs bucket",
 }

@@ -21,7 +21,7 @@ from stagealign.judged import Contest
 from stagealign.length_control import LEARNED, features, fit, length_controlled, pseudo_values, sampling_error
 from stagealign.pipeline import plan_run, result, unfinished
 from stagealign.plan import make_plan
-from stagealign.records import Candidate, prompt_hash, read_dicts
+from stagealign.records import Candidate, Pair, prompt_hash, read_dicts, read_rows
 from stagealign.results import SHAPE
 from stagealign.shapes import misfit
 from stagealign.spec import Decoding, Evaluation, Judging
@@ -133,6 +133,7 @@ def paper(tmp_path, monkeypatch, mirror, tiny):
             0, 4, judging=replace(judging, prompts=PROMPTS, decoding=replace(judging.decoding, max_new_tokens=6))
         ),
         oracle_weights=str(tmp_path / "pairrm"),
+        parts=2,
     )
     monkeypatch.setitem(registry.SCALES, "paper", small)
     sft = replace(registry.CHECKPOINTS["paper"]["phi2"].sft, rows=8, batch=4, max_length=96)
@@ -200,6 +201,7 @@ def test_what_the_judge_cannot_be_asked_stops_the_artifact_and_costs_nothing_twi
 
 def test_the_spending_limit_is_named_before_anything_is_built(paper, judge, monkeypatch, tmp_path):
     monkeypatch.setattr(runs, "check_machine", lambda *_: None)
+    monkeypatch.setattr("stagealign.needs.free_memory", lambda: 1 << 40)
     cells = registry.select("paper", "zephyr-dpo-1off")
     with pytest.raises(CannotRun, match=r"asked about 2 policies, for about \$18; name .* --spend 22"):
         runs.run(paper, cells, (0,), tmp_path / "results", 1)
@@ -250,6 +252,40 @@ def test_any_reward_model_can_be_the_gold_reward(paper, tmp_path, monkeypatch):
     ):
         with pytest.raises(StagealignError, match=words):
             Variant(gold=wrong).cells([cell])
+
+
+def test_a_round_in_parts_is_the_round_in_one(paper, tmp_path, monkeypatch):
+    """The same samples, pairs and counts; a part is labelled without the others, so beside their sampling."""
+    made = {}
+    for parts in (1, 2, 3):
+        monkeypatch.setitem(registry.SCALES, "paper", replace(paper, parts=parts))
+        run, store = plan_run(registry.cell("zephyr-dpo-1on", "paper"), 0), Store(tmp_path / str(parts))
+        pairs = run.rounds[0][0].pairs
+        lineage = pairs.lineage()
+        for artifact in lineage.values():
+            store.build(artifact)
+        candidates = lineage[pairs.path.replace("pairs", "candidates")]
+        rows, texts = read_rows(store.file(pairs, "pairs.jsonl"), Pair), store.file(candidates, "candidates.jsonl")
+        facts = store.record(pairs)["facts"] | store.record(candidates)["facts"]
+        counted = ("pairs", "truncated", "drops", "truncated_for_oracle", "candidates", "tokens")
+        made[parts] = rows, texts.read_bytes(), {name: facts[name] for name in counted}
+        assert facts["margin"] == round(float(np.mean([one.margin for one in rows])), 4)
+        if parts > 1:
+            first = lineage[f"{pairs.path}-1of{parts}"].lineage()
+            assert f"{candidates.path}-1of{parts}" in first
+            assert f"{candidates.path}-2of{parts}" not in first
+            assert plan_run(registry.cell("zephyr-dpo-1on", "paper"), 0).cell == run.cell
+    for parts in (2, 3):
+        assert made[parts][1:] == made[1][1:]
+        for one, other in zip(made[parts][0], made[1][0], strict=True):
+            assert one.prompt == other.prompt
+            assert one.margin == pytest.approx(other.margin, abs=1e-6), "PairRM reads them in other batches"
+            assert one == replace(other, margin=one.margin) or one.margin < 1e-6
+    monkeypatch.setitem(registry.SCALES, "paper", replace(paper, parts=9))
+    last = plan_run(registry.cell("zephyr-dpo-1on", "paper"), 0).artifacts
+    store = Store(tmp_path / "1")
+    with pytest.raises(BadData, match="8 prompts cannot be cut into 9 parts"):
+        store.build(next(one for path, one in last.items() if path.endswith("candidates-1of9")))
 
 
 def test_alpaca_evals_files_are_checked(paper, mirror, tmp_path):

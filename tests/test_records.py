@@ -10,6 +10,7 @@ from stagealign.records import (
     Drops,
     Pair,
     Prompt,
+    asked_prompts,
     by_prompt,
     prompt_hash,
     read_dicts,
@@ -88,3 +89,16 @@ def test_drops_add_up():
     drops.check(given=10, used=7)
     with pytest.raises(AssertionError, match="10 rows in, 8 used, 3 dropped"):
         drops.check(given=10, used=8)
+
+
+def test_parts_of_prompts_are_all_of_them_in_order(tmp_path):
+    rows = [Prompt(f"text {n % 7}", "train") for n in range(10)] + [Prompt("other", "test")]
+    write_rows(tmp_path / "prompts.jsonl", rows)
+    every = asked_prompts(tmp_path, ["train"])
+    assert len(every) == 7
+    for count in (1, 2, 3, 7):
+        parts = [asked_prompts(tmp_path, ["train"], (k, count)) for k in range(1, count + 1)]
+        assert [one for part in parts for one in part] == every
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    with pytest.raises(BadData, match="7 prompts cannot be cut into 8 parts; use fewer"):
+        [asked_prompts(tmp_path, ["train"], (k, 8)) for k in range(1, 9)]
