@@ -23,6 +23,7 @@ from stagealign.checkpoints import (
     read_weights,
     weights_identity,
 )
+from stagealign.disentangled import read_only
 from stagealign.errors import BadData, StagealignError
 from stagealign.judged import Contest, Judged
 from stagealign.labels import to_pairs, to_votes, unusable
@@ -48,7 +49,7 @@ class PairRM(DebertaV2PreTrainedModel):
     def __init__(self, config: DebertaV2Config):
         super().__init__(config)
         width, dropout = config.hidden_size, getattr(config, "drop_out", 0.0)
-        self.pretrained_model = DebertaV2Model(config)
+        self.pretrained_model = read_only(DebertaV2Model(config))
         self.head_layer = nn.Sequential(
             nn.Dropout(dropout),
             nn.Linear(2 * width, width),

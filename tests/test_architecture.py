@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "stagealign"
 FLOORS = {
     0: "errors spec registry records judged tables texts picking store results paper claims "  # words
     "length_prior mirrors devices seals hidden atomic locks shapes",
-    1: "losses logps boundary statistics world diversity verdicts length_control labels cost finite",  # numbers
+    1: "losses logps boundary statistics world diversity verdicts length_control labels cost finite "  # numbers
+    "disentangled",
     2: "lm sources preferences recorded sample oracle train evaluate sft assets "  # machines
     "pairrm rewards judge checkpoints server served describe comparisons official_lc alpaca capability ultrafeedback "
     "vllm_sample vllm_worker parts",

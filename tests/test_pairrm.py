@@ -1,5 +1,6 @@
 """PairRM with random weights: saved and loaded, in any batch, in both orders, cut by row; the real one where it is."""
 
+import copy
 import json
 import os
 import pickle
@@ -9,9 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 from transformers import DebertaV2Config, DebertaV2Model, DebertaV2Tokenizer
+from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
 
 from stagealign import pairrm
 from stagealign.boundary import cross_votes, pair_votes
+from stagealign.disentangled import ReadingAttention
 from stagealign.errors import StagealignError
 from stagealign.judged import Contest
 from stagealign.pairrm import MARKS, PairRM, PairRMOracle, verdict
@@ -132,6 +135,37 @@ def test_a_verdict_does_not_depend_on_its_batch():
         for contest, row in zip(given, expected, strict=True):
             if contest.prompt in found:
                 assert found[contest.prompt] == pytest.approx(row, abs=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 33, 200])
+def test_attention_for_reading_is_transformers_own(length):
+    """Around where positions fall into buckets, beyond the last one, and with padding."""
+    model = build().model.pretrained_model
+    own = copy.deepcopy(model)
+    for module in own.modules():
+        if type(module) is ReadingAttention:
+            module.__class__ = DisentangledSelfAttention
+    ids = torch.randint(0, 20, (3, length), generator=torch.Generator().manual_seed(length))
+    mask = torch.ones_like(ids)
+    mask[1, length - length // 3 :] = 0
+    with torch.inference_mode():
+        for given in (torch.ones_like(ids), mask):
+            found, expected = (one(input_ids=ids, attention_mask=given).last_hidden_state for one in (model, own))
+            keep = given.bool()
+            torch.testing.assert_close(found[keep], expected[keep], rtol=1e-4, atol=1e-5)
+
+
+def test_in_training_attention_is_transformers_own():
+    model = build().model.pretrained_model
+    layer = next(one for one in model.modules() if type(one) is ReadingAttention)
+    with_maps = model(input_ids=torch.tensor([[1, 2, 3]]), output_attentions=True).attentions
+    assert with_maps[0].shape == (1, 2, 3, 3)
+    model.train()
+    torch.manual_seed(0)
+    first = model(input_ids=torch.tensor([[1, 2, 3]])).last_hidden_state
+    layer.__class__ = DisentangledSelfAttention
+    torch.manual_seed(0)
+    assert torch.equal(first, model(input_ids=torch.tensor([[1, 2, 3]])).last_hidden_state)
 
 
 def test_windows_keep_the_order(monkeypatch):

@@ -11,6 +11,7 @@ of half a DeBERTa-v3-xsmall (6 of its 12 layers, width 384, 6 heads), and the to
 16,000 pieces that is trained on the text measured. Speed does not depend on what weights say.
 """
 
+import copy
 import json
 import os
 import random
@@ -90,15 +91,16 @@ def _answers(count: int) -> tuple[list[Contest], str] | None:
 def _measure(name: str, given: list[Contest], text: str, repeats: int, threads: int) -> dict[str, Any]:
     oracle, weights = open_oracle(given)
     lengths = [len(oracle._tokens(one.prompt, [*one.on, *one.off]).row(0, 2)) for one in given]
-    check = agree(oracle, given[0])
+    peer = published(oracle)
+    check = agree(oracle, peer, given[0])
     assert check["largest_difference"] < TOLERANCE, f"the two do not give the same logits, nothing to compare: {check}"
     # One row of each prompt, so that these stand for all in length.
     some = [row for place, one in enumerate(given) for row in rows(one)[place % ROWS_A_PROMPT :][:1]]
     sides: dict[str, tuple[Callable[[], Any], float]] = {
         "ours": (lambda: list(oracle.judge(given)), len(given)),
-        "readme": (lambda: [readme(oracle, *row) for row in rows(given[0])[:README_ROWS]], README_ROWS / ROWS_A_PROMPT),
+        "readme": (lambda: [readme(peer, *row) for row in rows(given[0])[:README_ROWS]], README_ROWS / ROWS_A_PROMPT),
         "readme without padding": (
-            lambda: [readme(oracle, *row, pad=False) for row in some],
+            lambda: [readme(peer, *row, pad=False) for row in some],
             len(some) / ROWS_A_PROMPT,
         ),
     }
@@ -163,10 +165,24 @@ def readme(oracle: Any, prompt: str, first: str, second: str, pad: bool = True) 
         return float(oracle.model(batch["input_ids"].to(device), batch["attention_mask"].to(device)))
 
 
-def agree(oracle: Any, contest: Contest) -> dict[str, float]:
+def published(oracle: Any) -> Any:
+    """The oracle with transformers' own attention, as the README's loop has it."""
+    from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
+
+    from stagealign.disentangled import ReadingAttention
+
+    peer = copy.copy(oracle)
+    peer.model = copy.deepcopy(oracle.model)
+    for module in peer.model.modules():
+        if type(module) is ReadingAttention:
+            module.__class__ = DisentangledSelfAttention
+    return peer
+
+
+def agree(oracle: Any, peer: Any, contest: Contest) -> dict[str, float]:
     """Largest difference of the two sides' logits on some rows, and how far these lie from each other."""
     asked = rows(contest)[:README_ROWS]
-    ours, theirs = oracle.logits(asked), [readme(oracle, *row) for row in asked]
+    ours, theirs = oracle.logits(asked), [readme(peer, *row) for row in asked]
     differences = [abs(one - two) for one, two in zip(ours, theirs, strict=True)]
     return {"rows": len(asked), "largest_difference": max(differences), "largest_logit": max(map(abs, ours))}
 
