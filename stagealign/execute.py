@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stagealign.errors import StagealignError
-from stagealign.hidden import without_secrets
+from stagealign.hidden import printing_to, without_secrets
 from stagealign.plan import Plan
 from stagealign.store import Artifact, Store, room_error
 
@@ -249,11 +249,7 @@ def _prepare(threads: int, log: Path) -> None:
 
 def quiet(threads: int, log: Path) -> None:
     """Prepares a process that builds: its share of the cores, no hub, and what libraries print goes to a log."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(output)
+    printing_to(log)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ["OMP_NUM_THREADS"] = str(threads)

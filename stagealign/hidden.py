@@ -2,6 +2,10 @@
 
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import BinaryIO
 
 NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 """Environment variables whose values are nobody's business."""
@@ -17,3 +21,43 @@ def without_secrets(text: str) -> str:
         if len(value) >= SHORTEST:
             text = text.replace(value, f"[{secrets[value]}]")
     return _USER.sub(r"\1[hidden]@", text)
+
+
+LONGEST = 1 << 16
+"""Bytes of a line that are waited for; a secret is shorter."""
+
+
+def printing_to(log: Path) -> None:
+    """From now on whatever this process prints, and its libraries and children, goes to a file, less the secrets.
+
+    Through a process that only copies, so that nothing is lost where this one is killed.
+    """
+    command = [sys.executable, "-I", str(Path(__file__).resolve()), str(log.resolve())]
+    copier = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    assert copier.stdin is not None
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for output in (1, 2):
+        os.dup2(copier.stdin.fileno(), output)
+    copier.stdin.close()
+
+
+def copy(source: BinaryIO, target: BinaryIO) -> None:
+    """Copies lines as they come, each without its secrets."""
+    kept = b""
+    while chunk := source.read1(LONGEST):  # type: ignore[attr-defined]
+        kept += chunk
+        end = max(kept.rfind(b"\n"), kept.rfind(b"\r")) + 1
+        if end or len(kept) > LONGEST:
+            end = end or len(kept)
+            target.write(without_secrets(kept[:end].decode("utf-8", "replace")).encode())
+            target.flush()
+            kept = kept[end:]
+    target.write(without_secrets(kept.decode("utf-8", "replace")).encode())
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1], "ab") as file:
+        copy(sys.stdin.buffer, file)

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -387,3 +388,30 @@ def test_a_traceback_of_ours_holds_no_secret(tmp_path):
     assert "hunter2" not in done.stderr
     assert "\x1b" not in done.stderr
     assert leaks(tmp_path, done.stderr) == []
+
+
+def test_what_a_worker_prints_is_logged_without_secrets_and_whole(tmp_path):
+    """By Python, by a child, in pieces, as progress bars do, and up to the moment of a kill."""
+    log = tmp_path / "workers.log"
+    code = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom stagealign.hidden import printing_to\n"
+        f"printing_to(Path({str(log)!r}))\n"
+        "secret = os.environ['HF_TOKEN']\n"
+        "print('said', secret, flush=True)\n"
+        "os.system('echo a child said $HF_TOKEN')\n"
+        "for piece in ('in ', secret[:5], secret[5:], ' pieces\\r'): os.write(2, piece.encode()); time.sleep(0.05)\n"
+        "os.write(1, b'x' * 200_000 + b'\\n')\n"
+        "os.write(1, b'last words ' + secret.encode())\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    environment = {**os.environ, **SECRETS, "PYTHONPATH": str(PACKAGE.parent)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == -9
+    deadline = time.monotonic() + 30
+    while "last words" not in (log.read_text() if log.exists() else ""):
+        assert time.monotonic() < deadline, "the copier did not come to the end"
+        time.sleep(0.05)
+    text = log.read_bytes().decode()
+    for words in ("said [HF_TOKEN]\n", "a child said [HF_TOKEN]\n", "in [HF_TOKEN] pieces\r", "last words [HF_TOKEN]"):
+        assert words in text
+    assert text.count("x") >= 200_000
+    assert leaks(tmp_path, "") == []

@@ -2,7 +2,7 @@
 
 The arithmetic is that of useful tokens: no padding, a prompt once for its two completions, the head only where a token
 is scored, attention's own products left out. It is the same for all sides, so a share tells how far each is from the
-roof, not what else it computed.
+roof, not what else it computed. A sampler that reads what all prompts begin with only once can pass 100%.
 """
 
 import time
@@ -59,6 +59,20 @@ def pair_flops(model: Any, tokens: Sequence[Any], passes: int) -> float:
     body, head = weights(model)
     scored = sum(len(pair.chosen) + len(pair.rejected) for pair in tokens)
     return 2.0 * passes * (body * sum(pair.tokens for pair in tokens) + head * scored)
+
+
+def reading_flops(model: Any, tokens: int) -> float:
+    """Operations of an encoder on these tokens: those of its linear layers."""
+    import torch
+
+    linear = sum(one.weight.numel() for one in model.modules() if isinstance(one, torch.nn.Linear))
+    return 2.0 * linear * tokens
+
+
+def writing_flops(model: Any, prompts: int, tokens: int) -> float:
+    """Operations of reading prompts of so many tokens in all, and of sampling so many."""
+    body, head = weights(model)
+    return 2.0 * (body * (prompts + tokens) + head * tokens)
 
 
 def share(run: Run, roof: Run, dtype: str) -> float | None:

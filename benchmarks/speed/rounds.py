@@ -2,9 +2,10 @@
 
 Theirs, with TRL and `generate`: a pass of sampling over all prompts for each candidate, pairs whose texts are equal
 left out, the reward model on one candidate at a time, DPOTrainer with its defaults, completions of held-out prompts and
-the reward of each. Where they sample with vLLM, here it is `generate` in batches of 16. Models are loaded before the
-clock runs, in both. Texts differ by chance, so pairs do; that samplers, losses and rewards are the same is what the
-rows of each check. Source of the order: princeton-nlp/SimPO, on_policy_data_gen.
+the reward of each. Where they sample with vLLM, here it is `generate` in batches of 16. In bf16 ours samples from bf16
+weights and trains under autocast. Models are loaded before the clock runs, in all. Texts differ by chance, so pairs do;
+that samplers, losses and rewards are the same is what the rows of each check. Source of the order:
+princeton-nlp/SimPO, on_policy_data_gen.
 """
 
 import copy
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.speed import models, training, votes
+from benchmarks.speed import models, roof, training, votes
 from benchmarks.speed.sampling import COUNT, PROMPTS, SEED, decode, plainly
 from benchmarks.speed.turns import Given, Run, clock, turns
 from stagealign.judged import Contest
@@ -27,17 +28,19 @@ def measure(given: Given) -> dict[str, Any]:
     """Interleaved rounds."""
     prompts, held_out = (8, 2) if given.small else (ROUND, HELD_OUT)
     sizes = {"prompts": prompts, "held_out": held_out, "candidates": COUNT}
-    sides = {name: (f"{PATH}:side", {"peer": name != "ours", **sizes}) for name in ("ours", "recipe scripts")}
+    sides = {name: (f"{PATH}:side", {"peer": name == "recipe scripts", **sizes}) for name in ("ours", "recipe scripts")}
+    if training.half_products(given.device):
+        sides["ours bf16"] = (f"{PATH}:side", {"peer": False, "bf16": True, **sizes})
     return {"sizes": sizes, "check": {"see": "sampling, train-135m, votes-reward"}, "runs": turns(sides, given)}
 
 
-def side(given: Given, peer: bool, prompts: int, held_out: int, candidates: int) -> Run:
-    """One round's time and that of its parts."""
+def side(given: Given, peer: bool, prompts: int, held_out: int, candidates: int, bf16: bool = False) -> Run:
+    """One round's time, that of its parts, and its useful tokens and arithmetic."""
     lm, _ = models.chat(given)
     oracle, _ = models.reward(given)
     reference = copy.deepcopy(lm.model) if peer else None
     train, rest = PROMPTS[:prompts], PROMPTS[-held_out:]
-    steps = _Recipe(given, lm, oracle, reference) if peer else _Ours(given, lm, oracle)
+    steps = _Recipe(given, lm, oracle, reference) if peer else _Ours(given, lm, oracle, bf16)
     parts, took = {}, {"seconds": 0.0, "cpu_seconds": 0.0}
 
     def note(name: str, spent: dict[str, float]) -> None:
@@ -59,7 +62,22 @@ def side(given: Given, peer: bool, prompts: int, held_out: int, candidates: int)
         scores = steps.score(rest, written)
     note("evaluate", spent)
     assert all(len(one) == 1 for one in scores)
-    return {**took, "work": 1, "parts": parts, "pairs": len(pairs)}
+    useful = _useful(lm, oracle, [*zip(train, texts, strict=True), *zip(rest, written, strict=True)], pairs)
+    return {**took, "work": 1, "parts": parts, "pairs": len(pairs), **useful}
+
+
+def _useful(lm: Any, oracle: Any, sampled: Sequence[tuple[Prompt, Sequence[str]]], pairs: Sequence[Pair]) -> Run:
+    """Tokens that were written, read by the reward model, and trained on; and what they need at least."""
+    from stagealign.train import tokenize
+
+    prompts = sum(len(lm.prompt_ids(prompt.text)) for prompt, _ in sampled)
+    texts = [text for _, own in sampled for text in own]
+    written = sum(len(lm.tokenizer(text).input_ids) for text in texts)
+    read = sum(len(oracle.tokenizer(text).input_ids) for text in texts)
+    trained = tokenize(lm, pairs, training.MAX_LENGTH)
+    flops = roof.writing_flops(lm.model, prompts, written) + roof.reading_flops(oracle.model, read)
+    flops += roof.pair_flops(lm.model, trained, passes=4)
+    return {"tokens": written + read + sum(one.tokens for one in trained), "flops": flops}
 
 
 def labelled(
@@ -77,14 +95,16 @@ def labelled(
 class _Ours:
     """This project's rooms."""
 
-    def __init__(self, given: Given, lm: Any, oracle: Any):
-        self.given, self.lm, self.oracle = given, lm, oracle
+    def __init__(self, given: Given, lm: Any, oracle: Any, bf16: bool):
+        self.given, self.lm, self.oracle, self.bf16 = given, lm, oracle, bf16
 
     def sample(self, prompts: Sequence[Prompt], count: int) -> list[list[str]]:
+        from stagealign.lm import LanguageModel
         from stagealign.sample import sample
 
         found: dict[str, list[str]] = {}
-        for one in sample(self.lm, prompts, decode(self.given.small), count, SEED):
+        lm = LanguageModel(copy.deepcopy(self.lm.model).bfloat16(), self.lm.tokenizer) if self.bf16 else self.lm
+        for one in sample(lm, prompts, decode(self.given.small), count, SEED):
             found.setdefault(one.prompt, []).append(one.completion)
         return [found[prompt.text] for prompt in prompts]
 
@@ -93,7 +113,7 @@ class _Ours:
         return [list(one.on) for one in self.oracle.judge(asked)]
 
     def train(self, pairs: Sequence[Pair], folder: str) -> None:
-        training.ours(self.lm, pairs, folder, self.given.device)
+        training.ours(self.lm, pairs, folder, self.given.device, self.bf16)
 
 
 class _Recipe:

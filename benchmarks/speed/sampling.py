@@ -64,9 +64,8 @@ def side(given: Given, side: str, prompts: int) -> Run:
             tokens = sum(one.tokens or 0 for one in sample(lm, asked, decoding, COUNT, SEED))
         else:
             tokens = sum(map(len, plainly(lm, asked, decoding, COUNT, COUNT if side == "alone" else BATCH)))
-    body, head = roof.weights(lm.model)
     prompt = sum(len(lm.prompt_ids(one.text)) for one in asked)
-    return {**took, "work": tokens, "tokens": tokens, "flops": 2.0 * (body * (prompt + tokens) + head * tokens)}
+    return {**took, "work": tokens, "tokens": tokens, "flops": roof.writing_flops(lm.model, prompt, tokens)}
 
 
 def plainly(

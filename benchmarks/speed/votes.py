@@ -8,7 +8,7 @@ peer costs the same for each prompt, so it does fewer of them; speed is counted 
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.speed import models
+from benchmarks.speed import models, roof
 from benchmarks.speed.turns import Given, Run, child, clock, turns
 from stagealign.judged import Contest
 
@@ -76,7 +76,8 @@ def side(given: Given, side: str, prompts: int) -> Run:
             for one in asked:
                 for text in (*one.on, *one.off):
                     plainly(oracle, [text])
-    return {**took, "work": prompts}
+    tokens = sum(len(oracle.tokenizer(text).input_ids) for one in asked for text in (*one.on, *one.off))
+    return {**took, "work": prompts, "tokens": tokens, "flops": roof.reading_flops(oracle.model, tokens)}
 
 
 def plainly(oracle: Any, texts: Sequence[str]) -> list[float]:

@@ -72,7 +72,10 @@ ROWS = (
         (Against("one pair at a time", 5, 8), Against("one candidate at a time")),
     ),
     SpeedRow(
-        "round", "a round: sample, label, reference, train, evaluate", "rounds/s", (Against("recipe scripts", 4, 3),)
+        "round",
+        "a round: sample, label, reference, train, evaluate",
+        "rounds/s",
+        (Against("recipe scripts", 4, 3), Against("recipe scripts", ours="ours bf16")),
     ),
     SpeedRow(
         "start",

@@ -111,8 +111,18 @@ def _ratio(row: SpeedRow, one: Against, found: Any, device: str) -> tuple[str, s
         reached = ratio["memory"] <= one.memory
         return f"{ratio['memory']:.2f} of its memory\n{_times(ratio)}", f"{asked}: {_word(reached)}"
     memory = f"\n{ratio['memory']:.2f} of its memory" if "memory" in ratio else ""
-    reached = f"{_times(ratio)}{memory}{_extra(made, one)}"
-    return reached, f"{asked}: {_word(ratio['time']['median'] >= aim)}" if aim else asked
+    told = f"{_times(ratio)}{memory}{_extra(made, one)}"
+    if not aim or ratio["time"]["median"] >= aim:
+        return told, f"{asked}: reached" if aim else asked
+    return told, f"{asked}: not reached{_bound(made, one, ratio)}"
+
+
+def _bound(made: dict[str, Any], one: Against, ratio: dict[str, Any]) -> str:
+    """What the ratio would be if ours ran at the roof in its median turn: more cannot be had on this machine."""
+    shares = sorted(run["roof_percent"] for run in made["runs"][one.ours] if "roof_percent" in run)
+    if not shares:
+        return ""
+    return f"; at the roof it would be {100 * ratio['time']['median'] / shares[len(shares) // 2]:.1f}x"
 
 
 def ratio_of(made: dict[str, Any], one: Against) -> dict[str, Any] | None:
