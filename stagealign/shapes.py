@@ -56,6 +56,9 @@ def _make(shape: Any) -> Fits:
     if isinstance(shape, list) and len(shape) == 1:
         every = _make(shape[0])
         return lambda value: isinstance(value, list) and all(map(every, value))
+    if isinstance(shape, list) and len(set(map(id, shape))) == 1:
+        one, count = _make(shape[0]), len(shape)
+        return lambda value: isinstance(value, list) and len(value) == count and all(map(one, value))
     if isinstance(shape, list):
         several = [_make(one) for one in shape]
         return lambda value: (

@@ -124,9 +124,15 @@ def trainer(lm: Any, pairs: Sequence[Pair], reference: Any, folder: str, device:
 
 
 def ours(
-    lm: Any, pairs: Sequence[Pair], folder: str, device: str, bf16: bool = False, rate: float = LEARNING_RATE
+    lm: Any,
+    pairs: Sequence[Pair],
+    folder: str,
+    device: str,
+    bf16: bool = False,
+    rate: float = LEARNING_RATE,
+    lean: bool = False,
 ) -> None:
-    """Trains `lm` with the engine, its reference log-probs included."""
+    """Trains `lm` with the engine, its reference log-probs included; `lean` with the least memory that it can do with."""
     from stagealign.registry import DPO
     from stagealign.train import Settings, TrainingSet, align, reference_logps, tokenize
 
@@ -135,6 +141,8 @@ def ours(
         reference = reference_logps(lm, tokens, None, None)
     dtype = "bfloat16" if bf16 or lm.model.dtype.itemsize == 2 else "float32"
     settings = Settings(rate, BATCH, 1, 0.0, "linear", 1.0, dtype, SEED, resume=False)
+    if lean:
+        settings = replace(settings, micro_batch=1, activation_checkpointing=True)
     with autocast(bf16, device):
         align(lm, TrainingSet(tokens, reference), replace(DPO, beta=BETA), settings, Path(folder))
 
@@ -216,20 +224,21 @@ def longest(given: Given) -> dict[str, Any]:
     length, pairs = (32 if given.small else 512), BATCH
     sizes = {"shape": "160m", "pairs": pairs, "length": length}
     one = replace(given, repeats=1)
-    runs = turns({name: (f"{PATH}:step", {"peer": name == "TRL", **sizes}) for name in ("ours", "TRL")}, one)
+    sides = ("ours", "ours, micro-batch 1 and activation checkpointing", "TRL")
+    runs = turns({name: (f"{PATH}:step", {"side": name, **sizes}) for name in sides}, one)
     return {"sizes": sizes, "check": {"see": "train-160m"}, "runs": runs}
 
 
-def step(given: Given, peer: bool, shape: str, pairs: int, length: int) -> Run:
+def step(given: Given, side: str, shape: str, pairs: int, length: int) -> Run:
     """Time and peak memory of one step on pairs of `length` tokens a side, half of them the prompt."""
     lm = models.policy(shape, given)
     data = source.exactly(lm, pairs, length, SEED)
     with tempfile.TemporaryDirectory() as folder:
-        if peer:
+        if side == "TRL":
             reference = copy.deepcopy(lm.model)
             with clock(given.device) as took:
                 trainer(lm, data, reference, folder, given.device).train()
         else:
             with clock(given.device) as took:
-                ours(lm, data, folder, given.device)
+                ours(lm, data, folder, given.device, lean=side != "ours")
     return {**took, "work": pairs}
