@@ -132,7 +132,7 @@ def ours(
     rate: float = LEARNING_RATE,
     lean: bool = False,
 ) -> None:
-    """Trains `lm` with the engine, its reference log-probs included; `lean` with the least memory that it can do with."""
+    """Trains `lm` with the engine, its reference log-probs included; `lean`: in the least memory it can do with."""
     from stagealign.registry import DPO
     from stagealign.train import Settings, TrainingSet, align, reference_logps, tokenize
 

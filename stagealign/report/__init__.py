@@ -75,7 +75,7 @@ def build(results: Path, scale: str) -> dict[str, str]:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without the search for cycles: there are next to none in what is read, and it takes a seventh of a report's time."""
+    """Without the search for cycles: what is read has next to none, and the search takes a seventh of the time."""
     on = gc.isenabled()
     gc.disable()
     try:
