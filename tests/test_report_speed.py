@@ -90,7 +90,7 @@ def test_every_row_is_there_measured_or_not(results, tmp_path):
     assert len(nothing.rows) == len(lines(results)) == sum(len(r.against) + len(r.limits) or 1 for r in ROWS)
     assert all(row.state == "not run" for row in nothing.rows)
     assert "GPU: not measured; `make speed DEVICE=cuda` fills it." in nothing.note
-    assert lines(results)["training, Pythia-14m shape", "TRL best"].state == "not run"
+    assert lines(results)["training, Pythia-160m shape", "TRL best"].state == "not run"
     assert lines(results)["training, 1B shape, bf16", "TRL"].cells[2:4] == ("–", "–")
     assert speed.page(tmp_path / "none") == {}
 
