@@ -347,7 +347,8 @@ class _Lines:
             )
             for name, one in candidates.inputs.items()
         }
-        return self._make("joined", path, BUILDERS["joined pairs"], {}, candidates=candidates, **parts)
+        # Parts first: so a plan labels one before it samples the next but one.
+        return self._make("joined", path, BUILDERS["joined pairs"], {}, **parts, candidates=candidates)
 
     def _method(self, number: int) -> Method:
         """The method of one round: a variant of the reference alone is its method in round 1, where both are one."""

@@ -236,6 +236,14 @@ def test_a_machine_that_cannot_is_told_everything_that_lacks(monkeypatch):
     assert "Llama" not in str(caught.value)
 
 
+def test_at_paper_scale_a_part_is_labelled_while_the_next_is_sampled(empty):
+    order = list(make_plan(registry.select("paper", "zephyr-dpo-1on"), (0,), empty).artifacts)
+    where = "paper/helpful/zephyr/seed0/1on"
+    for part in range(1, 8):
+        assert order.index(f"{where}/pairs-{part}of8") < order.index(f"{where}/candidates-{part + 1}of8")
+    assert order.index(f"{where}/pairs-8of8") < order.index(f"{where}/pairs") < order.index(f"{where}/reference")
+
+
 def lacks(cells, devices=None):
     with pytest.raises(CannotRun) as caught:
         check_machine(registry.scale("paper"), cells, devices=devices)
