@@ -168,7 +168,9 @@ def plan(scale: Scale, made: Plan, count: int | None) -> None:
         )
     )
     if made.missing and count:
-        console.print(Text(f"about {clock(made.seconds / count)} on {count} workers of a laptop CPU"))
+        known = f"about {clock(made.seconds / count)} on {count} workers of a laptop CPU"
+        asked = f"`stagealign plan --scale {scale.key}` estimates time and cost"
+        console.print(Text(asked if scale.key == "paper" else known))
 
 
 def clock(seconds: float) -> str:
