@@ -65,7 +65,7 @@ class RewardOracle:
         """`weights` names what was loaded; `batch_tokens` bounds a batch with its padding, and memory with it."""
         self.model, self.tokenizer, self.weights = model, tokenizer, weights
         self.text, self.max_length = text, max_length
-        self.batch_tokens = batch_tokens or (65_536 if model.device.type == "cuda" else 4_096)
+        self.batch_tokens = batch_tokens or (65_536 if model.device.type == "cuda" else 1_024)
 
     @property
     def identity(self) -> Mapping[str, Any]:

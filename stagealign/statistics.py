@@ -262,8 +262,9 @@ def _counts(rows: NDArray[np.int64]) -> Array:
 
 
 def _summary(gains: Sequence[Gains], samples: Array, unit: str) -> Metric:
-    means = np.array([_finite(list(table.values())).mean() for table in gains])
-    errors = [mean_metric(list(table.values()), unit)["standard_error"] for table in gains]
+    arrays = [_finite(list(table.values())) for table in gains]
+    means = np.array([array.mean() for array in arrays])
+    errors = [float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else None for array in arrays]
     return {
         "value": float(means.mean()),
         "unit": unit,

@@ -125,7 +125,14 @@ class Book:
 
     def ladder(self, start: Start, source: str, state: str = "done") -> list[Rung]:
         """Rungs of one start and source over all seeds, by learning rate and seed."""
-        return [r for r in self.rungs if (r.start, r.source, r.state) == (start, source, state)]
+        return self._ladders.get((start, source, state), [])
+
+    @cached_property
+    def _ladders(self) -> dict[tuple[Start, str, str], list[Rung]]:
+        found: dict[tuple[Start, str, str], list[Rung]] = {}
+        for rung in self.rungs:
+            found.setdefault((rung.start, rung.source, rung.state), []).append(rung)
+        return found
 
     def policy(self, start: Start) -> list[Policy]:
         """The starting policy's measurements, one a seed."""
