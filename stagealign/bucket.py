@@ -1,23 +1,26 @@
 """A store with an object store behind it: what is not here is fetched from there, what is built here is sent there.
 
 For machines that share no folder. The bucket has the store's own layout, and a record is sent last, so an artifact is
-there whole or not at all. Object stores have no locks: two commands that build the same artifact at the same time both
-do the work, and leave the same bytes.
+there whole or not at all. Object stores have no locks: of two commands that build the same artifact at the same time
+both do the work, and what was sent first is everybody's.
 """
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from stagealign.atomic import NO_ROOM
 from stagealign.devices import Devices
 from stagealign.errors import CannotRun, Damaged, StagealignError
 from stagealign.hidden import without_secrets
 from stagealign.locks import held
 from stagealign.seals import damage
-from stagealign.store import RECORD, Artifact, Store, Waiting, parsed_record
+from stagealign.store import RECORD, Artifact, Store, Waiting, naming_room, parsed_record, remove
 
 BUCKET = "STAGEALIGN_BUCKET"
 """Variable that names it: an fsspec URL such as `s3://bucket/grid` or `gs://bucket/grid`."""
@@ -76,6 +79,8 @@ class Bucketed(Store):
         except (StagealignError, FileNotFoundError):
             raise
         except Exception as error:  # each object store has classes of its own
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise  # this machine's disk
             first = (str(error).strip().splitlines() or [""])[0]
             why = without_secrets(f"{type(error).__name__}: {first}")
             raise CannotRun(
@@ -117,6 +122,9 @@ class Bucketed(Store):
     def forget(self, artifact: Artifact) -> None:
         self._seen.pop(artifact.path, None)
 
+    def shared(self, artifact: Artifact) -> bool:
+        return self._theirs(artifact) is not None
+
     def record(self, artifact: Artifact) -> dict[str, Any] | None:
         return super().record(artifact) or self._theirs(artifact)
 
@@ -155,17 +163,25 @@ class Bucketed(Store):
         there = self._theirs(artifact)
         if there is not None:
             return there, False
-        if super().record(artifact) is None:
-            for parent in artifact.inputs.values():
-                self.bring(parent)
-        record, built = super().obtain(artifact, waiting)
-        self._send(artifact, record)
-        return record, built
+        with naming_room(self.folder(artifact)):
+            if super().record(artifact) is None:
+                for parent in artifact.inputs.values():
+                    self.bring(parent)
+            record, built = super().obtain(artifact, waiting)
+            self.forget(artifact)
+            there = self._theirs(artifact)
+            if there is None:
+                self._send(artifact, record)
+            elif there != record:
+                shutil.rmtree(self.folder(artifact))  # somebody was faster, and others build from theirs
+        return there or record, built
 
     def _theirs(self, artifact: Artifact) -> dict[str, Any] | None:
         """The bucket's record, where it is of this spec. Raises StoreDrift, Damaged."""
         record = self._read(artifact)
-        return None if record is None else self.fitting(record, artifact, self._folder(artifact))
+        if record is None:
+            return None
+        return self.fitting(record, artifact, self._folder(artifact), "it is removed", BUCKET)
 
     def _folder(self, artifact: Artifact) -> str:
         return f"{without_secrets(self.url)}/{artifact.path}"
@@ -179,27 +195,41 @@ class Bucketed(Store):
 
     def _fetch(self, artifact: Artifact, place: Path, files: dict[str, Any]) -> None:
         """Fetches these files into `place`, each as its record says. Raises Damaged."""
-        fs, root = self._bucket
-        wanted = {name: entry for name, entry in files.items() if damage(place, {name: entry}, deep=True)}
-        for name in wanted:
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
+        outside = [name for name in files if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+        if outside:
+            raise Damaged(f"{self._folder(artifact)}: its record names {outside[0]!r}, outside of it; remove it there")
+        wanted = [name for name, entry in files.items() if damage(place, {name: entry}, deep=True)]
         place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, suffix=".part") as part:
+            for name in wanted:
+                self._fetch_file(artifact, Path(part), name, files[name])
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(Path(part) / name, place / name)
+
+    def _fetch_file(self, artifact: Artifact, place: Path, name: str, entry: Any) -> None:
+        """Fetches one file as its record says. Raises Damaged."""
+        fs, root = self._bucket
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
         try:
             with self._said():
-                for name in wanted:
-                    fs.get_file(f"{root}/{artifact.path}/{name}", str(place / name))
-            found = damage(place, wanted, deep=True)
-        except FileNotFoundError as error:
-            found = f"a file of it is missing ({without_secrets(str(error))})"
+                fs.get_file(f"{root}/{artifact.path}/{name}", str(place / name))
+            found = damage(place, {name: entry}, deep=True)
+        except FileNotFoundError:
+            found = f"{name} is missing"
         if found:
+            found = found.replace(str(place), "").lstrip("/")
             raise Damaged(f"{self._folder(artifact)}: {found}; remove it there to build it anew")
 
     def _send(self, artifact: Artifact, record: dict[str, Any]) -> None:
         """Files first, the record last: a half-sent artifact is no artifact."""
         fs, root = self._bucket
         folder, there = self.folder(artifact), f"{root}/{artifact.path}"
+        if "files" not in record:
+            raise StagealignError(
+                f"{folder}: from before files were listed, so nobody could check it; {remove(folder)}"
+            )
         with self._said():
-            for name in record.get("files", {}):
+            for name in record["files"]:
                 fs.put_file(str(folder / name), f"{there}/{name}")
             fs.pipe_file(f"{there}/{RECORD}", (folder / RECORD).read_bytes())
         self._seen[artifact.path] = (folder / RECORD).read_bytes()

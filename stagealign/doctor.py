@@ -21,7 +21,7 @@ from stagealign.pipeline import TASKS, plan_run
 from stagealign.results import read_results, result_path
 from stagealign.store import RECORD, Store, check_files, read_record, remove
 
-NOT_ARTIFACTS = ("assets", "meter", "alpaca")
+NOT_ARTIFACTS = ("assets", "meter", "alpaca", "fetched")
 DISK, MEMORY = 12.0, 4.0
 """GB free, and GB in all, below which the lab's grid is at risk."""
 EXTRAS = {"eval": "alpaca_eval", "judge": "httpx", "vllm": "vllm", "cluster": "ray"}

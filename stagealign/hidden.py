@@ -24,7 +24,9 @@ def without_secrets(text: str) -> str:
 
 
 LONGEST = 1 << 16
-"""Bytes of a line that are waited for; a secret is shorter."""
+"""Bytes of a line that are waited for."""
+LONGEST_SECRET = 1 << 13
+"""Bytes that are held back of a longer one, so that no secret is cut in two."""
 
 
 def printing_to(log: Path) -> None:
@@ -51,7 +53,7 @@ def copy(source: BinaryIO, target: BinaryIO) -> None:
         kept += chunk
         end = max(kept.rfind(b"\n"), kept.rfind(b"\r")) + 1
         if end or len(kept) > LONGEST:
-            end = end or len(kept)
+            end = end or len(kept) - LONGEST_SECRET
             target.write(without_secrets(kept[:end].decode("utf-8", "replace")).encode())
             target.flush()
             kept = kept[end:]

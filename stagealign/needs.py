@@ -42,7 +42,7 @@ def needs_of(artifact: Artifact, scale: Scale, devices: Devices) -> Needs:
     count = devices.count if trains else 1
     if scale.key != "paper" or not cost.memory:
         computes = cost.memory or cost.flops
-        return Needs(count, 0, round(cost.memory + PROCESS * count) if computes else LIGHT * count)
+        return Needs(count, 0, round((cost.memory + PROCESS) * count) if computes else LIGHT * count)
     shares = count if devices.sharding != "replicate" else 1
     on_gpu = 0.0 if trains and devices.launcher else cost.memory / shares  # a launcher of one's own: who knows
     # Each process reads the weights through its node's memory, and one gathers them to write.

@@ -174,7 +174,9 @@ def make_outlook(
         tuple(items),
         sum(map(len, wanted.values())),
         sum(shared[path] * len(mine) for path, mine in wanted.items()),
-        tuple(lacking(scale, cells, disk, artifacts.values(), store.home)) if runs else (),
+        tuple(lacking(scale, cells, disk, [one.artifact for one in items if one.state != READY], store.home))
+        if runs
+        else (),
         _revisions(artifacts.values(), store),
     )
 

@@ -1,7 +1,7 @@
 """The order of things: which artifacts a cell is made of, and the result that its run writes.
 
-At paper scale a round is sampled in parts, each an artifact, so that one is labelled while the next is sampled, several
-devices share a round, and a kill costs a part. In the lab it is one: labelling took 0.9 s beside 1,605 s of sampling.
+At paper scale a round is sampled in parts, each an artifact, so that a cluster labels one while it samples the next,
+several devices share a round, and a kill costs a part. In the lab it is one: labelling takes next to nothing there.
 
 Main path: pairs (static, or sampled and ranked) -> reference -> policy, once a round; then completions -> scores.
 Cells share artifacts by sharing paths: everything above the round where two schedules part is built once.

@@ -71,7 +71,7 @@ def make_plan(
             known = artifacts.setdefault(path, artifact)
             assert known.fingerprint == artifact.fingerprint, f"{path}: two specs share this path"
     store.look(artifacts.values())
-    ready = frozenset(path for path, artifact in artifacts.items() if store.record(artifact) is not None)
+    ready = frozenset(path for path, artifact in artifacts.items() if store.shared(artifact))
     return Plan(runs, artifacts, ready, wanted, standing)
 
 
@@ -132,10 +132,10 @@ def _memory(scale: Scale, artifacts: Iterable[Artifact], gpu_here: bool, devices
         if memory is None:
             yield "a GPU: none was found (`nvidia-smi`)"
         elif memory < needed:
-            yield (
-                f"GPU memory: {needed / GIB:.0f} GiB by estimate for {largest}, {memory / GIB:.0f} GiB found; spread "
-                "it with --devices N, or train adapters with --peft lora"
-            )
+            fix = "spread it with --devices N, or train adapters with --peft lora"
+            if not largest.endswith("/policy"):
+                fix = "one GPU does that whatever --devices says: use a larger one, or a model of the others with -k"
+            yield f"GPU memory: {needed / GIB:.0f} GiB by estimate for {largest}, {memory / GIB:.0f} GiB found; {fix}"
     largest = max(needs, key=lambda path: needs[path].memory)
     if needs[largest].memory > free_memory():
         yield (

@@ -101,10 +101,10 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
     Raises BadData where a row lacks a column, has an unknown one or a value of another kind.
     """
     rows = []
-    shape = {f"{name}?": _shape(one.type) for name, one in kind.__dataclass_fields__.items()}
+    shape = SHAPES[kind]
     for number, row in enumerate(read_dicts(path), 1):
         if isinstance(row.get("token_ids"), list):
-            wrong = misfit(row["token_ids"], [WHOLE], "token_ids")
+            wrong = misfit(row["token_ids"], IDS, "token_ids")
             row["token_ids"] = tuple(row["token_ids"])
         else:
             wrong = None
@@ -130,6 +130,14 @@ def _shape(annotation: Any) -> Any:
     return Or(kinds.get(inner, ANY))
 
 
+IDS = [WHOLE]
+SHAPES: dict[type, dict[str, Any]] = {
+    kind: {f"{name}?": _shape(one.type) for name, one in kind.__dataclass_fields__.items()}
+    for kind in (Prompt, Candidate, Pair)
+}
+"""Of a row of each kind in a file."""
+
+
 def asked_prompts(folder: Path, splits: Iterable[str], part: Sequence[int] | None = None) -> list[Prompt]:
     """Prompts of these splits in the folder's `prompts.jsonl`, each text once, in order of first appearance.
 
@@ -142,7 +150,7 @@ def asked_prompts(folder: Path, splits: Iterable[str], part: Sequence[int] | Non
     k, n = part
     found = every[len(every) * (k - 1) // n : len(every) * k // n]
     if not found:
-        raise BadData(f"{folder / 'prompts.jsonl'}: {len(every)} prompts cannot be cut into {n} parts; use fewer")
+        raise BadData(f"{folder / 'prompts.jsonl'}: {len(every)} prompts cannot be cut into the scale's {n} parts")
     return found
 
 

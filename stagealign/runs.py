@@ -76,7 +76,7 @@ def run(
     costs = [estimate(artifact, scale.key) for artifact in plan.missing]
     store.spend = _share(costs, spend)
     check_room(plan, sum(one.disk for one in costs), store.home)
-    check_checkpoints(plan, results)
+    check_checkpoints(plan, store, results)
     if here or not plan.missing:
         return _carry_out(plan, store, results, workers)
     from stagealign.cluster import RayCrew, joined
@@ -121,12 +121,17 @@ FETCHED = ("stagealign.sft:build_checkpoint", "stagealign.pairrm:fetch", "stagea
 """Builders that take weights from the hub."""
 
 
-def check_checkpoints(plan: Plan, results: Path) -> None:
+def check_checkpoints(plan: Plan, store: Store, results: Path) -> None:
     """Raises, before anything is built, where published weights that would be fetched cannot be had or used.
 
     Also where they are not pinned and `results` holds numbers that were made with another commit of them.
     """
     wanted = [one for one in plan.missing if one.builder.function in FETCHED]
+    for one in plan.artifacts.values():
+        if one.builder.function in FETCHED and one.path in plan.ready and one.params["revision"] is None:
+            commit = (store.record(one) or {"facts": {}})["facts"].get("revision")
+            if commit:
+                _check_unmoved(one, results, commit)
     if wanted:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # as for the workers that will fetch them
         from stagealign import sft
@@ -138,22 +143,24 @@ def check_checkpoints(plan: Plan, results: Path) -> None:
             if name:
                 sft.check_checkpoint(str(name), revision, artifact.path in as_is)
             if revision is None:
-                _check_unmoved(artifact, results)
+                _check_unmoved(artifact, results, None)
 
 
-def _check_unmoved(artifact: Artifact, results: Path) -> None:
+def _check_unmoved(artifact: Artifact, results: Path, here: str | None) -> None:
+    """Raises CannotRun where results were made with another commit than the one `here`, or None: than the newest."""
     from stagealign import sft
 
     name = str(artifact.params.get("checkpoint") or artifact.params["weights"])
     scale = artifact.path.partition("/")[0]
     known = made_with(results, scale, artifact.path, artifact.fingerprint)
-    now = sft.commit_of(name) if known else ""
+    now = here or (sft.commit_of(name) if known else "")
     for commit, cells in known.items():
         if commit != now:
             raise CannotRun(
-                f"{name}: its newest revision is {now} now, and {results / scale} holds results that were made with "
-                f"{commit} ({cells[0]}, {len(cells)} in all), which must not stand in one table; name another folder "
-                "with --results, or point STAGEALIGN_HOME to the store that has the old weights"
+                f"{name}: {'the store has' if here else 'its newest revision is'} {now} now, and {results / scale} "
+                f"holds results that were made with {commit} ({cells[0]}, {len(cells)} in all), which must not stand "
+                "in one table; name another folder with --results, or point STAGEALIGN_HOME to the store that has the "
+                "old weights"
             )
 
 

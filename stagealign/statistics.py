@@ -264,7 +264,8 @@ def _counts(rows: NDArray[np.int64]) -> Array:
 def _summary(gains: Sequence[Gains], samples: Array, unit: str) -> Metric:
     arrays = [_finite(list(table.values())) for table in gains]
     means = np.array([array.mean() for array in arrays])
-    errors = [float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else None for array in arrays]
+    alone = any(len(array) == 1 for array in arrays)
+    errors = [] if alone else [float(array.std(ddof=1) / math.sqrt(len(array))) for array in arrays]
     return {
         "value": float(means.mean()),
         "unit": unit,
@@ -273,7 +274,7 @@ def _summary(gains: Sequence[Gains], samples: Array, unit: str) -> Metric:
         "interval": _percentiles(samples),
         "seeds": len(gains),
         "between_seeds": float(means.std(ddof=1)) if len(gains) > 1 else None,
-        "over_prompts": float(np.mean(errors)) if None not in errors else None,
+        "over_prompts": float(np.mean(errors)) if errors else None,
     }
 
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib import metadata
@@ -139,14 +140,14 @@ class Store:
 
     @staticmethod
     def fitting(
-        record: dict[str, Any], artifact: Artifact, place: str, removal: str = "it is removed"
+        record: dict[str, Any], artifact: Artifact, place: str, removal: str, other: str = "STAGEALIGN_HOME"
     ) -> dict[str, Any]:
         """The record, where it is of the artifact's spec. Raises StoreDrift, naming each changed field."""
         if record["fingerprint"] != artifact.fingerprint:
             changes = "; ".join(differences(record["identity"], artifact.identity)) or "the inputs' own inputs"
             raise StoreDrift(
                 f"{place}: built from another spec: {changes}. Nothing is reused in silence; build it anew after "
-                f"{removal}, or keep both with another STAGEALIGN_HOME"
+                f"{removal}, or keep both with another {other}"
             )
         return record
 
@@ -154,6 +155,10 @@ class Store:
     def place(self) -> str:
         """Where all that build for it must meet."""
         return str(self.home)
+
+    def shared(self, artifact: Artifact) -> bool:
+        """Whether it is built, where all that build for this store can have it. Raises as `record` does."""
+        return self.record(artifact) is not None
 
     def look(self, artifacts: Iterable[Artifact]) -> None:
         """Says that these will be asked for, so that they can be looked up at once; a folder needs none of it."""
@@ -207,20 +212,13 @@ class Store:
         if ready is not None:
             return ready, False
         folder = self.folder(artifact)
-        try:
+        with naming_room(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with held(folder, lambda who: waiting(artifact.path, who) if waiting else None) as hold:
                 ready = self.record(artifact)
                 if ready is not None:
                     return ready, False
                 made = self._make(artifact, folder, hold)
-        except StagealignError:
-            raise
-        except Exception as error:
-            no_room = room_error(folder, error)
-            if no_room is None:
-                raise
-            raise no_room from error
         return (made, True) if made is not None else self.obtain(artifact, waiting)
 
     def _make(self, artifact: Artifact, folder: Path, hold: Held) -> dict[str, Any] | None:
@@ -299,6 +297,20 @@ def check_files(folder: Path, record: Mapping[str, Any], deep: bool) -> None:
     found = damage(folder, record.get("files", {}), deep)
     if found:
         raise Damaged(f"{found}; remove the folder to build it anew: {remove(folder)}")
+
+
+@contextmanager
+def naming_room(folder: Path) -> Iterator[None]:
+    """Tells what to do where a full, read-only or foreign disk is in the way."""
+    try:
+        yield
+    except StagealignError:
+        raise
+    except Exception as error:
+        no_room = room_error(folder, error)
+        if no_room is None:
+            raise
+        raise no_room from error
 
 
 def room_error(folder: Path, error: Exception) -> StagealignError | None:

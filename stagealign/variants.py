@@ -109,5 +109,5 @@ def options(cell: Cell) -> str:
     if engine:
         words.append("--sampler vllm" if engine.key == "vllm" else "--policy-url URL")
     if gold:
-        words.append(f"--gold reward:{gold}")
+        words.append(f"--gold reward:{gold}" if "/" in gold else "--gold reward:PATH")  # a folder is known by content
     return " ".join(words)

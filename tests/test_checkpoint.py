@@ -80,23 +80,23 @@ def test_what_a_run_would_fetch_is_looked_at_before_anything_is_built(cell, as_i
     plan = planned("paper", cell, tmp_path)
     if as_is:
         with pytest.raises(StagealignError, match="no chat template; add"):
-            runs.check_checkpoints(plan, tmp_path / "results")
+            runs.check_checkpoints(plan, Store(tmp_path / "home"), tmp_path / "results")
     else:
-        runs.check_checkpoints(plan, tmp_path / "results")
+        runs.check_checkpoints(plan, Store(tmp_path / "home"), tmp_path / "results")
     tokenizer = with_template(lm.load(folder), "other end").tokenizer
     tokenizer.save_pretrained(folder)
     if as_is:
         with pytest.raises(StagealignError, match="ends a turn with 'a1'"):
-            runs.check_checkpoints(plan, tmp_path / "results")
+            runs.check_checkpoints(plan, Store(tmp_path / "home"), tmp_path / "results")
     else:
-        runs.check_checkpoints(plan, tmp_path / "results")
+        runs.check_checkpoints(plan, Store(tmp_path / "home"), tmp_path / "results")
     with_template(lm.load(folder), "own end").tokenizer.save_pretrained(folder)
-    runs.check_checkpoints(plan, tmp_path / "results")
+    runs.check_checkpoints(plan, Store(tmp_path / "home"), tmp_path / "results")
     checkpoint = registry.cell(cell, "paper").checkpoint
     assert set(asked) == {(checkpoint.source, checkpoint.revision)}
     assert not (tmp_path / "home").exists()
     asked.clear()
-    runs.check_checkpoints(planned("lab", "zephyr-dpo-1off", tmp_path), tmp_path / "results")
+    runs.check_checkpoints(planned("lab", "zephyr-dpo-1off", tmp_path), Store(tmp_path / "home"), tmp_path / "results")
     assert not asked
 
 
@@ -232,14 +232,20 @@ def test_weights_without_a_pin_that_moved_since_the_results_are_refused(snapshot
     write_result(results, made)
     damaged = result_path(results, "paper", "zephyr-dpo-1off", 0)
     damaged.write_text("{")
-    runs.check_checkpoints(plan, results)
+    runs.check_checkpoints(plan, Store(tmp_path / "home"), results)
     made["artifacts"][weights.path] |= {"revision": "c" * 40}
     made["seed"] = 1
     write_result(results, made)
     words = f"its newest revision is {COMMIT} now, .* results that were made with {'c' * 40} .zephyr-dpo-1on, 1 in all"
     with pytest.raises(CannotRun, match=words):
-        runs.check_checkpoints(plan, results)
+        runs.check_checkpoints(plan, Store(tmp_path / "home"), results)
     made["artifacts"][weights.path]["fingerprint"] = "0" * 16
     result_path(results, "paper", "zephyr-dpo-1on", 1).unlink()
     write_result(results, made)
-    runs.check_checkpoints(plan, results)
+    runs.check_checkpoints(plan, Store(tmp_path / "home"), results)
+    made["artifacts"][weights.path] = {"fingerprint": weights.fingerprint, "revision": "c" * 40}
+    write_result(results, made)
+    store = Store(tmp_path / "home")
+    store.build(weights)
+    with pytest.raises(CannotRun, match=f"the store has {COMMIT} now, and .*made with {'c' * 40}"):
+        runs.check_checkpoints(planned("paper", "zephyr-dpo-1off", tmp_path), store, results)

@@ -309,6 +309,10 @@ def test_what_is_wrong_with_a_node_is_said(tmp_path):
     assert "point STAGEALIGN_HOME to a folder that all nodes share" in found
     assert "HF_TOKEN is set here and not there" in found
     assert "HF_TOKEN" not in "".join(looking._faults("n", theirs, ours, str(tmp_path), False))
+    [line] = looking._faults(
+        "n", ours | {"store": False, "why": "STAGEALIGN_BUCKET=s3://x: no keys"}, ours, "s3://x", True
+    )
+    assert line == "n: STAGEALIGN_BUCKET=s3://x: no keys"
     [line] = looking._faults("n", {"absent": "python: No module named 'stagealign'"}, ours, str(tmp_path), True)
     assert "install the same stagealign there" in line
 
@@ -320,6 +324,7 @@ def test_a_store_is_seen_where_the_note_can_be_read(tmp_path):
         note.write_text("x")
         assert looking.about_here(place, bucket, note.name, "x")["store"]
         assert not looking.about_here(place, bucket, note.name, "y")["store"]
+    assert "Protocol not known" in looking.about_here("nowhere://x", True, "note", "x")["why"]
 
 
 def test_a_task_hides_the_secrets_of_its_node(tmp_path, monkeypatch):

@@ -130,6 +130,7 @@ def test_a_cell_that_is_not_built_names_the_command(tmp_path):
         (registry.sampled_by([CELL], Engine("vllm", "0.31.0", {"a": 1}))[0], "--sampler vllm"),
         (registry.sampled_by([CELL], Engine("served", None))[0], "--policy-url URL"),
         (registry.evaluated_by([CELL], "reward:owner/Name-1@abc")[0], "--gold reward:owner/Name-1@abc"),
+        (registry.evaluated_by([CELL], "reward:Name-1@abc")[0], "--gold reward:PATH"),
         (registry.adapted([CELL], "lora")[0], "--peft lora"),
         (CELL, ""),
     ],

@@ -284,7 +284,7 @@ def test_a_round_in_parts_is_the_round_in_one(paper, tmp_path, monkeypatch):
     monkeypatch.setitem(registry.SCALES, "paper", replace(paper, parts=9))
     last = plan_run(registry.cell("zephyr-dpo-1on", "paper"), 0).artifacts
     store = Store(tmp_path / "1")
-    with pytest.raises(BadData, match="8 prompts cannot be cut into 9 parts"):
+    with pytest.raises(BadData, match="8 prompts cannot be cut into the scale's 9 parts"):
         store.build(next(one for path, one in last.items() if path.endswith("candidates-1of9")))
 
 

@@ -100,5 +100,5 @@ def test_parts_of_prompts_are_all_of_them_in_order(tmp_path):
         parts = [asked_prompts(tmp_path, ["train"], (k, count)) for k in range(1, count + 1)]
         assert [one for part in parts for one in part] == every
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    with pytest.raises(BadData, match="7 prompts cannot be cut into 8 parts; use fewer"):
+    with pytest.raises(BadData, match="7 prompts cannot be cut into the scale's 8 parts"):
         [asked_prompts(tmp_path, ["train"], (k, 8)) for k in range(1, 9)]

@@ -225,9 +225,30 @@ def test_one_starting_policy_is_one_case_however_often_it_was_sampled(tmp_path):
     assert len(beside) == len(alone) + 3
     assert [one for one in beside if one.method] == alone
     assert strategies(beside) == strategies(alone)
+    before, after = (open_book(tmp_path, "lab"), beside), (open_book(tmp_path, "lab"), alone)
+    told = [[one.text for one in findings(*given) if one.kind != "missing"][1:] for given in (before, after)]
+    assert told[0] == told[1], "but for the number of results"
     assert [one.state for one in verdicts(open_book(tmp_path, "lab"), beside)] == [
         one.state for one in verdicts(open_book(tmp_path, "lab"), alone)
     ]
+
+
+def test_starts_of_other_samplers_and_golds_are_policies_of_their_own(tmp_path):
+    """Ours has seed 0, vLLM seed 1: one score each, never their mean; another gold reward's start judges no claim."""
+    cell = registry.cell("zephyr-dpo-1on")
+    write_result(tmp_path, result(cell.id))
+    write_result(tmp_path, of_cell(registry.sampled_by([cell], Engine("vllm", "0.31.0"))[0], 1))
+    write_result(tmp_path, of_cell(registry.evaluated_by([cell], "reward:other/reward")[0], 2))
+    book = open_book(tmp_path, "lab")
+    starts = {policy.method: policy.seed for policy in book.policies if not policy.sources}
+    assert starts == {"": 0, "_vllm": 1, "_reward": 2}
+    assert [p.seed for row in ("dpo", "dpo_vllm") for p in book.policy(Start("zephyr", row, ()))] == [0, 1]
+    names = [row.cells[1] for row in boundaries(book).rows]
+    assert {"start", "start, vllm", "start, reward"} <= set(names)
+    (tmp_path / "lab" / f"{cell.id}-seed0.json").unlink()
+    (tmp_path / "lab" / "zephyr-dpo_vllm-1on-seed1.json").unlink()
+    only = open_book(tmp_path, "lab")
+    assert all(one.estimate is None for one in verdicts(only, contrasts(only)))
 
 
 def test_a_row_without_one_source_does_not_stand_for_one_that_has_both(tmp_path):

@@ -3,9 +3,9 @@
 Theirs, with TRL and `generate`: a pass of sampling over all prompts for each candidate, pairs whose texts are equal
 left out, the reward model on one candidate at a time, DPOTrainer with its defaults, completions of held-out prompts and
 the reward of each. Where they sample with vLLM, here it is `generate` in batches of 16. In bf16 ours samples from bf16
-weights and trains under autocast. Models are loaded before the clock runs, in all. Texts differ by chance, so pairs do;
-that samplers, losses and rewards are the same is what the rows of each check. Source of the order:
-princeton-nlp/SimPO, on_policy_data_gen.
+weights and trains under autocast. Models are loaded before the clock runs; the copy in bf16 is made on it. Texts differ
+by chance, so pairs do; that samplers, losses and rewards are the same is what the rows of each check. Source of the
+order: princeton-nlp/SimPO, on_policy_data_gen.
 """
 
 import copy

@@ -43,9 +43,15 @@ def versions() -> dict[str, str]:
 
 def about_here(place: str, bucket: bool, note: str, written: str) -> dict[str, Any]:
     """What a node says of itself; `note` is the name of what the driver wrote into the store, a folder or a bucket."""
+    why = ""
+    try:
+        seen = Bucketed(place).note(note) == written if bucket else _holds(Path(place), note, written)
+    except StagealignError as error:
+        seen, why = False, without_secrets(str(error))
     return {
         "versions": versions(),
-        "store": Bucketed(place).note(note) == written if bucket else _holds(Path(place), note, written),
+        "store": seen,
+        "why": why,
         "device_memory": plan.gpu_memory(),
         "keys": [name for name in KEYS if os.environ.get(name)],
     }
@@ -144,7 +150,9 @@ def _faults(name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any], place
         for what, version in ours["versions"].items()
         if theirs["versions"].get(what) != version
     ]
-    if not theirs["store"]:
+    if theirs["why"]:
+        found.append(f"{name}: {theirs['why']}")
+    elif not theirs["store"]:
         found.append(
             f"{name}: {without_secrets(place)} is not there what it is here; point STAGEALIGN_HOME to a folder that "
             f"all nodes share, or {BUCKET} to a bucket that all may use"

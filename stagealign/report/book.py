@@ -13,9 +13,9 @@ from stagealign.spec import plain
 from stagealign.statistics import paired_differences
 
 SPLIT = "test"
-KINDS = {"gain": 0, "clean_gain": 1}
 SAMPLERS = ("", "vllm", "served")
 """What may sample a row's candidates, ours first."""
+KINDS = {"gain": 0, "clean_gain": 1}
 """Kind of gain -> place in a prompt's `[gold, clean gold]`."""
 
 
@@ -93,7 +93,7 @@ class Policy:
 
     model: str
     method: str
-    """Empty for the policy before round 1, which all methods share."""
+    """Of the policy before round 1, which methods share, what is not as usual: `_vllm`, `_name-of-gold`; or empty."""
     sources: tuple[str, ...]
     seed: int
     metrics: Mapping[str, Any] = field(repr=False)
@@ -136,7 +136,7 @@ class Book:
 
     def policy(self, start: Start) -> list[Policy]:
         """The starting policy's measurements, one a seed."""
-        key = (start.model, start.method if start.before else "", start.before)
+        key = (start.model, start.method if start.before else self.shared(start.method), start.before)
         return [policy for policy in self.policies if policy.key == key]
 
     def model(self, key: str) -> Mapping[str, Any]:
@@ -158,6 +158,14 @@ class Book:
     def methods(self) -> list[str]:
         """Methods that have a row which claims count."""
         return list(self._rows)
+
+    def shared(self, row: str) -> str:
+        """What the start of a row is known by: its sampler and gold reward, where they are not the usual ones."""
+        return self._shared.get(row, "")
+
+    @cached_property
+    def _shared(self) -> dict[str, str]:
+        return {result["method"]["key"]: _beside(result) for result in self.results}
 
     def rows_of(self, method: str) -> list[str]:
         """Rows that measure a method as claims mean it, by key: with the scale's own gold reward, whatever samples.
@@ -322,11 +330,17 @@ def _each_rung(results: list[Result]) -> Iterator[Rung]:
             sources = (*sources, entry["source"])
 
 
+def _beside(result: Result) -> str:
+    """What a row's key has behind its method's."""
+    row = str(result["method"]["key"])
+    return row.removeprefix(result["spec"].get("method", {}).get("key", row))
+
+
 def _policies(results: list[Result]) -> tuple[Policy, ...]:
     found: dict[Any, Policy] = {}
     for result in results:
         key, seed = result["model"]["key"], int(result["seed"])
-        measured = [Policy(key, "", (), seed, result.get("start") or {})]
+        measured = [Policy(key, _beside(result), (), seed, result.get("start") or {})]
         sources: tuple[str, ...] = ()
         for entry in result.get("rounds", []):
             if sources:

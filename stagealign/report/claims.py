@@ -77,8 +77,9 @@ def _rise(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> Estimate |
 def _boundary(book: Book, claim: Claim, policy: str) -> Metric | None:
     """Score of one policy over its seeds, of the first row that has it; the start is shared by all."""
     policies = [one for one in book.policies if one.model == claim.model and after(one.sources) == policy]
-    for row in ("", *book.rows_of(claim.method)):
-        found = boundary(one.metrics for one in policies if one.method == row and one.metrics.get(SPLIT))
+    for row in book.rows_of(claim.method):
+        known = (row, book.shared(row)) if policy == "start" else (row,)
+        found = boundary(one.metrics for one in policies if one.method in known and one.metrics.get(SPLIT))
         if found is not None:
             return found
     return None

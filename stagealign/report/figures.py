@@ -47,8 +47,8 @@ def figures(book: Book, contrasts: Sequence[Contrast]) -> dict[str, str]:
     drawn = {}
     if any(one.sides for one in contrasts):
         drawn["gains.svg"] = _named("gains", lambda: _gains(book, [one for one in contrasts if one.sides]))
-    if any(_has_ratio(one) for one in contrasts):
-        drawn["rule.svg"] = _named("rule", lambda: _rule(book, list(contrasts)))
+    if any(_has_ratio(one) for one in contrasts if one.method):
+        drawn["rule.svg"] = _named("rule", lambda: _rule(book, [one for one in contrasts if one.method]))
     if any(boundary([policy.metrics]) for policy in book.policies):
         drawn["boundary.svg"] = _named("boundary", lambda: _boundary(book))
     return drawn
@@ -222,7 +222,7 @@ def _edges(book: Book, model: str) -> Iterator[tuple[float, Any, str, float, Any
     shift = {key: 0.05 * (place - (len(keys) - 1) / 2) if key[2] else 0.0 for place, key in enumerate(keys)}
     for key in keys:
         _, method, sources = key
-        parent = (model, method if len(sources) > 1 else "", sources[:-1])
+        parent = (model, method if len(sources) > 1 else book.shared(method), sources[:-1])
         if scores[key] is None:
             continue
         before = scores.get(parent) if sources else None

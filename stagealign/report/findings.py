@@ -21,13 +21,14 @@ class Finding:
 
 
 def findings(book: Book, contrasts: Sequence[Contrast]) -> list[Finding]:
-    """The report's opening, most general first."""
+    """The report's opening, most general first; of a starting policy that was sampled twice, what claims count."""
+    contrasts = counted(contrasts)
     parts: list[Iterator[Finding]] = [_scope(book)]
     if book.scale != "smoke":
         parts += [
             _rule(book, contrasts),
             _sources(contrasts),
-            _movement(book),
+            _movement(book, contrasts),
             _cost(contrasts),
         ]
         parts += [_views(book, contrasts), _power(book, contrasts)]
@@ -83,7 +84,12 @@ def _sources(contrasts: Sequence[Contrast]) -> Iterator[Finding]:
 
 def central(book: Book, contrasts: Sequence[Contrast]) -> str:
     """The finding on the paper's central claim, for those who read nothing else; empty where there is no case."""
-    return next((finding.text for finding in _rule(book, contrasts)), "")
+    return next((finding.text for finding in _rule(book, counted(contrasts))), "")
+
+
+def counted(contrasts: Sequence[Contrast]) -> list[Contrast]:
+    """Those that claims count."""
+    return [one for one in contrasts if one.method]
 
 
 def _rule(book: Book, contrasts: Sequence[Contrast]) -> Iterator[Finding]:
@@ -125,14 +131,14 @@ def _rule(book: Book, contrasts: Sequence[Contrast]) -> Iterator[Finding]:
         yield Finding("against", text)
 
 
-def _movement(book: Book) -> Iterator[Finding]:
+def _movement(book: Book, contrasts: Sequence[Contrast]) -> Iterator[Finding]:
     """What one round does to the boundary score."""
-    scores = _scores(book)
+    scores, rows = _scores(book), {(one.start.model, one.start.method) for one in contrasts}
     for source in ("off", "on"):
         moves = [
-            (scores[model, "", ()], found)
-            for (model, _, sources), found in scores.items()
-            if sources == (source,) and (model, "", ()) in scores
+            (scores[model, book.shared(row), ()], found)
+            for (model, row, sources), found in scores.items()
+            if sources == (source,) and (model, row) in rows and (model, book.shared(row), ()) in scores
         ]
         if moves:
             rose = sum(now > before for before, now in moves)

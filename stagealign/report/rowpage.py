@@ -77,7 +77,7 @@ def tables(book: Book, model: str, method: str) -> list[Table]:
 
 
 def _policies(book: Book, model: str, method: str) -> Table:
-    mine = [p for p in book.policies if p.model == model and p.method in ("", method)]
+    mine = [p for p in book.policies if p.model == model and p.method in (book.shared(method), method)]
     return Table(
         "policies",
         "Its policies",

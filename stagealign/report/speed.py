@@ -120,7 +120,7 @@ def _ratio(row: SpeedRow, one: Against, found: Any, device: str) -> tuple[str, s
 def _bound(made: dict[str, Any], one: Against, ratio: dict[str, Any]) -> str:
     """What the ratio would be if ours ran at the roof in its median turn: more cannot be had on this machine."""
     shares = sorted(run["roof_percent"] for run in made["runs"][one.ours] if "roof_percent" in run)
-    if not shares:
+    if not shares or not shares[len(shares) // 2]:
         return ""
     return f"; at the roof it would be {100 * ratio['time']['median'] / shares[len(shares) // 2]:.1f}x"
 

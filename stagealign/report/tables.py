@@ -122,7 +122,9 @@ def boundaries(book: Book) -> Table:
         place = f"after round {len(sources)}" if sources else "start"
         cells = (
             book.label(model),
-            f"{method_name(book, method)}, {after(sources)}" if method else after(sources),
+            f"{method_name(book, method)}, {after(sources)}"
+            if sources
+            else ", ".join(["start", *method.split("_")[1:]]),
             score(found),
             "\n".join(each) or DASH,
             named,
