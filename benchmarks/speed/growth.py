@@ -51,7 +51,7 @@ def point(given: Given, growth: str, size: Any) -> Run:
     pairs = source.exactly(lm, size if growth == "pairs" else PAIRS, size if growth == "tokens" else LENGTH, SEED)
     number = lm.model.num_parameters() if growth == "parameters" else size
     with tempfile.TemporaryDirectory() as folder, clock(given.device) as took:
-        ours(lm, pairs, folder, given.device)
+        ours(lm, pairs, folder, given.device, max_length=max(POINTS["tokens"]))
     return {**took, "size": number, "work": len(pairs)}
 
 

@@ -131,12 +131,13 @@ def ours(
     bf16: bool = False,
     rate: float = LEARNING_RATE,
     lean: bool = False,
+    max_length: int = MAX_LENGTH,
 ) -> None:
     """Trains `lm` with the engine, its reference log-probs included; `lean`: in the least memory it can do with."""
     from stagealign.registry import DPO
     from stagealign.train import Settings, TrainingSet, align, reference_logps, tokenize
 
-    tokens = tokenize(lm, pairs, MAX_LENGTH)
+    tokens = tokenize(lm, pairs, max_length)
     with autocast(bf16, device):
         reference = reference_logps(lm, tokens, None, None)
     dtype = "bfloat16" if bf16 or lm.model.dtype.itemsize == 2 else "float32"
