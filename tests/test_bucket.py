@@ -1,6 +1,8 @@
 """A bucket behind the store: machines without a common folder share what they built, whole or not at all."""
 
+import errno
 import json
+import os
 import pickle
 
 import pytest
@@ -197,3 +199,51 @@ def test_the_variable_names_it_and_mistakes_are_told(tmp_path, monkeypatch):
         monkeypatch.setenv(BUCKET, url)
         with pytest.raises(CannotRun, match=words):
             opened()
+
+
+def test_notes_come_and_go(shared):
+    one, two, there = shared
+    assert two.note("a.note") is None
+    one.leave("a.note", "text")
+    assert two.note("a.note") == "text"
+    one.leave("a.note", "")
+    assert two.note("a.note") is None
+    assert not list(there.iterdir())
+
+
+def test_what_may_not_be_read_is_an_error_and_never_taken_for_absent(shared, monkeypatch):
+    one, *_ = shared
+    refused = PermissionError("not yours")
+    monkeypatch.setattr(type(one._bucket[0]), "cat", lambda self, names, on_error: dict.fromkeys(names, refused))
+    with pytest.raises(CannotRun, match="PermissionError: not yours; see that the URL is right"):
+        one.record(LEAF)
+
+
+def test_a_full_disk_here_is_not_the_buckets_fault(shared, monkeypatch):
+    one, two, _ = shared
+    one.obtain(LEAF)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "here")
+
+    monkeypatch.setattr(type(two._bucket[0]), "get_file", full)
+    with pytest.raises(StagealignError, match="here: No space left on device; free some space") as caught:
+        two.obtain(TREE)
+    assert "URL" not in str(caught.value)
+
+
+def test_what_nobody_could_check_is_not_sent(shared):
+    one, two, _ = shared
+    Store(one.home).build(LEAF)
+    file = one.folder(LEAF) / "record.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in record.items() if name not in ("files", "seal")}))
+    with pytest.raises(StagealignError, match=r"made/leaf: from before files were listed.*`rm -r .*made/leaf`"):
+        one.obtain(LEAF)
+    assert two.record(LEAF) is None
+
+
+def test_a_file_that_no_record_names_is_looked_for_here(shared):
+    one, two, _ = shared
+    one.obtain(LEAF)
+    assert two.file(LEAF, "other") == two.folder(LEAF) / "other"
