@@ -228,8 +228,9 @@ class Bucketed(Store):
             raise StagealignError(
                 f"{folder}: from before files were listed, so nobody could check it; {remove(folder)}"
             )
+        text = (folder / RECORD).read_bytes()
         with self._said():
             for name in record["files"]:
                 fs.put_file(str(folder / name), f"{there}/{name}")
-            fs.pipe_file(f"{there}/{RECORD}", (folder / RECORD).read_bytes())
-        self._seen[artifact.path] = (folder / RECORD).read_bytes()
+            fs.pipe_file(f"{there}/{RECORD}", text)
+        self._seen[artifact.path] = text
