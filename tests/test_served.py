@@ -48,7 +48,7 @@ class Fake(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.knows = {"model", "messages", "temperature", "top_p", "max_tokens", "seed", *knows}
         self.name, self.weights = "policy-1", "A"
-        self.seen, self.down_after, self.lock = [], None, threading.Lock()
+        self.seen, self.down_after, self.down_from, self.lock = [], None, None, threading.Lock()
 
     @property
     def url(self):
@@ -61,6 +61,8 @@ class Fake(ThreadingHTTPServer):
         if unknown:
             return 422, {"detail": f"Unexpected fields in the request: {unknown}"}
         if self.down_after is not None and len(self.seen) > self.down_after:
+            return 500, {"error": "down"}
+        if self.down_from is not None and text.isdigit() and int(text) >= self.down_from:
             return 500, {"error": "down"}
         if "too long" in text:
             return 400, {"error": "longer than the context"}
@@ -177,12 +179,11 @@ def test_a_server_that_fails_on_and_on_stops_the_run_and_leaves_what_it_gave(fak
     monkeypatch.setattr(serving, "GIVE_UP", 3)
     server = fake("top_k")
     served = policy(server)
-    server.down_after = len(server.seen) + 30
+    server.down_from = 15
     given = []
     with pytest.raises(StagealignError, match=r"3 prompts in a row failed, .*HTTP 500: .*down.*run the same command"):
         given.extend(one for one in served.write(asks(*map(str, range(40))), 2))
-    assert 5 <= sum(one.failed is None for one in given) <= 15
-    assert 2 <= sum(one.failed is not None for one in given) <= 3
+    assert [one.failed is None for one in given] == [True] * 15 + [False] * 2
 
 
 def test_a_server_that_is_gone_stops_the_run(fake):
