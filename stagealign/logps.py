@@ -1,8 +1,9 @@
 """Log-probs of completions: how pairs are laid out for one forward, and the sum over completion positions only.
 
-Two layouts give the same numbers. `rows`: each completion behind its own copy of the prompt, right-padded. `tree`: all
-pairs of the micro-batch in one row, what their prompts share stored once, each prompt once for its two completions; a
-mask lets a token see its own branch only.
+Two layouts give the same numbers. `rows`: each completion behind its own copy of the prompt, right-padded. `trees`: the
+pairs of the micro-batch in fewer rows, in each of them what all prompts share stored once, and each prompt once for its
+two completions; a mask lets a token see its own branch only. Fewer rows leave less padding, and more squares of
+attention that nobody looks at.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-TREE_ATTENTION_COST = 3.0
-"""A masked square of attention costs about this many times its share of the arithmetic (measured on CPUs)."""
+CAUSAL_COST, MASKED_COST = 1.2, 1.6
+"""What a square of attention costs, to the same arithmetic in a linear layer (measured on CPUs, where no kernel skips
+much of a square below 1,024 tokens)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Packed:
     position_ids: Tensor
     """(B, N)"""
     mask: Tensor | None
-    """(1, 1, N, N), True where a token may look; None for plain causal rows."""
+    """(B, 1, N, N), True where a token may look; None for plain causal rows."""
     origin: Tensor
     """(B, N): the token's place in the pairs' tokens laid end to end as prompt, chosen, rejected; -1 is padding."""
     place: Tensor
@@ -64,14 +66,33 @@ def shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
 
 
 def pack(pairs: Sequence[PairTokens], hidden_size: int) -> Packed:
-    """The cheaper of the two layouts for these pairs, in a decoder of width `hidden_size`."""
-    shared = shared_prefix([pair.prompt for pair in pairs])
-    tree = shared + sum(pair.tokens - shared for pair in pairs)
+    """The cheapest of the layouts for these pairs, in a decoder of width `hidden_size`."""
     longest = max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
-    rows = 2 * len(pairs) * longest
-    tree_cost = tree + TREE_ATTENTION_COST * tree**2 / (6 * hidden_size)
-    rows_cost = rows + rows * longest / (12 * hidden_size)
-    return pack_tree(pairs) if tree_cost < rows_cost else pack_rows(pairs)
+    cheapest, layout = _cost(2 * len(pairs), longest, CAUSAL_COST, hidden_size), None
+    shared = shared_prefix([pair.prompt for pair in pairs])
+    for count in range(1, len(pairs) + 1):
+        rows = into_rows(pairs, count)
+        longest = shared + max(sum(pairs[i].tokens - shared for i in row) for row in rows)
+        cost = _cost(count, longest, MASKED_COST, hidden_size)
+        if cost < cheapest:
+            cheapest, layout = cost, rows
+    return pack_rows(pairs) if layout is None else pack_trees(pairs, layout)
+
+
+def _cost(rows: int, longest: int, attention: float, hidden_size: int) -> float:
+    """Arithmetic of a decoder on rows of this length, in tokens through its linear layers."""
+    return rows * longest * (1 + attention * longest / (6 * hidden_size))
+
+
+def into_rows(pairs: Sequence[PairTokens], count: int) -> list[list[int]]:
+    """Numbers of the pairs in `count` rows of about as many tokens: the longest first, each to the shortest row."""
+    rows: list[list[int]] = [[] for _ in range(count)]
+    sizes = [0] * count
+    for number in sorted(range(len(pairs)), key=lambda i: (-pairs[i].tokens, i)):
+        row = sizes.index(min(sizes))
+        rows[row].append(number)
+        sizes[row] += pairs[number].tokens
+    return rows
 
 
 def pack_rows(pairs: Sequence[PairTokens]) -> Packed:
@@ -98,51 +119,58 @@ def pack_rows(pairs: Sequence[PairTokens]) -> Packed:
     return _packed(ids, positions, None, origin, place, predictor, target, segment)
 
 
-def pack_tree(pairs: Sequence[PairTokens]) -> Packed:
-    """One row: what all prompts share, then for each pair the rest of its prompt, chosen, rejected."""
+def pack_trees(pairs: Sequence[PairTokens], rows: Sequence[Sequence[int]]) -> Packed:
+    """The pairs that each row names: first what all prompts share, then of each pair the rest of its prompt, chosen and
+    rejected; padded on the right with tokens that nobody sees.
+    """
     shared = shared_prefix([pair.prompt for pair in pairs])
-    ids, positions, origin = list(pairs[0].prompt[:shared]), list(range(shared)), list(range(shared))
+    size = shared + max(sum(pairs[number].tokens - shared for number in row) for row in rows)
+    spans = [_spans(pairs, row, shared) for row in rows]
+    mask = torch.stack([_tree_mask(size, shared, list(row.values()))[None] for row in spans])
+    ids = torch.zeros(len(rows), size, dtype=torch.long)
+    positions, origin = torch.zeros_like(ids), torch.full_like(ids, -1)
     place, predictor, target, segment = [], [], [], []
-    spans: list[tuple[int, int, int, int]] = []
+    row_of = {number: at for at, row in enumerate(rows) for number in row}
     offset = 0
     for number, pair in enumerate(pairs):
-        length, here = len(pair.prompt), len(ids)
-        ids += pair.prompt[shared:]
-        positions += range(shared, length)
-        origin += range(offset + shared, offset + length)
-        last_prompt, first_completion = (len(ids) - 1 if length > shared else shared - 1), len(ids)
-        for side, completion in enumerate((pair.chosen, pair.rejected)):
-            start = len(ids)
-            ids += completion
-            positions += range(length, length + len(completion))
-            first = offset + length + side * len(pair.chosen)
-            origin += range(first, first + len(completion))
-            places = torch.arange(start - 1, start + len(completion) - 1)
-            places[:1] = last_prompt
-            predictor.append(places)
+        row, length = row_of[number], len(pair.prompt)
+        here, chosen, rejected, end = spans[row][number]
+        own = torch.cat([torch.arange(shared), torch.arange(here, end)])
+        ids[row, own] = torch.tensor(pair.prompt + pair.chosen + pair.rejected)
+        positions[row, own] = torch.tensor([*range(length + len(pair.chosen)), *range(length, length + end - rejected)])
+        origin[row, own] = offset + torch.arange(pair.tokens)
+        place.append(row * size + own)
+        for side, (start, completion) in enumerate(((chosen, pair.chosen), (rejected, pair.rejected))):
+            before = torch.arange(start - 1, start + len(completion) - 1)
+            before[:1] = own[length - 1]
+            predictor.append(row * size + before)
             target.append(torch.tensor(completion, dtype=torch.long))
             segment.append(torch.full((len(completion),), 2 * number + side))
-        place += [torch.arange(shared), torch.arange(here, len(ids))]
-        spans.append((here, first_completion, start, len(ids)))
         offset += pair.tokens
-    mask = _tree_mask(len(ids), shared, spans)
-    return _packed(
-        torch.tensor([ids]), torch.tensor([positions]), mask, torch.tensor([origin]), place, predictor, target, segment
-    )
+    return _packed(ids, positions, mask, origin, place, predictor, target, segment)
+
+
+def _spans(pairs: Sequence[PairTokens], row: Sequence[int], shared: int) -> dict[int, tuple[int, int, int, int]]:
+    """Where in its row each pair's own prompt, chosen and rejected start, and where it ends."""
+    spans, here = {}, shared
+    for number in row:
+        chosen = here + len(pairs[number].prompt) - shared
+        rejected = chosen + len(pairs[number].chosen)
+        end = rejected + len(pairs[number].rejected)
+        spans[number] = (here, chosen, rejected, end)
+        here = end
+    return spans
 
 
 def _tree_mask(size: int, shared: int, spans: Sequence[tuple[int, int, int, int]]) -> Tensor:
-    """(1, 1, N, N): causal, and a completion sees the shared prompt, its own prompt and itself.
-
-    A span is one pair's (start of its own prompt, of chosen, of rejected, end).
-    """
+    """(N, N): causal, and a completion sees the shared prompt, its own prompt and itself; spans are of `_spans`."""
     mask = torch.zeros(size, size, dtype=torch.bool)
     mask[:, :shared] = True
     for prompt, chosen, rejected, end in spans:
         mask[prompt:end, prompt:chosen] = True
         mask[chosen:rejected, chosen:rejected] = True
         mask[rejected:end, rejected:end] = True
-    return mask.tril_()[None, None]
+    return mask.tril_().fill_diagonal_(True)
 
 
 def _packed(

@@ -8,12 +8,17 @@ import torch
 from stagealign import logps
 from stagealign.errors import BadData
 from stagealign.lm import top_of, trunk_of
-from stagealign.logps import PairTokens, completion_logps, pack, pack_rows, pack_tree, repack, unpack
+from stagealign.logps import PairTokens, completion_logps, into_rows, pack, pack_rows, pack_trees, repack, unpack
 from stagealign.records import Pair
 from stagealign.train import hidden_states, reference_logps, trunk_states
 
 SHAPES = ("llama", "neox")
-LAYOUTS = {"rows": pack_rows, "tree": pack_tree}
+LAYOUTS = {
+    "rows": pack_rows,
+    "one tree": lambda pairs: pack_trees(pairs, into_rows(pairs, 1)),
+    "two trees": lambda pairs: pack_trees(pairs, into_rows(pairs, min(2, len(pairs)))),
+    "a tree a pair": lambda pairs: pack_trees(pairs, into_rows(pairs, len(pairs))),
+}
 
 
 def tokens_of(seed, *lengths, shared=0):
@@ -125,7 +130,7 @@ def test_unpack_and_repack(layout, case):
     back = repack(end_to_end[:, None], packed)[..., 0]
     real = packed.origin >= 0
     assert torch.equal(back[real], packed.input_ids[real])
-    assert real.all() or layout == "rows"
+    assert real.all() or layout != "one tree"
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -187,6 +192,15 @@ def test_the_cheaper_layout_is_taken():
     assert pack(long_prompts, hidden_size=768).mask is not None
     long_completions = tokens_of(1, *[(3, 200, 200)] * 4)
     assert pack(long_completions, hidden_size=64).mask is None
+
+
+def test_long_pairs_get_rows_of_their_own_and_short_ones_share():
+    """Attention grows with the square of a row, padding with the number of rows."""
+    assert pack(tokens_of(1, *[(400, 99, 99)] * 4), hidden_size=576).input_ids.shape == (4, 598)
+    assert pack(tokens_of(1, (40, 9, 9), *[(3, 2, 2)] * 3), hidden_size=576).input_ids.shape == (1, 79)
+    unequal = tokens_of(1, (600, 9, 9), (290, 9, 9), (290, 9, 9))
+    assert into_rows(unequal, 2) == [[0], [1, 2]]
+    assert pack(unequal, hidden_size=576).input_ids.shape == (2, 618)
 
 
 PAIR = Pair("Is it good?", " Yes.", " No, not at all.", "off", 1.0)
