@@ -285,10 +285,10 @@ def report(results: Path, reports: Path, scale: str, check: bool, readme: Path |
 
 def _front(readme: Path, results: Path, reports: Path) -> str:
     """The README's text with the demo's table, the meter's cost and the speeds as the results give them now."""
-    from stagealign.report.front import with_demo, with_meter, with_speed
+    from stagealign.report.front import with_demo, with_faults, with_meter, with_speed
 
     text = with_demo(readme.read_text(encoding="utf-8"), results, registry.select("lab", DEMO), reports.name)
-    return with_speed(with_meter(text, results), results)
+    return with_faults(with_speed(with_meter(text, results), results), results)
 
 
 def compare(a: str, b: str, scale: str, results: Path) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stagealign import registry, report, runs
-from stagealign.report.front import with_demo, with_meter, with_speed
+from stagealign.report.front import with_demo, with_faults, with_meter, with_speed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,3 +40,9 @@ def test_the_readme_shows_speeds_as_they_were_measured():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "<!-- speed:" in readme
     assert with_speed(readme, ROOT / "results") == readme
+
+
+def test_the_readme_shows_attacks_as_they_were_survived():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "<!-- faults:" in readme
+    assert with_faults(readme, ROOT / "results") == readme

@@ -13,7 +13,7 @@ import pytest
 
 from stagealign import results as reading
 from stagealign.errors import BadData, StagealignError
-from stagealign.report.faults import faults
+from stagealign.report.faults import faults, readme_lines
 from stagealign.shapes import NUMBER, TEXT, WHOLE, Map, Or, misfit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -142,19 +142,27 @@ def test_a_signal_ends_with_its_code_and_a_message(number, code, word, chain, tm
     assert "done 6" not in out
 
 
+SHORT = {
+    "killing": ["--kills", "2", "--signals", "1"],
+    "together": ["--processes", "3"],
+    "same": [],
+    "rot": ["--harms", "1"],
+    "load": ["--seeds", "1", "--results", "24"],
+}
+
+
 @pytest.mark.slow
-def test_a_lab_survives(tmp_path):
-    """Few of each: kills, signals, a small disk, a read-only store, another clock, eight at once."""
-    for part in ("killing", "together"):
-        command = [sys.executable, "-m", "benchmarks.faults", "--part", part, "--kills", "2", "--signals", "1"]
-        command += ["--processes", "3", "--short", "--out", str(tmp_path)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        rows = json.loads((tmp_path / f"{part}.json").read_text())["rows"]
-        assert rows
-        for row in rows:
-            assert row["survived"] == row["times"], row
-            assert row["times"] or row["found"].startswith("skipped"), row
+@pytest.mark.parametrize("part", SHORT)
+def test_a_lab_survives(part, tmp_path):
+    """Few of each: kills, signals, a small disk, a read-only store, another clock, three at once, damaged files."""
+    command = [sys.executable, "-m", "benchmarks.faults", "--part", part, *SHORT[part], "--short"]
+    done = subprocess.run([*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / f"{part}.json").read_text())["rows"]
+    assert rows
+    for row in rows:
+        assert row["survived"] == row["times"], row
+        assert row["times"] or row["found"].startswith("skipped"), row
 
 
 def test_bad_files_are_refused_or_counted(tmp_path):
@@ -212,6 +220,12 @@ def test_the_table_of_attacks(tmp_path):
     assert "python -m benchmarks.faults --part data" in table.rows[0].cells[1]
     assert table.rows[1].cells == ("Killed", "a kill", "3", "3", "byte for byte")
     assert "1 of 3 did" in table.note
+    lines = readme_lines(tmp_path)
+    assert lines[3] == "| Killed | 2 | 6 | 5 |"
+    assert "| data | damaged file: " in lines[2]
+    (folder / "killing.json").write_text(json.dumps(made | {"rows": [ROW]}))
+    assert readme_lines(tmp_path)[3] == "| Killed | 1 | 3 | all |"
+    assert readme_lines(tmp_path / "none") == ["Not measured yet: `python -m benchmarks.faults`."]
 
 
 @pytest.mark.parametrize(

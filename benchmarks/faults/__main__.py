@@ -1,6 +1,7 @@
 """`python -m benchmarks.faults`: attacks, prints what was tried and what survived, writes `results/faults/`.
 
-`--part killing,together,data,neighbours` chooses; the sizes that are not the defaults are written down in the results.
+`--part killing,together,same,rot,data,neighbours,load` chooses. Defaults are what the report shows; smaller sizes show
+in the times that each row was tried.
 """
 
 import argparse
@@ -15,8 +16,11 @@ RESULTS = Path(__file__).resolve().parents[2] / "results" / "faults"
 PARTS = {
     "killing": "Killed anywhere",
     "together": "Two at once",
+    "same": "Same again",
+    "rot": "Rot",
     "data": "Bad data",
     "neighbours": "Bad neighbours",
+    "load": "Load",
 }
 
 
@@ -27,6 +31,9 @@ def main() -> None:
     parser.add_argument("--signals", type=int, default=10, help="SIGINTs and SIGTERMs, of each")
     parser.add_argument("--inputs", type=int, default=50_000, help="files of part data")
     parser.add_argument("--processes", type=int, default=8, help="of part together")
+    parser.add_argument("--harms", type=int, default=20, help="damaged files of each kind, of part rot")
+    parser.add_argument("--seeds", type=int, default=5, help="of each cell, of part load")
+    parser.add_argument("--results", type=int, default=10_000, help="made-up ones, of part load")
     parser.add_argument("--short", action="store_true", help="one of each kind, as CI has it")
     parser.add_argument("--seed", type=int, default=20250814)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
@@ -59,13 +66,19 @@ def measure(part: str, folder: Path, given: argparse.Namespace) -> Iterator[dict
 
         yield from neighbours.measure(folder)
         return
-    from benchmarks.faults import attempts, killing, together
+    from benchmarks.faults import attempts, killing, load, rot, same, together
 
     attempts.preload()
     if part == "killing":
         yield from killing.measure(folder, given.kills, given.signals, given.seed)
-    else:
+    elif part == "together":
         yield from together.measure(folder, given.processes, given.seed, given.short)
+    elif part == "same":
+        yield from same.measure(folder)
+    elif part == "rot":
+        yield from rot.measure(folder, given.harms, given.seed)
+    else:
+        yield from load.measure(folder, given.seeds, given.results, given.short)
 
 
 def line(row: dict[str, Any]) -> str:

@@ -33,15 +33,35 @@ def faults(results: Path) -> Table | None:
     )
 
 
-def _rows(path: Path) -> list[Row]:
+def readme_lines(results: Path) -> list[str]:
+    """A Markdown table with a row for each part of the attacks; a damaged file is a row that says so."""
+    lines = ["| attack | kinds | times | survived |", "|---|---|---|---|"]
+    for path in sorted((results / FOLDER).glob("*.json")):
+        found = _read(path)
+        if isinstance(found, str):
+            lines.append(f"| {path.stem} | {found} | | |")
+            continue
+        rows = found["rows"]
+        times, survived = (sum(row[name] for row in rows) for name in ("times", "survived"))
+        lines.append(f"| {found['title']} | {len(rows)} | {times:,} | {'all' if times == survived else survived} |")
+    return lines if len(lines) > 2 else ["Not measured yet: `python -m benchmarks.faults`."]
+
+
+def _read(path: Path) -> dict[str, Any] | str:
+    """One part's results, or what is wrong with the file."""
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         wrong = misfit(found, SHAPE)
     except (OSError, ValueError, RecursionError):
         wrong = "it is not JSON"
-    if wrong:
-        again = f"`python -m benchmarks.faults --part {path.stem}`"
-        return [Row((path.stem, f"damaged file: {wrong}; {again} makes it again", "", "", ""), "failed")]
+    again = f"`python -m benchmarks.faults --part {path.stem}`"
+    return f"damaged file: {wrong}; {again} makes it again" if wrong else found
+
+
+def _rows(path: Path) -> list[Row]:
+    found = _read(path)
+    if isinstance(found, str):
+        return [Row((path.stem, found, "", "", ""), "failed")]
     return [_row(found["title"], row) for row in found["rows"]]
 
 

@@ -1,4 +1,4 @@
-"""What the README says in numbers: the demo's rows and the meter's cost, between markers, so none is typed by hand."""
+"""What the README says in numbers (demo, meter, speed, attacks), between markers: none is typed by hand."""
 
 import json
 import re
@@ -14,6 +14,7 @@ from stagealign.spec import Cell
 BLOCK = re.compile(r"(<!-- demo:[^>]*-->\n).*?(<!-- /demo -->)", re.DOTALL)
 METER = re.compile(r"(<!-- meter:[^>]*-->\n).*?(<!-- /meter -->)", re.DOTALL)
 SPEED = re.compile(r"(<!-- speed:[^>]*-->\n).*?(<!-- /speed -->)", re.DOTALL)
+FAULTS = re.compile(r"(<!-- faults:[^>]*-->\n).*?(<!-- /faults -->)", re.DOTALL)
 FIGURE = "boundary.svg"
 BETTER = (
     "`better` is by the 95% interval of each row's own difference; the report's verdicts are corrected for all claims\n"
@@ -64,6 +65,14 @@ def with_speed(readme: str, results: Path) -> str:
 
     text = "\n".join(readme_lines(results)) + "\n"
     return SPEED.sub(lambda found: found[1] + text + found[2], readme)
+
+
+def with_faults(readme: str, results: Path) -> str:
+    """`readme` with what was attacked and what survived between its markers; as it is where it has none."""
+    from stagealign.report.faults import readme_lines
+
+    text = "\n".join(readme_lines(results)) + "\n"
+    return FAULTS.sub(lambda found: found[1] + text + found[2], readme)
 
 
 def meter_lines(folder: Path) -> list[str]:

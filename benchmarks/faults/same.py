@@ -1,0 +1,117 @@
+"""The same run in other circumstances: what is execution and not identity changes no byte, or rounding alone.
+
+Another number of threads, or another micro-batch, adds the same numbers in another order: results may then differ by
+TOLERANCE and no more, and whatever is not a number (the best rung, a state, a reason) must be the same.
+"""
+
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.faults import lab
+from benchmarks.faults.attempts import RUN, Attempt, Plant, content, faults_of, numbers
+
+Row = dict[str, Any]
+TOLERANCE = 1e-4
+"""Of a number's size, or of 1 where it is smaller."""
+DPO, HINGE = (("run", "-k", f"{method} and {lab.CELLS}", "--scale", lab.SCALE) for method in ("dpo", "slichf"))
+POLICY = "/zephyr/"
+"""In the path of what a policy wrote; what humans wrote is the same for all seeds."""
+OTHERS = ("run", "-k", "1on or 2on_off", "--scale", lab.SCALE)
+
+
+def two_threads() -> None:
+    """As many threads in every product; an attempt has one otherwise."""
+    import torch
+
+    torch._C.set_num_threads(2)  # the public name is held at one in an attempt
+
+
+def apart(one: Any, other: Any, place: str = "") -> list[str]:
+    """Places where two results differ by more than TOLERANCE, or otherwise than in a number."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping) and one.keys() == other.keys():
+        keys = set(one)
+        if "accuracy" in one and abs(one["margin"]) < TOLERANCE:  # whose sign is rounding, and accuracy counts signs
+            keys -= {"accuracy"}
+        return [found for key in sorted(keys) for found in apart(one[key], other[key], f"{place}.{key}")]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return [found for i, (a, b) in pairs for found in apart(a, b, f"{place}.{i}")]
+    if isinstance(one, float) and isinstance(other, float | int):
+        close = math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        return [] if close else [f"{place}: {one} and {other}"]
+    return [] if one == other else [f"{place}: {one} and {other}"]
+
+
+def bytes_of(folder: Path, reference: Path, calls: Sequence[tuple[str, ...]]) -> list[str]:
+    """Complaints where these calls, one after the other, do not leave what the reference has."""
+    for words in calls:
+        ended = Attempt(folder, words).end()
+        if ended.code:
+            return [f"exit {ended.code}: {ended.output[-400:]}"]
+    return faults_of(folder, reference)
+
+
+def beside_others(folder: Path, reference: Path) -> list[str]:
+    """The same in a store that holds other cells already."""
+    for words in (OTHERS, RUN):
+        ended = Attempt(folder, words).end()
+        if ended.code:
+            return [f"exit {ended.code}: {ended.output[-400:]}"]
+    ours, theirs = content(folder / "home"), content(reference / "home")
+    wrong = [name for name, value in theirs.items() if ours.get(name) != value]
+    found = numbers(folder / "results")
+    wrong += [name for name, value in numbers(reference / "results").items() if found.get(name) != value]
+    return [f"{name}: other content" for name in wrong]
+
+
+def within_rounding(folder: Path, reference: Path, words: tuple[str, ...], plant: Plant | None = None) -> list[str]:
+    """Complaints where results differ by more than rounding."""
+    ended = Attempt(folder, words, plant).end()
+    if ended.code:
+        return [f"exit {ended.code}: {ended.output[-400:]}"]
+    return apart(numbers(folder / "results"), numbers(reference / "results"))
+
+
+def another_seed(folder: Path, reference: Path) -> list[str]:
+    """Two seeds in one call: the first is that of the reference, no sample of the second is."""
+    ended = Attempt(folder, (*RUN, "--seeds", "2")).end()
+    if ended.code:
+        return [f"exit {ended.code}: {ended.output[-400:]}"]
+    ours, theirs = content(folder / "home"), content(reference / "home")
+    wrong = [f"{name}: other content" for name, value in theirs.items() if ours.get(name) != value]
+    samples = {name: value for name, value in ours.items() if name.endswith("candidates.jsonl") and POLICY in name}
+    first = [value for name, value in samples.items() if name in theirs]
+    second = [value for name, value in samples.items() if name not in theirs]
+    wrong += [] if second else ["no sample of another seed"]
+    return wrong + ["a sample of one seed is that of another"] * any(value in first for value in second)
+
+
+def measure(folder: Path) -> Iterator[Row]:
+    """A row for each circumstance."""
+    from benchmarks.faults.killing import undisturbed
+
+    reference = folder / "reference"
+    undisturbed(reference)
+    exact = "byte for byte"
+    tries: dict[str, tuple[Any, str]] = {
+        "again, one artifact at a time": (lambda at: bytes_of(at, reference, [(*RUN[:-1], "1")]), exact),
+        "its cells one by one": (lambda at: bytes_of(at, reference, [DPO, HINGE]), exact),
+        "its cells in the other order": (lambda at: bytes_of(at, reference, [HINGE, DPO]), exact),
+        "other cells in the store before it": (lambda at: beside_others(at, reference), exact),
+        "with a second seed": (lambda at: another_seed(at, reference), "the first as it was, the second another"),
+        "micro-batch 1": (
+            lambda at: within_rounding(at, reference, (*RUN, "--micro-batch", "1")), f"numbers within {TOLERANCE:g}"
+        ),
+        "two threads": (
+            lambda at: within_rounding(at, reference, RUN, two_threads), f"numbers within {TOLERANCE:g}"
+        ),
+    }  # fmt: skip
+    for number, (tried, (attack, found)) in enumerate(tries.items()):
+        place = folder / str(number)
+        wrong = attack(place)
+        shutil.rmtree(place)
+        row = {"tried": f"the same run {tried}", "times": 1, "survived": int(not wrong), "wrong": wrong[:3]}
+        yield row | {"found": found if not wrong else "not as it must be"}
