@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from stagealign.boundary import (
     BETS,
     SHARES,
+    BoundaryScore,
     Decision,
     boundary_score,
     cross_votes,
     first_decisions,
     log_payoffs,
+    pair_votes,
     stage_of,
     top_vote,
 )
@@ -54,6 +56,33 @@ def test_swapping_the_sources_swaps_the_votes(on, off):
     assert top_vote(off, on) == top_vote(on, off)[::-1]
 
 
+@pytest.mark.parametrize(
+    ("won", "votes"),
+    [
+        ([1.0, 0.7, 0.5, 0.0], (2.5, 1.5, 1)),
+        ([0.5, 0.5], (1.0, 1.0, 2)),
+        ([0.0], (0.0, 1.0, 0)),
+        ([0.49, 0.51], (1.0, 1.0, 0)),
+    ],
+)
+def test_votes_of_pairs_by_hand(won, votes):
+    assert pair_votes(won) == votes
+
+
+@pytest.mark.parametrize(
+    ("won", "message"),
+    [
+        ([], "^scores of pairs: none"),
+        ([math.nan], "^scores of pairs: 1 of 1"),
+        ([0.5, 1.5], r"^shares of pairs won \[0.5, 1.5\]: outside of 0 to 1$"),
+        ([-0.1], r"^shares of pairs won \[-0.1\]: outside"),
+    ],
+)
+def test_unusable_votes_of_pairs_are_refused(won, message):
+    with pytest.raises(BadData, match=message):
+        pair_votes(won)
+
+
 @pytest.mark.parametrize("reading", [cross_votes, top_vote])
 @pytest.mark.parametrize(("on", "message"), [([], "none"), ([1.0, math.nan], "1 of 2 not a number")])
 def test_unusable_scores_are_refused(reading, on, message):
@@ -84,7 +113,9 @@ def test_votes_of_unequal_prompts_are_summed():
 
 def test_one_prompt_says_nothing():
     found = boundary_score([(4, 0)])
-    assert (found.score, found.standard_error, found.interval, found.stage) == (1, None, (0, 1), "undecided")
+    assert found == BoundaryScore(1.0, None, (0.0, 1.0), 1, 4.0, 0.0)
+    assert found.stage == "undecided"
+    assert boundary_score([(1, 3)]) == BoundaryScore(0.25, None, (0.0, 1.0), 1, 1.0, 3.0)
 
 
 @pytest.mark.parametrize("votes", [[(4, 0)] * 20, [(2, 2)] * 20])
@@ -116,9 +147,9 @@ def test_stage_by_interval():
     assert boundary_score([(1, 3), (0, 4)] * 10).stage == "injection"
 
 
-@pytest.mark.parametrize("votes", [[], [(0, 0)], [(1, 0), (-1, 2)], [(math.nan, 1)], [(math.inf, 1)]])
+@pytest.mark.parametrize("votes", [[], [(0, 0)], [(1, 0), (0, 0)], [(1, 0), (-1, 2)], [(math.nan, 1)], [(math.inf, 1)]])
 def test_unusable_votes_are_refused(votes):
-    with pytest.raises(BadData, match="votes"):
+    with pytest.raises(BadData, match=r"^votes"):
         boundary_score(votes)
 
 
@@ -262,6 +293,36 @@ def test_prompts_needed_is_said_when_the_budget_ends():
     for on in (2, 1, 2, 1, 0, 1, 2, 1, 3, 3):  # 0.5 in all
         decision.update(on, 4 - on)
     assert decision.score == 0.5
+    assert decision.prompts_needed() is None
+
+
+@pytest.mark.parametrize(
+    ("votes", "most", "alpha"),
+    [
+        ([(3, 1), (4, 0), (2, 2)], 4, 0.05),
+        ([(3, 1), (1, 3), (3, 1)], 4, 0.05),
+        ([(1, 3), (2, 2), (2, 2), (2, 2)], 4, 0.01),
+        ([(1, 0)], 1, 0.05),
+        ([(0, 1)], 1, 0.9),
+        ([(1, 0)] * 5 + [(0, 1)] * 4, 1, 0.2),
+    ],
+)
+def test_prompts_needed_are_the_least_that_would_do(votes, most, alpha):
+    """Against counting up from one: capital of the same votes, `prompts` of them, on the better side."""
+    decision = Decision(most, alpha)
+    for one in votes:
+        decision.update(*one)
+    rates = log_payoffs(votes, most).mean(axis=0)
+    capital = (np.log(np.exp(count * rates) @ SHARES).max() for count in range(1, 100_000))
+    least = next(count for count, log in enumerate(capital, 1) if log >= math.log(1 / alpha))
+    found = decision.prompts_needed()
+    assert isinstance(found, int)
+    assert found == least
+
+
+def test_no_number_of_ties_would_do():
+    decision = Decision(4)
+    decision.update(2, 2)
     assert decision.prompts_needed() is None
 
 

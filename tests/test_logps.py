@@ -8,7 +8,18 @@ import torch
 from stagealign import logps
 from stagealign.errors import BadData
 from stagealign.lm import top_of, trunk_of
-from stagealign.logps import PairTokens, completion_logps, into_rows, pack, pack_rows, pack_trees, repack, unpack
+from stagealign.logps import (
+    PairTokens,
+    _cost,
+    completion_logps,
+    into_rows,
+    pack,
+    pack_rows,
+    pack_trees,
+    repack,
+    to_device,
+    unpack,
+)
 from stagealign.records import Pair
 from stagealign.train import hidden_states, reference_logps, trunk_states
 
@@ -201,6 +212,43 @@ def test_long_pairs_get_rows_of_their_own_and_short_ones_share():
     unequal = tokens_of(1, (600, 9, 9), (290, 9, 9), (290, 9, 9))
     assert into_rows(unequal, 2) == [[0], [1, 2]]
     assert pack(unequal, hidden_size=576).input_ids.shape == (2, 618)
+    assert into_rows(tokens_of(1, (3, 1, 1), (8, 1, 1), (5, 1, 1), (4, 1, 1)), 2) == [[1, 0], [2, 3]]
+
+
+def test_cost_of_a_layout_by_hand():
+    """Tokens, and of each row's square of attention what it is to a token's linear layers: 4 x N to 24 x width."""
+    assert _cost(2, 60, 1.2, 10) == 2 * 60 * (1 + 1.2)
+    assert _cost(1, 30, 1.0, 5) == 60
+
+
+def test_what_prompts_share_counts_once_a_row():
+    """Eight rows of 212 cost more than one of 208, which only a layout that stores the prefix once has."""
+    pairs = tokens_of(2, *[(1, 1, 1)] * 4, shared=200)
+    assert pack(pairs, hidden_size=576).input_ids.shape == (1, 212)
+    assert pack(tokens_of(2, (2, 30, 30)), hidden_size=64).mask is None, "two rows of 32 against one of 62"
+    assert pack(tokens_of(2, (20, 30, 30)), hidden_size=64).mask is not None
+
+
+def test_positions_and_padding_by_hand():
+    """Two pairs of (prompt, chosen, rejected) lengths (2, 2, 1) and (1, 1, 1)."""
+    pairs = tokens_of(3, (2, 2, 1), (1, 1, 1))
+    rows = pack_rows(pairs)
+    assert rows.position_ids.tolist() == [[0, 1, 2, 3]] * 4
+    assert rows.origin.tolist() == [[0, 1, 2, 3], [0, 1, 4, -1], [5, 6, -1, -1], [5, 7, -1, -1]]
+    trees = pack_trees(pairs, [[0], [1]])
+    assert trees.position_ids.tolist() == [[0, 1, 2, 3, 2], [0, 1, 1, 0, 0]]
+    assert trees.origin.tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, -1, -1]]
+    see = [[True, False, False, False, False], [True, True, False, False, False], [True, False, True, False, False]]
+    assert trees.mask[1, 0].tolist() == [*see, [False] * 3 + [True, False], [False] * 4 + [True]]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_moves_to_a_device_as_a_whole(layout):
+    packed = LAYOUTS[layout](CASES["unequal prompts"])
+    moved = to_device(packed, torch.device("meta"))
+    for name, value in vars(packed).items():
+        there = getattr(moved, name)
+        assert (there is None) if value is None else (there.device.type == "meta"), name
 
 
 PAIR = Pair("Is it good?", " Yes.", " No, not at all.", "off", 1.0)

@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 
 from stagealign.statistics import (
+    _columns,
+    _no_ratio,
+    _percentiles,
+    _resample,
     best_rung,
     effectiveness_ratio,
     gain_at_kl,
@@ -17,6 +21,7 @@ from stagealign.statistics import (
     proportion,
     ratio_at_matched_kl,
     smallest_visible,
+    spearman,
     t_quantile,
 )
 
@@ -54,7 +59,8 @@ def test_one_value_has_no_interval():
 
 @pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]])
 def test_no_mean_of_nothing_or_of_what_is_not_a_number(values):
-    with pytest.raises(ValueError, match=r"no values|not finite"):
+    message = r"^1 of \d values are not finite; count" if values else "^no values; a mean needs"
+    with pytest.raises(ValueError, match=message):
         mean_metric(values, "points")
 
 
@@ -79,6 +85,16 @@ def test_proportion_against_scipy_and_by_hand():
     assert proportion(7, 12)["interval"] == pytest.approx([0.320, 0.807], abs=1e-3)
     with pytest.raises(ValueError, match="3 of 2"):
         proportion(3, 2)
+    with pytest.raises(ValueError, match="0 of 0: not a share"):
+        proportion(0, 0)
+    assert proportion(1, 1)["value"] == 1
+
+
+def test_proportion_as_it_is_written_down():
+    found = proportion(3, 10)
+    assert found.keys() == {"value", "unit", "n", "standard_error", "interval"}
+    assert (found["value"], found["unit"], found["n"]) == (0.3, "share", 10)
+    assert found["standard_error"] == pytest.approx(math.sqrt(0.021))
 
 
 def test_paired_gain_joins_by_prompt_and_never_by_position():
@@ -87,6 +103,7 @@ def test_paired_gain_joins_by_prompt_and_never_by_position():
     gain = paired_gain(after, before, "reward")
     assert gain["value"] == 2
     assert gain["standard_error"] == pytest.approx(1 / math.sqrt(3))
+    assert gain["unit"] == "reward"
 
 
 def test_paired_gain_against_scipy():
@@ -169,6 +186,91 @@ def test_prompts_that_seeds_share_are_drawn_together():
     assert mean_over_seeds(others, "reward", rng())["standard_error"] < 0.5 * one
 
 
+SEEDS = {
+    "shared prompts": ([noisy(1.0, seed=1), noisy(1.3, seed=2)], [noisy(0.5, seed=3), noisy(0.6, seed=4)]),
+    "other prompts": (
+        [noisy(1.0, n=9, seed=1), noisy(1.3, n=11, seed=2)],
+        [noisy(0.5, n=9, seed=3), noisy(0.6, n=11, seed=4)],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SEEDS)
+def test_a_ratio_holds_the_gains_it_is_made_of(case):
+    """From the same generator the same draws: each source as alone, the difference as gains of its own."""
+    on, off = SEEDS[case]
+    ratio = effectiveness_ratio(on, off, rng())
+    keys = {"value", "unit", "n", "standard_error", "interval", "reason", "seeds", "on", "off", "difference"}
+    assert ratio.keys() == keys
+    assert ratio["unit"] == "ratio"
+    apart = [{prompt: gain - low[prompt] for prompt, gain in high.items()} for high, low in zip(on, off, strict=True)]
+    for name, gains in {"on": on, "off": off, "difference": apart}.items():
+        alone = mean_over_seeds(gains, "reward", rng())
+        assert ratio[name].pop("unit") == alone.pop("unit") == "reward"
+        interval = alone.pop("interval")
+        assert ratio[name].pop("interval") == pytest.approx(interval), name
+        assert ratio[name] == pytest.approx(alone), name
+    assert effectiveness_ratio(on, off, rng(), "points")["difference"]["unit"] == "points"
+    tables = [_columns(high, low) for high, low in zip(on, off, strict=True)]
+    samples = _resample(tables, case == "shared prompts", rng())
+    assert ratio["standard_error"] == pytest.approx((samples[:, 0] / samples[:, 1]).std(ddof=1), rel=1e-9)
+    assert mean_over_seeds(on, "", rng())["standard_error"] == pytest.approx(samples[:, 0].std(ddof=1), rel=1e-9)
+
+
+def test_no_ratio_has_no_error_and_no_interval_either():
+    none = effectiveness_ratio([noisy(1.0)], [noisy(0.0, seed=1)], rng())
+    assert (none["value"], none["standard_error"], none["interval"], none["unit"]) == (None, None, None, "ratio")
+
+
+@pytest.mark.parametrize(
+    ("interval", "words"),
+    [
+        ([0.0, 1.0], "off-policy gain +0.50 cannot be told from 0"),
+        ([-1.0, 0.0], "off-policy gain +0.50 cannot be told from 0"),
+        ([-2.0, -1.0], "off-policy gain +0.50 is a loss, so a ratio of gains says nothing"),
+        ([0.1, 1.0], None),
+    ],
+)
+def test_a_ratio_needs_a_denominator_above_zero(interval, words):
+    assert _no_ratio({"value": 0.5, "interval": interval}) == words
+
+
+def test_mean_over_seeds_as_it_is_written_down():
+    """Seeds of 4 and 2 prompts: errors over prompts 0.5 / sqrt(3) and 1."""
+    found = mean_over_seeds([table([0.0, 0.0, 1.0, 1.0]), {"x": 1.0, "y": 3.0}], "reward", rng())
+    keys = {"value", "unit", "n", "standard_error", "interval", "seeds", "between_seeds", "over_prompts"}
+    assert found.keys() == keys
+    assert (found["unit"], found["n"], found["seeds"]) == ("reward", 6, 2)
+    assert found["over_prompts"] == pytest.approx((0.5 / math.sqrt(3) + 1.0) / 2)
+    alone = mean_over_seeds([table([0.0, 1.0]), {"x": 1.0}], "reward", rng())
+    assert alone["over_prompts"] is None, "one prompt alone has no spread"
+
+
+def test_resampling_draws_seeds_and_then_their_own_prompts():
+    """Three seeds of one prompt each, 0, 1 and 10: a draw is the mean of three of these."""
+    tables = [np.array([[value]]) for value in (0.0, 1.0, 10.0)]
+    for crossed in (True, False):
+        samples = _resample(tables, crossed, rng())[:, 0]
+        assert samples.shape == (2000,)
+        assert {round(3 * one) for one in samples} == {
+            a + b + c for a in (0, 1, 10) for b in (0, 1, 10) for c in (0, 1, 10)
+        }
+        assert samples.mean() == pytest.approx(11 / 3, abs=0.2)
+    assert _resample([np.array([[2.0], [4.0]])], False, rng()).mean() == pytest.approx(3, abs=0.1)
+    with pytest.raises(ValueError, match=r"^no seeds; give at least one table of gains$"):
+        _resample([], True, rng())
+
+
+def test_bounds_leave_as_much_on_either_side():
+    assert _percentiles(np.arange(101.0)) == pytest.approx([2.5, 97.5])
+
+
+def test_rank_correlation_by_hand():
+    pytest.importorskip("scipy")
+    assert spearman([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 7, 6]) == 0.964  # 1 - 6 x 2 / (7 x 48)
+    assert spearman([1.0, 2.0, 3.0], [9.0, 4.0, 1.0]) == -1
+
+
 def test_seeds_must_be_joined_before():
     with pytest.raises(ValueError, match="2 seeds on-policy, 1 off-policy"):
         effectiveness_ratio([table([1])] * 2, [table([1])], rng())
@@ -204,6 +306,8 @@ def test_gain_at_kl_by_hand():
     assert gain_at_kl(ladder, 0.0) == 0.0
     assert gain_at_kl(ladder, 8.1) is None
     assert gain_at_kl(ladder, -1.0) is None
+    assert gain_at_kl([(0.0, -1.0), (1.0, 2.0)], -0.5) is None
+    assert gain_at_kl([(1.0, 3.0), (2.0, 1.0)], 1.5) == pytest.approx(2.0)
 
 
 def test_ratio_at_matched_kl_by_hand():
@@ -213,6 +317,12 @@ def test_ratio_at_matched_kl_by_hand():
     ratio = ratio_at_matched_kl(on, off, rng())
     assert ratio["kl"] == matched_kl(on, off) == 5.0
     assert ratio["value"] == pytest.approx(0.65)
+    assert ratio["on"]["unit"] == "reward"
+    assert ratio_at_matched_kl(on, off, rng(), "points")["on"]["unit"] == "points"
+    one = [[(5.0, table([0.5, 0.7]))]]
+    assert ratio_at_matched_kl(one, one, rng())["value"] == pytest.approx(1)
+    with pytest.raises(ValueError, match="prompts differ"):
+        ratio_at_matched_kl([[(1.0, table([1.0])), (2.0, table([1.0, 2.0]))]], one, rng())
 
 
 def test_matched_kl_is_within_reach_of_every_seed():
@@ -223,7 +333,7 @@ def test_matched_kl_is_within_reach_of_every_seed():
 def test_best_rung_looks_at_validation_only():
     assert best_rung({1e-4: [0.2, 0.4], 3e-4: [0.5, 0.0]}) == 1e-4
     assert best_rung({1e-4: [0.2], 3e-4: [0.2]}) == 1e-4
-    with pytest.raises(ValueError, match="no rung"):
+    with pytest.raises(ValueError, match=r"^no rung to choose from"):
         best_rung({})
 
 
@@ -235,7 +345,18 @@ def test_pooled_score_adds_both_variances():
     one = pooled_score([0.3], [[0.2412, 0.3588]])
     assert one["interval"] == pytest.approx([0.2412, 0.3588], abs=1e-4)
     assert one["between_seeds"] is None
+    assert pooled.keys() == {"value", "unit", "n", "standard_error", "interval", "between_seeds"}
+    assert (pooled["unit"], pooled["n"]) == ("share", 2)
+    assert pooled["between_seeds"] == pytest.approx(math.sqrt(0.005))
+    assert pooled_score([0.98], [[0.9, 1.0]])["interval"][1] == 1.0
+
+
+def test_a_score_without_an_interval_adds_no_error():
+    assert pooled_score([0.3, 0.5], [None, None])["standard_error"] == pytest.approx(0.1)
+    certain = pooled_score([0.5, 0.5], [None, None])
+    assert (certain["standard_error"], certain["interval"]) == (0.0, None)
 
 
 def test_smallest_visible_difference():
     assert smallest_visible(1.0) == pytest.approx(1.96 + 0.8416, abs=1e-3)
+    assert smallest_visible(0.5) == pytest.approx((1.96 + 0.8416) / 2, abs=1e-3)

@@ -17,7 +17,7 @@ Row = dict[str, Any]
 SIGNALS = {signal.SIGINT: (130, "interrupted; all that is built stays"), signal.SIGTERM: (143, "terminated; all that")}
 ALONE = (*RUN[:-1], "1")
 LIMIT = 40
-"""Attempts after which a run that still is not done is given up."""
+"""Kills of one store, after which it is left alone to end: on a busy machine an attempt may be too short to get on."""
 
 
 def undisturbed(folder: Path) -> Ended:
@@ -29,13 +29,16 @@ def undisturbed(folder: Path) -> Ended:
 
 
 def killed(folder: Path, reference: Path, kills: int, length: float, seed: int) -> Row:
-    """SIGKILL at random moments, to every process at once or to the first alone; new stores until `kills` are done."""
+    """SIGKILL at random moments, to every process at once or to the first alone; new stores until `kills` are done.
+
+    A store is killed until it is done, LIMIT times at most, and then has to come to its end undisturbed.
+    """
     chance, done, wrong, runs = random.Random(seed), 0, [], 0
     while done < kills:
         runs += 1
         place, known = folder / f"run{runs}", {}
-        for _ in range(LIMIT):
-            after = chance.uniform(0, length / 3) if done < kills else None
+        for attempt in range(LIMIT + 1):
+            after = chance.uniform(0, length / 3) if done < kills and attempt < LIMIT else None
             ended = Attempt(place).end(after, group=chance.random() < 0.5)
             done += ended.killed
             now = built(place / "home")
