@@ -9,7 +9,9 @@ from stagealign.errors import BadData
 from stagealign.tables import MISFIT, Row, Tally, kind_of, listed, local_file, numbered_rows, short
 
 COLUMNS = ("prompt_index", "generator", "preference", "baseline_chars", "model_chars")
-DIFFICULTY = ("prompt_index", "instruction_difficulty")
+DIFFICULTY = "instruction_difficulty"
+INDEX = ("prompt_index", "index", "")
+"""Names of the column of a prompt's index, the first that is there; the published difficulties give it none."""
 WEIGHTS = ("np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseline.astype(float)")
 """Columns of the official weight files; the generator's name stands in a first column without a name."""
 
@@ -76,14 +78,14 @@ def read_comparisons(source: str, difficulty: Mapping[int, float]) -> dict[str, 
 
 def read_difficulty(source: str) -> dict[int, float]:
     """Instruction difficulty by prompt index, ascending, in logits of the official model. Raises BadData."""
-    unit, rows = _rows(source, DIFFICULTY)
+    unit, rows = _rows(source, (DIFFICULTY,), INDEX)
     tally, found = Tally(unit), dict[int, float]()
     for number, row in rows:
         try:
             index = _index(row)
             if index in found:
                 raise _Unusable(f"prompt_index {index} found again")
-            found[index] = _number(row, "instruction_difficulty")
+            found[index] = _number(row, DIFFICULTY)
         except _Unusable as error:
             tally.add(str(error), number)
     _whole(source, tally, found)
@@ -107,11 +109,11 @@ def read_weights(source: str) -> dict[str, tuple[float, float, float]]:
     return found
 
 
-def _rows(source: str, columns: tuple[str, ...]) -> tuple[str, Iterable[tuple[int, Row]]]:
-    """(what the numbers count, rows) of a file whose first row has these columns."""
+def _rows(source: str, columns: tuple[str, ...], also: tuple[str, ...] = ()) -> tuple[str, Iterable[tuple[int, Row]]]:
+    """(what the numbers count, rows) of a file whose first row has these columns; `also` is read where it is there."""
     if local_file(source) is None:
         raise BadData(f"{source}: no such file; give a .parquet, .csv, .jsonl or .json file")
-    unit, rows = numbered_rows(source, columns)
+    unit, rows = numbered_rows(source, (*columns, *also))
 
     def checked() -> Iterable[tuple[int, Row]]:
         for place, (number, row) in enumerate(rows):
@@ -155,7 +157,8 @@ def _preference(row: Row) -> float | None:
 
 
 def _index(row: Row) -> int:
-    value = _number(row, "prompt_index")
+    name = next((one for one in INDEX if one in row), INDEX[0])
+    value = _number({INDEX[0]: row.get(name)}, INDEX[0])
     if value != int(value):
         raise _Unusable(f"prompt_index {short(value)} is not a whole number")
     return int(value)

@@ -296,9 +296,9 @@ def test_alpaca_evals_files_are_checked(paper, mirror, tmp_path):
     whole = file.read_text(encoding="utf-8")
     for changed, reason in (
         (whole.replace("11,-1.1\n", ""), r"no difficulty of 1 prompts, such as \[11\]"),
-        (whole.replace("11,-1.1", "10,-1.1"), "difficulty -1.1 of prompt 10"),
-        (whole.replace("-1.1", "hard"), "row 12: an index and"),
-        (whole.replace("-1.1", "nan"), "difficulty nan of prompt 11"),
+        (whole.replace("11,-1.1", "10,-1.1"), r"prompt_index 10 found again: 1 \(row 12\)"),
+        (whole.replace("-1.1", "hard"), "instruction_difficulty 'hard' is not a number"),
+        (whole.replace("-1.1", "nan"), "instruction_difficulty 'nan' is not finite"),
     ):
         file.write_text(changed, encoding="utf-8")
         again = plan_run(registry.cell("zephyr-dpo-1off", "paper"), 0).gold

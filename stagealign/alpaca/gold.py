@@ -6,17 +6,15 @@ from typing import Any
 
 from stagealign import alpaca
 from stagealign.alpaca import rows
+from stagealign.comparisons import read_difficulty
 from stagealign.errors import BadData, CannotRun, StagealignError
 from stagealign.mirrors import content_of, local_copy
 from stagealign.records import Candidate, Prompt, read_dicts, read_rows, write_rows
 from stagealign.store import Work
-from stagealign.tables import numbered_rows
 
 BASELINE, DIFFICULTY = "alpaca_eval_gpt4_baseline", "instruction_difficulty"
 """Files of the hub data set, and of its local copy."""
 HUB_ENDINGS = {BASELINE: ".json", DIFFICULTY: ".csv"}
-LARGEST_DIFFICULTY = 1e3
-"""No official difficulty is anywhere near it; beyond it the fit's numbers would overflow."""
 TOLD = ("judge", "n", "answered", "win_rate", "standard_error", "failed", "garbled", "first_shown_preferred", "cost")
 """What the record keeps of an evaluation's own."""
 
@@ -34,7 +32,7 @@ def prepare(work: Work) -> dict[str, Any]:
     battle = rows.read(str(baseline), str(baseline))
     if len(battle.items) != expected:
         raise BadData(f"{baseline}: {len(battle.items)} prompts found, {expected} expected; take the published file")
-    hard = _difficulties(difficulty)
+    hard = read_difficulty(str(difficulty))
     without = [item.index for item in battle.items if item.index not in hard]
     if without:
         raise BadData(f"{difficulty}: no difficulty of {len(without)} prompts, such as {without[:3]}")
@@ -86,20 +84,3 @@ def _file(data: str, revision: str | None, name: str) -> Path:
             f"{data}: {file} is not in the hub's cache, and the hub is out of reach; set HF_HUB_OFFLINE=0, or put the "
             f"file into STAGEALIGN_DATA/{data.rpartition('/')[2]}"
         ) from error
-
-
-def _difficulties(file: Path) -> dict[int, float]:
-    """Difficulty by prompt index; the published file's index column has no name. Raises BadData."""
-    _, numbered = numbered_rows(str(file), ("", "index", "prompt_index", "instruction_difficulty"))
-    found: dict[int, float] = {}
-    for number, row in numbered:
-        index = next((row[name] for name in ("prompt_index", "index", "") if name in row), None)
-        try:
-            value = float(row["instruction_difficulty"])
-            place = int(index)  # type: ignore[arg-type]
-        except (KeyError, TypeError, ValueError):
-            raise BadData(f"{file}, row {number}: an index and `instruction_difficulty` are expected") from None
-        if not abs(value) <= LARGEST_DIFFICULTY or place in found:
-            raise BadData(f"{file}, row {number}: difficulty {value!r} of prompt {place}; one number each is expected")
-        found[place] = value
-    return found
