@@ -197,8 +197,9 @@ def test_decision_mirrors(votes):
     assert other.stage == names[one.stage]
 
 
-def test_decision_equals_the_many_streams_form():
-    votes = world_at(0.62).votes(np.random.default_rng(2), (20, 120))
+@pytest.mark.parametrize("score", [0.62, 0.38])
+def test_decision_equals_the_many_streams_form(score):
+    votes = world_at(score).votes(np.random.default_rng(2), (20, 120))
     at, sign = first_decisions(votes, 4)
     for stream, when, side in zip(votes, at, sign, strict=True):
         decision = Decision(4)
@@ -303,6 +304,8 @@ def test_prompts_needed_is_said_when_the_budget_ends():
         ([(3, 1), (1, 3), (3, 1)], 4, 0.05),
         ([(1, 3), (2, 2), (2, 2), (2, 2)], 4, 0.01),
         ([(1, 0)], 1, 0.05),
+        ([(1, 0)], 1, 0.01),
+        ([(3, 1)], 4, 0.05),
         ([(0, 1)], 1, 0.9),
         ([(1, 0)] * 5 + [(0, 1)] * 4, 1, 0.2),
     ],

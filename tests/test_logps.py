@@ -18,6 +18,7 @@ from stagealign.logps import (
     pack_trees,
     repack,
     to_device,
+    token_logps,
     unpack,
 )
 from stagealign.records import Pair
@@ -196,6 +197,21 @@ def test_logits_exist_for_a_chunk_at_a_time(tiny, monkeypatch):
     with torch.no_grad():
         completion_logps(hidden_states(lm.body, packed), lm.head, packed, chunk=10)
     assert sizes == [10, 10, 5]
+
+
+def test_a_head_may_take_all_positions_in_one_call(tiny):
+    """As it does in training: what splits a model over processes hooks into one call a module."""
+    lm, packed, asked = tiny(), pack_rows(CASES["unequal prompts"]), []
+
+    def whole(scored, target, chunk):
+        asked.append((scored.shape, target.tolist(), chunk))
+        return token_logps(scored, target, lm.head, chunk)
+
+    with torch.no_grad():
+        hidden = hidden_states(lm.body, packed)
+        found = completion_logps(hidden, whole, packed, chunk=7, whole=True)
+        assert close(found, completion_logps(hidden, lm.head, packed))
+    assert asked == [((25, hidden.shape[-1]), packed.target.tolist(), 7)]
 
 
 def test_the_cheaper_layout_is_taken():

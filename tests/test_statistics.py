@@ -70,6 +70,18 @@ def test_t_quantile_against_scipy(degrees):
     assert t_quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=2e-3)
 
 
+A_AND_S = {(1, 1): 4, (5, 16, 3): 96, (3, 19, 17, -15): 384, (79, 776, 1482, -1920, -945): 92160}
+"""Abramowitz and Stegun 26.7.5: coefficients of odd powers of z, from the highest down, and what divides them."""
+
+
+@pytest.mark.parametrize("degrees", [3, 4, 9])
+def test_t_quantile_is_the_published_expansion(degrees):
+    z = 1.959963984540054
+    series = [z * np.polyval(powers, z**2) / over for powers, over in A_AND_S.items()]
+    expected = z + sum(term / degrees**power for power, term in enumerate(series, 1))
+    assert t_quantile(degrees) == pytest.approx(expected, rel=1e-12)
+
+
 def test_mean_against_scipy():
     stats = pytest.importorskip("scipy.stats")
     values = rng().normal(size=50)
@@ -321,8 +333,9 @@ def test_ratio_at_matched_kl_by_hand():
     assert ratio_at_matched_kl(on, off, rng(), "points")["on"]["unit"] == "points"
     one = [[(5.0, table([0.5, 0.7]))]]
     assert ratio_at_matched_kl(one, one, rng())["value"] == pytest.approx(1)
+    alone = [[(5.0, table([0.5]))]]
     with pytest.raises(ValueError, match="prompts differ"):
-        ratio_at_matched_kl([[(1.0, table([1.0])), (2.0, table([1.0, 2.0]))]], one, rng())
+        ratio_at_matched_kl([[(1.0, table([1.0])), (2.0, table([1.0, 2.0]))]], alone, rng())
 
 
 def test_matched_kl_is_within_reach_of_every_seed():
