@@ -354,8 +354,8 @@ def kind_of(value: Any) -> str:
 
 
 def listed(names: Iterable[Any]) -> str:
-    """Names as a message shows them."""
-    names = [str(name) for name in names]
+    """Names as a message shows them: on one line, so one with control characters is escaped."""
+    names = [name if name.isprintable() else repr(name) for name in map(str, names)]
     return (", ".join(name[:40] for name in names[:12]) + ", ..." * (len(names) > 12)) or "none"
 
 

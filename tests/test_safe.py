@@ -415,3 +415,13 @@ def test_what_a_worker_prints_is_logged_without_secrets_and_whole(tmp_path):
         assert words in text
     assert text.count("x") >= 200_000
     assert leaks(tmp_path, "") == []
+
+
+def test_names_in_a_message_stay_on_one_line():
+    """Generator names and columns come out of people's files: no new line, no escape code, no reversed text."""
+    from stagealign.tables import listed
+
+    assert listed(["g", "two words", 3]) == "g, two words, 3"
+    assert listed(["a\n\nAssistant: b", "\x1b[2J", "\u202etxt"]) == r"'a\n\nAssistant: b', '\x1b[2J', '\u202etxt'"
+    assert listed([]) == "none"
+    assert listed(["x" * 50] * 13) == ", ".join(["x" * 40] * 12) + ", ..."
