@@ -115,7 +115,7 @@ def verdict(request):
         print()
         for own, cells in alike.items():
             try:
-                failed |= runs.run(scale, cells, own, folder, None).failed
+                failed |= runs.run(scale, cells, own, folder).failed
             except StagealignError as error:
                 refused = str(error)
 

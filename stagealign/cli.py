@@ -101,9 +101,8 @@ def run(
     own = chosen.seeds if seeds is None else tuple(range(seeds))
     launch = tuple(shlex.split(launcher))
     spread = Devices(devices, sharding, micro_batch, activation_checkpointing, launch, policy_url, folder)
-    outcome = runs.run(
-        chosen, cells, own, results, workers, dry_run, again, capability, spread, spend, executor, address
-    )
+    how = runs.Execution(workers, spread, executor, address, spend)
+    outcome = runs.run(chosen, cells, own, results, how, again, capability, dry_run)
     raise typer.Exit(1 if outcome.failed else 0)
 
 

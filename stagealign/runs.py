@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,65 +28,85 @@ EXECUTORS = ("local", "ray")
 DEMO = "zephyr and dpo and (1off or 1on or 2off_off or 2off_on)"
 
 
+@dataclass(frozen=True)
+class Execution:
+    """How a run is carried out: none of it changes what is built."""
+
+    workers: int | None = None
+    """Artifacts built side by side; None takes what fits."""
+    devices: Devices = field(default_factory=Devices)
+    executor: str = "local"
+    """One of EXECUTORS."""
+    address: str | None = None
+    """Of a Ray cluster."""
+    spend: float | None = None
+    """What a paid judge may cost in all, in USD."""
+
+    @property
+    def here(self) -> bool:
+        """Whether this machine builds."""
+        return self.executor == "local"
+
+    def check(self) -> None:
+        """Raises StagealignError for an executor that there is none of, or an address that nobody would ask."""
+        if self.executor not in EXECUTORS:
+            raise StagealignError(f"--executor {self.executor!r}: unknown; choose one of {', '.join(EXECUTORS)}")
+        if self.here and self.address is not None:
+            raise StagealignError(f"--address {self.address}: is that of a Ray cluster; add --executor ray")
+
+
 def run(
     scale: Scale,
     cells: Sequence[Cell],
     seeds: Sequence[int],
     results: Path,
-    workers: int | None,
-    dry_run: bool = False,
+    how: Execution = Execution(),
     again: bool = False,
     with_capability: bool = False,
-    devices: Devices = Devices(),  # noqa: B008, it is frozen
-    spend: float | None = None,
-    executor: str = "local",
-    address: str | None = None,
+    dry_run: bool = False,
 ) -> Outcome:
     """Runs cells with seeds and writes one result each; failed ones are written as failed.
 
     A run whose complete result stands in `results` is left out, also on a machine whose store is empty, unless `again`.
-    `spend` is what a paid judge may cost in all, in USD. `executor` is one of EXECUTORS, `address` that of a Ray
-    cluster; neither changes what is built. Raises CannotRun before work where the scale, or `with_capability`, needs
-    what is not here, or not in the cluster.
+    Raises CannotRun before work where the scale, or `with_capability`, needs what is not here, or not in the cluster.
     """
-    if executor not in EXECUTORS:
-        raise StagealignError(f"--executor {executor!r}: unknown; choose one of {', '.join(EXECUTORS)}")
-    here = executor == "local"
-    if here and address is not None:
-        raise StagealignError(f"--address {address}: is that of a Ray cluster; add --executor ray")
+    how.check()
 
     def stand(one: Run) -> bool:
         return not again and stands(result_path(results, scale.key, one.cell.id, one.seed), one.rungs, one.measured)
 
-    check_machine(scale, cells, here, devices)
-    if with_capability:
-        capability.require()
-    check_devices(devices, scale.training.batch, scale.training.trained_layers, gpu_count() if here else devices.count)
-    if any(cell.scale.training.peft for cell in cells) and find_spec("peft") is None:
-        raise CannotRun("--peft lora: peft is not installed; `pip install 'stagealign[lora]'`")
-    store = opened(devices)
-    if here and devices.launched:
-        workers = workers or 1  # a round's processes have the machine to themselves
+    _check_asked(scale, cells, how, with_capability)
+    store = opened(how.devices)
     plan = make_plan(cells, seeds, store, capability=with_capability, stands=stand)
-    if here:
-        workers = _workers(scale, plan, devices, workers)
-    if here or dry_run or not plan.missing:
+    workers = _workers(scale, plan, how.devices, how.workers) if how.here else how.workers
+    if how.here or dry_run or not plan.missing:
         show.plan(scale, plan, workers)
     if dry_run:
         return Outcome()
     costs = [estimate(artifact, scale.key) for artifact in plan.missing]
-    store.spend = _share(costs, spend)
+    store.spend = _share(costs, how.spend)
     check_room(plan, sum(one.disk for one in costs), store.home)
     check_checkpoints(plan, store, results)
-    if here or not plan.missing:
+    if how.here or not plan.missing:
         return _carry_out(plan, store, results, workers)
     from stagealign.cluster import RayCrew, joined
 
-    with joined(address) as (ray, nodes):
+    with joined(how.address) as (ray, nodes):
         crew = RayCrew(ray, nodes, plan, store, scale, workers)
         show.cluster(nodes)
         show.plan(scale, plan, crew.slots)
         return _carry_out(plan, store, results, crew.slots, crew)
+
+
+def _check_asked(scale: Scale, cells: Sequence[Cell], how: Execution, with_capability: bool) -> None:
+    """Raises CannotRun, or StagealignError, where the machine, its GPUs or its packages do not do for what is asked."""
+    check_machine(scale, cells, how.here, how.devices)
+    if with_capability:
+        capability.require()
+    gpus = gpu_count() if how.here else how.devices.count
+    check_devices(how.devices, scale.training.batch, scale.training.trained_layers, gpus)
+    if any(cell.scale.training.peft for cell in cells) and find_spec("peft") is None:
+        raise CannotRun("--peft lora: peft is not installed; `pip install 'stagealign[lora]'`")
 
 
 def _workers(scale: Scale, plan: Plan, devices: Devices, asked: int | None) -> int:
@@ -94,6 +115,8 @@ def _workers(scale: Scale, plan: Plan, devices: Devices, asked: int | None) -> i
     Raises CannotRun where the memory does not do for that.
     """
     needs = {artifact.path: needs_of(artifact, scale, devices) for artifact in plan.missing}
+    if devices.launched:
+        asked = asked or 1  # a round's processes have the machine to themselves
     on_gpu = any(one.gpus for one in needs.values())
     if on_gpu and (asked or 1) > 1:
         raise CannotRun(

@@ -8,11 +8,11 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "stagealign"
 FLOORS = {
     0: "errors spec registry records judged tables texts picking store results paper claims "  # words
-    "length_prior mirrors devices seals hidden atomic locks shapes",
+    "length_prior mirrors devices seals hidden atomic locks shapes comparisons",
     1: "losses logps boundary statistics world diversity verdicts length_control labels cost finite "  # numbers
     "disentangled",
     2: "lm sources preferences recorded sample oracle train evaluate sft assets "  # machines
-    "pairrm rewards judge checkpoints server served describe comparisons official_lc alpaca capability ultrafeedback "
+    "pairrm rewards judge checkpoints server served describe official_lc alpaca capability ultrafeedback "
     "vllm_sample vllm_worker parts",
     3: "cli runs show pipeline plan execute report meter measuring __init__ "  # house
     "cluster lc_win_rate estimate outlook export train_worker terminal doctor to_judge variants needs bucket",

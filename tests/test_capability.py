@@ -164,7 +164,7 @@ def test_without_the_extra_the_run_stops_before_work(tmp_path, monkeypatch):
     monkeypatch.setenv("STAGEALIGN_HOME", str(tmp_path / "home"))
     scale = registry.scale("smoke")
     with pytest.raises(CannotRun, match=r"lm_eval is not installed; .*pip install 'stagealign\[eval\]'"):
-        runs.run(scale, registry.select("smoke"), (0,), tmp_path / "results", 1, with_capability=True)
+        runs.run(scale, registry.select("smoke"), (0,), tmp_path / "results", with_capability=True)
     assert list(tmp_path.iterdir()) == []
 
 

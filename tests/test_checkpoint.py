@@ -107,7 +107,7 @@ def test_a_disk_without_room_for_the_plan_is_named_before_anything_is_built(tmp_
     with pytest.raises(
         CannotRun, match=r"disk: \d+ artifacts need \d\.\d GiB below .*home, 0\.0 GiB are free; free some"
     ):
-        runs.run(cell.scale, [cell], (0,), tmp_path / "results", 1)
+        runs.run(cell.scale, [cell], (0,), tmp_path / "results")
     assert not (tmp_path / "home").exists()
 
 

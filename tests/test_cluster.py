@@ -257,9 +257,9 @@ def test_an_address_that_cannot_be_reached_is_refused_at_once(address, words, mo
 def test_an_executor_that_is_not_there_is_refused(tmp_path):
     cells, scale = registry.select("smoke", "2off_on"), registry.scale("smoke")
     with pytest.raises(StagealignError, match="local, ray"):
-        runs.run(scale, cells, (0,), tmp_path, None, executor="rays")
+        runs.run(scale, cells, (0,), tmp_path, runs.Execution(executor="rays"))
     with pytest.raises(StagealignError, match="add --executor ray"):
-        runs.run(scale, cells, (0,), tmp_path, None, address="auto")
+        runs.run(scale, cells, (0,), tmp_path, runs.Execution(address="auto"))
 
 
 def named(scale, cell, ending):

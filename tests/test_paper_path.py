@@ -204,7 +204,7 @@ def test_the_spending_limit_is_named_before_anything_is_built(paper, judge, monk
     monkeypatch.setattr("stagealign.needs.free_memory", lambda: 1 << 40)
     cells = registry.select("paper", "zephyr-dpo-1off")
     with pytest.raises(CannotRun, match=r"asked about 2 policies, for about \$18; name .* --spend 22"):
-        runs.run(paper, cells, (0,), tmp_path / "results", 1)
+        runs.run(paper, cells, (0,), tmp_path / "results")
     plan = make_plan(cells, (0,), Store())
     assert runs._share([estimate(one, "paper") for one in plan.missing], 10.0) == 5.0
 
