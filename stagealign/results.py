@@ -57,13 +57,13 @@ from typing import Any
 from stagealign.atomic import write_text
 from stagealign.errors import BadData, CannotRun
 from stagealign.seals import SEAL, broken, sealed
-from stagealign.shapes import ANY, NUMBER, TEXT, WHOLE, Map, Or, misfit
+from stagealign.shapes import ANY, NUMBER, SHARE, TEXT, WHOLE, Map, Or, misfit
 
 SCHEMA = 1
 Result = dict[str, Any]
 
 METRIC = {"value": Or(NUMBER), "unit?": TEXT, "n?": Or(WHOLE), "standard_error?": Or(NUMBER), "interval?": Or([NUMBER])}
-BOUNDARY = {"score": NUMBER, "interval": [NUMBER, NUMBER], "votes_on?": NUMBER, "votes_off?": NUMBER, "prompts?": WHOLE}
+BOUNDARY = {"score": SHARE, "interval": [SHARE, SHARE], "votes_on?": NUMBER, "votes_off?": NUMBER, "prompts?": WHOLE}
 MEASURED = ("gold", "clean_gold", "win_rate", "length", "degenerate", "truncated", "kl")
 SPLIT = {f"{name}?": METRIC for name in MEASURED} | {"boundary?": BOUNDARY, "prompts": Map([NUMBER, NUMBER])}
 POLICY = {"validation?": SPLIT, "test?": SPLIT}

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 NUMBER = "a finite number"
+SHARE = "a share from 0 to 1"
 TEXT = "text"
 WHOLE = "a whole number"
 FLAG = "true or false"
@@ -112,7 +113,7 @@ def _at(where: str, key: Any) -> str:
 
 
 def _wrong(value: Any, wanted: str, where: str) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
+    if (wanted == SHARE and _finite(value)) or (isinstance(value, float) and not math.isfinite(value)):
         found = str(value)
     else:
         kinds = {"str": "text", "dict": "an object", "list": "a list", "NoneType": "null", "bool": "true or false"}
@@ -122,6 +123,7 @@ def _wrong(value: Any, wanted: str, where: str) -> str:
 
 KINDS: dict[str, Fits] = {
     NUMBER: _finite,
+    SHARE: lambda value: _finite(value) and 0 <= value <= 1,
     TEXT: lambda value: isinstance(value, str),
     WHOLE: lambda value: isinstance(value, int) and not isinstance(value, bool),
     FLAG: lambda value: isinstance(value, bool),

@@ -84,7 +84,7 @@ def result(cell_id: str, seed: int = 0, scale: str = "lab") -> dict[str, Any]:
 def of_cell(cell: Cell, seed: int = 0) -> dict[str, Any]:
     """The same of a cell that may have another sampler or gold reward."""
     scale = cell.scale.key
-    score, level = BOUNDARY[cell.model.key] + 0.02 * seed, 0.0
+    score, level = BOUNDARY[cell.model.key] + 0.02 * (seed % 10), 0.0
     start = now = policy(f"{cell.model.key}-start", seed, level, score)
     rounds: list[dict[str, Any]] = []
     name = f"{cell.model.key}-{cell.row['key']}"

@@ -14,7 +14,7 @@ import pytest
 from stagealign import results as reading
 from stagealign.errors import BadData, StagealignError
 from stagealign.report.faults import faults, readme_lines
-from stagealign.shapes import NUMBER, TEXT, WHOLE, Map, Or, misfit
+from stagealign.shapes import NUMBER, SHARE, TEXT, WHOLE, Map, Or, misfit
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
@@ -238,6 +238,8 @@ def test_the_table_of_attacks(tmp_path):
         ({"a": [1, 2, 3]}, {"a": [NUMBER, NUMBER]}, "a is a list, a list of 2 expected"),
         ({"a": {"k": True}}, {"a": Map(NUMBER)}, "a.k is true or false, a finite number expected"),
         ({"a": float("nan")}, {"a": NUMBER}, "a is nan, a finite number expected"),
+        ({"a": 1, "b": 0.25}, {"a": SHARE, "b": SHARE}, None),
+        ({"a": 1.5}, {"a": SHARE}, "a is 1.5, a share from 0 to 1 expected"),
         ({"a": 10**400}, {"a": NUMBER}, "a is a number, a finite number expected"),
         ([], {"a": WHOLE}, "the whole is a list, an object expected"),
     ],
