@@ -14,6 +14,7 @@ from stagealign.boundary import (
     SHARES,
     BoundaryScore,
     Decision,
+    _log_capital,
     boundary_score,
     cross_votes,
     first_decisions,
@@ -321,6 +322,23 @@ def test_prompts_needed_are_the_least_that_would_do(votes, most, alpha):
     found = decision.prompts_needed()
     assert isinstance(found, int)
     assert found == least
+
+
+@pytest.mark.parametrize(
+    ("interval", "stage"),
+    [
+        ((0.5, 0.9), "fine-tuning"),
+        ((0.1, 0.5), "injection"),
+        ((0.49, 0.51), "undecided"),
+        ((0.0, 1.0), "undecided"),
+    ],
+)
+def test_an_interval_that_ends_at_a_half_has_ruled_it_out(interval, stage):
+    assert BoundaryScore(0.5, 0.1, interval, 9, 4.5, 4.5).stage == stage
+
+
+def test_a_capital_is_not_lost_beside_a_much_larger_one():
+    assert _log_capital(np.array([[-2000.0] * len(SHARES), [0.0] * len(SHARES)])) == pytest.approx([-2000.0, 0.0])
 
 
 def test_no_number_of_ties_would_do():
