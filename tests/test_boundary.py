@@ -222,7 +222,7 @@ def test_a_named_stage_stays_and_interval_only_shrinks():
     for _ in range(200):
         decision.update(0, 4)
     assert decision.stage == "fine-tuning"
-    assert not decision.consistent
+    assert decision.consistent is False
 
 
 def test_order_of_prompts_matters_only_to_when_one_looks():
