@@ -290,7 +290,7 @@ def lc_win_rate(
             "model_chars."
         ),
     ],
-    difficulty: Annotated[Path, typer.Option(help="CSV with columns prompt_index, instruction_difficulty.")],
+    difficulty: Annotated[Path, typer.Option(help="Published, or with columns prompt_index, instruction_difficulty.")],
     weights: Annotated[
         Path | None,
         typer.Option(help="Published weights; glm_weights.csv beside the difficulty file where there is one."),

@@ -110,7 +110,7 @@ def read_weights(source: str) -> dict[str, tuple[float, float, float]]:
 
 
 def _rows(source: str, columns: tuple[str, ...], also: tuple[str, ...] = ()) -> tuple[str, Iterable[tuple[int, Row]]]:
-    """(what the numbers count, rows) of a file whose first row has these columns; `also` is read where it is there."""
+    """(what the numbers count, rows) of a file whose first row has these columns, and one of `also`."""
     if local_file(source) is None:
         raise BadData(f"{source}: no such file; give a .parquet, .csv, .jsonl or .json file")
     unit, rows = numbered_rows(source, (*columns, *also))
@@ -118,8 +118,10 @@ def _rows(source: str, columns: tuple[str, ...], also: tuple[str, ...] = ()) -> 
     def checked() -> Iterable[tuple[int, Row]]:
         for place, (number, row) in enumerate(rows):
             missing = [column for column in columns if column not in row]
+            missing += also[:1] if also and not any(column in row for column in also) else []
             if place == 0 and missing:
-                raise BadData(f"{source}: no column {listed(missing)}; found: {listed(row)}; needed: {listed(columns)}")
+                needed = listed([*columns, *also[:1]])
+                raise BadData(f"{source}: no column {listed(missing)}; found: {listed(row)}; needed: {needed}")
             yield number, row
 
     return unit, checked()

@@ -70,9 +70,10 @@ def pack(pairs: Sequence[PairTokens], hidden_size: int) -> Packed:
     longest = max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
     cheapest, layout = _cost(2 * len(pairs), longest, CAUSAL_COST, hidden_size), None
     shared = shared_prefix([pair.prompt for pair in pairs])
+    own = [pair.tokens - shared for pair in pairs]
     for count in range(1, len(pairs) + 1):
-        rows = into_rows(pairs, count)
-        longest = shared + max(sum(pairs[i].tokens - shared for i in row) for row in rows)
+        rows = into_rows(own, count)
+        longest = shared + max(sum(own[i] for i in row) for row in rows)
         cost = _cost(count, longest, MASKED_COST, hidden_size)
         if cost < cheapest:
             cheapest, layout = cost, rows
@@ -84,14 +85,14 @@ def _cost(rows: int, longest: int, attention: float, hidden_size: int) -> float:
     return rows * longest * (1 + attention * longest / (6 * hidden_size))
 
 
-def into_rows(pairs: Sequence[PairTokens], count: int) -> list[list[int]]:
-    """Numbers of the pairs in `count` rows of about as many tokens: the longest first, each to the shortest row."""
+def into_rows(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Numbers of what has these sizes, in `count` rows of about the same: the largest first, each to the emptiest."""
     rows: list[list[int]] = [[] for _ in range(count)]
-    sizes = [0] * count
-    for number in sorted(range(len(pairs)), key=lambda i: (-pairs[i].tokens, i)):
-        row = sizes.index(min(sizes))
+    filled = [0] * count
+    for number in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        row = filled.index(min(filled))
         rows[row].append(number)
-        sizes[row] += pairs[number].tokens
+        filled[row] += sizes[number]
     return rows
 
 

@@ -307,7 +307,7 @@ def report(results: Path, reports: Path, scale: str, check: bool, readme: Path |
 
 
 def _front(readme: Path, results: Path, reports: Path) -> str:
-    """The README's text with the demo's table, the meter's cost and the speeds as the results give them now."""
+    """The README's text with the demo's table, the meter's cost, speeds and attacks as the results give them now."""
     from stagealign.report.front import with_demo, with_faults, with_meter, with_speed
 
     text = with_demo(readme.read_text(encoding="utf-8"), results, registry.select("lab", DEMO), reports.name)

@@ -369,7 +369,7 @@ def test_difficulties_and_weights_are_checked_too(tmp_path, difficulty):
     rows = save(tmp_path / "rows.csv", rows_of())
     for text, message in (
         ("index,difficulty\n0,1\n", "no column instruction_difficulty; found: index, difficulty"),
-        ("prompt,instruction_difficulty\n0,1\n", "no prompt_index"),
+        ("prompt,instruction_difficulty\n0,1\n", "no column prompt_index; found: prompt, instruction_difficulty"),
         (",instruction_difficulty\n0,1\n0,2\n", "prompt_index 0 found again"),
         ("prompt_index,instruction_difficulty\n0,1\n0,2\n", "prompt_index 0 found again"),
         ("prompt_index,instruction_difficulty\n0,nan\n", "instruction_difficulty 'nan' is not finite"),

@@ -27,9 +27,9 @@ from stagealign.train import hidden_states, reference_logps, trunk_states
 SHAPES = ("llama", "neox")
 LAYOUTS = {
     "rows": pack_rows,
-    "one tree": lambda pairs: pack_trees(pairs, into_rows(pairs, 1)),
-    "two trees": lambda pairs: pack_trees(pairs, into_rows(pairs, min(2, len(pairs)))),
-    "a tree a pair": lambda pairs: pack_trees(pairs, into_rows(pairs, len(pairs))),
+    "one tree": lambda pairs: pack_trees(pairs, [range(len(pairs))]),
+    "two trees": lambda pairs: pack_trees(pairs, into_rows([one.tokens for one in pairs], min(2, len(pairs)))),
+    "a tree a pair": lambda pairs: pack_trees(pairs, [[number] for number in range(len(pairs))]),
 }
 
 
@@ -226,9 +226,11 @@ def test_long_pairs_get_rows_of_their_own_and_short_ones_share():
     assert pack(tokens_of(1, *[(400, 99, 99)] * 4), hidden_size=576).input_ids.shape == (4, 598)
     assert pack(tokens_of(1, (40, 9, 9), *[(3, 2, 2)] * 3), hidden_size=576).input_ids.shape == (1, 79)
     unequal = tokens_of(1, (600, 9, 9), (290, 9, 9), (290, 9, 9))
-    assert into_rows(unequal, 2) == [[0], [1, 2]]
     assert pack(unequal, hidden_size=576).input_ids.shape == (2, 618)
-    assert into_rows(tokens_of(1, (3, 1, 1), (8, 1, 1), (5, 1, 1), (4, 1, 1)), 2) == [[1, 0], [2, 3]]
+    assert into_rows([618, 308, 308], 2) == [[0], [1, 2]]
+    assert into_rows([5, 10, 7, 6], 2) == [[1, 0], [2, 3]]
+    shared = tokens_of(1, (58, 1, 1), *[(18, 1, 1)] * 3, shared=30)
+    assert pack(shared, hidden_size=16).input_ids.shape == (2, 90), "rows are evened out by what is a pair's own"
 
 
 def test_cost_of_a_layout_by_hand():

@@ -99,6 +99,22 @@ def test_micro_batches_give_the_same_curve_and_weights(tiny, tmp_path):
     assert distance(weights_of(tiny()), weights) > 1e-3
 
 
+def test_other_threads_give_the_same_curve_and_weights_within_rounding(tiny, tmp_path):
+    pairs = [replace(pair, chosen=pair.chosen * 12, rejected=pair.rejected * 9) for pair in pairs_of(16)]
+    runs = {}
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            runs[threads] = trained(tiny(), tmp_path / str(threads), pairs, settings=replace(SETTINGS, epochs=2))
+    finally:
+        torch.set_num_threads(1)
+    for entry, expected in zip(runs[2][0], runs[1][0], strict=True):
+        assert entry["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+        assert entry["margin"] == pytest.approx(expected["margin"], abs=1e-4)
+    assert distance(runs[2][1], runs[1][1]) < 1e-4
+    assert distance(weights_of(tiny()), runs[1][1]) > 1e-3
+
+
 def test_a_smaller_last_batch_is_weighted_as_its_own_mean(tiny, tmp_path):
     """5 pairs in batches of 4: step 2 moves the weights by the gradient of its one pair alone."""
     settings = replace(SETTINGS, warmup=0.0, max_grad_norm=1e9)

@@ -29,30 +29,37 @@ def ask(more: Sequence[str] = ()) -> list[Mapping[str, Any]]:
         packages: list[Mapping[str, Any]] = json.loads(done.stdout)["dependencies"]
     except (ValueError, KeyError):
         raise NoAnswer(done.stderr.strip().rpartition("\n")[2] or f"pip-audit ended with {done.returncode}") from None
-    told = [one for one in packages if "skip_reason" not in one]
-    if len(told) < len(packages) / 2:
-        raise NoAnswer(f"{len(packages) - len(told)} of {len(packages)} packages could not be audited")
-    return told
+    if all("skip_reason" in one for one in packages):
+        raise NoAnswer(f"none of {len(packages)} packages could be audited")
+    return packages
 
 
-def findings(packages: Sequence[Mapping[str, Any]], accepted: str) -> list[str]:
-    """A line for each finding that no name in the section `Accepted findings` of the text `accepted` covers."""
-    section = accepted.partition("## Accepted findings\n")[2].partition("\n## ")[0]
-    known = set(NAME.findall(section))
-    return [
-        f"{package['name']} {package['version']}: {', '.join(names)}; "
-        f"{'fixed in ' + ', '.join(one['fix_versions']) if one['fix_versions'] else 'no fixed version'}"
-        for package in packages
-        for one in package["vulns"]
-        for names in [[one["id"], *one.get("aliases", ())]]
-        if not known & set(names)
-    ]
+def accepted(text: str) -> dict[str, set[str]]:
+    """`package version` -> names of its findings, from the table under `Accepted findings`."""
+    section = text.partition("## Accepted findings\n")[2].partition("\n## ")[0]
+    rows = (line.split("|") for line in section.splitlines() if NAME.search(line))
+    return {cells[1].strip(): set(NAME.findall(cells[2])) for cells in rows}
+
+
+def findings(packages: Sequence[Mapping[str, Any]], known: Mapping[str, set[str]]) -> list[str]:
+    """A line for each package that was not audited, and each finding that is not accepted for its exact version."""
+    found = []
+    for package in packages:
+        if "skip_reason" in package:
+            found.append(f"{package['name']}: could not be audited: {package['skip_reason']}")
+            continue
+        pinned = f"{package['name']} {package['version']}"
+        for one in package["vulns"]:
+            names, fixed = [one["id"], *one.get("aliases", ())], ", ".join(one["fix_versions"])
+            if not known.get(pinned, set()) & set(names):
+                found.append(f"{pinned}: {', '.join(names)}; {f'fixed in {fixed}' if fixed else 'no fixed version'}")
+    return found
 
 
 def main() -> int:
     """Prints what was found; words of the command line go on to pip-audit."""
     try:
-        found = findings(ask(sys.argv[1:]), ACCEPTED.read_text(encoding="utf-8"))
+        found = findings(ask(sys.argv[1:]), accepted(ACCEPTED.read_text(encoding="utf-8")))
     except NoAnswer as error:
         print(f"audit: nothing is known: {error}", file=sys.stderr)
         return 2

@@ -3,17 +3,19 @@
 Memory and file handles are looked at while it runs, of all its processes together and of the one that holds most.
 """
 
+import json
+import re
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from benchmarks.faults import lab
-from benchmarks.faults.attempts import Attempt, Ended, builds
+from benchmarks.faults.attempts import Attempt, Ended, builds, built
 
 Row = dict[str, Any]
 MODELS = ("llama3", "zephyr", "phi2")
@@ -21,6 +23,8 @@ GROWTH = 1.10
 """Of memory, last fifth to second fifth, that still counts as flat."""
 HANDLES = 5
 """More file handles that still count as flat."""
+ENOUGH = 10
+"""Looks, a second apart, without which nothing is said of memory."""
 
 
 class Watch:
@@ -51,9 +55,21 @@ class Watch:
             except psutil.Error:  # one of them ended between two looks
                 continue
 
-    def fifth(self, number: int, what: int) -> float:
+    def growth(self) -> tuple[str, bool]:
+        """Memory and handles in the second fifth of the time and in the last, in words, and whether they grew."""
+        if len(self.samples) < ENOUGH:
+            return "too short to tell how memory grows", False
+        memory = [self._fifth(number, 0) / 2**20 for number in (1, 4)]
+        handles = [self._fifth(number, 1) for number in (1, 4)]
+        told = (
+            f"memory {memory[0]:.0f} MiB in the second fifth of the time and {memory[1]:.0f} in the last, file handles "
+            f"{handles[0]:.0f} and {handles[1]:.0f}"
+        )
+        return told, memory[1] > GROWTH * memory[0] or handles[1] > handles[0] + HANDLES
+
+    def _fifth(self, number: int, what: int) -> float:
         """Median of a fifth of the samples; 0 is the first."""
-        size = max(1, len(self.samples) // 5)
+        size = len(self.samples) // 5
         return statistics.median(sample[what] for sample in self.samples[number * size : (number + 1) * size])
 
 
@@ -83,34 +99,52 @@ def soak(folder: Path, seeds: int, models: Sequence[str]) -> Row:
     wrong = [] if ended.code == 0 and ended.clean and made == wanted else [
         f"exit {ended.code}, {made} of {wanted} results: {ended.output[-400:]}"
     ]  # fmt: skip
-    memory = [watch.fifth(number, 0) / 2**20 for number in (1, 4)]
-    handles = [watch.fifth(number, 1) for number in (1, 4)]
-    if memory[1] > GROWTH * memory[0] or handles[1] > handles[0] + HANDLES:
-        wrong.append(f"memory {memory[0]:.0f} then {memory[1]:.0f} MiB, handles {handles[0]:.0f} then {handles[1]:.0f}")
+    known = built(folder / "home")
     again = Attempt(folder, words, plant).end()
-    if again.code or builds(again.output):
+    if again.code or built(folder / "home") != known:
         wrong.append(f"again: exit {again.code}, {builds(again.output)} built: {again.output[-400:]}")
-    found = (
-        f"{builds(ended.output)} artifacts in {seconds / 60:.1f} min; memory {memory[0]:.0f} MiB in the second fifth "
-        f"of the time and {memory[1]:.0f} in the last, file handles {handles[0]:.0f} and {handles[1]:.0f}"
-    )
-    return _row(f"{cells} cells x {seeds} seeds in one call", wanted, wrong, found)
+    told, grown = watch.growth()
+    found = f"{builds(ended.output)} artifacts in {seconds / 60:.1f} min; {told}"
+    return _row(f"{cells} cells x {seeds} seeds in one call", wanted, wrong + [told] * grown, found)
 
 
 def many(folder: Path, count: int) -> Iterator[Row]:
-    """Report and plan of the lab with `count` made-up results, and as many artifacts in the store."""
-    from benchmarks.speed.start import fill, fill_store
+    """Report of the lab over `count` made-up results, and the plan of as many seeds of its cells beside them."""
+    from benchmarks.speed.start import fill
+    from stagealign import registry
 
     fill(folder / "results", count)
-    fill_store(folder / "home", count)
-    for name, words in {"report": ("report", "--scale", "lab"), "plan": ("plan", "--scale", "lab")}.items():
-        started = time.monotonic()
-        watch = Watch(Attempt(folder, words))
-        ended = watch.end()
-        wrong = [] if ended.code == 0 and ended.clean else [f"exit {ended.code}: {ended.output[-400:]}"]
-        peak = max((sample[0] for sample in watch.samples), default=0) / 2**20
-        held = f", {peak:,.0f} MiB at most" if watch.samples else ""
-        yield _row(f"{name} over {count:,} results", 1, wrong, f"{time.monotonic() - started:.1f} s{held}")
+    cells = len(registry.cells("lab"))
+    seeds = -(-count // cells)
+    yield _command("report", folder, ("report", "--scale", "lab"), count, _report_faults)
+    words = ("plan", "--scale", "lab", "--seeds", str(seeds), "--json", "plan.json")
+    yield _command(f"plan of {cells} cells x {seeds} seeds", folder, words, count, _plan_faults)
+
+
+def _command(name: str, folder: Path, words: tuple[str, ...], count: int, faults: Callable[[Path, int], str]) -> Row:
+    started = time.monotonic()
+    watch = Watch(Attempt(folder, words))
+    ended = watch.end()
+    wrong = [] if ended.code == 0 and ended.clean else [f"exit {ended.code}: {ended.output[-400:]}"]
+    wrong = wrong or [said for said in [faults(folder, count)] if said]
+    peak = max((sample[0] for sample in watch.samples), default=0) / 2**20
+    held = f", {peak:,.0f} MiB at most" if watch.samples else ""
+    return _row(f"{name} over {count:,} results", 1, wrong, f"{time.monotonic() - started:.1f} s{held}")
+
+
+def _report_faults(folder: Path, count: int) -> str:
+    """What is wrong with the report; empty where it counts every result as done."""
+    page = (folder / "reports" / "lab" / "README.md").read_text(encoding="utf-8")
+    told = re.search(r"([\d,]+) runs done[^;]*;", page)
+    counted = told is not None and int(told[1].replace(",", "")) == count and "damaged" not in told[0]
+    return "" if counted else f"the report does not count {count} runs: {told and told[0]}"
+
+
+def _plan_faults(folder: Path, count: int) -> str:
+    """What is wrong with the plan; empty where it holds more artifacts than there are results, each of them once."""
+    artifacts = json.loads((folder / "plan.json").read_text(encoding="utf-8"))["artifacts"]
+    names = {one["id"] for one in artifacts}
+    return "" if len(names) == len(artifacts) > count else f"{len(artifacts)} artifacts, {len(names)} names"
 
 
 def _row(tried: str, times: int, wrong: list[str], found: str) -> Row:

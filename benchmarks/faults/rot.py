@@ -2,9 +2,9 @@
 
 import json
 import random
-import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from stagealign.store import RECORD
 Row = dict[str, Any]
 DOCTOR = ("doctor", "--deep")
 KINDS = {"weights": "*.safetensors", "pairs": "pairs.jsonl", "samples": "candidates.jsonl", "record": RECORD}
-REMOVE = re.compile(r"`rm -r ([^`]+)`")
+OTHERS = "whatever else an artifact holds"
+Outcome = tuple[list[str], str]
+"""What was not as it must be, and how it ended."""
 
 
 @dataclass(frozen=True)
@@ -42,30 +44,37 @@ class Harm:
         path.write_bytes(data)
 
 
-def harms(reference: Path, pattern: str, count: int, chance: random.Random) -> list[Harm]:
+Attack = Callable[[Path, Path, Harm], Outcome]
+
+
+def harms(reference: Path, kind: str, count: int, chance: random.Random) -> list[Harm]:
     """`count` random harms of files of a kind, flips and cuts in turn."""
-    files = sorted(str(path.relative_to(reference)) for path in (reference / "home").rglob(pattern))
-    return [Harm(chance.choice(files), chance.random(), bool(number % 2)) for number in range(count)]
+    home = reference / "home"
+    files = {path for path in home.rglob("*") if path.is_file() and path.suffix not in (".lock", ".log")}
+    known = {key: set(home.rglob(pattern)) for key, pattern in KINDS.items()}
+    chosen = known[kind] if kind in known else files.difference(*known.values())
+    names = sorted(str(path.relative_to(reference)) for path in chosen)
+    return [Harm(chance.choice(names), chance.random(), bool(number % 2)) for number in range(count)]
 
 
-def rotten(folder: Path, reference: Path, harm: Harm) -> list[str]:
-    """What was not noticed, or not as it must be: by the doctor, on use, and once its command was followed."""
+def rotten(folder: Path, reference: Path, harm: Harm) -> Outcome:
+    """A file of an artifact: noticed by the doctor, then on use, and made again once the command was followed."""
     shutil.copytree(reference / "home", folder / "home", symlinks=True)
     artifact = (folder / harm.file).parent
     harm.do(folder)
     if _harmless(folder / harm.file, reference / harm.file):
-        return []
+        return [], "the same JSON"
     wrong = _named(Attempt(folder, DOCTOR).end(), artifact, "doctor")
     _forget_children(folder / "home", artifact)
     used = Attempt(folder).end()
     if used.code == 0:  # nothing that was to be built reads this file
         own = str((folder / harm.file).relative_to(folder / "home"))
-        return wrong + [one for one in faults_of(folder, reference) if not one.startswith(own)]
+        return wrong + [one for one in faults_of(folder, reference) if not one.startswith(own)], "read by nobody"
     wrong += _named(used, artifact, "run")
-    for place in REMOVE.findall(_joined(used.output)):
-        shutil.rmtree(place, ignore_errors=True)
+    shutil.rmtree(artifact)  # the command
     again = Attempt(folder).end()
-    return wrong + ([f"after the command: {again.output[-400:]}"] if again.code else faults_of(folder, reference))
+    wrong += [f"after the command: {again.output[-400:]}"] if again.code else faults_of(folder, reference)
+    return wrong, "made again, byte for byte"
 
 
 def _harmless(file: Path, whole: Path) -> bool:
@@ -78,16 +87,10 @@ def _harmless(file: Path, whole: Path) -> bool:
         return False
 
 
-def _joined(output: str) -> str:
-    """Output without the line breaks that a terminal's width puts in."""
-    return re.sub(r"\s*\n\s*", " ", output)
-
-
 def _named(ended: Ended, artifact: Path, command: str) -> list[str]:
-    """Complaints where a command did not fail with a message that names the artifact and what to do."""
-    said = _joined(ended.output).replace(" ", "")
-    known = artifact.name in said and ("rm-r" in said)
-    fine = ended.code in (1, 2) and known and ended.clean
+    """Complaints where a command did not fail with a message that says how to remove just this artifact."""
+    said = "".join(ended.output.split())  # a terminal's width breaks lines
+    fine = ended.code in (1, 2) and f"`rm-r{artifact}`" in said and ended.clean
     return [] if fine else [f"{command}: exit {ended.code}: {ended.output[-400:]}"]
 
 
@@ -110,41 +113,48 @@ def _inputs(record: Path) -> Sequence[str]:
         return []
 
 
-def results(folder: Path, reference: Path, harm: Harm) -> list[str]:
+def results(folder: Path, reference: Path, harm: Harm) -> Outcome:
     """The same of a result: the report names it and the command that makes it again, which does."""
     shutil.copytree(reference / "results", folder / "results")
     shutil.copytree(reference / "home", folder / "home", symlinks=True)
     harm.do(folder)
     if _harmless(folder / harm.file, reference / harm.file):
-        return []
+        return [], "the same JSON"
     cell = Path(harm.file).name.rpartition("-seed")[0]
     told = Attempt(folder, REPORT).end()
     page = (folder / "reports" / lab.SCALE / "README.md").read_text(encoding="utf-8").replace("\\", "")
     command = f"`stagealign run --scale {lab.SCALE} -k {cell}`"
     wrong = [] if told.clean and command in page else [f"not in the report: {command}; {told.output[-300:]}"]
     again = Attempt(folder).end()
-    return wrong + ([again.output[-400:]] if again.code else faults_of(folder, reference))
+    wrong += [again.output[-400:]] if again.code else faults_of(folder, reference)
+    return wrong, "made again, byte for byte"
 
 
 def measure(folder: Path, count: int, seed: int) -> Iterator[Row]:
-    """`count` harms of each kind of file."""
+    """`count` harms of each kind of file, in a store in which the doctor finds nothing before."""
     from benchmarks.faults.killing import undisturbed
 
     reference, chance = folder / "reference", random.Random(seed)
     undisturbed(reference)
-    for kind, pattern in KINDS.items():
-        yield _row(kind, rotten, folder, reference, harms(reference, pattern, count, chance))
+    well = Attempt(reference, DOCTOR).end()
+    if "rm -r" in well.output:
+        raise RuntimeError(f"the doctor finds something in a store that nobody harmed:\n{well.output}")
+    for kind in (*KINDS, OTHERS):
+        yield _row(kind, rotten, folder, reference, harms(reference, kind, count, chance))
     names = [str(path.relative_to(reference)) for path in sorted((reference / "results").rglob("*.json"))]
     chosen = [Harm(chance.choice(names), chance.random(), bool(number % 2)) for number in range(count)]
     yield _row("result", results, folder, reference, chosen)
 
 
-def _row(kind: str, attack: Any, folder: Path, reference: Path, chosen: Sequence[Harm]) -> Row:
-    wrong, bad = [], 0
+def _row(
+    kind: str, attack: Callable[[Path, Path, Harm], Outcome], folder: Path, reference: Path, chosen: Sequence[Harm]
+) -> Row:
+    wrong, bad, ends = list[str](), 0, Counter[str]()
     for number, harm in enumerate(chosen):
-        place = folder / f"{kind}{number}"
-        found = attack(place, reference, harm)
+        place = folder / f"{kind.replace(' ', '-')}{number}"
+        found, end = attack(place, reference, harm)
         bad += bool(found)
+        ends["not as it must be" if found else end] += 1
         wrong += [f"{harm.file} at {harm.place:.3f}, {'cut' if harm.cut else 'flipped'}: {found[0]}"] if found else []
         shutil.rmtree(place)
     return {
@@ -152,5 +162,6 @@ def _row(kind: str, attack: Any, folder: Path, reference: Path, chosen: Sequence
         "times": len(chosen),
         "survived": len(chosen) - bad,
         "wrong": wrong[:3],
-        "found": "named, with the command; made again, byte for byte",
+        "found": "named, with the command; "
+        + ", ".join(f"{times} {end}" for end, times in ends.most_common() if times),
     }

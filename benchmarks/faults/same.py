@@ -17,16 +17,26 @@ Row = dict[str, Any]
 TOLERANCE = 1e-4
 """Of a number's size, or of 1 where it is smaller."""
 DPO, HINGE = (("run", "-k", f"{method} and {lab.CELLS}", "--scale", lab.SCALE) for method in ("dpo", "slichf"))
+THREADS = "threads.txt"
 POLICY = "/zephyr/"
 """In the path of what a policy wrote; what humans wrote is the same for all seeds."""
 OTHERS = ("run", "-k", "1on or 2on_off", "--scale", lab.SCALE)
 
 
 def two_threads() -> None:
-    """As many threads in every product; an attempt has one otherwise."""
+    """As many threads in every product, where an attempt has one otherwise; each round notes how many it has."""
     import torch
 
+    from stagealign import train
+
     torch._C.set_num_threads(2)  # the public name is held at one in an attempt
+    align, home = train.align, Path.cwd()
+
+    def noted(*given: Any) -> Any:
+        (home / THREADS).write_text(str(torch.get_num_threads()), encoding="utf-8")
+        return align(*given)
+
+    train.align = noted
 
 
 def apart(one: Any, other: Any, place: str = "") -> list[str]:
@@ -73,6 +83,14 @@ def within_rounding(folder: Path, reference: Path, words: tuple[str, ...], plant
     if ended.code:
         return [f"exit {ended.code}: {ended.output[-400:]}"]
     return apart(numbers(folder / "results"), numbers(reference / "results"))
+
+
+def with_two_threads(folder: Path, reference: Path) -> list[str]:
+    """The same, once it is known that a round did have two threads."""
+    wrong = within_rounding(folder, reference, RUN, two_threads)
+    noted = folder / THREADS
+    threads = noted.read_text(encoding="utf-8") if noted.exists() else "none"
+    return wrong + [f"a round had {threads} threads"] * (threads != "2")
 
 
 def another_seed(folder: Path, reference: Path) -> list[str]:
