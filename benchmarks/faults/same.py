@@ -6,7 +6,7 @@ TOLERANCE and no more, and whatever is not a number (the best rung, a state, a r
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,34 +55,34 @@ def apart(one: Any, other: Any, place: str = "") -> list[str]:
     return [] if one == other else [f"{place}: {one} and {other}"]
 
 
-def bytes_of(folder: Path, reference: Path, calls: Sequence[tuple[str, ...]]) -> list[str]:
-    """Complaints where these calls, one after the other, do not leave what the reference has."""
+def called(folder: Path, *calls: tuple[str, ...], plant: Plant | None = None) -> list[str]:
+    """Makes calls one after the other; the complaint where one of them fails."""
     for words in calls:
-        ended = Attempt(folder, words).end()
+        ended = Attempt(folder, words, plant).end()
         if ended.code:
             return [f"exit {ended.code}: {ended.output[-400:]}"]
-    return faults_of(folder, reference)
+    return []
 
 
-def beside_others(folder: Path, reference: Path) -> list[str]:
-    """The same in a store that holds other cells already."""
-    for words in (OTHERS, RUN):
-        ended = Attempt(folder, words).end()
-        if ended.code:
-            return [f"exit {ended.code}: {ended.output[-400:]}"]
-    ours, theirs = content(folder / "home"), content(reference / "home")
-    wrong = [name for name, value in theirs.items() if ours.get(name) != value]
-    found = numbers(folder / "results")
-    wrong += [name for name, value in numbers(reference / "results").items() if found.get(name) != value]
-    return [f"{name}: other content" for name in wrong]
+def bytes_of(folder: Path, reference: Path, *calls: tuple[str, ...]) -> list[str]:
+    """Complaints where these calls do not leave what the reference has, and nothing else."""
+    return called(folder, *calls) or faults_of(folder, reference)
+
+
+def kept(folder: Path, reference: Path, *calls: tuple[str, ...]) -> list[str]:
+    """Complaints where what the reference has is not among what these calls leave."""
+    failed = called(folder, *calls)
+    if failed:
+        return failed
+    pairs = ((content(one / "home"), numbers(one / "results")) for one in (folder, reference))
+    ours, theirs = ({**files, **results} for files, results in pairs)
+    return [f"{name}: other content" for name, value in theirs.items() if ours.get(name) != value]
 
 
 def within_rounding(folder: Path, reference: Path, words: tuple[str, ...], plant: Plant | None = None) -> list[str]:
     """Complaints where results differ by more than rounding."""
-    ended = Attempt(folder, words, plant).end()
-    if ended.code:
-        return [f"exit {ended.code}: {ended.output[-400:]}"]
-    return apart(numbers(folder / "results"), numbers(reference / "results"))
+    failed = called(folder, words, plant=plant)
+    return failed or apart(numbers(folder / "results"), numbers(reference / "results"))
 
 
 def with_two_threads(folder: Path, reference: Path) -> list[str]:
@@ -95,15 +95,12 @@ def with_two_threads(folder: Path, reference: Path) -> list[str]:
 
 def another_seed(folder: Path, reference: Path) -> list[str]:
     """Two seeds in one call: the first is that of the reference, no sample of the second is."""
-    ended = Attempt(folder, (*RUN, "--seeds", "2")).end()
-    if ended.code:
-        return [f"exit {ended.code}: {ended.output[-400:]}"]
-    ours, theirs = content(folder / "home"), content(reference / "home")
-    wrong = [f"{name}: other content" for name, value in theirs.items() if ours.get(name) != value]
-    samples = {name: value for name, value in ours.items() if name.endswith("candidates.jsonl") and POLICY in name}
-    first = [value for name, value in samples.items() if name in theirs]
-    second = [value for name, value in samples.items() if name not in theirs]
-    wrong += [] if second else ["no sample of another seed"]
+    wrong = kept(folder, reference, (*RUN, "--seeds", "2"))
+    known = {path.relative_to(reference) for path in reference.rglob("candidates.jsonl")}
+    samples = [path for path in folder.rglob("candidates.jsonl") if POLICY in str(path)]
+    first = [path.read_bytes() for path in samples if path.relative_to(folder) in known]
+    second = [path.read_bytes() for path in samples if path.relative_to(folder) not in known]
+    wrong += [] if first and second else ["no sample of another seed"]
     return wrong + ["a sample of one seed is that of another"] * any(value in first for value in second)
 
 
@@ -115,17 +112,15 @@ def measure(folder: Path) -> Iterator[Row]:
     undisturbed(reference)
     exact = "byte for byte"
     tries: dict[str, tuple[Any, str]] = {
-        "again, one artifact at a time": (lambda at: bytes_of(at, reference, [(*RUN[:-1], "1")]), exact),
-        "its cells one by one": (lambda at: bytes_of(at, reference, [DPO, HINGE]), exact),
-        "its cells in the other order": (lambda at: bytes_of(at, reference, [HINGE, DPO]), exact),
-        "other cells in the store before it": (lambda at: beside_others(at, reference), exact),
+        "again, one artifact at a time": (lambda at: bytes_of(at, reference, (*RUN[:-1], "1")), exact),
+        "its cells one by one": (lambda at: bytes_of(at, reference, DPO, HINGE), exact),
+        "its cells in the other order": (lambda at: bytes_of(at, reference, HINGE, DPO), exact),
+        "other cells in the store before it": (lambda at: kept(at, reference, OTHERS, RUN), exact),
         "with a second seed": (lambda at: another_seed(at, reference), "the first as it was, the second another"),
         "micro-batch 1": (
             lambda at: within_rounding(at, reference, (*RUN, "--micro-batch", "1")), f"numbers within {TOLERANCE:g}"
         ),
-        "two threads": (
-            lambda at: within_rounding(at, reference, RUN, two_threads), f"numbers within {TOLERANCE:g}"
-        ),
+        "two threads": (lambda at: with_two_threads(at, reference), f"numbers within {TOLERANCE:g}"),
     }  # fmt: skip
     for number, (tried, (attack, found)) in enumerate(tries.items()):
         place = folder / str(number)
