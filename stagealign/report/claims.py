@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from stagealign.claims import KINDS, Claim, of_scale
 from stagealign.report.book import SPLIT, Book, after, weights
-from stagealign.report.contrasts import BOUNDARY, NOT_RUN, UNDECIDED, Contrast, boundary
+from stagealign.report.contrasts import BOUNDARY, NOT_RUN, UNDECIDED, Contrast, boundary, counted
 from stagealign.report.rows import Row, Table
 from stagealign.report.words import DASH, count, gain, listing, plain, score, signed
 from stagealign.statistics import Metric, proportion
@@ -99,9 +99,7 @@ def _rule(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> Estimate |
 
 def decided(contrasts: Sequence[Contrast]) -> list[Contrast]:
     """Cases that claims count, with a boundary score, in which one source was better."""
-    return [
-        one for one in contrasts if one.method and one.better != UNDECIDED and NOT_RUN not in (one.better, one.named)
-    ]
+    return [one for one in counted(contrasts) if one.better != UNDECIDED and NOT_RUN not in (one.better, one.named)]
 
 
 ESTIMATES: Mapping[str, Callable[[Claim, Book, Sequence[Contrast]], Estimate | str]] = {

@@ -1,6 +1,6 @@
 """On- against off-policy data from one starting policy: three views of the same ladder, and what the meter had said."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,6 +98,11 @@ class Contrast:
         if NOT_RUN in (self.better, self.named):
             return NOT_RUN
         return UNDECIDED if self.better == UNDECIDED else ("yes" if self.named == self.better else "no")
+
+
+def counted(contrasts: Sequence[Contrast]) -> list[Contrast]:
+    """Those that claims count: a starting policy once, whatever sampled it."""
+    return [one for one in contrasts if one.method]
 
 
 def contrasts(book: Book) -> list[Contrast]:

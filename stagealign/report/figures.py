@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from stagealign.report.book import Book
-from stagealign.report.contrasts import BOUNDARY, Contrast, Side, boundary
+from stagealign.report.contrasts import BOUNDARY, Contrast, Side, boundary, counted
 from stagealign.report.rows import method_name
 from stagealign.report.words import rate
 
@@ -47,8 +47,9 @@ def figures(book: Book, contrasts: Sequence[Contrast]) -> dict[str, str]:
     drawn = {}
     if any(one.sides for one in contrasts):
         drawn["gains.svg"] = _named("gains", lambda: _gains(book, [one for one in contrasts if one.sides]))
-    if any(_has_ratio(one) for one in contrasts if one.method):
-        drawn["rule.svg"] = _named("rule", lambda: _rule(book, [one for one in contrasts if one.method]))
+    ruled = counted(contrasts)
+    if any(map(_has_ratio, ruled)):
+        drawn["rule.svg"] = _named("rule", lambda: _rule(book, ruled))
     if any(boundary([policy.metrics]) for policy in book.policies):
         drawn["boundary.svg"] = _named("boundary", lambda: _boundary(book))
     return drawn

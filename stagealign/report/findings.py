@@ -6,7 +6,7 @@ from statistics import median
 
 from stagealign import statistics
 from stagealign.report.book import SPLIT, Book, value
-from stagealign.report.contrasts import BOUNDARY, NOT_RUN, UNDECIDED, Contrast, View, boundary
+from stagealign.report.contrasts import BOUNDARY, NOT_RUN, UNDECIDED, Contrast, View, boundary, counted
 from stagealign.report.rows import policy_name
 from stagealign.report.words import count, listing, percent, plain, rate, score
 
@@ -85,11 +85,6 @@ def _sources(contrasts: Sequence[Contrast]) -> Iterator[Finding]:
 def central(book: Book, contrasts: Sequence[Contrast]) -> str:
     """The finding on the paper's central claim, for those who read nothing else; empty where there is no case."""
     return next((finding.text for finding in _rule(book, counted(contrasts))), "")
-
-
-def counted(contrasts: Sequence[Contrast]) -> list[Contrast]:
-    """Those that claims count."""
-    return [one for one in contrasts if one.method]
 
 
 def _rule(book: Book, contrasts: Sequence[Contrast]) -> Iterator[Finding]:

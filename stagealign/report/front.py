@@ -55,24 +55,29 @@ def _central(results: Path, scale: str) -> str:
 
 def with_meter(readme: str, results: Path) -> str:
     """`readme` with what the boundary meter costs, as measured, between its markers; as it is where it has none."""
-    lines = [f"- {line}\n" for line in meter_lines(results / "boundary")] or ["- Not measured yet.\n"]
-    return METER.sub(lambda found: found[1] + "".join(lines) + found[2], readme)
+    return _between(
+        METER, readme, [f"- {line}" for line in meter_lines(results / "boundary")] or ["- Not measured yet."]
+    )
 
 
 def with_speed(readme: str, results: Path) -> str:
     """`readme` with the speed benchmark's table between its markers; as it is where it has none."""
     from stagealign.report.speed import readme_lines
 
-    text = "\n".join(readme_lines(results)) + "\n"
-    return SPEED.sub(lambda found: found[1] + text + found[2], readme)
+    return _between(SPEED, readme, readme_lines(results))
 
 
 def with_faults(readme: str, results: Path) -> str:
     """`readme` with what was attacked and what survived between its markers; as it is where it has none."""
     from stagealign.report.faults import readme_lines
 
-    text = "\n".join(readme_lines(results)) + "\n"
-    return FAULTS.sub(lambda found: found[1] + text + found[2], readme)
+    return _between(FAULTS, readme, readme_lines(results))
+
+
+def _between(markers: re.Pattern[str], readme: str, lines: Sequence[str]) -> str:
+    """`readme` with these lines between its markers."""
+    text = "".join(f"{line}\n" for line in lines)
+    return markers.sub(lambda found: found[1] + text + found[2], readme)
 
 
 def meter_lines(folder: Path) -> list[str]:

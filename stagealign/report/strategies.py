@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stagealign.report.claims import decided
-from stagealign.report.contrasts import Contrast
+from stagealign.report.contrasts import Contrast, counted
 from stagealign.report.rows import Row, Table
 from stagealign.report.words import DASH, gain, plain, score, signed
 from stagealign.statistics import Metric, mean_metric, proportion
@@ -34,7 +34,7 @@ CHOICES: dict[str, Callable[[Contrast], str]] = {
 
 def cases(contrasts: Sequence[Contrast]) -> list[Contrast]:
     """Starting policies that claims count, with a boundary score, from which both sources were run."""
-    return [one for one in contrasts if one.method and one.boundary is not None and {"off", "on"} <= one.best.keys()]
+    return [one for one in counted(contrasts) if one.boundary is not None and {"off", "on"} <= one.best.keys()]
 
 
 def strategies(contrasts: Sequence[Contrast]) -> list[Strategy]:
