@@ -38,7 +38,7 @@ class Needs:
 def needs_of(artifact: Artifact, scale: Scale, devices: Devices) -> Needs:
     """What building `artifact` needs: GPUs at the scale that is made for them, and a round as many as its devices."""
     cost = _cost(artifact, scale)
-    trains = artifact.builder.function.endswith(":build_policy")
+    trains = artifact.builder.name.endswith(":build_policy")
     count = devices.count if trains else 1
     if scale.key != "paper" or not cost.memory:
         computes = cost.memory or cost.flops
@@ -52,7 +52,7 @@ def needs_of(artifact: Artifact, scale: Scale, devices: Devices) -> Needs:
 def _cost(artifact: Artifact, scale: Scale) -> Estimate:
     """The plan's estimate; lm-eval, which it has no formula for, reads the policy and holds as much again."""
     cost = estimate(artifact, scale.key)
-    if artifact.builder.function != "stagealign.capability:measure":
+    if artifact.builder.name != "stagealign.capability:measure":
         return cost
     lm = weights_of(artifact, scale.key)
     return replace(cost, loaded=lm.bytes, memory=2 * lm.bytes) if lm else cost

@@ -149,9 +149,9 @@ def check_checkpoints(plan: Plan, store: Store, results: Path) -> None:
 
     Also where they are not pinned and `results` holds numbers that were made with another commit of them.
     """
-    wanted = [one for one in plan.missing if one.builder.function in FETCHED]
+    wanted = [one for one in plan.missing if one.builder.name in FETCHED]
     for one in plan.artifacts.values():
-        if one.builder.function in FETCHED and one.path in plan.ready and one.params["revision"] is None:
+        if one.builder.name in FETCHED and one.path in plan.ready and one.params["revision"] is None:
             commit = (store.record(one) or {"facts": {}})["facts"].get("revision")
             if commit:
                 _check_unmoved(one, results, commit)
@@ -159,7 +159,7 @@ def check_checkpoints(plan: Plan, store: Store, results: Path) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # as for the workers that will fetch them
         from stagealign import sft
 
-        links = [one for one in plan.artifacts.values() if one.builder.function == "stagealign.sft:build_link"]
+        links = [one for one in plan.artifacts.values() if one.builder.name == "stagealign.sft:build_link"]
         as_is = {one.inputs["weights"].path for one in links}
         for artifact in wanted:
             name, revision = artifact.params.get("checkpoint"), artifact.params["revision"]

@@ -42,11 +42,20 @@ RECORDED_PACKAGES = ("stagealign", "torch", "transformers", "trl", "accelerate",
 
 @dataclass(frozen=True)
 class Builder:
-    """What makes an artifact; `version` is raised by hand when its output changes meaning."""
+    """What makes an artifact: its name is identity for ever, the place of its code is not."""
 
-    function: str
-    """`module:function`, called with a `Work`, returns facts; imported only when something is built."""
+    name: str
+    """Part of every fingerprint; never changed, wherever the code moves."""
     version: int = 1
+    """Raised by hand when the output changes meaning."""
+    place: str = field(default="", compare=False)
+    """`module:function`, called with a `Work`, returns facts; imported only when something is built.
+    Empty: the name is the place."""
+
+    @property
+    def function(self) -> str:
+        """`module:function` of the code."""
+        return self.place or self.name
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class Artifact:
     def identity(self) -> dict[str, Any]:
         """All that determines the content, in clear text."""
         return {
-            "builder": self.builder.function,
+            "builder": self.builder.name,
             "version": self.builder.version,
             "params": plain(self.params),
             "inputs": {name: artifact.fingerprint for name, artifact in sorted(self.inputs.items())},
