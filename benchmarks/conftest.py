@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from stagealign import registry
-from stagealign.errors import CannotRun, StagealignError, UnknownName
-from stagealign.results import read_result, result_path
-from stagealign.spec import Cell
+from stagealign.base.errors import CannotRun, StagealignError, UnknownName
+from stagealign.grid import registry, select
+from stagealign.grid.cell import Cell
+from stagealign.store.results import read_result, result_path
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def pytest_configure(config):
         raise pytest.UsageError(f"--seeds {config.getoption('seeds')}: at least 1 is needed")
     config.stash[SCALE] = scale
     try:
-        config.stash[MATCHES] = registry.matcher(config.option.keyword)
+        config.stash[MATCHES] = select.matcher(config.option.keyword)
     except StagealignError as error:
         raise pytest.UsageError(str(error)) from error
 
@@ -68,7 +68,7 @@ def pytest_generate_tests(metafunc):
             one
             for one in entries
             if not one.cell.extra
-            or registry.asked_for(one.cell, matches, (one.id, metafunc.definition.name, *one.cell.keywords))
+            or select.asked_for(one.cell, matches, (one.id, metafunc.definition.name, *one.cell.keywords))
         ]
         metafunc.parametrize("entry", entries, ids=lambda entry: entry.id)
 
@@ -84,7 +84,7 @@ def pytest_collection_finish(session):
     entries = [entry for item in session.items if (entry := _entry(item))]
     session.config.stash[CHOSEN] = entries
     if entries and not session.config.option.collectonly:
-        from stagealign.plan import check_machine
+        from stagealign.plan.machine import check_machine
 
         try:
             check_machine(session.config.stash[SCALE], [entry.cell for entry in entries])
@@ -98,8 +98,8 @@ def verdict(request):
 
     One plan a set of seeds, so that items share artifacts and build side by side; progress goes to the terminal.
     """
-    from stagealign import runs
-    from stagealign.pipeline import plan_run
+    from stagealign.cli import run as runs
+    from stagealign.pipeline.rounds import plan_run
 
     config = request.config
     scale, folder = config.stash[SCALE], results(config)

@@ -74,7 +74,7 @@ def main() -> None:
 
 def measure(name: str, count: int) -> dict[str, Any]:
     """What the first of `count` processes says of one shape; out of memory is a result too."""
-    from stagealign.devices import launch
+    from stagealign.train.launch import launch
 
     with tempfile.TemporaryDirectory() as folder:
         words = [*launch("fsdp2", count), "-m", "benchmarks.devices", "rank", name, folder]
@@ -95,10 +95,11 @@ def rank(name: str, folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-    from stagealign import train
-    from stagealign.lm import LanguageModel
-    from stagealign.logps import PairTokens
-    from stagealign.registry import DPO
+    from stagealign.grid.methods import DPO
+    from stagealign.policy.lm import LanguageModel
+    from stagealign.policy.logps import PairTokens
+    from stagealign.train import reference
+    from stagealign.train import trainer as train
 
     shape = SMALL if name == "small" else SHAPES[name]
     gpu = torch.cuda.is_available()
@@ -117,7 +118,7 @@ def rank(name: str, folder: Path) -> None:
         return tuple(torch.randint(shape.vocabulary, (length,), generator=chance).tolist())
 
     pairs = [PairTokens(ids(shape.prompt), ids(shape.completion), ids(shape.completion)) for _ in range(STEPS * BATCH)]
-    data = train.TrainingSet(pairs, torch.full((len(pairs), 2), -1.0))
+    data = reference.TrainingSet(pairs, torch.full((len(pairs), 2), -1.0))
     clock: list[float] = []
 
     class Clock(TrainerCallback):

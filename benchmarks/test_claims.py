@@ -1,13 +1,13 @@
 """It reproduced: each claim of the scale against the results that stand, and nothing is run.
 
-A claim and its tolerance stand in `stagealign.claims`, written down before the runs. One that was not reproduced, or in
+A claim and its tolerance stand in `stagealign.grid.claims`, written down before the runs. One that was not reproduced, or in
 its direction only, fails with what was found; one that was not run, or that the results cannot judge, is skipped.
 """
 
 import pytest
 
-from stagealign.claims import CLAIMS
-from stagealign.verdicts import REPRODUCED, UNDER_POWERED
+from stagealign.grid.claims import CLAIMS
+from stagealign.report.read.verdicts import REPRODUCED, UNDER_POWERED
 
 NO_RESULTS = "not run: no {}-scale results"
 
@@ -15,9 +15,9 @@ NO_RESULTS = "not run: no {}-scale results"
 @pytest.fixture(scope="session")
 def judged(pytestconfig):
     """Verdict by claim key, from the results folder."""
-    from stagealign.report.book import open_book
-    from stagealign.report.claims import verdicts
-    from stagealign.report.contrasts import contrasts
+    from stagealign.report.read.book import open_book
+    from stagealign.report.read.contrasts import contrasts
+    from stagealign.report.sections.claims import verdicts
 
     folder = pytestconfig.getoption("results") or pytestconfig.rootpath / "results"
     book = open_book(folder, pytestconfig.getoption("scale"))

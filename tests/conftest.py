@@ -45,8 +45,8 @@ def build_tiny(shape="llama", seed=0, chat=False, tied=False):
     import torch
     from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 
-    from stagealign.lm import LanguageModel
-    from stagealign.sft import byte_tokenizer
+    from stagealign.policy.lm import LanguageModel
+    from stagealign.policy.start import byte_tokenizer
 
     common = {
         "vocab_size": 264,

@@ -11,19 +11,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from stagealign import registry
-from stagealign.alpaca.answers import key_of
-from stagealign.alpaca.asking import ServedJudge
-from stagealign.alpaca.local import LocalJudge
-from stagealign.alpaca.rows import Item as BattleItem
-from stagealign.claims import CLAIMS, cited
-from stagealign.judge import LLMJudge
-from stagealign.meter import Item, Sampled, kept_at, texts_of
-from stagealign.pairrm import PairRMOracle
-from stagealign.pipeline import plan_run
-from stagealign.recorded import RecordedOracle
-from stagealign.rewards import RewardOracle
-from stagealign.spec import Cell, Decoding, Engine, fingerprint, plain, stream
+from stagealign.base.identity import fingerprint, plain, stream
+from stagealign.boundary.meter import kept_at, texts_of
+from stagealign.boundary.sampling import Item, Sampled
+from stagealign.evaluate.alpaca_eval.answers import key_of
+from stagealign.evaluate.alpaca_eval.asking import ServedJudge
+from stagealign.evaluate.alpaca_eval.local import LocalJudge
+from stagealign.evaluate.alpaca_eval.rows import Item as BattleItem
+from stagealign.grid import registry, scales, variants
+from stagealign.grid.cell import Cell
+from stagealign.grid.claims import CLAIMS, cited
+from stagealign.grid.spec import Decoding, Engine
+from stagealign.oracle.judge import LLMJudge
+from stagealign.oracle.pairrm import PairRMOracle
+from stagealign.oracle.recorded import RecordedOracle
+from stagealign.pipeline.rounds import plan_run
+from stagealign.scoring.reward_model import RewardOracle
 
 COMMITTED = Path(__file__).with_name("identities.json")
 VLLM = Engine("vllm", "0.31.0", {"enable_prefix_caching": True, "logprobs_mode": "raw_logprobs"})
@@ -31,17 +34,17 @@ SERVED = Engine("served", None, {"style": "generation_config"})
 Change = Callable[[list[Cell]], list[Cell]]
 CHANGES: dict[str, Change] = {
     "plain": lambda cells: cells,
-    "lora": lambda cells: registry.adapted(cells, "lora"),
-    "vllm": lambda cells: registry.sampled_by(cells, VLLM),
-    "served": lambda cells: registry.sampled_by(cells, SERVED),
-    "gold of the hub": lambda cells: registry.evaluated_by(cells, "reward:org/Reward-Model"),
-    "gold of a folder": lambda cells: registry.evaluated_by(cells, "reward:folder@0123456789abcdef"),
+    "lora": lambda cells: variants.adapted(cells, "lora"),
+    "vllm": lambda cells: variants.sampled_by(cells, VLLM),
+    "served": lambda cells: variants.sampled_by(cells, SERVED),
+    "gold of the hub": lambda cells: variants.evaluated_by(cells, "reward:org/Reward-Model"),
+    "gold of a folder": lambda cells: variants.evaluated_by(cells, "reward:folder@0123456789abcdef"),
 }
 
 
 def lines() -> Iterator[tuple[str, str, str]]:
     """(group, fingerprint, what it is of)."""
-    for scale in registry.SCALES:
+    for scale in scales.SCALES:
         for name, change in CHANGES.items():
             yield from _artifacts(f"{scale}, {name}", change(registry.cells(scale, extras=name == "plain")))
         yield from _artifacts(f"{scale}, capability", registry.cells(scale), capability=True)
@@ -68,7 +71,13 @@ def _kept() -> Iterator[tuple[str, str, str]]:
     settings = {"decoding": vars(Decoding(max_new_tokens=512)), "template": "auto", "seed": 0, "count": 2}
     policies: dict[str, dict[str, Any]] = {
         "loaded": {"weights": "org/model@0123456789abcdef", **settings},
-        "served": {"served": "model", "as": "model-1", "style": "top_k", "says": fingerprint({"text": "a"}), **settings},
+        "served": {
+            "served": "model",
+            "as": "model-1",
+            "style": "top_k",
+            "says": fingerprint({"text": "a"}),
+            **settings,
+        },
     }
     item = Item("key", "a prompt", ("chosen", "rejected"))
     for name, policy in policies.items():

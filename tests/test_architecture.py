@@ -1,62 +1,112 @@
-"""Imports go down only: a room knows the floors under it, and a machine knows no other machine."""
+"""The house: packages in one order, imports go one way, and rooms that can be read in one sitting."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent.parent / "stagealign"
-FLOORS = {
-    0: "errors spec registry records judged tables texts picking store results paper claims "  # words
-    "length_prior mirrors devices seals hidden atomic locks shapes comparisons",
-    1: "losses logps boundary statistics world diversity verdicts length_control labels cost finite "  # numbers
-    "disentangled",
-    2: "lm sources preferences recorded sample oracle train evaluate sft assets "  # machines
-    "pairrm rewards judge checkpoints server served describe official_lc alpaca capability ultrafeedback "
-    "vllm_sample vllm_worker parts",
-    3: "cli runs show pipeline plan execute report meter measuring __init__ "  # house
-    "cluster lc_win_rate estimate outlook export train_worker terminal doctor to_judge variants needs bucket",
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "stagealign"
+MAY_IMPORT = {
+    "base": "",
+    "stats": "base",
+    "store": "base",
+    "grid": "base",
+    "data": "base store grid",
+    "policy": "base stats store grid data",
+    "scoring": "base stats store data policy",
+    "oracle": "base stats store grid data policy scoring",
+    "evaluate": "base stats store grid data policy scoring",
+    "train": "base stats store grid data policy",
+    "pipeline": "base stats store grid data",
+    "plan": "base store grid pipeline",
+    "execute": "base store grid pipeline plan",
+    "boundary": "base stats store grid data policy scoring oracle",
+    "report": "base stats store grid boundary",
+    "cli": "base stats store grid data policy scoring oracle evaluate train pipeline plan execute boundary report",
 }
-FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
-COMMON = {"lm", "assets", "checkpoints", "server", "preferences"}  # the machines that other machines may use
+"""Package -> packages that it may import, from the bottom up: each imports only what stands above it in this table.
+
+`train`, `oracle` and `evaluate` never import each other: they hand each other files, and what they share lies below
+them. `report` reads files, and of the meter its measurement.
+"""
+LIGHT = ("base", "store", "grid", "pipeline", "plan")
+"""Packages whose modules import nothing outside of the standard library, so that `stagealign list` starts at once."""
 HEAVY = {"torch", "transformers", "trl", "spacy", "sklearn", "pandas", "matplotlib", "numpy"}
 
 
-def imports(tree: ast.AST, everywhere: bool = True) -> set[str]:
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def package_of(path: Path) -> str:
+    """Package of a module of ours; empty for `stagealign/__init__.py` and `__main__.py`."""
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def imports(tree: ast.AST, everywhere: bool = True) -> Iterator[str]:
     """Dotted names that a module imports, with `from a import b` as `a.b`; or only those outside functions."""
-    names = set()
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: a relative import; write `from stagealign.ROOM import ...`"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif everywhere or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            names |= imports(node, everywhere)
-    return names
+            yield from imports(node, everywhere)
 
 
-def test_imports_go_down_only():
-    wrong = []
-    for path in sorted(PACKAGE.rglob("*.py")):
-        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        assert room in FLOOR, f"{path.name}: room {room!r} has no floor; give it one in FLOORS"
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        ours = [name for name in imports(tree) if name.split(".")[0] == "stagealign"]
-        for used in sorted({f"{name}.__init__".split(".")[1] for name in ours}):
-            target = used if used in FLOOR else "__init__"  # `from stagealign import __version__`
-            up = FLOOR[target] > FLOOR[room]
-            across = FLOOR[target] == FLOOR[room] == 2 and target != room and target not in COMMON
-            machine = room == "report" and FLOOR[target] == 2  # a report reads files only
-            if up or across or machine:
-                wrong.append(f"{room} (floor {FLOOR[room]}) imports {target} (floor {FLOOR[target]})")
-        if FLOOR[room] == 0:
-            outside = {name.split(".")[0] for name in imports(tree, everywhere=False)} - set(sys.stdlib_module_names)
-            wrong += [f"{room} (floor 0) imports {name}, not standard library" for name in outside - {"stagealign"}]
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_the_order_is_one_list():
+    packages = list(MAY_IMPORT)
+    assert sorted(packages) == sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+    for place, (package, allowed) in enumerate(MAY_IMPORT.items()):
+        assert set(allowed.split()) <= set(packages[:place]), f"{package} may import what stands below it"
+    machines = {"train", "oracle", "evaluate"}
+    assert not any(machines & set(MAY_IMPORT[machine].split()) for machine in machines)
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_go_one_way(package):
+    allowed = {package, *MAY_IMPORT[package].split()}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in modules()
+        if package_of(path) == package
+        for name in imports(tree_of(path))
+        if name.split(".")[0] == "stagealign" and name.split(".")[1] not in allowed
+    ]
+    assert not wrong, "\n".join([f"{package} may import {', '.join(sorted(allowed))}", *wrong])
+
+
+def test_light_packages_import_the_standard_library_alone():
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in modules()
+        if package_of(path) in LIGHT
+        for name in imports(tree_of(path), everywhere=False)
+        if name.split(".")[0] not in {*sys.stdlib_module_names, "stagealign"}
+    ]
     assert not wrong, "\n".join(wrong)
 
 
+def test_every_package_says_what_lives_there():
+    lacking = [
+        str(path.relative_to(ROOT))
+        for path in PACKAGE.rglob("__init__.py")
+        if len(ast.get_docstring(tree_of(path)) or "") < 30
+    ]
+    assert not lacking, lacking
+
+
 def test_command_line_starts_without_heavy_libraries():
-    code = f"import sys, stagealign.cli; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    code = f"import sys, stagealign.cli.app; print(*sorted({HEAVY!r} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not found, f"`import stagealign.cli` also imports {', '.join(found)}; import them where they are used"
+    assert not found, f"the command line also imports {', '.join(found)}; import them where they are used"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from stagealign import results as reading
-from stagealign.errors import BadData, StagealignError
-from stagealign.report.faults import faults, readme_lines
-from stagealign.shapes import NUMBER, SHARE, TEXT, WHOLE, Map, Or, misfit
+from stagealign.base.errors import BadData, StagealignError
+from stagealign.base.shapes import NUMBER, SHARE, TEXT, WHOLE, Map, Or, misfit
+from stagealign.report.pages.faults import faults, readme_lines
+from stagealign.store import results as reading
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
@@ -24,7 +24,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import factory_builders
-from stagealign import cli, execute
+from stagealign.cli import app as cli
+from stagealign.execute import processes as execute
 from stagealign.plan import Plan
 from stagealign.store import Artifact, Builder, Store
 execute._prepare = factory_builders.prepare

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.speed import rows, turns
 from benchmarks.speed.turns import Given
-from stagealign.report.aims import BY_KEY, ROWS
+from stagealign.report.pages.aims import BY_KEY, ROWS
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = Given(threads=1, repeats=1, small=True)
@@ -112,7 +112,7 @@ def test_useful_arithmetic_by_hand():
     from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
     from benchmarks.speed.roof import pair_flops, share, weights
-    from stagealign.logps import PairTokens
+    from stagealign.policy.logps import PairTokens
 
     config = GPTNeoXConfig(
         vocab_size=10, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8

@@ -1,4 +1,4 @@
-"""Coverage, wrong decisions and prompts needed in worlds whose true boundary score is known (`stagealign.world`)."""
+"""Coverage, wrong decisions and prompts needed in worlds whose true boundary score is known (`benchmarks.boundary.world`)."""
 
 import math
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stagealign.boundary import Decision, boundary_score, first_decisions
-from stagealign.world import CORRELATION, World, world_at
+from benchmarks.boundary.world import CORRELATION, World, world_at
+from stagealign.stats.decision import Decision, first_decisions
+from stagealign.stats.votes import boundary_score
 
 PAPER_PROMPTS = 2000
 Row = dict[str, Any]

@@ -51,7 +51,7 @@ def boundary(arguments: Sequence[str], home: Path, threads: int) -> tuple[dict[s
 
 def told() -> None:
     """Runs the command line and leaves its peak memory in MB in the file that the first argument names."""
-    from stagealign.cli import main
+    from stagealign.cli.app import main
 
     place = Path(sys.argv.pop(1))
     try:

@@ -94,7 +94,7 @@ def tiny_models(folder: Path) -> tuple[str, str]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-    from stagealign.sft import byte_tokenizer
+    from stagealign.policy.start import byte_tokenizer
 
     torch.manual_seed(0)
     shape: dict[str, Any] = {

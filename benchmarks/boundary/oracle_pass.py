@@ -22,8 +22,8 @@ from typing import Any
 
 from benchmarks.boundary.machine import hardware
 from benchmarks.boundary.recorded import data_folder
-from stagealign.judged import Contest
-from stagealign.store import default_home
+from stagealign.scoring.contest import Contest
+from stagealign.store.home import default_home
 
 ASKED, PROMPTS, SEED, TOLERANCE = 5.0, 2000, 0, 1e-4
 SIZES = {"reviews": 24, "answers": 6}
@@ -151,7 +151,7 @@ def readme(oracle: Any, prompt: str, first: str, second: str, pad: bool = True) 
     """
     import torch
 
-    from stagealign.pairrm import ALL_TOKENS, PROMPT_TOKENS
+    from stagealign.oracle.pairrm import ALL_TOKENS, PROMPT_TOKENS
 
     encode = oracle.tokenizer.encode
     ids = encode("<|source|>" + prompt, max_length=PROMPT_TOKENS, truncation=True)
@@ -169,7 +169,7 @@ def published(oracle: Any) -> Any:
     """The oracle with transformers' own attention, as the README's loop has it."""
     from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
 
-    from stagealign.disentangled import ReadingAttention
+    from stagealign.oracle.disentangled import ReadingAttention
 
     peer = copy.copy(oracle)
     peer.model = copy.deepcopy(oracle.model)
@@ -189,7 +189,7 @@ def agree(oracle: Any, peer: Any, contest: Contest) -> dict[str, float]:
 
 def open_oracle(given: Sequence[Contest]) -> tuple[Any, str]:
     """The real checkpoint where STAGEALIGN_PAIRRM names it, else random weights; and which it is."""
-    from stagealign import pairrm
+    from stagealign.oracle import pairrm
 
     folder = os.environ.get("STAGEALIGN_PAIRRM")
     if folder:
@@ -215,7 +215,7 @@ def train_tokenizer(texts: Sequence[str]) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import DebertaV2Tokenizer
 
-    from stagealign.pairrm import MARKS
+    from stagealign.oracle.pairrm import MARKS
 
     specials = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
     raw = Tokenizer(models.Unigram())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.boundary.machine import boundary, hardware
-from stagealign.store import default_home
+from stagealign.store.home import default_home
 
 PAIRS, POLICY, REWARD = Path("pan/seed0/static1/pairs/pairs.jsonl"), Path("smollm2"), Path("gold")
 SHOWN = (

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stagealign.boundary import Decision, boundary_score, cross_votes
+from stagealign.stats.decision import Decision
+from stagealign.stats.votes import boundary_score, cross_votes
 
 Votes = list[tuple[float, float]]
 

@@ -92,16 +92,16 @@ def preload() -> None:
     torch.set_num_threads(1)
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import stagealign.cli
-    import stagealign.describe
-    import stagealign.evaluate
-    import stagealign.oracle
-    import stagealign.report.overview
-    import stagealign.runs
-    import stagealign.sample
-    import stagealign.sft
-    import stagealign.sources
-    import stagealign.train  # noqa: F401
+    import stagealign.cli.app
+    import stagealign.cli.run
+    import stagealign.data.films
+    import stagealign.evaluate.describe
+    import stagealign.evaluate.scores
+    import stagealign.oracle.learned
+    import stagealign.policy.sample
+    import stagealign.policy.start
+    import stagealign.report.pages.overview
+    import stagealign.train.trainer  # noqa: F401
 
     lab.install()
 
@@ -121,8 +121,9 @@ def _child(folder: Path, words: tuple[str, ...], plant: Plant | None, home: Path
         import torch
         from rich.console import Console
 
-        from stagealign import execute, show
-        from stagealign.cli import main
+        from stagealign.cli import tables as show
+        from stagealign.cli.app import main
+        from stagealign.execute import processes as execute
 
         show.console = Console(soft_wrap=False, highlight=False, width=200)
         execute.get_context = lambda _: multiprocessing.get_context("fork")

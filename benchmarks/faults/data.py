@@ -12,7 +12,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from stagealign.errors import StagealignError
+from stagealign.base.errors import StagealignError
 
 Row = dict[str, Any]
 SCALE = "lab"
@@ -170,13 +170,14 @@ def _added_up(found: Any) -> None:
 
 def readers() -> dict[str, Callable[[Path, int], None]]:
     """What reads a file that a user may give, each with what must hold of what it read; the rows that were written."""
-    from stagealign.alpaca import recorded, rows
-    from stagealign.alpaca.answers import Answers
-    from stagealign.comparisons import read_comparisons, read_difficulty, read_weights
-    from stagealign.lc_win_rate import lc_win_rates
-    from stagealign.preferences import read_preferences
-    from stagealign.recorded import read_recorded, votes_by_prompt
-    from stagealign.records import Candidate, Pair, Prompt, read_rows
+    from stagealign.data.preferences import read_preferences
+    from stagealign.data.records import Candidate, Pair, Prompt, read_rows
+    from stagealign.evaluate.alpaca_eval import recorded, rows
+    from stagealign.evaluate.alpaca_eval.answers import Answers
+    from stagealign.evaluate.alpaca_eval.comparisons import read_comparisons, read_difficulty, read_weights
+    from stagealign.evaluate.alpaca_eval.lc_win_rate import lc_win_rates
+    from stagealign.oracle.recorded import votes_by_prompt
+    from stagealign.oracle.recorded_file import read_recorded
 
     beside: dict[Path, Path] = {}
 
@@ -310,8 +311,8 @@ def tables(folder: Path, inputs: int, chance: int | None, tally: Tally) -> None:
 
 def results(folder: Path, inputs: int, chance: int, tally: Tally, example: Row) -> None:
     """Feeds results with a value exchanged, taken away or added somewhere, and files that are none."""
-    from stagealign.report.book import open_book
-    from stagealign.results import done_rungs, read_result, result_path, stands
+    from stagealign.report.read.book import open_book
+    from stagealign.store.results import done_rungs, read_result, result_path, stands
 
     rng = random.Random(chance)
     junk = [None, True, "", "text", -1, 1e400, float("nan"), 10**400, [], {}, [[]], {"a": None}, [None], "\ud800"]
@@ -372,7 +373,7 @@ def extremes(folder: Path, tally: Tally, large: int = 100_000) -> None:
             path = folder / f"extreme.{ending}"
             path.write_bytes(encoded(rows, ending))
             tally.read("preferences", every["preferences"], path, len(rows))
-    from stagealign.preferences import read_preferences
+    from stagealign.data.preferences import read_preferences
 
     path = folder / "white.jsonl"
     path.write_bytes(encoded(cases["white space"], "jsonl"))

@@ -107,7 +107,7 @@ def in_training(folder: Path, reference: Path) -> list[Row]:
 
 
 def _note_steps(then: Plant | None = None) -> None:
-    from stagealign.train import PreferenceTrainer
+    from stagealign.train.trainer import PreferenceTrainer
 
     note = PreferenceTrainer._note
 
@@ -127,7 +127,7 @@ def _die_at_step() -> None:
 
 
 def _die_in_checkpoint() -> None:
-    from stagealign.train import PreferenceTrainer
+    from stagealign.train.trainer import PreferenceTrainer
 
     def die(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -6,9 +6,11 @@
 from dataclasses import replace
 from typing import Any
 
-from stagealign import cost, pipeline, registry
-from stagealign.spec import Checkpoint, Decoding, Evaluation
-from stagealign.store import Builder, Work
+from stagealign.grid import methods, models, scales
+from stagealign.grid.spec import Checkpoint, Decoding, Evaluation
+from stagealign.pipeline import kinds
+from stagealign.plan import flops as cost
+from stagealign.store.artifact import Builder, Work
 
 SCALE = "tiny"
 CELLS = "2off_on"
@@ -17,16 +19,16 @@ CELLS = "2off_on"
 
 def install() -> None:
     """Puts the scale into the registry of this process; what it builds is named by functions of this module."""
-    smoke = registry.SCALES["smoke"]
+    smoke = scales.SCALES["smoke"]
     training = replace(smoke.training, epochs=30, trained_layers=1, max_length=128)  # 60 steps: one checkpoint
     sizes = Evaluation(validation_prompts=2, test_prompts=4)
-    registry.SCALES[SCALE] = replace(
+    scales.SCALES[SCALE] = replace(
         smoke, key=SCALE, name="attacks", training=training, evaluation=sizes, decoding=Decoding(max_new_tokens=6)
     )
     cost.LENGTHS[SCALE] = cost.LENGTHS["smoke"]
-    registry.METHODS[SCALE] = registry.METHODS["smoke"]
-    registry.CHECKPOINTS[SCALE] = {"zephyr": Checkpoint("shape/tiny", parameters=30_000)}
-    pipeline.BUILDERS["shape"] = Builder("benchmarks.faults.lab:build_weights")
+    methods.METHODS[SCALE] = methods.METHODS["smoke"]
+    models.CHECKPOINTS[SCALE] = {"zephyr": Checkpoint("shape/tiny", parameters=30_000)}
+    kinds.BUILDERS["shape"] = Builder("benchmarks.faults.lab:build_weights")
 
 
 def build_weights(work: Work) -> dict[str, Any]:
@@ -34,8 +36,8 @@ def build_weights(work: Work) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from stagealign.lm import LanguageModel, save
-    from stagealign.sft import byte_tokenizer
+    from stagealign.policy.lm import LanguageModel, save
+    from stagealign.policy.start import byte_tokenizer
 
     torch.manual_seed(work.params["seed"])
     config = LlamaConfig(
@@ -57,7 +59,7 @@ def build_weights(work: Work) -> dict[str, Any]:
 
 
 def main() -> None:
-    from stagealign.cli import main as command
+    from stagealign.cli.app import main as command
 
     install()
     command()

@@ -81,12 +81,12 @@ def _own_bytes(process: psutil.Process) -> int:
 
 def soak(folder: Path, seeds: int, models: Sequence[str]) -> Row:
     """All twelve cells of each model with `seeds` seeds in one call; then again, when nothing may be built."""
-    from stagealign import registry
-    from stagealign.results import read_results
+    from stagealign.grid import models as models_room
+    from stagealign.store.results import read_results
 
     def plant() -> None:
-        known = registry.CHECKPOINTS[lab.SCALE]["zephyr"]
-        registry.CHECKPOINTS[lab.SCALE] = dict.fromkeys(models, known)
+        known = models_room.CHECKPOINTS[lab.SCALE]["zephyr"]
+        models_room.CHECKPOINTS[lab.SCALE] = dict.fromkeys(models, known)
 
     cells = 12 * len(models)
     words = ("run", "--scale", lab.SCALE, "--seeds", str(seeds), "--workers", "2")
@@ -111,7 +111,7 @@ def soak(folder: Path, seeds: int, models: Sequence[str]) -> Row:
 def many(folder: Path, count: int) -> Iterator[Row]:
     """Report of the lab over `count` made-up results, and the plan of as many seeds of its cells beside them."""
     from benchmarks.speed.start import fill
-    from stagealign import registry
+    from stagealign.grid import registry
 
     fill(folder / "results", count)
     cells = len(registry.cells("lab"))

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from stagealign.errors import StagealignError
+from stagealign.base.errors import StagealignError
 
 Row = dict[str, Any]
 PROMPTS = 20
@@ -124,7 +124,7 @@ def neighbour(act: Callable[[int, Row], str]) -> Iterator[Neighbour]:
 @contextmanager
 def hurried() -> Iterator[None]:
     """Servers are waited for a short time, and tried again at once."""
-    from stagealign import server
+    from stagealign.base import server
 
     start = server.Server.__init__
     given = os.environ.get(server.KEYS[0])
@@ -185,8 +185,9 @@ class Judge(Client):
     name = "judge of the boundary meter"
 
     def ask(self, server: Neighbour, **options: Any) -> tuple[int, int]:
-        from stagealign.judge import connect
-        from stagealign.meter import Item, Meter, Sampled, kept_at, measure
+        from stagealign.boundary.meter import Meter, kept_at, measure
+        from stagealign.boundary.sampling import Item, Sampled
+        from stagealign.oracle.judge import connect
 
         judge = connect("judge", server.url, workers=2)
         items = [Item(f"{n:02}", self.prompt(n), ("static",)) for n in range(PROMPTS)]
@@ -203,9 +204,11 @@ class Policy(Client):
     name = "served policy"
 
     def ask(self, server: Neighbour, **options: Any) -> tuple[int, int]:
-        from stagealign.judged import Judged
-        from stagealign.measuring import Request, open_policy
-        from stagealign.meter import Item, Meter, kept_at, measure
+        from stagealign.boundary.meter import Meter, kept_at, measure
+        from stagealign.boundary.open_policy import open_policy
+        from stagealign.boundary.request import Request
+        from stagealign.boundary.sampling import Item
+        from stagealign.scoring.contest import Judged
 
         class Fair:
             """An oracle that finds all alike."""
@@ -229,7 +232,7 @@ class Alpaca(Client):
     name = "judge of AlpacaEval"
 
     def ask(self, server: Neighbour, **options: Any) -> tuple[int, int]:
-        from stagealign import alpaca
+        from stagealign.evaluate.alpaca_eval import evaluate as alpaca
 
         os.environ["STAGEALIGN_HOME"] = str(self.home)
         files = []

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.faults import lab
 from benchmarks.faults.attempts import REPORT, Attempt, Ended, faults_of
-from stagealign.store import RECORD
+from stagealign.store.record import RECORD
 
 Row = dict[str, Any]
 DOCTOR = ("doctor", "--deep")

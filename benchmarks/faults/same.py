@@ -27,7 +27,7 @@ def two_threads() -> None:
     """As many threads in every product, where an attempt has one otherwise; each round notes how many it has."""
     import torch
 
-    from stagealign import train
+    from stagealign.train import trainer as train
 
     torch._C.set_num_threads(2)  # the public name is held at one in an attempt
     align, home = train.align, Path.cwd()

@@ -35,7 +35,7 @@ def locks_lie(number: int) -> None:
 
 def other_machines(number: int) -> None:
     """The same share, and each process on a machine of its own: whether another lives can only be seen by its touch."""
-    from stagealign import locks
+    from stagealign.store import locks
 
     locks_lie(number)
     locks.HEARTBEAT, locks.STALE = 1.0, 30.0

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.length_control.published import NEEDED, Published, data_folder, learn, read
-from stagealign.length_control import LEARNED, PLAIN, Prior, fit, length_controlled, sampling_error
+from stagealign.evaluate.alpaca_eval.length_control import LEARNED, PLAIN, Prior, fit, length_controlled, sampling_error
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20250814
@@ -19,7 +19,7 @@ DRAWS = 10
 CONSTANTS = '''\
 """What the hub-only rows of the official length-controlled model do to its weights, learned from published ones.
 
-Written by `python -m benchmarks.length_control --write`; see `stagealign.length_control.Prior` for what they are.
+Written by `python -m benchmarks.length_control --write`; see `stagealign.evaluate.alpaca_eval.length_control.Prior` for what they are.
 """
 
 CURVATURE = (({0!r}, {1!r}), ({1!r}, {2!r}))

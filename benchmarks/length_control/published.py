@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stagealign.length_control import Array, Prior, Weights, features, score
+from stagealign.evaluate.alpaca_eval.length_control import Array, Prior, Weights, features, score
 
 NEEDED = ("gpt4_turbo_preferences.parquet", "instruction_difficulty.csv", "glm_weights.csv", "leaderboard.csv")
 

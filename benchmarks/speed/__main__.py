@@ -9,7 +9,7 @@ import argparse
 import time
 from pathlib import Path
 
-from stagealign.report.aims import BY_KEY
+from stagealign.report.pages.aims import BY_KEY
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +30,7 @@ def main() -> None:
         parser.error(f"--rows knows {', '.join(BY_KEY)}, not {', '.join(unknown) or 'nothing'}; numbers are at least 1")
     from benchmarks.speed import rows
     from benchmarks.speed.turns import Given
-    from stagealign.report.words import duration
+    from stagealign.report.sections.words import duration
 
     how = Given(given.threads, given.repeats, given.small, given.device)
     here = rows.of_device(given.device)

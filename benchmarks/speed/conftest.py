@@ -14,7 +14,7 @@ def pytest_addoption(parser):
 
 def pytest_generate_tests(metafunc):
     if "row" in metafunc.fixturenames:
-        from stagealign.report.aims import ROWS
+        from stagealign.report.pages.aims import ROWS
 
         device = metafunc.config.getoption("device")
         metafunc.parametrize("row", [row.key for row in ROWS if device in row.devices])

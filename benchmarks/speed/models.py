@@ -3,13 +3,13 @@
 from typing import Any
 
 from benchmarks.speed.turns import Given
-from stagealign.lm import LanguageModel, load
-from stagealign.store import default_home
+from stagealign.policy.lm import LanguageModel, load
+from stagealign.store.home import default_home
 
 SEED = 0
 THIN = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 PYTHIA = {"14m": {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 512}}
-"""Source: the config of EleutherAI/pythia-14m. The 160m shape is `stagealign.sft.random_pythia`."""
+"""Source: the config of EleutherAI/pythia-14m. The 160m shape is `stagealign.policy.start.random_pythia`."""
 LLAMA = {
     "1b": {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "intermediate_size": 8192},
     "8b": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 14336},
@@ -21,7 +21,7 @@ def policy(shape: str, given: Given, seed: int = SEED) -> LanguageModel:
     """The model of a row with seeded weights, or SmolLM2's own for `135m`; two thin layers on bytes where small."""
     import torch
 
-    from stagealign.sft import byte_tokenizer, random_pythia
+    from stagealign.policy.start import byte_tokenizer, random_pythia
 
     if given.small:
         model = _neox(seed, vocabulary=264, **THIN)
@@ -53,7 +53,7 @@ def _neox(seed: int, vocabulary: int, **sizes: int) -> Any:
 
 def seeded(sizes: dict[str, int], vocabulary: int, given: Given) -> LanguageModel:
     """Another shape of the same architecture; bytes where its vocabulary is too small for SmolLM2's tokenizer."""
-    from stagealign.sft import byte_tokenizer
+    from stagealign.policy.start import byte_tokenizer
 
     model = _neox(SEED, vocabulary=vocabulary, **sizes).eval().to(given.device)
     return LanguageModel(model, byte_tokenizer() if vocabulary < 49_152 else tokenizer())
@@ -71,7 +71,7 @@ def tokenizer() -> Any:
     """SmolLM2's tokenizer where the lab has it (Pythia's is on the hub only; as many tokens a word), else bytes."""
     from transformers import AutoTokenizer
 
-    from stagealign.sft import byte_tokenizer
+    from stagealign.policy.start import byte_tokenizer
 
     folder = default_home() / "lab" / "smollm2"
     found = AutoTokenizer.from_pretrained(folder) if folder.is_dir() else byte_tokenizer()
@@ -105,7 +105,7 @@ def shifted(lm: LanguageModel) -> LanguageModel:
 
 def reward(given: Given) -> tuple[Any, str]:
     """A reward model with one logit that reads the completion alone, and what it is: the lab's gold where it is."""
-    from stagealign import rewards
+    from stagealign.scoring import reward_model as rewards
 
     folder = default_home() / "lab" / "gold"
     if folder.is_dir() and not given.small:
@@ -115,7 +115,7 @@ def reward(given: Given) -> tuple[Any, str]:
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    from stagealign.sft import byte_tokenizer
+    from stagealign.policy.start import byte_tokenizer
 
     torch.manual_seed(SEED)
     layers = 2 if given.small else 6

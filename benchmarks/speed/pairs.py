@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from stagealign.records import Pair
+from stagealign.data.records import Pair
 
 TURN = "\n\nAssistant:"
 WORDS = ("a", "slow", "film", "of", "rain", "and", "long", "roads", "where", "nobody", "says", "what", "they", "want")

@@ -28,7 +28,7 @@ def measure(given: Given) -> dict[str, Any]:
 
 def side(given: Given, peer: bool, pairs: int) -> Run:
     """One run's time and what it computed."""
-    from stagealign.train import reference_logps, tokenize
+    from stagealign.train.reference import reference_logps, tokenize
 
     lm = models.policy(SHAPE, given)
     data, _ = chosen(pairs, given)

@@ -16,8 +16,8 @@ from typing import Any
 from benchmarks.speed import models, roof, training, votes
 from benchmarks.speed.sampling import COUNT, PROMPTS, SEED, decode, plainly
 from benchmarks.speed.turns import Given, Run, clock, turns
-from stagealign.judged import Contest
-from stagealign.records import Pair, Prompt
+from stagealign.data.records import Pair, Prompt
+from stagealign.scoring.contest import Contest
 
 ROUND, HELD_OUT = 32, 32
 """Prompts that are trained on, and prompts that evaluate."""
@@ -68,7 +68,7 @@ def side(given: Given, peer: bool, prompts: int, held_out: int, candidates: int,
 
 def _useful(lm: Any, oracle: Any, sampled: Sequence[tuple[Prompt, Sequence[str]]], pairs: Sequence[Pair]) -> Run:
     """Tokens that were written, read by the reward model, and trained on; and what they need at least."""
-    from stagealign.train import tokenize
+    from stagealign.train.reference import tokenize
 
     prompts = sum(len(lm.prompt_ids(prompt.text)) for prompt, _ in sampled)
     texts = [text for _, own in sampled for text in own]
@@ -99,8 +99,8 @@ class _Ours:
         self.given, self.lm, self.oracle, self.bf16 = given, lm, oracle, bf16
 
     def sample(self, prompts: Sequence[Prompt], count: int) -> list[list[str]]:
-        from stagealign.lm import LanguageModel
-        from stagealign.sample import sample
+        from stagealign.policy.lm import LanguageModel
+        from stagealign.policy.sample import sample
 
         found: dict[str, list[str]] = {}
         lm = LanguageModel(copy.deepcopy(self.lm.model).bfloat16(), self.lm.tokenizer) if self.bf16 else self.lm

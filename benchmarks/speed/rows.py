@@ -1,4 +1,4 @@
-"""Each row's way to be measured, and what it costs; what it is held against is in `stagealign.report.aims`."""
+"""Each row's way to be measured, and what it costs; what it is held against is in `stagealign.report.pages.aims`."""
 
 import hashlib
 import json
@@ -13,8 +13,8 @@ from typing import Any
 from benchmarks.boundary.machine import hardware
 from benchmarks.speed import roof
 from benchmarks.speed.turns import ROOT, Given, compared, spread
-from stagealign.report.aims import BY_KEY, ROWS, Against, SpeedRow
-from stagealign.store import code_version
+from stagealign.report.pages.aims import BY_KEY, ROWS, Against, SpeedRow
+from stagealign.store.facts import code_version
 
 SCHEMA = 1
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from benchmarks.speed import models, roof
 from benchmarks.speed.turns import Given, Run, child, clock, turns
-from stagealign.lm import LanguageModel, end_ids
-from stagealign.records import Prompt
-from stagealign.registry import scale
-from stagealign.spec import Decoding
+from stagealign.data.records import Prompt
+from stagealign.grid.registry import scale
+from stagealign.grid.spec import Decoding
+from stagealign.policy.lm import LanguageModel, end_ids
 
 COUNT, BATCH, SEED = 2, 16, 0
 ALONE = 16
@@ -54,7 +54,7 @@ def decode(small: bool) -> Decoding:
 
 def side(given: Given, side: str, prompts: int) -> Run:
     """One run's time and the tokens it sampled."""
-    from stagealign.sample import sample
+    from stagealign.policy.sample import sample
 
     lm, _ = models.chat(given)
     decoding = decode(given.small)
@@ -95,7 +95,7 @@ def check(given: Given, prompts: int) -> Run:
     """Whether all give the same text for the most probable token each time, and ours the same in other batches."""
     import torch
 
-    from stagealign.sample import generate, sample
+    from stagealign.policy.sample import generate, sample
 
     lm, name = models.chat(given)
     asked, decoding = PROMPTS[:prompts], decode(given.small)

@@ -19,12 +19,12 @@ PATH = "benchmarks.speed.start"
 
 def commands(given: Given) -> dict[str, Any]:
     """Times of the commands that exist; those that do not are named."""
-    from stagealign.cli import app
+    from stagealign.cli.app import app
 
     known = {one.name or one.callback.__name__ for one in app.registered_commands if one.callback}
     calls = {
-        "stagealign list": ["stagealign.cli", "list"],
-        "stagealign plan": ["stagealign.cli", "plan"],
+        "stagealign list": ["stagealign.cli.app", "list"],
+        "stagealign plan": ["stagealign.cli.app", "plan"],
         "pytest benchmarks --collect-only": ["pytest", "benchmarks", "--collect-only", "-q"],
     }
     absent = [name for name in calls if name.startswith("stagealign ") and name.partition(" ")[2] not in known]
@@ -41,7 +41,7 @@ def commands(given: Given) -> dict[str, Any]:
 
 def call(words: Sequence[str]) -> Run:
     """Seconds and processor seconds of one command, from start to end."""
-    command = [sys.executable, "-c", "from stagealign.cli import main; main()", *words[1:]]
+    command = [sys.executable, "-c", "from stagealign.cli.app import main; main()", *words[1:]]
     if words[0] == "pytest":
         command = [sys.executable, "-m", *words]
     environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)}
@@ -71,7 +71,7 @@ def keeping(given: Given) -> dict[str, Any]:
 
 
 def _artifacts(count: int) -> list[Any]:
-    from stagealign.store import Artifact, Builder
+    from stagealign.store.artifact import Artifact, Builder
 
     start = Artifact("start", Builder("none:none"))
     params = {"learning_rate": 1e-4, "training": {"batch": 8, "epochs": 1}, "method": {"form": "sigmoid", "beta": 0.1}}
@@ -83,7 +83,8 @@ def _artifacts(count: int) -> list[Any]:
 
 def fill_store(home: Path, count: int) -> int:
     """Records of `count` artifacts, written as the store writes them."""
-    from stagealign.store import RECORD, surroundings
+    from stagealign.store.facts import surroundings
+    from stagealign.store.record import RECORD
 
     facts = {**surroundings(), "seconds": 1.0, "pairs": 128}
     for one in _artifacts(count):
@@ -97,7 +98,7 @@ def fill_store(home: Path, count: int) -> int:
 
 def opened(given: Given, folder: str, count: int) -> Run:
     """Time of laying out `count` artifacts and opening their records."""
-    from stagealign.store import Store
+    from stagealign.store.folder import Store
 
     with clock() as took:
         store = Store(Path(folder) / "home")
@@ -108,8 +109,8 @@ def opened(given: Given, folder: str, count: int) -> Run:
 
 def fill(folder: Path, count: int) -> int:
     """`count` made-up results of the grid, as the tests of the report make them; each cell as many seeds."""
-    from stagealign import registry
-    from stagealign.results import write_result
+    from stagealign.grid import registry
+    from stagealign.store.results import write_result
 
     factory = _factory()
     cells = registry.cells("lab")
@@ -119,7 +120,7 @@ def fill(folder: Path, count: int) -> int:
 
 
 def _factory() -> Callable[[str, int], Any]:
-    """`result` of tests/factory_results.py, which is no package."""
+    """`result` of tests/factories/factory_results.py, which is no package."""
     spec = importlib.util.spec_from_file_location("factory_results", ROOT / "tests" / "factory_results.py")
     assert spec is not None
     assert spec.loader is not None
@@ -131,7 +132,7 @@ def _factory() -> Callable[[str, int], Any]:
 
 def reported(given: Given, folder: str, count: int) -> Run:
     """Time of a whole report, without writing it."""
-    from stagealign import report
+    from stagealign.report import build as report
 
     with clock() as took:
         report.build(Path(folder) / "results", "lab")

@@ -15,8 +15,9 @@ from typing import Any
 from benchmarks.speed import models
 from benchmarks.speed.training import BATCH, LEARNING_RATE, MAX_LENGTH, chosen, trainer
 from benchmarks.speed.turns import Given, Run, child, clock, turns
-from stagealign.registry import DPO, SLIC_HF
-from stagealign.store import Artifact, Builder, Store, Work
+from stagealign.grid.methods import DPO, SLIC_HF
+from stagealign.store.artifact import Artifact, Builder, Work
+from stagealign.store.folder import Store
 
 SHAPE, PAIRS, TOLERANCE = "14m", 16, 1e-5
 BETAS, SEEDS = (0.05, 0.1, 0.2), (0, 1)
@@ -90,7 +91,7 @@ def _forwards(store: Store, goals: list[Artifact]) -> int:
 
 def build_start(work: Work) -> dict[str, Any]:
     """Builder of the start: the shape with seeded weights."""
-    from stagealign.lm import save
+    from stagealign.policy.lm import save
 
     save(models.policy(SHAPE, Given(small=work.params["small"])), work.out)
     return {}
@@ -98,14 +99,14 @@ def build_start(work: Work) -> dict[str, Any]:
 
 def build_pairs(work: Work) -> dict[str, Any]:
     """Builder of the pairs."""
-    from stagealign.records import write_rows
+    from stagealign.data.records import write_rows
 
     write_rows(work.out / "pairs.jsonl", chosen(work.params["pairs"], Given(small=work.params["small"]))[0])
     return {}
 
 
 def _trl(given: Given, pairs: int, home: Path) -> Run:
-    from stagealign.lm import load, save
+    from stagealign.policy.lm import load, save
 
     save(models.policy(SHAPE, given), home / "start")
     data, _ = chosen(pairs, given)
@@ -144,8 +145,8 @@ def check(given: Given) -> Run:
     """Both losses of the same log-probs, ours and TRL's, at each beta."""
     import torch
 
-    from stagealign.losses import LOSSES, Constants, Logps
-    from stagealign.train import reference_logps, tokenize
+    from stagealign.train.losses import LOSSES, Constants, Logps
+    from stagealign.train.reference import reference_logps, tokenize
 
     lm = models.policy(SHAPE, given)
     reference = models.shifted(lm)

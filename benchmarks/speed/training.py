@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.speed import models, roof
 from benchmarks.speed import pairs as source
 from benchmarks.speed.turns import Given, Run, child, clock, turns
-from stagealign.records import Pair
+from stagealign.data.records import Pair
 
 BATCH, BETA, LEARNING_RATE, MAX_LENGTH, SEED = 8, 0.1, 1e-6, 1024, 0
 """TRL's defaults, which ours is given too."""
@@ -81,7 +81,7 @@ def autocast(bf16: bool, device: str) -> contextlib.AbstractContextManager[Any]:
 
 def side(given: Given, side: str, shape: str, pairs: int, best: bool = False, bf16: bool = False) -> Run:
     """One run's time, its pairs, useful tokens and their arithmetic."""
-    from stagealign.train import tokenize
+    from stagealign.train.reference import tokenize
 
     lm = models.policy(shape, given)
     data, _ = chosen(pairs, given)
@@ -134,8 +134,9 @@ def ours(
     max_length: int = MAX_LENGTH,
 ) -> None:
     """Trains `lm` with the engine, its reference log-probs included; `lean`: in the least memory it can do with."""
-    from stagealign.registry import DPO
-    from stagealign.train import Settings, TrainingSet, align, reference_logps, tokenize
+    from stagealign.grid.methods import DPO
+    from stagealign.train.reference import TrainingSet, reference_logps, tokenize
+    from stagealign.train.trainer import Settings, align
 
     tokens = tokenize(lm, pairs, max_length)
     with autocast(bf16, device):
@@ -155,8 +156,8 @@ def check(given: Given, shape: str, count: int) -> Run:
     """
     import torch
 
-    from stagealign.losses import Constants, Logps, sigmoid
-    from stagealign.train import reference_logps, tokenize
+    from stagealign.train.losses import Constants, Logps, sigmoid
+    from stagealign.train.reference import reference_logps, tokenize
 
     lm = models.policy(shape, given)
     reference = models.shifted(lm)
@@ -195,7 +196,7 @@ def decision(given: Given, shape: str, pairs: int) -> Run:
 
     Margins are computed in fp32 from both: what differs is what training in bf16 has made of the weights.
     """
-    from stagealign.train import reference_logps, tokenize
+    from stagealign.train.reference import reference_logps, tokenize
 
     held_out = 4 if given.small else HELD_OUT
     every, _ = chosen(pairs + held_out, given, SEED + 1)

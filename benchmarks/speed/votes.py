@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.speed import models, roof
 from benchmarks.speed.turns import Given, Run, child, clock, turns
-from stagealign.judged import Contest
+from stagealign.scoring.contest import Contest
 
 CONTESTS, FEWER, TOLERANCE = 200, 20, 1e-4
 PATH = "benchmarks.speed.votes"

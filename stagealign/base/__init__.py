@@ -1,0 +1,1 @@
+"""What every room may use: errors, identities, secrets, words, the client of a chat server."""

@@ -1,0 +1,56 @@
+"""Errors a user can meet: what was given, what was found, what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from stagealign.base.secrets import without_secrets
+
+
+class StagealignError(Exception):
+    """Base of every error that is the input's fault and not ours; the CLI prints it without a traceback."""
+
+    def __str__(self) -> str:
+        """The message, in which no secret of the environment shows."""
+        return without_secrets(super().__str__())
+
+
+class UnknownName(StagealignError):
+    """A cell, model, method, schedule or scale that the registry does not have."""
+
+    def __init__(self, kind: str, given: str, known: Iterable[str]):
+        known = list(known)
+        near = get_close_matches(given, known, n=3, cutoff=0.4) or known[:6]
+        super().__init__(f"{kind} {given!r}: unknown; nearest: {', '.join(near)}. `stagealign list` shows all.")
+        self.asked = (kind, given, known)
+
+    def __reduce__(self) -> tuple[type["UnknownName"], tuple[str, str, list[str]]]:
+        """Comes out of a worker process as it went in."""
+        return UnknownName, self.asked
+
+
+class BadSpec(StagealignError):
+    """A registry entry that would give numbers without meaning."""
+
+
+class BadData(StagealignError):
+    """A data file whose rows cannot be used as they stand."""
+
+
+class BadAsset(StagealignError):
+    """A downloaded file that is not the one the registry names."""
+
+
+class StoreDrift(StagealignError):
+    """An artifact at this path was built from another spec."""
+
+
+class Damaged(StagealignError):
+    """A file that is not as it was written, with the command that makes it anew."""
+
+
+class BadNumbers(StagealignError):
+    """A number that is not finite: the run stops, as everything made from it would be wrong."""
+
+
+class CannotRun(StagealignError):
+    """This machine cannot do what was asked; lists everything that is missing."""

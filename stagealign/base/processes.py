@@ -1,0 +1,96 @@
+"""Processes of this machine that end when this one does."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stagealign.base.errors import StagealignError
+
+
+def gpu_count() -> int:
+    """GPUs that processes may use, asked of the driver so that torch need not load."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return 0
+    found = sum(line.startswith("GPU ") for line in listed.splitlines())
+    return found if visible is None else min(found, len([one for one in visible.split(",") if one.strip()]))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process of several that work side by side."""
+
+    words: list[str]
+    environment: dict[str, str]
+    log: Path
+
+
+def run_all(jobs: Sequence[Job]) -> list[int]:
+    """Exit codes of processes that know nothing of each other: none waits for another.
+
+    Once one fails the others are ended, and all end when this one does, or is told to. Raises StagealignError where a
+    command cannot be started.
+    """
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        with told_to_end():
+            for job in jobs:
+                with job.log.open("w", encoding="utf-8") as said:
+                    running.append(subprocess.Popen(job.words, stdout=said, stderr=said, env=job.environment))
+            while any(one.poll() is None for one in running) and not any(one.poll() for one in running):
+                time.sleep(0.1)
+    except OSError as error:
+        raise StagealignError(f"{jobs[0].words[0]}: {error.strerror}; name a program that is installed") from error
+    except ToldToEnd:
+        for one in running:
+            end_process(one)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise
+    finally:
+        for one in running:
+            end_process(one)
+    return [one.returncode for one in running]
+
+
+def end_process(process: subprocess.Popen[bytes]) -> None:
+    """Ends a launcher, which ends its processes; by force where it does not within half a minute."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        process.kill()
+        process.wait()
+
+
+def python_path() -> list[str]:
+    return [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
+
+
+class ToldToEnd(BaseException):
+    """SIGTERM came, with which an interrupted run ends its workers."""
+
+
+@contextlib.contextmanager
+def told_to_end() -> Iterator[None]:
+    """While it lasts SIGTERM raises, where signals can be had: what this process started must end before it does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def tell(*_: Any) -> None:
+        raise ToldToEnd
+
+    before = signal.signal(signal.SIGTERM, tell)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,1 @@
+"""The boundary meter: request, sampling, tally, measurement, pairs to judge."""

@@ -1,0 +1,183 @@
+"""Votes, warnings and looks over the prompts so far."""
+
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from stagealign.boundary.sampling import Item, Sampled
+from stagealign.scoring.contest import Judged
+from stagealign.stats.decision import Decision
+from stagealign.stats.votes import BoundaryScore, boundary_score, cross_votes, pair_votes, top_vote
+
+POINTS = 200
+"""Most points of a running score."""
+
+
+@dataclass
+class Tally:
+    """Votes and warnings over the prompts so far."""
+
+    votes: "array[float]" = field(default_factory=lambda: array("d"))
+    """For on and for off, a prompt after the other."""
+    tops: "array[float]" = field(default_factory=lambda: array("d"))
+    counts: Counter[str] = field(default_factory=Counter)
+    lengths: Counter[str] = field(default_factory=Counter)
+    sample: list[Mapping[str, Any]] = field(default_factory=list)
+    failure: str | None = None
+    """Why the first prompt that failed did."""
+    spent: Counter[str] = field(default_factory=Counter)
+    """Tokens by who wrote or read them."""
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @property
+    def prompts(self) -> int:
+        """Prompts that have voted."""
+        return len(self.votes) // 2
+
+    def cross(self) -> BoundaryScore:
+        """Score by all comparisons across sources."""
+        return boundary_score(np.frombuffer(self.votes).reshape(-1, 2))
+
+    def top(self) -> BoundaryScore:
+        """Score by the source of each prompt's best candidate."""
+        return boundary_score(np.frombuffer(self.tops).reshape(-1, 2))
+
+    def add(self, item: Item, sampled: Sampled, verdict: Judged) -> bool:
+        """Counts one prompt; False where the oracle failed, and there is no vote."""
+        self._spend(sampled, verdict)
+        texts = (*sampled.completions, *item.off)
+        self.counts["candidates"] += len(texts)
+        self.counts["sampled"] += len(sampled.completions)
+        self.counts["truncated by the policy"] += sampled.truncated
+        self.counts["empty completions"] += sum(not text.strip() for text in sampled.completions)
+        self.counts["repeated candidates"] += len(texts) - len(set(texts))
+        if verdict.failed is not None:
+            self.counts["failures"] += 1
+            self.failure = self.failure or verdict.failed
+            return False
+        on, off, ties = pair_votes(verdict.won) if verdict.won else cross_votes(verdict.on, verdict.off)
+        self.counts["ties"] += ties
+        self.counts["comparisons"] += len(verdict.on) * len(verdict.off)
+        self.counts["cut for the oracle"] += verdict.truncated
+        self.counts["asked in both orders"] += verdict.compared
+        self.counts["changed with the order"] += verdict.changed
+        self._length(sampled.completions, item.off, verdict)
+        self.votes.extend((on, off))
+        self.tops.extend(top_vote(verdict.on, verdict.off))
+        if len(self.sample) < 20:
+            self.sample.append(
+                {
+                    "prompt": item.prompt,
+                    "on": [{"text": t, "score": s} for t, s in zip(sampled.completions, verdict.on, strict=True)],
+                    "off": [{"text": t, "score": s} for t, s in zip(item.off, verdict.off, strict=True)],
+                    "votes": [on, off],
+                }
+            )
+        return True
+
+    def _spend(self, sampled: Sampled, verdict: Judged) -> None:
+        self.spent["sampled_tokens"] += sampled.tokens
+        self.spent["oracle_tokens"] += verdict.tokens
+        for phase, seconds in (("sampling", sampled.seconds), ("oracle", verdict.seconds)):
+            self.seconds[phase] += seconds or 0.0
+        self.counts["not timed"] += None in (sampled.seconds, verdict.seconds)
+
+    def running(self) -> Iterator[tuple[int, float, float, float]]:
+        """(prompts, score, low, high) after some of the prompts, each interval for that number of prompts."""
+        votes = np.frombuffer(self.votes).reshape(-1, 2)
+        for prompts in thinned(self.prompts):
+            now = boundary_score(votes[:prompts])
+            yield prompts, now.score, *now.interval
+
+    def _length(self, ours: Sequence[str], theirs: Sequence[str], verdict: Judged) -> None:
+        scores = [(a, b) for a in verdict.on for b in verdict.off]
+        if verdict.won:
+            scores = [(share, 0.5) for share in verdict.won]
+        texts = ((text, other) for text in ours for other in theirs)
+        for (text, other), (score, rival) in zip(texts, scores, strict=True):
+            if score != rival:
+                winner, loser = (text, other) if score > rival else (other, text)
+                self.lengths["winners"] += len(winner)
+                self.lengths["losers"] += len(loser)
+                self.lengths["pairs"] += 1
+
+    def caveats(self) -> dict[str, float | None]:
+        """Shares (0 to 1) of what could mislead, and mean lengths of winners and losers in characters."""
+
+        def share(name: str, whole: str) -> float | None:
+            return round(self.counts[name] / self.counts[whole], 4) if self.counts[whole] else None
+
+        pairs = max(1, self.lengths["pairs"])
+        return {
+            "truncated_by_policy": share("truncated by the policy", "sampled"),
+            "cut_for_oracle": share("cut for the oracle", "candidates"),
+            "changed_with_order": share("changed with the order", "asked in both orders"),
+            "ties": share("ties", "comparisons"),
+            "repeated_candidates": share("repeated candidates", "candidates"),
+            "empty_completions": share("empty completions", "sampled"),
+            "winner_characters": round(self.lengths["winners"] / pairs, 1),
+            "loser_characters": round(self.lengths["losers"] / pairs, 1),
+        }
+
+
+@dataclass(frozen=True)
+class Looks:
+    """The decision that was asked for, by both readings of the votes."""
+
+    level: float
+    cross: Decision
+    top: Decision
+    seen: "array[float]" = field(default_factory=lambda: array("d"))
+    """Score, and both ends of its interval, after each prompt."""
+
+    @classmethod
+    def at(cls, level: float, most_votes: int) -> "Looks":
+        return cls(level, Decision(float(most_votes), 1 - level), Decision(1.0, 1 - level))
+
+    def add(self, tally: Tally) -> None:
+        """Takes note of the prompt that was counted last."""
+        self.cross.update(*tally.votes[-2:])
+        self.top.update(*tally.tops[-2:])
+        self.seen.extend((self.cross.score, *self.cross.interval))
+
+    def running(self) -> Iterator[tuple[int, float, float, float]]:
+        """(prompts, score, low, high) after some of the prompts."""
+        for prompts in thinned(self.cross.prompts):
+            score, low, high = self.seen[3 * prompts - 3 : 3 * prompts]
+            yield prompts, score, low, high
+
+    def remarks(self, score: float, top: float) -> Iterator[str]:
+        """Why score and interval may not fit together, where they do not."""
+        if not self.cross.consistent:
+            yield (
+                "Careful: the looks have ruled out every score, which hardly happens by chance: votes may depend on "
+                "the order of the prompts, and then no guarantee holds."
+            )
+        for one, value, name in ((self.cross, score, "the score"), (self.top, top, "the score by top candidate")):
+            low, high = one.interval
+            if not low <= value <= high:
+                yield (
+                    f"Careful: {name}, {value:.3f}, lies outside of its interval, {low:.3f} to {high:.3f}: the score "
+                    "counts all votes alike, the interval also leaves out what earlier looks ruled out, and the "
+                    "guarantee is the interval's."
+                )
+
+    @property
+    def kind(self) -> str:
+        return (
+            f"anytime-valid: each end holds at {self.level:.4g} however often one looks, "
+            f"both together at {2 * self.level - 1:.4g}"
+        )
+
+
+def thinned(prompts: int) -> list[int]:
+    """1 to `prompts`, or at most `POINTS` of these, the first and the last among them, the small ones denser."""
+    if prompts <= POINTS:
+        return list(range(1, prompts + 1))
+    half = POINTS // 2
+    even, fine = np.linspace(1, prompts, half), np.geomspace(1, prompts, half)
+    return sorted({int(one) for one in np.rint(np.concatenate([even, fine]))})

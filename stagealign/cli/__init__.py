@@ -1,0 +1,1 @@
+"""One file a command: its options, what it does, what it prints."""

@@ -1,0 +1,16 @@
+"""One finding of `stagealign doctor`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    area: str
+    """`store`, `assets`, `kept`, `results` or `environment`."""
+    state: Literal["ok", "note", "wrong"]
+    what: str
+    do: str = ""
+    """What to do about it; empty where nothing is."""

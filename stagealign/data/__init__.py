@@ -1,0 +1,1 @@
+"""Rows, tables, preference files and downloads; one file a data set."""

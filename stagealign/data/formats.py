@@ -1,0 +1,235 @@
+"""Rows of JSON, CSV and parquet files, with their numbers."""
+
+import codecs
+import csv
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+from stagealign.base.errors import BadData
+from stagealign.base.words import kind_of, why
+
+Row: TypeAlias = dict[str, Any]
+Numbered: TypeAlias = Iterator[tuple[int, Row]]
+LONGEST = 1 << 26
+"""Bytes that a row may have; a longer one is a file in another format, or an attack on memory."""
+CHUNK = 1 << 18
+MISFIT = object()
+"""In place of every cell of a CSV row that has more or fewer than the header."""
+EXAMPLES = 3
+"""Row numbers that a message names."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a cell starts with that a spreadsheet takes for a formula."""
+PYTHON_TEXT = re.compile(r"\[\{\s*'(role|content|from|value)'\s*:")
+
+
+def file_ending(path: Path) -> str:
+    """Ending that tells the format, lower case; a `.gz` after a text format's ending is left out."""
+    name = path.name.lower()
+    return Path(name).suffix if name.endswith(".parquet") else Path(name.removesuffix(".gz")).suffix
+
+
+@contextmanager
+def _opened(path: Path, source: str) -> Iterator[IO[bytes]]:
+    """The file in bytes, decompressed; what goes wrong while it is read becomes BadData."""
+    zipped = path.name.lower().endswith(".gz")
+    try:
+        with gzip.open(path) if zipped else open(path, "rb") as file:
+            yield file  # type: ignore[misc]
+    except EOFError as error:
+        raise BadData(f"{source}: the gzip file ends early; copy or download it again") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise BadData(f"{source}: not a sound gzip file ({error}); copy it again, or drop .gz from its name") from error
+    except OSError as error:
+        raise BadData(f"{source}: cannot be read ({error.strerror or error}); check the file") from error
+
+
+def _lines(path: Path, source: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines with their ends, without a byte order mark."""
+    with _opened(path, source) as file:
+        number = 0
+        while raw := file.readline(LONGEST):
+            number += 1
+            if len(raw) == LONGEST and not raw.endswith(b"\n"):
+                raise BadData(f"{source}, line {number}: longer than {LONGEST >> 20} MiB; one row a line is expected")
+            if number == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
+            try:
+                yield number, raw.decode()
+            except UnicodeDecodeError as error:
+                raise BadData(f"{source}, line {number}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+
+
+def jsonl_rows(path: Path, source: str) -> Numbered:
+    for number, line in _lines(path, source):
+        if not line.strip():
+            continue
+        where = f"{source}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadData(f"{where}: not JSON ({why(error)}); one object a line is expected") from error
+        yield number, json_object(row, where)
+
+
+def json_rows(path: Path, source: str) -> Numbered:
+    """Objects of a list, or one after the other, parsed as they are read."""
+    decoder = json.JSONDecoder()
+    with _opened(path, source) as file:
+        text = _Text(file, source)
+        first = text.skip()
+        if not first:
+            return
+        if first not in "[{":
+            raise BadData(f"{source}: starts with {first!r}; a list of objects is expected")
+        if bracket := first == "[":
+            text.at += 1
+        number = 0
+        while (sign := text.skip()) and not (bracket and sign == "]"):
+            if bracket and number:
+                if sign != ",":
+                    raise BadData(f"{source}, after row {number}: {sign!r} found; ',' or ']' is expected")
+                text.at += 1
+                text.skip()
+            number += 1
+            yield number, json_object(text.value(decoder, number), f"{source}, row {number}")
+        if bracket:
+            if not sign:
+                raise BadData(f"{source}: ends early, after row {number}; write or copy it again")
+            text.at += 1
+            if text.skip():
+                raise BadData(f"{source}: more text after the end of the list; one list of objects is expected")
+
+
+class _Text:
+    """A JSON text that is read piece by piece; `at` is the place of the next character in what is held."""
+
+    def __init__(self, file: IO[bytes], source: str):
+        self.source, self.held, self.at = source, "", 0
+        self._file = file
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")()
+        self._ended = False
+
+    def more(self) -> bool:
+        """Whether there was more; what is held doubles, so that a long value is not parsed again too often."""
+        if self._ended:
+            return False
+        self.held, self.at = self.held[self.at :], 0
+        raw = self._file.read(max(CHUNK, len(self.held)))
+        self._ended = not raw
+        try:
+            self.held += self._decode.decode(raw, final=self._ended)
+        except UnicodeDecodeError as error:
+            raise BadData(f"{self.source}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+        return True
+
+    def skip(self) -> str:
+        """The next character that is not white space; empty at the end."""
+        while True:
+            while self.at < len(self.held) and self.held[self.at] in " \t\n\r":
+                self.at += 1
+            if self.at < len(self.held):
+                return self.held[self.at]
+            if not self.more():
+                return ""
+
+    def value(self, decoder: json.JSONDecoder, number: int) -> Any:
+        """The value that starts here. Raises BadData."""
+        where = f"{self.source}, row {number}"
+        if self.at < len(self.held) and self.held[self.at] != "{":  # a number may go on in the next piece
+            raise BadData(f"{where}: starts with {self.held[self.at]!r}; an object is expected")
+        while True:
+            try:
+                value, self.at = decoder.raw_decode(self.held, self.at)
+                return value
+            except json.JSONDecodeError as error:
+                whole = len(self.held) - error.pos > 16 and not error.msg.startswith("Unterminated")
+                if len(self.held) > LONGEST:
+                    raise BadData(f"{where}: longer than {LONGEST >> 20} MiB; a list of objects is expected") from error
+                if whole or not self.more():
+                    raise BadData(f"{where}: not JSON ({why(error)}); a list of objects is expected") from error
+            except (ValueError, RecursionError) as error:
+                raise BadData(f"{where}: not JSON ({why(error)}); a list of objects is expected") from error
+
+
+def csv_rows(path: Path, source: str) -> Numbered:
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST))  # the default refuses texts above 128 KiB
+    reader = csv.reader((line for _, line in _lines(path, source)), strict=True)
+    header: list[str] | None = None
+    number = 0
+    try:
+        for cells in reader:
+            if not cells:
+                continue
+            if header is None:
+                header = cells
+                repeated = [name for name in header if header.count(name) > 1]
+                if repeated:
+                    raise BadData(f"{source}: column {repeated[0]!r} found twice; give each column its own name")
+                continue
+            number += 1
+            if len(cells) != len(header):
+                yield number, dict.fromkeys(header, MISFIT)
+                continue
+            where = f"{source}, row {number}, column"
+            yield number, {name: _cell(cell, f"{where} {name!r}") for name, cell in zip(header, cells, strict=True)}
+    except csv.Error as error:
+        raise BadData(
+            f"{source}, line {reader.line_num}: not CSV ({error}); put text in quotes and double the quotes in it"
+        ) from error
+
+
+def _cell(text: str, where: str) -> Any:
+    """A CSV cell: a conversation where it is one in JSON, else its text."""
+    if not text.startswith("["):
+        return text
+    if PYTHON_TEXT.match(text):
+        raise BadData(f"{where}: a list in Python's spelling found; write it as JSON, or save as .jsonl or .parquet")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    keys = [set(item) if isinstance(item, dict) else set() for item in value] if isinstance(value, list) else []
+    return value if keys and all({"role", "content"} <= key or {"from", "value"} <= key for key in keys) else text
+
+
+def parquet_rows(path: Path, source: str, wanted: frozenset[str]) -> Numbered:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            columns = [name for name in names if name in wanted]
+            others = {name: None for name in names if name not in wanted}  # not read, but there
+            for batch in file.iter_batches(batch_size=64, columns=columns, use_threads=False):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row | others
+    except UnicodeDecodeError as error:
+        raise BadData(f"{source}, after row {number}: not UTF-8 ({error.reason}); write the file again") from error
+    except (pa.ArrowException, OSError, ValueError, TypeError, MemoryError) as error:
+        at = f", after row {number}" if number else ""
+        raise BadData(f"{source}{at}: not a sound parquet file ({why(error)}); write or copy it again") from error
+
+
+def json_object(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise BadData(f"{where}: {kind_of(row)} found; an object with a value for each column is expected")
+    return row
+
+
+def no_formula(value: Any) -> Any:
+    """Text that a spreadsheet would take for a formula with an apostrophe before it; all else as it is."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def from_spreadsheet(text: str) -> str:
+    """Text without the apostrophe that `no_formula` puts before a formula."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text

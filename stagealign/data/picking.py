@@ -1,0 +1,130 @@
+"""Prompts chosen at random from a stream of rows; what is put aside of them lies on disk, not in memory.
+
+The choice is by a keyed hash of the prompt's text: the order is random by seed, does not depend on the order or the
+format of the file, and the first prompts of a larger choice are those of a smaller one.
+"""
+
+import hashlib
+import heapq
+import pickle
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar, overload
+
+from stagealign.base.errors import BadData
+from stagealign.base.identity import stream
+from stagealign.data.tables import Tally
+
+ItemT = TypeVar("ItemT")
+GroupT = TypeVar("GroupT", bound="_Group")
+
+
+class Shelf(Generic[ItemT]):
+    """Values in a temporary file that is gone when nobody needs it; a place is a number, whatever lies there."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the finalizer
+        weakref.finalize(self, self._file.close)
+        self._end = 0
+
+    def put(self, value: ItemT) -> int:
+        """Place of a value."""
+        place = self._file.seek(self._end)
+        pickle.dump(value, self._file, pickle.HIGHEST_PROTOCOL)
+        self._end = self._file.tell()
+        return place
+
+    def get(self, place: int) -> ItemT:
+        """The value at a place."""
+        self._file.seek(place)
+        value: ItemT = pickle.load(self._file)  # what this process wrote, into a file without a name
+        return value
+
+
+class Shelved(Sequence[ItemT]):
+    """Values of a shelf in an order, each read when it is asked for."""
+
+    def __init__(self, shelf: Shelf[ItemT], places: Sequence[int]):
+        self._shelf, self._places = shelf, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, at: int) -> ItemT: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[ItemT]: ...
+    def __getitem__(self, at: int | slice) -> ItemT | list[ItemT]:
+        if isinstance(at, slice):
+            return [self._shelf.get(place) for place in self._places[at]]
+        return self._shelf.get(self._places[at])
+
+    def __iter__(self) -> Iterator[ItemT]:
+        return (self._shelf.get(place) for place in self._places)
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class _Group(Protocol):
+    """What is kept of the rows of one prompt."""
+
+    rows: int
+
+
+class Pick(Generic[GroupT]):
+    """The prompts with the smallest keyed hashes: a random choice that needs no memory of what it left out.
+
+    A prompt that is chosen in the end has been among the chosen from its first row on, so its rows are all there.
+    """
+
+    def __init__(self, most: int | None, seed: int):
+        self.most = most
+        self.left_out = 0
+        self._key = stream(seed, "preferences").to_bytes(8, "big")
+        self._groups: dict[int, GroupT] = {}
+        self._worst: list[int] = []  # negated hashes: a heap with the largest hash on top
+
+    def group(self, prompt: str, new: Callable[[], GroupT]) -> GroupT | None:
+        """The prompt's group, a new one where it has none; None, and the row is left out, where it is not chosen."""
+        digest = hashlib.blake2b(prompt.encode(), key=self._key, digest_size=16).digest()
+        mark = -int.from_bytes(digest, "big")
+        if mark in self._groups:
+            return self._groups[mark]
+        if self.most is None:
+            pass  # nobody has to go, so nobody has to be the worst
+        elif len(self._worst) < self.most:
+            heapq.heappush(self._worst, mark)
+        elif mark < self._worst[0]:
+            self.left_out += 1
+            return None
+        else:
+            self.left_out += self._groups.pop(heapq.heapreplace(self._worst, mark)).rows
+        group = self._groups[mark] = new()
+        return group
+
+    def in_order(self) -> list[GroupT]:
+        """Groups by hash: random in the data, and the same for the same prompts."""
+        return [self._groups[mark] for mark in sorted(self._groups, reverse=True)]
+
+
+def positive(prompts: int | None) -> None:
+    """Raises BadData for a number of prompts that nobody can choose."""
+    if prompts is not None and prompts < 1:
+        raise BadData(f"prompts {prompts!r}: not a positive number; leave it out to use all")
+
+
+def some(source: str, given: int, used: int, tally: Tally) -> None:
+    """Raises BadData where no row is left."""
+    if not given:
+        raise BadData(empty(source))
+    if not used:
+        raise BadData(f"{source}: none of {given} {tally.unit}s can be used; {tally}; mend the file or choose another")
+
+
+def empty(source: str) -> str:
+    """What is said of a file without rows."""
+    return f"{source}: no rows found; give a file with at least one"

@@ -1,0 +1,234 @@
+"""Preference data, from a file or the hub, in any shape of TRL's: checked row by row, without holding the rows."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+
+from stagealign.base.errors import BadData
+from stagealign.base.words import listed
+from stagealign.data.formats import Row
+from stagealign.data.picking import Pick, Shelf, Shelved, positive, some
+from stagealign.data.records import Drops, prompt_hash
+from stagealign.data.tables import Tally, numbered_rows
+from stagealign.data.texts import Messages, Unusable, prompt_text, text_in
+
+TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+ANSWER = "\n\nAssistant:"
+NEEDED = "needed are `chosen` and `rejected`, and `prompt` unless it is the start of both"
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One prompt with its two static candidates."""
+
+    prompt: str | Messages
+    """Text, or the conversation up to the completion."""
+    chosen: str
+    rejected: str
+
+    @property
+    def prompt_text(self) -> str:
+        """The prompt as one text: what identifies it, and what an oracle without a chat template sees."""
+        return prompt_text(self.prompt)
+
+    @property
+    def messages(self) -> Messages | None:
+        r"""The prompt for a chat template; None where it is plain text without turns.
+
+        Text in turns of `\n\nHuman:` and `\n\nAssistant:` (HH-RLHF) that ends with the latter is a conversation too.
+        """
+        if not isinstance(self.prompt, str):
+            return self.prompt
+        text = self.prompt.rstrip()
+        if not (TURN.match(text) and text.endswith(ANSWER)):
+            return None
+        _, *turns = TURN.split(text.removesuffix(ANSWER))
+        roles = {"Human": "user", "Assistant": "assistant"}
+        return tuple(
+            {"role": roles[who], "content": said.strip()} for who, said in zip(turns[::2], turns[1::2], strict=True)
+        )
+
+    @property
+    def hash(self) -> str:
+        return prompt_hash(self.prompt_text)
+
+    @property
+    def tie(self) -> bool:
+        """Whether the two candidates are the same text: kept, whoever compares them finds a tie."""
+        return self.chosen == self.rejected
+
+
+@dataclass(frozen=True)
+class PreferenceData:
+    """Chosen prompts in random order, and what became of every row: given = used + repeated + dropped + not chosen."""
+
+    source: str
+    rows: Sequence[Preference]
+    given: int
+    repeated: int
+    """Rows whose prompt is in `rows` from an earlier row; that row's candidates are the ones kept."""
+    not_chosen: int
+    """Usable rows, repeated ones among them, of prompts beyond the number asked for."""
+    tally: Tally
+    asked: int | None
+    """Number of prompts asked for; None for all."""
+
+    def __post_init__(self) -> None:
+        self.drops.check(self.given, len(self.rows) + self.repeated + self.not_chosen)
+
+    @property
+    def drops(self) -> Drops:
+        return self.tally.drops
+
+    @property
+    def ties(self) -> int:
+        """Rows kept whose chosen equals their rejected."""
+        return sum(row.tie for row in self.rows)
+
+    def notes(self) -> list[str]:
+        """What a user should know about these rows, one sentence each."""
+        notes = []
+        if self.asked is not None and self.asked > len(self.rows):
+            notes.append(f"{self.asked} prompts asked for, {len(self.rows)} found: all are used.")
+        if self.repeated:
+            notes.append(f"{self.repeated} rows repeat a prompt: merged, the candidates of its first row are used.")
+        if self.drops:
+            notes.append(f"{self.drops.total()} of {self.given} rows cannot be used: {self.tally}.")
+        if self.ties:
+            notes.append(f"{self.ties} prompts have a chosen equal to their rejected.")
+        return notes
+
+
+def read_preferences(
+    source: str, prompts: int | None = None, seed: int = 0, split: str | None = None
+) -> PreferenceData:
+    """Preferences of `source`, `prompts` of them chosen at random, in random order; all for None.
+
+    `source`: a file (.jsonl, .json, .csv, also with .gz, or .parquet), else a hub data set `name[:config][@revision]`.
+    Any preference shape of TRL, told row by row: explicit or implicit prompt, text or conversations; in a CSV file a
+    conversation is a cell of JSON. Where the prompt is implicit it is all before the last turn; of text without turns,
+    the start that both share, never ending inside a word. What is chosen lies on disk: memory grows by a few numbers a
+    prompt chosen.
+    Raises BadData.
+    Source: trl 1.16 `data_utils.maybe_extract_prompt`. Deviations: no cut inside a word, a row whose two conversations
+    part before the last turn is dropped, a prompt repeated at the start of both completions is taken off.
+    """
+    positive(prompts)
+    unit, rows = numbered_rows(source, ("prompt", "chosen", "rejected"), split)
+    pick: Pick[_Merged] = Pick(prompts, seed)
+    shelf: Shelf[Preference] = Shelf()
+    tally, given, explicit = Tally(unit), 0, False
+    for number, row in rows:
+        if not given:  # the first row names the columns, as a header does
+            for column in ("chosen", "rejected"):
+                _present(source, row, column)
+            explicit = "prompt" in row
+        given += 1
+        try:
+            preference = _preference(row, explicit)
+        except Unusable as error:
+            tally.add(str(error), number)
+            continue
+        group = pick.group(preference.prompt_text, partial(_merged, shelf, preference))
+        if group is not None:
+            group.rows += 1
+    some(source, given, given - tally.drops.total(), tally)
+    merged = pick.in_order()
+    return PreferenceData(
+        source=source,
+        rows=Shelved(shelf, [group.first for group in merged]),
+        given=given,
+        repeated=sum(group.rows for group in merged) - len(merged),
+        not_chosen=pick.left_out,
+        tally=tally,
+        asked=prompts,
+    )
+
+
+def _preference(row: Row, explicit: bool) -> Preference:
+    """The row's prompt and candidates. Raises Unusable."""
+    if ("prompt" in row) != explicit:
+        raise Unusable("`prompt` is in some rows only, unlike in the first")
+    chosen, rejected = text_in(row, "chosen"), text_in(row, "rejected")
+    prompt = text_in(row, "prompt") if explicit else None
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        made = _split_text(prompt, chosen, rejected)
+    elif isinstance(chosen, str) or isinstance(rejected, str):
+        raise Unusable("one of `chosen` and `rejected` is text, the other a conversation")
+    else:
+        made = _split_turns(prompt, chosen, rejected)
+    last = made.messages[-1]["content"] if made.messages else made.prompt_text
+    for name, text in (("prompt", last), ("chosen", made.chosen), ("rejected", made.rejected)):
+        if not text.strip():
+            raise Unusable(f"empty `{name}`")
+    return made
+
+
+def _split_turns(prompt: str | Messages | None, chosen: Messages, rejected: Messages) -> Preference:
+    """Prompt and completions of two conversations that part at their last turn. Raises Unusable where they do not."""
+    if not chosen[-1]["role"] == rejected[-1]["role"] == "assistant":
+        raise Unusable("the last turn of `chosen` or `rejected` is not the assistant's")
+    shared = chosen[:-1]
+    if shared != rejected[:-1]:
+        raise Unusable("`chosen` and `rejected` part before their last turn")
+    if isinstance(prompt, tuple):
+        before = shared if shared[: len(prompt)] == prompt else prompt + shared
+    elif prompt is not None and not shared:
+        before = ({"role": "user", "content": prompt},)
+    else:  # a prompt in text beside whole conversations repeats what they hold
+        before = shared
+    if not before:
+        raise Unusable("no prompt before the completions")
+    return Preference(before, chosen[-1]["content"], rejected[-1]["content"])
+
+
+def _split_text(prompt: str | Messages | None, chosen: str, rejected: str) -> Preference:
+    """Prompt and completions of two texts. Raises Unusable where an implicit prompt cannot be told."""
+    if prompt is not None:
+        turns = isinstance(prompt, str) and prompt.rstrip().endswith(ANSWER)
+        if turns and chosen.startswith(str(prompt)) and rejected.startswith(str(prompt)):
+            chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+        return Preference(prompt, chosen, rejected)
+    if ANSWER in chosen or ANSWER in rejected:
+        cut = chosen.rfind(ANSWER) + len(ANSWER)
+        if ANSWER not in chosen or chosen[:cut] != rejected[: rejected.rfind(ANSWER) + len(ANSWER)]:
+            raise Unusable("`chosen` and `rejected` part before their last turn")
+    else:
+        cut = _shared(chosen, rejected)
+        if not cut:
+            raise Unusable("no `prompt`, and no start that `chosen` and `rejected` share")
+    return Preference(chosen[:cut], chosen[cut:], rejected[cut:])
+
+
+def _shared(a: str, b: str) -> int:
+    """Length of the start that two texts share and that ends at the end of a word, with something left of both."""
+    if a == b:
+        return 0
+    left = min(len(a.rstrip()), len(b.rstrip())) - 1
+    end = max(0, min(sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(a, b, strict=False))), left))
+    while end > 0 and _spelled(a[end - 1]) and (_spelled(a[end]) or _spelled(b[end])):
+        end -= 1
+    return end - (end > 0 and a[end - 1] == " ")  # TRL's: the space belongs to the completion
+
+
+def _spelled(letter: str) -> bool:
+    """Whether the letter is of a script that puts space between words (Thai, Chinese and others further up do not)."""
+    return letter.isalnum() and letter < "\u0e00"
+
+
+@dataclass(slots=True)
+class _Merged:
+    first: int
+    """Place of the first row's candidates."""
+    rows: int = 0
+
+
+def _merged(shelf: Shelf[Preference], first: Preference) -> _Merged:
+    return _Merged(shelf.put(first))
+
+
+def _present(source: str, row: Row, column: str) -> None:
+    if column not in row:
+        raise BadData(f"{source}: column {column!r} missing; found: {listed(row)}; {NEEDED}")

@@ -1,0 +1,180 @@
+"""Rows that rooms hand to each other: prompts, candidates, pairs. Joined by prompt hash, never by position."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from stagealign.base.errors import BadData
+from stagealign.base.shapes import ANY, FLAG, NUMBER, TEXT, WHOLE, Or, misfit
+
+
+def prompt_hash(prompt: str) -> str:
+    """First 16 hex digits of the sha256 of the prompt's text."""
+    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A request to the policy, before any chat template."""
+
+    text: str
+    split: str
+    """`train`, `validation` or `test`."""
+    title: str = ""
+
+    @property
+    def hash(self) -> str:
+        return prompt_hash(self.text)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A completion of one prompt that waits for a ranking."""
+
+    prompt: str
+    completion: str
+    source: str
+    index: int
+    """Place among the candidates of its prompt and source, from 0."""
+    truncated: bool = False
+    """Ran into the token limit without ending."""
+    tokens: int | None = None
+    token_ids: tuple[int, ...] | None = None
+    """What was sampled, without the end token; None for human text."""
+    logp: float | None = None
+    """Log-probability under the policy that sampled it, at temperature 1, in nats, end token included."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A labelled pair: what the training sees."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    source: str
+    margin: float
+    """Oracle score of chosen minus that of rejected; at least 0."""
+    chosen_truncated: bool = False
+    rejected_truncated: bool = False
+
+
+Row = TypeVar("Row", Prompt, Candidate, Pair)
+
+
+def write_rows(path: Path, rows: Iterable[Any]) -> int:
+    """Number of rows written to `path`, one JSON object a line."""
+    count = 0
+    with open(path, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row if isinstance(row, dict) else asdict(row), ensure_ascii=True) + "\n")
+            count += 1
+    return count
+
+
+def read_dicts(path: Path) -> Iterator[dict[str, Any]]:
+    """Objects of a JSON-lines file.
+
+    Raises BadData for a line that is not UTF-8 or not a JSON object, naming file and line.
+    """
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                row = json.loads(raw.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise BadData(f"{path}, line {number}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+            except (ValueError, RecursionError) as error:
+                found = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0][:200]
+                raise BadData(f"{path}, line {number}: not JSON ({found}); one object a line is expected") from error
+            if not isinstance(row, dict):
+                raise BadData(f"{path}, line {number}: {type(row).__name__} found; one JSON object a line is expected")
+            yield row
+
+
+def read_rows(path: Path, kind: type[Row]) -> list[Row]:
+    """Rows of `path` as `kind`.
+
+    Raises BadData where a row lacks a column, has an unknown one or a value of another kind.
+    """
+    rows = []
+    shape = SHAPES[kind]
+    for number, row in enumerate(read_dicts(path), 1):
+        if isinstance(row.get("token_ids"), list):
+            wrong = misfit(row["token_ids"], IDS, "token_ids")
+            row["token_ids"] = tuple(row["token_ids"])
+        else:
+            wrong = None
+        try:
+            rows.append(kind(**row))
+        except TypeError as error:
+            columns = ", ".join(kind.__dataclass_fields__)
+            raise BadData(
+                f"{path}, line {number}: columns {', '.join(row)[:200]} do not fit {kind.__name__} ({columns})"
+            ) from error
+        wrong = wrong or misfit({name: value for name, value in row.items() if name != "token_ids"}, shape)
+        if wrong:
+            raise BadData(f"{path}, line {number}: {wrong}; build the artifact anew")
+    return rows
+
+
+def _shape(annotation: Any) -> Any:
+    """The shape of a field's value in a file."""
+    kinds: dict[Any, Any] = {str: TEXT, int: WHOLE, bool: FLAG, float: NUMBER}
+    if annotation in kinds:
+        return kinds[annotation]
+    (inner,) = [one for one in get_args(annotation) if one is not type(None)]
+    return Or(kinds.get(inner, ANY))
+
+
+IDS = [WHOLE]
+SHAPES: dict[type, dict[str, Any]] = {
+    kind: {f"{name}?": _shape(one.type) for name, one in kind.__dataclass_fields__.items()}
+    for kind in (Prompt, Candidate, Pair)
+}
+"""Of a row of each kind in a file."""
+
+
+def asked_prompts(folder: Path, splits: Iterable[str], part: Sequence[int] | None = None) -> list[Prompt]:
+    """Prompts of these splits in the folder's `prompts.jsonl`, each text once, in order of first appearance.
+
+    `part` is (k, n): the k-th of n parts of them, from 1. Raises BadData for a part without prompts.
+    """
+    rows, wanted = read_rows(folder / "prompts.jsonl", Prompt), set(splits)
+    every = list({one.text: one for one in rows if one.split in wanted}.values())
+    if part is None:
+        return every
+    k, n = part
+    found = every[len(every) * (k - 1) // n : len(every) * k // n]
+    if not found:
+        raise BadData(f"{folder / 'prompts.jsonl'}: {len(every)} prompts cannot be cut into the scale's {n} parts")
+    return found
+
+
+def sampled_facts(candidates: Sequence[Candidate]) -> dict[str, int]:
+    """What a record tells of sampled candidates."""
+    return {
+        "candidates": len(candidates),
+        "tokens": sum(candidate.tokens or 0 for candidate in candidates),
+        "truncated": sum(candidate.truncated for candidate in candidates),
+        "empty": sum(not candidate.completion for candidate in candidates),
+    }
+
+
+def by_prompt(candidates: Iterable[Candidate]) -> dict[str, list[Candidate]]:
+    """Candidates grouped by prompt, in order of first appearance."""
+    groups: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        groups.setdefault(candidate.prompt, []).append(candidate)
+    return groups
+
+
+class Drops(Counter[str]):
+    """Rows left out, by reason; part of every result."""
+
+    def check(self, given: int, used: int) -> None:
+        """Raises AssertionError where rows went missing without a reason."""
+        assert given == used + self.total(), f"{given} rows in, {used} used, {self.total()} dropped: {dict(self)}"

@@ -1,0 +1,127 @@
+"""Rows of a table, one by one: a local file in any of the usual formats, or a hub data set.
+
+What cannot be read is BadData that names file and row; no row is skipped in silence, and no file is held in memory.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stagealign.base.errors import BadData
+from stagealign.base.words import listed, short, why
+from stagealign.data.formats import (
+    EXAMPLES,
+    Numbered,
+    csv_rows,
+    file_ending,
+    json_object,
+    json_rows,
+    jsonl_rows,
+    parquet_rows,
+)
+from stagealign.data.records import Drops
+
+HUB = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?")
+ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
+NOT_DATA = re.compile(r"\.(arrow|bz2|gz|pkl|pickle|tar|tsv|txt|xlsx|xz|yaml|yml|zip|zst)$", re.IGNORECASE)
+"""Endings of files, never of hub names."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Rows left out, by reason, with the numbers of the first few."""
+
+    unit: str
+    """What the numbers count: `line` of a file, or `row` of a table from 1, without its header."""
+    drops: Drops = field(default_factory=Drops)
+    examples: dict[str, list[int]] = field(default_factory=dict)
+
+    def add(self, reason: str, number: int) -> None:
+        """One more row left out."""
+        self.drops[reason] += 1
+        first = self.examples.setdefault(reason, [])
+        if len(first) < EXAMPLES:
+            first.append(number)
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{reason}: {count} ({self.unit}{'s' * (count > 1)} {', '.join(map(str, self.examples[reason]))}"
+            f"{', ...' * (count > len(self.examples[reason]))})"
+            for reason, count in self.drops.most_common()
+        )
+
+
+def local_file(source: str) -> Path | None:
+    """The file that `source` names; None where it can only be a hub data set. Raises BadData for what is neither."""
+    if not source or "\0" in source:
+        raise BadData(f"data {source!r}: no name; give a file or a hub data set `name[:config][@revision]`")
+    path = Path(os.path.expanduser(source))
+    try:
+        exists, folder = path.exists(), path.is_dir()
+    except (OSError, ValueError) as error:
+        raise BadData(f"{short(source)}: not a file name ({why(error)}); check the path") from error
+    if folder:
+        raise BadData(f"{source}: a folder found; name a .jsonl, .json, .csv or .parquet file in it")
+    known = file_ending(path) in ENDINGS
+    if exists and known:
+        return path
+    if exists or (not known and NOT_DATA.search(path.name)):
+        raise BadData(f"{source}: unknown ending {path.suffix!r}; known: .jsonl, .json, .csv (also with .gz), .parquet")
+    if known:
+        raise BadData(f"{source}: no such file; check the path")
+    return None
+
+
+def numbered_rows(source: str, columns: Iterable[str], split: str | None = None) -> tuple[str, Numbered]:
+    """(what the numbers count, numbered rows) of a file or hub data set.
+
+    `columns` are those whose values are needed: where the format allows it the others are not read, and are None.
+    """
+    path = local_file(source)
+    if path is None:
+        return "row", _hub_rows(source, split)
+    if split is not None:
+        raise BadData(f"{source}: a file has no split {split!r}; splits are for hub data sets, leave it out")
+    ending = file_ending(path)
+    if ending == ".parquet":
+        return "row", parquet_rows(path, source, frozenset(columns))
+    reader = {".jsonl": jsonl_rows, ".json": json_rows, ".csv": csv_rows}[ending]
+    return "line" if ending == ".jsonl" else "row", reader(path, source)
+
+
+def digest_of(path: Path) -> str:
+    """sha256 of a file, first 16 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _hub_rows(source: str, split: str | None) -> Numbered:
+    """Rows of a hub data set, streamed. It never runs code of the data set: `trust_remote_code` is not set."""
+    match = HUB.fullmatch(source)
+    if match is None:
+        raise BadData(f"{source!r}: neither a file nor a hub data set; the latter is `name[:config][@revision]`")
+    from datasets import load_dataset
+
+    number = 0
+    try:
+        data = load_dataset(match["name"], match["config"], revision=match["revision"], split=split, streaming=True)
+        if isinstance(data, dict):
+            if len(data) != 1:
+                raise BadData(
+                    f"{source}: splits {listed(data)} found; name one of them, such as --split {next(iter(data))}"
+                )
+            (data,) = data.values()
+        for row in data:
+            number += 1
+            yield number, json_object(row, f"{source}, row {number}")
+    except BadData:
+        raise
+    except Exception as error:  # the hub's client has no common base for what it raises; nothing of ours runs in here
+        at = f", after row {number}" if number else ""
+        raise BadData(
+            f"{source}{at}: no such file, and cannot be read from the hub ({why(error)}); check name, config, "
+            "revision and split, the network, and your access to it"
+        ) from error

@@ -1,0 +1,73 @@
+"""Text and conversations in the cells of a row: read as meant, or refused with a reason that can be counted."""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from stagealign.base.words import kind_of
+from stagealign.data.formats import MISFIT, Row
+
+Message: TypeAlias = Mapping[str, str]
+Messages: TypeAlias = tuple[Message, ...]
+
+
+class Unusable(Exception):
+    """Why a row cannot be used; the text is the reason that is counted, so it holds nothing of the row."""
+
+
+def text_in(row: Row, column: str) -> str | Messages:
+    """Text or conversation in a column. Raises Unusable."""
+    value = given_in(row, column)
+    if isinstance(value, str):
+        return _encodable(value, column)
+    if isinstance(value, list):
+        if not value:
+            raise Unusable(f"empty `{column}`")
+        return tuple(_message(item, column) for item in value)
+    raise Unusable(f"`{column}` is {kind_of(value)}, not text or a list of messages")
+
+
+def given_in(row: Row, column: str) -> Any:
+    """The value of a cell. Raises Unusable where there is none."""
+    if column not in row:
+        raise Unusable(f"no `{column}`")
+    if row[column] is MISFIT:
+        raise Unusable("not as many cells as the header")
+    if row[column] is None:
+        raise Unusable(f"`{column}` is null")
+    return row[column]
+
+
+def _encodable(text: str, column: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Unusable(f"`{column}` has half a character (a lone surrogate)") from error
+    return text
+
+
+def _message(item: Any, column: str) -> Message:
+    """A message as {role, content}; ShareGPT's {from, value} and content in text parts are the same. Else Unusable."""
+    unusable = Unusable(f"`{column}` is a list, but not of messages with the text of `role` and `content`")
+    if not isinstance(item, dict):
+        raise unusable
+    role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        content = "".join(map(str, parts)) if all(isinstance(part, str) for part in parts) else None
+    if not (isinstance(role, str) and isinstance(content, str)):
+        raise unusable
+    role = {"human": "user", "gpt": "assistant"}.get(role, role)
+    return {"role": _encodable(role, column), "content": _encodable(content, column)}
+
+
+def prompt_text(prompt: str | Messages) -> str:
+    """A prompt as one text: of a conversation its only message, or all as `role: content`, a blank line between.
+
+    It identifies the prompt, and is what an oracle without a chat template sees.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    said = [message for message in prompt if message["content"].strip()]
+    if len(said) == 1:
+        return said[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in said)

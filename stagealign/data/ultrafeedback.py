@@ -1,0 +1,138 @@
+"""The paper's data: prompts and static pairs of UltraFeedback binarized, conversations of UltraChat for SFT.
+
+Read at a pinned revision from the hub, or from local files (`mirrors.py`), by the reader of users' preference data.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from stagealign.base.errors import BadData
+from stagealign.base.identity import stream
+from stagealign.data.formats import Row
+from stagealign.data.mirrors import content_of, local_copy
+from stagealign.data.preferences import PreferenceData, read_preferences
+from stagealign.data.records import Candidate, Drops, Prompt, read_dicts, read_rows, write_rows
+from stagealign.data.tables import numbered_rows
+from stagealign.store.artifact import Work
+
+SPLITS = {"train": "train_prefs", "test": "test_prefs"}
+"""Our name of a split and theirs."""
+SFT_SPLIT = "train_sft"
+
+
+def build_prompts(work: Work) -> dict[str, Any]:
+    """Builder of `films` for UltraFeedback: prompts with their split, and the two static candidates of each.
+
+    Rows that repeat a prompt are merged: the candidates of the first are kept, and the others counted. Which of the two
+    GPT-4 preferred is dropped; the oracle labels them anew. A prompt of both splits stays with the test split. Test
+    prompts are chosen by hash; those not needed are left out, and counted. Raises BadData.
+    """
+    data, facts = work.params["data"], {}
+    prompts: list[Prompt] = []
+    texts: list[dict[str, str]] = []
+    seen: set[str] = set()
+    for split, count in (("test", work.params["test_prompts"]), ("train", None)):
+        found = _read(data, SPLITS[split], work.params["content"], count)
+        drops = Drops(found.drops)
+        for row in found.rows:
+            if row.hash in seen:
+                drops["prompt is in the test split"] += 1
+            elif len(row.messages or ()) > 1:
+                drops["more than one turn before the completions"] += 1
+            else:
+                seen.add(row.hash)
+                prompts.append(Prompt(row.prompt_text, split))
+                texts.append({"prompt": row.prompt_text, "first": row.chosen, "second": row.rejected})
+        used = sum(prompt.split == split for prompt in prompts)
+        drops.check(found.given, used + found.repeated + found.not_chosen)
+        facts[split] = {
+            "rows": found.given,
+            "prompts": used,
+            "repeated": found.repeated,
+            "not_chosen": found.not_chosen,
+            "drops": dict(drops),
+        }
+    if not any(prompt.split == "train" for prompt in prompts):
+        raise BadData(f"{data}: no training prompt is left ({facts['train']['drops']}); look at {SPLITS['train']}")
+    write_rows(work.out / "prompts.jsonl", prompts)
+    write_rows(work.out / "static.jsonl", texts)
+    return facts
+
+
+def _read(data: str, split: str, content: str | None, count: int | None) -> PreferenceData:
+    """Preferences of one split, from where this machine has them. Raises BadData where local files have changed."""
+    _same(data, content)
+    local = local_copy(data, split)
+    return read_preferences(str(local) if local else data, count, split=None if local else split)
+
+
+def _same(data: str, content: str | None) -> None:
+    """Raises BadData where the local files are not those that the plan was made with."""
+    now = content_of(data)
+    if now != content:
+        raise BadData(f"{data}: planned from {content or 'the hub'}, found {now or 'no local copy'}; plan again")
+
+
+def build_static(work: Work) -> dict[str, Any]:
+    """Builder of `static` for UltraFeedback: chosen and rejected of each prompt, in an order that tells nothing.
+
+    Rounds share their prompts unless a number is asked for; then each has its own, in a seeded order.
+    """
+    import random
+
+    seed, count, number = work.params["seed"], work.params["prompts"], work.params["round"]
+    folder = work.inputs["films"]
+    prompts = [p for p in read_rows(folder / "prompts.jsonl", Prompt) if p.split in work.params["splits"]]
+    if count is not None:
+        random.Random(stream(seed, "prompts")).shuffle(prompts)
+        if number * count > len(prompts):
+            raise BadData(f"{number} rounds of {count} prompts: only {len(prompts)} found; lower training.pairs")
+        prompts = prompts[(number - 1) * count : number * count]
+    texts = {row["prompt"]: (row["first"], row["second"]) for row in read_dicts(folder / "static.jsonl")}
+    candidates = []
+    for prompt in prompts:
+        pair = list(texts[prompt.text])
+        random.Random(stream(seed, "static", prompt.hash)).shuffle(pair)
+        candidates += [Candidate(prompt.text, text, "off", i) for i, text in enumerate(pair)]
+    write_rows(work.out / "prompts.jsonl", prompts)
+    write_rows(work.out / "candidates.jsonl", candidates)
+    return {"prompts": len(prompts), "candidates": len(candidates)}
+
+
+def build_sft(work: Work) -> dict[str, Any]:
+    """Builder of `reviews` for base models: conversations of UltraChat, as rows with `messages`."""
+    data = work.params["data"]
+    _same(data, work.params["content"])
+    local = local_copy(data, SFT_SPLIT)
+    _, rows = numbered_rows(str(local) if local else data, ("messages",), None if local else SFT_SPLIT)
+    drops, kept = Drops(), 0
+
+    def conversations() -> Iterator[dict[str, Any]]:
+        nonlocal kept
+        for _, row in rows:
+            messages = _messages(row)
+            if messages is None:
+                drops["no conversation that ends with the assistant"] += 1
+            elif kept == work.params["rows"]:
+                drops["beyond the number of rows"] += 1
+            else:
+                kept += 1
+                yield {"messages": messages}
+
+    write_rows(work.out / "sft.jsonl", conversations())
+    if not kept:
+        raise BadData(f"{data}: no conversation found in {SFT_SPLIT}; rows need a column `messages`")
+    return {"rows": kept, "drops": dict(drops)}
+
+
+def _messages(row: Row) -> list[dict[str, str]] | None:
+    """The row's conversation as role and content; None where it has none that ends with the assistant's words."""
+    given = row.get("messages")
+    if not isinstance(given, list) or not given:
+        return None
+    found = [
+        {"role": one["role"], "content": one["content"]}
+        for one in given
+        if isinstance(one, dict) and isinstance(one.get("role"), str) and isinstance(one.get("content"), str)
+    ]
+    return found if len(found) == len(given) and found[-1]["role"] == "assistant" else None

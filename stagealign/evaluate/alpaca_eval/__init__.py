@@ -1,0 +1,1 @@
+"""AlpacaEval 2: official judge, length control, win rates."""

@@ -1,0 +1,262 @@
+"""AlpacaEval 2: how often a judge prefers a model's completions to a baseline's; contained in this one room.
+
+`rows` reads what is compared, `official` holds the package's own prompt, order and parser, `asking`, `local` and
+`recorded` are the judges, `answers` keeps what they said, `result` is what comes out: a record, and a table of
+annotations that `stagealign lc-win-rate` reads.
+"""
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from stagealign.base.errors import BadData, StagealignError
+from stagealign.base.identity import fingerprint
+from stagealign.base.words import short
+from stagealign.evaluate.alpaca_eval import rows
+from stagealign.evaluate.alpaca_eval.answers import Answer, Answers, Spent, key_of
+from stagealign.evaluate.alpaca_eval.result import FAILURES_ALLOWED, Result, writable, write
+from stagealign.evaluate.alpaca_eval.rows import Battle
+from stagealign.store.home import default_home
+
+__all__ = ["Request", "Result", "evaluate", "writable", "write"]
+KINDS = "official, judge:MODEL (with --judge-url), local:PATH or recorded:FILE"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for."""
+
+    outputs: str
+    baseline: str
+    judge: str
+    judge_url: str | None = None
+    generator: str | None = None
+    """Which one, where OUTPUTS holds several."""
+    spend: float | None = None
+    """USD that this call may cost."""
+    price: str | None = None
+    """`IN,OUT`: USD for a million tokens of prompt and completion."""
+    served: str | None = None
+    """Version of the judge that all answers must be of."""
+    workers: int = 8
+    keep: bool = True
+    """Whether answers are kept for the next call."""
+
+
+class Heard(Protocol):
+    """What a caller is told while it waits."""
+
+    def planned(self, prompts: int, kept: int, tokens: int, cost: float | None, price: str | None) -> None: ...
+    def answered(self, done: int, total: int) -> None: ...
+
+
+class Silent:
+    """Tells nobody."""
+
+    def planned(self, prompts: int, kept: int, tokens: int, cost: float | None, price: str | None) -> None:
+        """Before anything is asked."""
+
+    def answered(self, done: int, total: int) -> None:
+        """After each answer."""
+
+
+def evaluate(request: Request, heard: Heard | None = None) -> Result:
+    """The win rate of a model's completions.
+
+    What was answered before is not asked again, what failed is. Raises StagealignError for what cannot be evaluated,
+    before a question is asked: options, keys, files, prompts.
+    """
+    started = time.monotonic()
+    kind, rest = check(request)
+    battle = rows.read(request.outputs, request.baseline, request.generator)
+    if kind == "recorded":
+        return _recorded(rest, battle, started)
+    _enough(request.outputs, battle)
+    judge = _open(kind, rest, request)
+    try:
+        return _judged(request, battle, judge, heard or Silent(), started)
+    finally:
+        judge.close()
+
+
+def check(request: Request) -> tuple[str, str]:
+    """(kind of judge, what stands after its colon). Raises StagealignError for options that do not go together."""
+    kind, colon, rest = request.judge.partition(":")
+    if (
+        kind not in ("official", "judge", "local", "recorded")
+        or bool(rest) != (kind != "official")
+        or bool(colon) != bool(rest)
+    ):
+        raise StagealignError(f"--judge {request.judge!r}: unknown; one of {KINDS}")
+    if kind == "judge" and not request.judge_url:
+        raise StagealignError(f"--judge {request.judge!r}: needs --judge-url, for example http://127.0.0.1:8000/v1")
+    if kind in ("local", "recorded"):
+        given = [name for name in ("judge_url", "spend", "price", "served") if getattr(request, name) is not None]
+        if given:
+            option = f"--{given[0].replace('_', '-')}"
+            raise StagealignError(f"{option} with --judge {request.judge!r}: it is not served; leave {option} out")
+    if request.spend is not None and not (math.isfinite(request.spend) and request.spend >= 0):
+        raise StagealignError(f"--spend {request.spend}: not an amount; give USD, such as 12.50")
+    if kind == "judge" and request.spend is not None and request.price is None:
+        raise StagealignError(f"--spend {request.spend:g}: the price of {rest!r} is not known; add --price IN,OUT")
+    if kind == "official" and request.spend != 0:
+        _needs_key()
+    return kind, rest
+
+
+def _needs_key() -> None:
+    from stagealign.base.server import KEYS
+
+    if not any(os.environ.get(name, "").strip() for name in KEYS):
+        raise StagealignError(f"--judge official: no key found; set the environment variable {' or '.join(KEYS)}")
+
+
+def _open(kind: str, rest: str, request: Request) -> Any:
+    """The judge, ready to be asked. Raises StagealignError, CannotRun where an extra is not installed."""
+    from stagealign.evaluate.alpaca_eval import official
+
+    annotator = official.load()
+    if kind == "local":
+        from stagealign.evaluate.alpaca_eval.local import open_local
+
+        return open_local(rest, annotator)
+    from stagealign.base.server import Server
+    from stagealign.evaluate.alpaca_eval.asking import OFFICIAL_URL, PRICES, STYLES, ServedJudge
+
+    model = annotator.model if kind == "official" else rest
+    price = _price(request.price) if request.price else PRICES[model] if kind == "official" else None
+    server = Server(request.judge_url or os.environ.get("OPENAI_BASE_URL") or OFFICIAL_URL)
+    judge = ServedJudge(kind, model, server, annotator, price, request.spend, request.workers)
+    if request.spend == 0:
+        kept = (style for style in STYLES if _place(judge.identity_as(style)).exists())
+        judge.style = next(kept, judge.style)
+    elif kind == "judge":  # the official one is known, and its first question costs money
+        judge.check()
+    return judge
+
+
+def _price(text: str) -> Any:
+    from stagealign.evaluate.alpaca_eval.asking import Price
+
+    try:
+        prompt, completion = (float(one) for one in text.split(","))
+        if not (0 <= prompt < math.inf and 0 <= completion < math.inf):
+            raise ValueError
+    except ValueError:
+        raise StagealignError(
+            f"--price {text!r}: IN,OUT expected, in USD for a million tokens of prompt and completion; such as 10,30"
+        ) from None
+    return Price(prompt, completion, "given")
+
+
+def _judged(request: Request, battle: Battle, judge: Any, heard: Heard, started: float) -> Result:
+    """The judge's answers to all prompts, those kept of earlier calls included."""
+    found = _unasked(battle)
+    drawn = sum(one.preference is not None for one in found.values())
+    asked = [item for item in battle.items if item.hash not in found]
+    answers = Answers(_place(judge.identity) if request.keep else None)
+    keys = {item.hash: key_of(judge.identity, item) for item in asked}
+    judge.expected = version = _version(request.served, [answers.get(key) for key in keys.values()], judge.named)
+    found |= {name: answers.get(key)[version] for name, key in keys.items() if version in answers.get(key)}
+    every = judge.official.questions(asked)
+    # By hash: where a limit stops the run, what was asked is a random sample of the prompts, not the first of a group.
+    questions = sorted((one for one in every if one.item.hash not in found), key=lambda one: one.item.hash)
+    _plan(request, judge, questions, battle, heard)
+
+    def keep(question: Any, answer: Answer) -> None:
+        name = question.item.hash
+        answers.add(keys[name], answer)
+        found[name] = answer
+        heard.answered(len(found), len(battle.items))
+
+    stopped = judge.ask(questions, keep) if questions else None
+    spent = Spent()
+    for key in keys.values():
+        for bill in answers.bills.get(key, []):
+            spent.add(bill)
+    return Result(
+        battle=battle,
+        answers=found,
+        judge={**judge.identity, "served": judge.expected, "alpaca_eval": judge.official.version},
+        spent=spent,
+        cost_now=None if judge.price is None else judge.spent,
+        seconds=time.monotonic() - started,
+        drawn=drawn,
+        garbled=[one.item.index for one in every if one.garbled],
+        stopped=stopped,
+        damaged=answers.damaged,
+    )
+
+
+def _enough(outputs: str, battle: Battle) -> None:
+    """Raises BadData where so many completions are missing that no answer could make the result reliable."""
+    missing = [item for item in battle.items if item.model is None]
+    if len(missing) > FAILURES_ALLOWED * len(battle.items):
+        some = ", ".join(short(item.prompt) for item in missing[:3])
+        raise BadData(
+            f"{outputs}: {len(missing)} of {len(battle.items)} prompts have no completion ({some}), too many for a "
+            "reliable result; sample them, or give a baseline of those prompts alone"
+        )
+
+
+def _unasked(battle: Battle) -> dict[str, Answer]:
+    """Answers, by prompt hash, that need no judge: no completion is a failure, equal texts are a draw."""
+    found = {}
+    for item in battle.items:
+        if item.model is None:
+            found[item.hash] = Answer(failed="no completion given")
+        elif item.model == item.baseline:
+            found[item.hash] = Answer(1.5)
+    return found
+
+
+def _plan(request: Request, judge: Any, questions: Sequence[Any], battle: Battle, heard: Heard) -> None:
+    """Tells what will be asked and what it costs. Raises StagealignError where it costs money and no limit is named."""
+    if judge.price is None:
+        return heard.planned(len(battle.items), len(battle.items) - len(questions), 0, None, None)
+    tokens, cost = judge.estimate(questions)
+    heard.planned(len(battle.items), len(battle.items) - len(questions), tokens, cost, judge.price.source)
+    if questions and request.spend is None:
+        raise StagealignError(
+            f"--judge {request.judge!r}: asking {len(questions)} prompts costs about ${cost:.2f}; name the most that "
+            f"it may cost, such as --spend {math.ceil(cost * 1.2)}"
+        )
+    return None
+
+
+def _version(asked_for: str | None, kept: Sequence[Mapping[str | None, Answer]], named: str | None) -> str | None:
+    """The judge's version that this result is of; None where the first answer will tell.
+
+    It is the one asked for, else that of the kept answers, else `named`, the judge's own word. Raises StagealignError
+    where these are several: one result never mixes two.
+    """
+    known = {asked_for} if asked_for is not None else {version for one in kept for version in one}
+    known |= {named} if named is not None else set()
+    if len(known) > 1:
+        names = sorted(map(str, known))
+        raise StagealignError(
+            f"{len(known)} versions of the judge: {', '.join(names)}, as asked for, as kept of earlier calls, or as it "
+            f"names itself; verdicts of two are never mixed: name the one to use, such as --served {named or names[-1]}"
+        )
+    return next(iter(known), None)
+
+
+def _place(identity: Mapping[str, Any]) -> Path:
+    """File of a judge's answers."""
+    return default_home() / "alpaca" / f"{identity['kind']}-{fingerprint(dict(identity))}.jsonl"
+
+
+def _recorded(source: str, battle: Battle, started: float) -> Result:
+    from stagealign.evaluate.alpaca_eval import recorded
+
+    found, judges = recorded.annotations(source, battle)
+    for item in battle.items:
+        if item.hash not in found:
+            reason = "no completion given" if item.model is None else "no annotation recorded"
+            found[item.hash] = Answer(failed=reason)
+    who = recorded.facts(judges, rows.file_facts(source))
+    return Result(battle, found, who, Spent(), None, time.monotonic() - started)

@@ -1,0 +1,162 @@
+"""AlpacaEval's own annotator: its prompt, its random order, its settings and its parser; its package stays untouched.
+
+The only room that imports `alpaca_eval` (extra `eval`). Never used are its `evaluate` and its caches: they write CSV
+and JSON files into the installed package, load a script data set that `datasets` no longer runs, and ask the hub.
+Importing it reads keys from the environment into module constants, sets the root logger's level, loads a `.env` file
+and warns; all of that is undone here, and it never sees a key. Requests are sent by `asking`; a test holds that they
+are the package's own, and that its folder is the same after a run.
+"""
+
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from stagealign.base.errors import CannotRun
+from stagealign.base.identity import fingerprint
+from stagealign.evaluate.alpaca_eval.rows import Item
+
+NAME = "weighted_alpaca_eval_gpt4_turbo"
+MARKS = ("<|im_start|>", "<|im_end|>")
+"""What the package splits a prompt into messages at."""
+PRIVATE = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|IS_ALPACA_EVAL_2")
+"""Environment variables that the package must not see."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a judge is asked about one prompt."""
+
+    item: Item
+    messages: tuple[Mapping[str, str], ...]
+    """Empty where the official prompt cannot carry the texts."""
+    switched: bool
+    """The model's completion is shown first, as "m"."""
+    garbled: bool = False
+    """A text holds marks or placeholders of the official prompt, which the package takes for its own."""
+
+    @property
+    def chars(self) -> int:
+        return sum(len(one["content"]) for one in self.messages)
+
+    @property
+    def bytes(self) -> int:
+        return sum(len(one["content"].encode("utf-8", "surrogatepass")) for one in self.messages)
+
+    def preference(self, first: float) -> float:
+        """1 (baseline) ... 2 (model), from the probability that what is shown first is preferred."""
+        return 1 + first if self.switched else 2 - first
+
+
+class Official:
+    """The annotator `weighted_alpaca_eval_gpt4_turbo` as the installed package has it."""
+
+    def __init__(self, annotator: Any, package: Any, version: str):
+        (self._single,) = annotator.annotators.values()
+        self._package = package
+        self.version = version
+        settings = dict(self._single.completions_kwargs)
+        self.model: str = settings.pop("model_name")
+        self.settings: dict[str, Any] = {**settings, "top_p": 1.0}  # the package's decoder adds it
+        self.template: str = self._single.prompt_template
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What may change a question; the judge's own identity includes it."""
+        return {"annotator": NAME, "template": fingerprint(self.template), "seed": self._single.seed}
+
+    def questions(self, items: Sequence[Item]) -> list[Question]:
+        """The official question about each prompt, in order."""
+        import pandas as pd
+
+        if not items:
+            return []
+        rows = [{"instruction": one.prompt, "output_1": one.baseline, "output_2": one.model or ""} for one in items]
+        with quiet():
+            table = pd.DataFrame(rows)
+            for processor in self._single.processors:
+                table = processor.preprocess(table)
+            prompts, _ = self._package.utils.make_prompts(table, template=self.template)
+        switched = [bool(one) for one in table["is_switched_outputs"]]
+        return [self._question(*one) for one in zip(items, prompts, switched, strict=True)]
+
+    def first_preferred(self, choice: Mapping[str, Any]) -> float | None:
+        """Probability that the completion shown first is preferred, of the first choice of a chat answer.
+
+        None where the parser finds neither "m" nor "M" in it.
+        """
+        try:
+            with quiet():
+                (value,) = self._single.fn_completion_parser(choice)
+        except (ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError):
+            return None
+        return 2 - float(value) if isfinite(value) else None
+
+    def _question(self, item: Item, prompt: str, switched: bool) -> Question:
+        try:
+            messages = tuple(self._package.utils.prompt_to_chatml(prompt.strip()))
+        except (AssertionError, IndexError):
+            messages = ()
+        shown = (item.model or "", item.baseline) if switched else (item.baseline, item.model or "")
+        texts = dict(zip(("instruction", "output_1", "output_2"), (item.prompt, *shown), strict=True))
+        whole = re.sub(r"\{(instruction|output_1|output_2)\}", lambda found: texts[found[1]], self.template)
+        marked = any(mark in text for mark in MARKS for text in texts.values())
+        return Question(item, messages, switched, marked or whole != prompt)
+
+
+@cache
+def load() -> Official:
+    """The official annotator. Raises CannotRun where the extra `eval` is not installed."""
+    with contained():
+        try:
+            import alpaca_eval
+        except ImportError as error:
+            raise CannotRun(
+                f"AlpacaEval needs {error.name!r}, which is not installed; `pip install 'stagealign[eval,judge]'`"
+            ) from error
+        annotator = alpaca_eval.annotators.PairwiseAnnotator(
+            annotators_config=Path(alpaca_eval.constants.EVALUATORS_CONFIG_DIR) / NAME,
+            caching_path=None,
+            is_avoid_reannotations=False,
+        )
+        return Official(annotator, alpaca_eval, str(alpaca_eval.__version__))
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Undoes what importing the package does to the process, and hides secrets from it."""
+    before, wrote = dict(os.environ), sys.dont_write_bytecode
+    for name in filter(PRIVATE.search, before):
+        del os.environ[name]
+    os.environ.setdefault("LOGNAME", "nobody")  # it asks for the user's name, and a container may have none
+    sys.dont_write_bytecode = True
+    try:
+        with quiet():
+            yield
+    finally:
+        sys.dont_write_bytecode = wrote
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the package's log lines, which hold prompts and answers, and its warnings to itself."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    root.handlers[:] = [logging.NullHandler()]  # without one, logging would install one for good
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers

@@ -1,0 +1,130 @@
+"""Annotations that were made before: AlpacaEval's own `annotations.json`, or a table by prompt_index."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from stagealign.base.errors import BadData
+from stagealign.base.words import kind_of, listed, short
+from stagealign.data.formats import Row
+from stagealign.data.records import prompt_hash
+from stagealign.evaluate.alpaca_eval.answers import Answer
+from stagealign.evaluate.alpaca_eval.rows import PROMPT, Battle, Item, column, index_of, quoted, rows_of
+
+COLUMNS = (
+    *PROMPT,
+    "prompt_index",
+    "preference",
+    "generator",
+    "generator_2",
+    "output_1",
+    "output_2",
+    "baseline_chars",
+    "model_chars",
+    "annotator",
+)
+
+
+@dataclass(frozen=True)
+class _Record:
+    number: int
+    row: Row
+    prompt: str
+    """The prompt's text, or its index as text, for messages."""
+    item: Item | None
+    """None where the baseline does not have the prompt."""
+
+
+def annotations(source: str, battle: Battle) -> tuple[dict[str, Answer], list[str]]:
+    """(answers by prompt hash, names of the annotators) of the battle's generator.
+
+    Raises BadData, naming rows and prompts, for prompts that are unknown or come twice, and for annotations of other
+    texts than those of the battle.
+    """
+    rows = rows_of(source, COLUMNS)
+    if "preference" not in rows[0][1]:
+        raise BadData(
+            f"{source}: columns {listed(rows[0][1])}; `preference` and `instruction` or prompt_index expected"
+        )
+    mine = [(number, row) for number, row in rows if _generator(row) in (None, battle.generator)]
+    if not mine:
+        names = dict.fromkeys(_generator(row) for _, row in rows)
+        raise BadData(
+            f"{source}: no annotation of {battle.generator!r}; it has {listed(names)}. Name OUTPUTS' generator alike"
+        )
+    records = _records(source, mine, battle)
+    unknown = [one for one in records if one.item is None]
+    if unknown:
+        raise BadData(f"{source}: {quoted(unknown)} not in the baseline; these are annotations of other prompts")
+    counts = Counter(one.item.hash for one in records if one.item)
+    twice = [one for one in records if one.item and counts[one.item.hash] > 1]
+    if twice:
+        raise BadData(f"{source}: {quoted(twice)} annotated more than once; keep one annotation a prompt")
+    other = [one for one in records if one.item and not _same(one.row, one.item)]
+    if other:
+        raise BadData(f"{source}: {quoted(other)} annotated for other texts than those given; give the texts it judged")
+    judges = {name for _, row in mine if isinstance(name := row.get("annotator"), str)}
+    return {one.item.hash: _answer(one.row.get("preference")) for one in records if one.item}, sorted(judges)
+
+
+def _records(source: str, rows: list[tuple[int, Row]], battle: Battle) -> list[_Record]:
+    by_hash = {item.hash: item for item in battle.items}
+    by_index = {item.index: item for item in battle.items}
+    found = []
+    for number, row in rows:
+        name = column(row, PROMPT)
+        where = f"{source}, row {number}"
+        if name is not None:
+            if not isinstance(row[name], str):
+                raise BadData(f"{where}, column {name!r}: {kind_of(row[name])} found; text is expected")
+            found.append(_Record(number, row, row[name], by_hash.get(prompt_hash(row[name]))))
+            continue
+        index = index_of(row, where)
+        if index is None:
+            raise BadData(f"{where}: neither `instruction` nor `prompt_index`; one of them is expected")
+        found.append(_Record(number, row, str(index), by_index.get(index)))
+    return found
+
+
+def _generator(row: Row) -> str | None:
+    """Who wrote the model's completion, where the row says so."""
+    value = row.get("generator_2", row.get("generator"))
+    return value if isinstance(value, str) else None
+
+
+def _same(row: Row, item: Item) -> bool:
+    """Whether the row was made for these texts, as far as it tells."""
+    texts = {"output_1": item.baseline, "output_2": item.model}
+    lengths = {"baseline_chars": item.baseline, "model_chars": item.model}
+    told = [row[name] == text for name, text in texts.items() if row.get(name) is not None]
+    told += [
+        _number(row[name]) == (None if text is None else len(text))
+        for name, text in lengths.items()
+        if row.get(name) is not None
+    ]
+    return all(told)
+
+
+def _answer(value: Any) -> Answer:
+    """The annotation; 0 is AlpacaEval's old code for a draw, anything else outside 1 to 2 a failure."""
+    number = _number(value)
+    if number == 0:
+        number = 1.5
+    if number is None or not 1 <= number <= 2:
+        return Answer(failed=f"the annotation has preference {short(value)}")
+    return Answer(number)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if number is not None and isfinite(number) else None
+
+
+def facts(judges: list[str], file: Mapping[str, str]) -> dict[str, Any]:
+    """What the record says of the judge."""
+    return {"kind": "recorded", "version": 1, "file": dict(file), "annotators": judges}

@@ -1,0 +1,235 @@
+"""What an evaluation gave: a record for people and reports, and the table of annotations."""
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import fsum
+from pathlib import Path
+from typing import Any
+
+from stagealign.base.errors import BadData
+from stagealign.base.words import short
+from stagealign.data.formats import EXAMPLES, no_formula
+from stagealign.evaluate.alpaca_eval.answers import Answer, Spent
+from stagealign.evaluate.alpaca_eval.rows import Battle, Item
+from stagealign.stats.statistics import mean_metric
+from stagealign.store.facts import code_version, package_versions
+from stagealign.store.files import write_bytes
+
+SCHEMA = 1
+FAILURES_ALLOWED = 0.01
+"""Share of prompts without a preference above which a result is unreliable."""
+ENDINGS = (".parquet", ".jsonl", ".csv")
+UNASKED = "not asked"
+REASONS = 5
+"""Reasons for failures that are shown; the record has all."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model against one baseline by one judge; every prompt of the baseline has an answer or a reason."""
+
+    battle: Battle
+    answers: Mapping[str, Answer]
+    """By prompt hash, all prompts."""
+    judge: Mapping[str, Any]
+    spent: Spent
+    """All that the answers of this result cost, also in earlier calls."""
+    cost_now: float | None
+    """USD of this call."""
+    seconds: float
+    """Of this call."""
+    drawn: int = 0
+    """Prompts whose two texts are equal: draws that no judge was asked about, as AlpacaEval has it."""
+    garbled: Sequence[int] = ()
+    """prompt_index where a text holds marks of the official prompt, so that the judge reads another prompt."""
+    stopped: str | None = None
+    """Why not all was asked."""
+    damaged: int = 0
+
+    @property
+    def preferences(self) -> list[float]:
+        return [one.preference for one in self._ordered() if one.preference is not None]
+
+    @property
+    def failed(self) -> list[tuple[Item, str]]:
+        """Prompts without a preference, and why."""
+        pairs = zip(self.battle.items, self._ordered(), strict=True)
+        return [(item, one.failed or UNASKED) for item, one in pairs if one.preference is None]
+
+    @property
+    def metric(self) -> Mapping[str, Any] | None:
+        """Win rate over the prompts that have a preference, in percent, as a metric; None where none has."""
+        found = [100 * (one - 1) for one in self.preferences]
+        return mean_metric(found, "percent") if found else None
+
+    @property
+    def reliable(self) -> bool:
+        return len(self.failed) <= FAILURES_ALLOWED * len(self.battle.items)
+
+    @property
+    def sentence(self) -> str:
+        """The answer in words, with what is missing."""
+        n, failed = len(self.battle.items), self.failed
+        names = f"{self.battle.generator!r} against {self.battle.baseline!r}"
+        metric = self.metric
+        if metric is None:
+            return f"{names}: no win rate, none of {n} prompts has a preference"
+        error = "" if metric["standard_error"] is None else f" +- {metric['standard_error']:.2f}"
+        text = f"{names}: win rate {metric['value']:.2f}%{error} over {n - len(failed)} of {n} prompts"
+        if not failed:
+            return text
+        unasked = sum(reason == UNASKED for _, reason in failed)
+        text += f"; {len(failed) - unasked} failed, {unasked} not asked yet" if unasked else f"; {len(failed)} failed"
+        if not self.reliable:
+            text += f": unreliable, as more than {FAILURES_ALLOWED:.0%} of the prompts have no preference"
+        return text
+
+    @property
+    def first_shown_preferred(self) -> float | None:
+        """Mean probability that the completion shown first wins; far from 0.5 the judge looks at places, not texts."""
+        return _mean([one.first for one in self._ordered() if one.first is not None])
+
+    @property
+    def letter_probability(self) -> float | None:
+        """Mean probability of "m" and "M" together; far from 1 the judge does not answer the question."""
+        return _mean([one.letters for one in self._ordered() if one.letters is not None])
+
+    @property
+    def details(self) -> list[str]:
+        """What stands under the sentence: judge, cost, and each reason why something is missing or doubtful."""
+        judge = " ".join(str(self.judge[name]) for name in ("kind", "model") if name in self.judge)
+        served = self.judge.get("served")
+        other = served not in (None, self.judge.get("model"))
+        lines = [f"judge: {judge}" + f", which names itself {served}" * other]
+        first, letters = self.first_shown_preferred, self.letter_probability
+        if first is not None and letters is not None:
+            lines.append(
+                f"it prefers what is shown first in {first:.0%}; 'm' and 'M' have {letters:.0%} of its next token"
+            )
+        if self.spent.prompt_tokens:
+            lines.append(f"tokens: {self.spent.prompt_tokens:,} read, {self.spent.completion_tokens:,} written")
+        if self.cost_now is not None:
+            lines.append(f"cost: ${self.cost_now:.2f} in this call, ${self.spent.cost or 0:.2f} for all answers kept")
+        if self.stopped:
+            lines.append(f"stopped: {self.stopped}; all answers are kept, the same command goes on")
+        lines += self._failures()
+        if self.drawn:
+            lines.append(f"equal texts, counted as draws: {self.drawn}")
+        if self.garbled:
+            lines.append(f"texts with marks of the official prompt, judged as the package does: {len(self.garbled)}")
+        if self.damaged:
+            lines.append(f"damaged lines among the kept answers, asked again: {self.damaged}")
+        return lines
+
+    def _failures(self) -> list[str]:
+        """A line a reason, the most frequent first, with how many prompts failed for it and the first few of them."""
+        reasons: dict[str, list[Item]] = defaultdict(list)
+        for item, reason in self.failed:
+            if reason != UNASKED:
+                reasons[reason].append(item)
+        ranked = sorted(reasons.items(), key=lambda one: -len(one[1]))
+        lines = []
+        for reason, items in ranked[:REASONS]:
+            some = ", ".join(f"{item.index} {short(item.prompt)}" for item in items[:EXAMPLES])
+            lines.append(f"failed: {reason}: {len(items)}; prompt {some}{', ...' * (len(items) > EXAMPLES)}")
+        rest = sum(len(items) for _, items in ranked[REASONS:])
+        return [*lines, f"failed for {len(ranked) - REASONS} other reasons: {rest}"] if rest else lines
+
+    def plain(self) -> dict[str, Any]:
+        """The record, as JSON has it."""
+        metric = self.metric
+        return {
+            "schema": SCHEMA,
+            "evaluation": "AlpacaEval 2",
+            "generator": self.battle.generator,
+            "baseline": self.battle.baseline,
+            "files": self.battle.files,
+            "judge": dict(self.judge),
+            "n": len(self.battle.items),
+            "answered": len(self.preferences),
+            "win_rate": metric["value"] if metric else None,
+            "standard_error": metric["standard_error"] if metric else None,
+            "interval": metric["interval"] if metric else None,
+            "reliable": self.reliable,
+            "sentence": self.sentence,
+            "failed": [
+                {"prompt_index": item.index, "prompt_hash": item.hash, "reason": reason} for item, reason in self.failed
+            ],
+            "stopped": self.stopped,
+            "equal_texts": self.drawn,
+            "garbled": list(self.garbled),
+            "first_shown_preferred": self.first_shown_preferred,
+            "letter_probability": self.letter_probability,
+            "model_chars": _mean([len(one.model) for one in self.battle.items if one.model is not None]),
+            "baseline_chars": _mean([len(one.baseline) for one in self.battle.items]),
+            "tokens": {"prompt": self.spent.prompt_tokens, "completion": self.spent.completion_tokens},
+            "cost": self.spent.cost,
+            "cost_now": self.cost_now,
+            "seconds": round(self.seconds, 2),
+            "damaged_lines": self.damaged,
+            **code_version(),
+            "versions": package_versions(),
+        }
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row a comparison, for `stagealign lc-win-rate`; the preference is None where the judge gave none.
+
+        A prompt without a completion was never compared: it is in the record alone.
+        """
+        return [
+            {
+                "prompt_index": item.index,
+                "generator": self.battle.generator,
+                "preference": one.preference,
+                "baseline_chars": len(item.baseline),
+                "model_chars": len(item.model),
+                "prompt_hash": item.hash,
+                "failed": None if one.preference is not None else one.failed or UNASKED,
+            }
+            for item, one in zip(self.battle.items, self._ordered(), strict=True)
+            if item.model is not None
+        ]
+
+    def _ordered(self) -> list[Answer]:
+        return [self.answers.get(item.hash, Answer()) for item in self.battle.items]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fsum(values) / len(values) if values else None
+
+
+def writable(annotations: Path | None) -> None:
+    """Raises BadData for an ending that no table is written in."""
+    if annotations is not None and annotations.suffix not in ENDINGS:
+        raise BadData(f"--annotations {annotations}: unknown ending; one of {', '.join(ENDINGS)}")
+
+
+def write(found: Result, json_file: str | None, annotations: Path | None) -> None:
+    """Writes record and annotations whole or not at all; `-` is standard output."""
+    if json_file:
+        text = json.dumps(found.plain(), indent=1, sort_keys=True, allow_nan=False) + "\n"
+        if json_file == "-":
+            print(text, end="")
+        else:
+            write_bytes(Path(json_file), text.encode())
+    if annotations is not None:
+        write_bytes(annotations, _encoded(found.table(), annotations.suffix))
+
+
+def _encoded(table: Sequence[Mapping[str, Any]], ending: str) -> bytes:
+    if ending == ".jsonl":
+        return "".join(json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n" for row in table).encode()
+    import pandas as pd
+
+    if ending == ".csv":
+        table = [{name: no_formula(value) for name, value in row.items()} for row in table]
+    frame = pd.DataFrame(table).astype({"preference": "float64"})
+    data = io.BytesIO()
+    if ending == ".csv":
+        frame.to_csv(data, index=False, lineterminator="\n")
+    else:
+        frame.to_parquet(data, index=False)
+    return data.getvalue()

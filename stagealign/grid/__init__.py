@@ -1,0 +1,1 @@
+"""Frozen values: models, methods, sources, scales, cells, selection, claims, the paper's numbers."""

@@ -1,0 +1,80 @@
+"""A scale, and one entry of the grid."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from stagealign.base.identity import later_field, remarks_field
+from stagealign.grid.spec import Checkpoint, Decoding, Engine, Evaluation, Method, Model, Preference, Source, Training
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The one dial: sizes and checkpoints, never the code path."""
+
+    key: str
+    name: str
+    task: str
+    """Name of the prompt and static-candidate source: `films`, `ultrafeedback` or `smoke`."""
+    preference: Preference
+    decoding: Decoding
+    training: Training
+    evaluation: Evaluation
+    seeds: tuple[int, ...]
+    data: str | None = later_field(None)
+    """Hub data set `name@revision` that the task reads; None where its data comes inside registry packages."""
+    oracle_weights: str | None = later_field(None)
+    """Hub id of the oracle's weights; None where it is fitted here."""
+    engine: Engine | None = field(default=None, metadata={"identity": "where it differs"})
+    """None: our own sampler, `sample.py`."""
+    parts: int = field(default=1, metadata={"identity": False})
+    """Artifacts that a round's on-policy candidates are sampled in; all together hold what one would."""
+    assumed: Mapping[str, str] = remarks_field()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of the grid: a model, a method and the data source of each round."""
+
+    model: Model
+    checkpoint: Checkpoint
+    method: Method
+    schedule: str
+    sources: tuple[Source, ...]
+    scale: Scale
+    beyond_paper: bool = field(default=False, metadata={"identity": False})
+    """A model with a method that the authors did not run on it."""
+
+    @property
+    def id(self) -> str:
+        """Cell id such as `zephyr-dpo-2off_on`; `zephyr-dpo_vllm-2off_on` where something else samples or evaluates."""
+        return f"{self.model.key}-{self.row['key']}-{self.schedule}"
+
+    @property
+    def row(self) -> dict[str, str]:
+        """Key and name of the method as ids and reports have it: with what else samples or evaluates, never mixed."""
+        key, name, preference = self.method.key, self.method.name, self.scale.preference
+        if self.scale.engine:
+            key, name = f"{key}_{self.scale.engine.key}", f"{name}, samples: {self.scale.engine.key}"
+        if preference.rewarded:
+            key, name = f"{key}_{preference.rewarded_key}", f"{name}, gold reward: {preference.rewarded}"
+        return {"key": key, "name": name}
+
+    @property
+    def extra(self) -> bool:
+        """Whether the cell is beyond the grid, so that it runs only where what makes it so is asked for by name."""
+        return bool(self.extra_words)
+
+    @property
+    def extra_words(self) -> tuple[tuple[str, str], ...]:
+        """What must be named to ask for the cell, each with what may stand in its place: (word, instead)."""
+        words = [(source.key, "") for source in self.sources if source.extra]
+        if self.method.variant_of:
+            words += [(self.method.key, ""), (self.method.key, self.method.variant_of)]
+        if self.beyond_paper:
+            words += [(self.model.key, ""), (self.method.key, "")]
+        return tuple(dict.fromkeys(words))
+
+    @property
+    def keywords(self) -> tuple[str, ...]:
+        """Names that `-k` finds besides the id."""
+        return (self.id, self.scale.key, self.checkpoint.source.replace("-", "").replace("_", "").lower())

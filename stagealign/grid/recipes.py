@@ -1,0 +1,11 @@
+"""Recipes that unpublished values are taken from."""
+
+HANDBOOK = "alignment-handbook, zephyr-7b-beta DPO recipe"
+SIMPO = "SimPO, DPO baseline of Llama-3-Instruct"
+PROTOTYPE = "lab prototype"
+VALIDATED = "best clean gain on validation films in round 1, mean of three stand-ins, for either source"
+LEADERBOARD = "Open LLM Leaderboard's shots, as SimPO reports them; GSM8K is where it saw forgetting; HellaSwag cut"
+TRL_DEFAULT = "default of TRL's DPOTrainer"
+ROUND_START = "iterative DPO as published (Snorkel, SPPO): each round's reference is the policy it starts from"
+SIMPO_RANGE = "SimPO's search range for SLiC-HF (delta 0.1 to 2, lambda 0.1 to 10)"
+INFERRED = "inferred from the paper's name of the model"

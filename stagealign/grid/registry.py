@@ -1,0 +1,76 @@
+"""The grid: models x methods x schedules at three scales. A new entry is one line.
+
+What the paper did not publish is marked in `assumed`, with the recipe it is taken from.
+"""
+
+from typing import TypeVar
+
+from stagealign.base.errors import UnknownName
+from stagealign.grid.cell import Cell, Scale
+from stagealign.grid.methods import METHODS
+from stagealign.grid.models import CHECKPOINTS, MODELS
+from stagealign.grid.scales import SCALES
+from stagealign.grid.sources import SCHEDULES, SOURCES
+
+Value = TypeVar("Value")
+PAPER_METHODS = {"dpo": tuple(MODELS), "slichf": ("llama3", "zephyr", "phi2")}
+"""The grid that the authors ran is not full: SLiC-HF for three models only. The others are cells beyond the paper."""
+
+
+def scale(key: str) -> Scale:
+    """The scale called `key`; UnknownName otherwise."""
+    return _known("scale", key, SCALES)
+
+
+def cells(scale_key: str, extras: bool = False) -> list[Cell]:
+    """Every cell of one scale's grid, in the paper's order of models, methods and schedules; `extras` adds the others.
+
+    Extra are: a source that samples from one model, given to the other models at scales that have it; the methods on
+    models that the authors left out; variants of a method in what was not published, on the grid's schedules.
+    """
+    chosen = scale(scale_key)
+    found = [
+        Cell(
+            MODELS[model],
+            CHECKPOINTS[scale_key][model],
+            method,
+            schedule,
+            tuple(SOURCES[source] for source in sources),
+            chosen,
+            beyond_paper=scale_key != "smoke" and model not in PAPER_METHODS[method.variant_of or method.key],
+        )
+        for model in MODELS
+        if model in CHECKPOINTS[scale_key]
+        for method in METHODS[scale_key].values()
+        for schedule, sources in SCHEDULES.items()
+    ]
+    return [one for one in found if _makes_sense(one) and (extras or not one.extra)]
+
+
+def _makes_sense(one: Cell) -> bool:
+    """Whether every writer of this cell's candidates is another model of the scale, and what is extra is one thing.
+
+    A variant of the reference alone differs from its method in later rounds only.
+    """
+    writers = {source.sampled_from for source in one.sources if source.sampled_from}
+    more = bool(writers) + bool(one.method.variant_of) + one.beyond_paper
+    if one.method.reference != "round" and len(one.sources) == 1:
+        return False
+    return more < 2 and one.model.key not in writers and writers <= CHECKPOINTS[one.scale.key].keys()
+
+
+def cell(cell_id: str, scale_key: str = "lab") -> Cell:
+    """The cell called `cell_id`; UnknownName names the part that is wrong."""
+    known = {found.id: found for found in cells(scale_key, extras=True)}
+    if cell_id not in known:
+        parts = [*cell_id.split("-"), "", ""]
+        _known("model", parts[0], MODELS)
+        _known("method", parts[1], METHODS[scale_key])
+        _known("schedule", parts[2], SCHEDULES)
+    return _known("cell", cell_id, known)
+
+
+def _known(kind: str, key: str, values: dict[str, Value]) -> Value:
+    if key not in values:
+        raise UnknownName(kind, key, values)
+    return values[key]

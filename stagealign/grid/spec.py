@@ -1,0 +1,254 @@
+"""Frozen values that say what is built: everything here is identity, nothing here is about this machine."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stagealign.base.errors import BadSpec
+from stagealign.base.identity import later_field, remarks_field
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a decoder's cost follows from, besides its number of weights."""
+
+    layers: int
+    width: int
+    vocabulary: int
+    key_width: int
+    """Numbers that one layer keeps of a token as its key: key heads x their width; as many again as its value."""
+    tied: bool = False
+    """Whether the output head is the embedding."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How completions are sampled."""
+
+    temperature: float = 0.7
+    top_p: float = 0.9
+    top_k: int = 50
+    max_new_tokens: int = 2048
+    presence_penalty: float = later_field(0.0)
+    """Taken off the logit of every token that the completion holds already."""
+    frequency_penalty: float = later_field(0.0)
+    """The same, as often as it holds it."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What samples in place of our own sampler; all of it is part of what makes the samples."""
+
+    key: str
+    """`vllm`, or `served` for an OpenAI-compatible server; part of the ids of its cells."""
+    version: str | None
+    """None where a server does not tell its own."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sft:
+    """Supervised fine-tuning that makes a starting policy."""
+
+    data: str
+    rows: int
+    epochs: int
+    learning_rate: float
+    batch: int
+    rotten_share: float | None = None
+    """Share of rotten reviews among the rows; None where the data is not film reviews."""
+    revision: str | None = later_field(None)
+    """Commit of a hub data set; None for what comes inside a registry package."""
+    max_length: int | None = later_field(None)
+    """Tokens of one conversation; None: as long as in preference training."""
+    assumed: Mapping[str, str] = remarks_field()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights a model starts from at one scale."""
+
+    source: str
+    """Hub id, or `asset:NAME` for weights that come inside a registry package, or `shape:NAME`."""
+    revision: str | None = None
+    sft: Sft | None = None
+    stand_in_for: str | None = None
+    """The paper's checkpoint, where this one only stands in for it."""
+    gated: bool = False
+    parameters: float = 0.0
+    """Number of weights, for cost estimates."""
+    template: str | None = later_field(None)
+    """Name in `sft.TEMPLATES` of the chat template that a base model gets before SFT; None: the tokenizer's own."""
+    shape: Shape | None = field(default=None, metadata={"identity": False})
+    """For cost estimates; the weights have it anyway."""
+    assumed: Mapping[str, str] = remarks_field()
+
+    @property
+    def pinned(self) -> bool:
+        """Whether a revision is named, or none is needed; the others are resolved and recorded at the first fetch."""
+        return self.revision is not None or ":" in self.source
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of the paper's five models."""
+
+    key: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """A preference loss and its constants."""
+
+    key: str
+    name: str
+    form: str
+    """Name of a loss in `losses.LOSSES`."""
+    beta: float
+    delta: float = 1.0
+    """Hinge margin: the 1 of `relu(1 - ...)`, the delta of SLiC-HF."""
+    sft_weight: float = 0.0
+    """Lambda of SLiC-HF's likelihood term on the chosen completion."""
+    reference: str = later_field("round")
+    """Reference model of a later round: `round`, the policy that the round starts from, or `first`, the very first."""
+    variant_of: str | None = field(default=None, metadata={"identity": False})
+    """Key of the method that this one differs from in one assumed value; its cells run where they are asked for."""
+    assumed: Mapping[str, str] = remarks_field()
+
+    def __post_init__(self) -> None:
+        if self.reference not in ("round", "first"):
+            raise BadSpec(
+                f"method {self.key!r}: reference {self.reference!r} is unknown; write 'round', the policy that a round "
+                "starts from, or 'first', the very first policy"
+            )
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a round's candidates come from."""
+
+    key: str
+    name: str
+    on_policy: bool
+    sampled_from: str | None = None
+    """Model whose starting policy writes the candidates for every other model; None: a fixed set, or the policy."""
+    extra: bool = field(default=False, metadata={"identity": False})
+    """Beyond the grid: its cells run where they are asked for by its name."""
+
+
+@dataclass(frozen=True)
+class Preference:
+    """What is asked for: an oracle that labels training pairs and another scorer that evaluates."""
+
+    key: str
+    wish: str
+    """In words, what a better completion has more of."""
+    oracle: str
+    gold: str
+    """Name of the evaluating scorer, or `reward:` and what `rewarded` takes: any one-logit classifier."""
+    judge: str
+    """Picks the chosen one among human texts; neither the oracle nor the gold reward."""
+    sign: int
+    """+1 asks for a high rating, -1 for a low one."""
+
+    def __post_init__(self) -> None:
+        if self.oracle == self.gold:
+            raise BadSpec(
+                f"preference {self.key!r}: oracle and gold reward are both {self.oracle!r}; what labels the training "
+                "pairs must not evaluate; name two scorers"
+            )
+
+    @property
+    def rewarded(self) -> str | None:
+        """Hub id of the classifier that evaluates, or `name@hash` of a local one; None where none does."""
+        kind, _, name = self.gold.partition(":")
+        return name if kind == "reward" else None
+
+    @property
+    def rewarded_key(self) -> str:
+        """Part of paths and cell ids that names that classifier; empty where there is none."""
+        name = (self.rewarded or "").rpartition("/")[2].partition("@")[0]
+        return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters on every linear layer that learns, merged into the weights after the round."""
+
+    rank: int = 128
+    alpha: int = 128
+    """The adapter's output is scaled by alpha / rank."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One round of preference optimisation; only what may change a number."""
+
+    pairs: int
+    batch: int
+    epochs: int
+    ladder: tuple[float, ...]
+    """Learning rates that the last round of a cell tries, the same for every source."""
+    learning_rate: Mapping[str, float]
+    """By source: the rung that two-round cells, and the demo, use; see `rate`."""
+    warmup: float = 0.1
+    schedule: str = "cosine"
+    max_length: int = 1024
+    max_grad_norm: float = 1.0
+    trained_layers: int | None = None
+    """Only the top N decoder layers and the final norm learn; None trains everything."""
+    dtype: str = "float32"
+    """Of the arithmetic; bfloat16 keeps the weights that the optimizer moves in float32."""
+    fresh_prompts: bool = later_field(True)
+    """Whether each round has prompts of its own; otherwise every round uses all training prompts."""
+    peft: Lora | None = field(default=None, metadata={"identity": "where it differs"})
+    """None trains the weights themselves."""
+    assumed: Mapping[str, str] = remarks_field()
+
+    def rate(self, source: Source) -> float:
+        """Learning rate recorded for a source; one without its own takes that of `off` or `on`, as its status is."""
+        return self.learning_rate.get(source.key, self.learning_rate["on" if source.on_policy else "off"])
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A task of lm-eval that tells what a policy can do besides what it is trained for."""
+
+    task: str
+    """One of the project's own in `capability.LOCAL`, else lm-eval's name for one whose data are on the hub."""
+    metrics: tuple[str, ...]
+    """As lm-eval calls them, with a filter where it is not `none` (`exact_match,strict-match`); `margin` is ours."""
+    items: int | None = None
+    """At most so many, None for all; of a hub task with subtasks, so many of each."""
+    shots: int = 0
+    """Solved examples before each item."""
+
+
+@dataclass(frozen=True)
+class Judging:
+    """Evaluation by a judge against a baseline, on prompts of its own."""
+
+    data: str
+    """Hub data set of the prompts and the baseline's completions."""
+    revision: str | None
+    prompts: int
+    judge: str
+    """As `stagealign alpaca-eval --judge` takes it."""
+    decoding: Decoding
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out prompts and how many completions each gets."""
+
+    validation_prompts: int
+    test_prompts: int
+    completions: int = 2
+    repetition_limit: float = 0.2
+    """A completion with a larger share of repeated bigrams is degenerate."""
+    capability: tuple[Benchmark, ...] = ()
+    """What `stagealign run --capability` measures of the start and of the policy that each round ends with."""
+    judging: Judging | None = field(default=None, metadata={"identity": "where it differs"})
+    """None where the gold reward is a scorer of single texts."""
+    assumed: Mapping[str, str] = remarks_field()

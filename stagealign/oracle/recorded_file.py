@@ -1,0 +1,252 @@
+"""Recorded judgments, from a file: preferences between texts, or candidates that were scored beforehand."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from stagealign.base.errors import BadData
+from stagealign.base.words import listed, short
+from stagealign.data.formats import Row
+from stagealign.data.picking import Pick, Shelf, Shelved, empty, positive, some
+from stagealign.data.tables import Tally, digest_of, local_file, numbered_rows
+from stagealign.data.texts import Unusable, given_in, prompt_text, text_in
+from stagealign.oracle.recorded_rows import Pair, Recorded, RecordedPrompt, Verdict, pair_key, pair_order
+
+RECORDED = {"pairs": ("prompt", "a", "b", "preference"), "scores": ("prompt", "source", "completion", "score")}
+ANSWERS = {"a": 1.0, "b": 0.0, "tie": 0.5}
+PREFERENCES = (
+    'write how far a is preferred, from 0.0 (b wins) over 0.5 (tie) to 1.0 (a wins), or "a", "b", "tie", or '
+    "AlpacaEval's 1 (a) to 2 (b); leave a failed judgment empty"
+)
+
+
+def read_recorded(path: str | Path, prompts: int | None = None, seed: int = 0) -> Recorded:
+    """Recorded judgments of a file; its first row tells which of the two forms it has.
+
+    Form `pairs` has columns prompt, a, b, preference. A preference is how far `a` is preferred, in [0, 1]: above 0.5
+    `a` wins, below it `b`, 0.5 is a tie. `"a"`, `"b"` and `"tie"` say the same, and so does AlpacaEval's scale from 1
+    (`a` wins) over 1.5 to 2 (`b` wins); a file with numbers on both sides of 1 could mean either and is refused.
+    The records of a pair, in either order, are averaged.
+
+    Form `scores` has columns prompt, source (`on` or `off`), completion, score; any number of each a prompt.
+    A prompt without candidates of one source is dropped. `prompts` of them are chosen as in `read_preferences`, and
+    their text is put aside on disk; form `pairs`, which is looked up, keeps all, in memory for some 400 bytes a pair.
+
+    A judgment or score that is empty, null or not finite is a failure and never a tie: a pair of which no judgment is
+    left, or a prompt of which a score is missing, has no verdict, and counts in `failures`. Raises BadData.
+    """
+    positive(prompts)
+    source = str(path)
+    local = local_file(source)
+    if local is None:
+        raise BadData(f"{source}: no such file; `recorded:FILE` needs a .jsonl, .json, .csv or .parquet file")
+    unit, rows = numbered_rows(source, {*RECORDED["pairs"], *RECORDED["scores"]})
+    tally = Tally(unit)
+    reader: _Pairs | _Scores | None = None
+    given = 0
+    for number, row in rows:
+        if reader is None:
+            reader = _Pairs(source, tally) if _form(source, row) == "pairs" else _Scores(source, tally, prompts, seed)
+        given += 1
+        try:
+            reader.add(number, row)
+        except Unusable as error:
+            tally.add(str(error), number)
+    if reader is None:
+        raise BadData(empty(source))
+    recorded = reader.result(given, digest_of(local))
+    some(source, given - recorded.not_chosen, recorded.used, tally)
+    return recorded
+
+
+class _Pairs:
+    """Collects a recorded file of pairs."""
+
+    def __init__(self, source: str, tally: Tally):
+        self.source, self.tally = source, tally
+        self.used = 0
+        self.pairs: dict[Pair, Verdict] = {}
+        self.sides: dict[bool, tuple[int, Any]] = {}
+
+    def add(self, number: int, row: Row) -> None:
+        prompt, a, b = _prompt(row), _completion(row, "a"), _completion(row, "b")
+        share = self._share(number, row)
+        first = pair_order(a, b)
+        verdict = self.pairs.setdefault(pair_key(prompt, a, b), Verdict())
+        if share is None:
+            raise Unusable("failed judgment")
+        self.used += 1
+        if first:
+            verdict.forward, verdict.forwards = verdict.forward + share, verdict.forwards + 1
+        else:
+            verdict.backward, verdict.backwards = verdict.backward + 1 - share, verdict.backwards + 1
+
+    def _share(self, number: int, row: Row) -> float | None:
+        """Share by which `a` is preferred; None for a failed judgment. Raises BadData for what could mean anything."""
+        if "preference" not in row:
+            raise Unusable("no `preference`")
+        value = row["preference"]
+        where = f"{self.source}, {self.tally.unit} {number}, column 'preference'"
+        if isinstance(value, str) and value.strip().lower() in ANSWERS:
+            return ANSWERS[value.strip().lower()]
+        share = _number(value, where, PREFERENCES)
+        if share is None:
+            return None
+        if not 0 <= share <= 2:
+            raise BadData(f"{where}: {short(value)} found; {PREFERENCES}")
+        if share != 1:
+            self.sides.setdefault(share > 1, (number, value))
+            if len(self.sides) == 2:
+                (low, below), (high, above) = self.sides[False], self.sides[True]
+                raise BadData(
+                    f"{self.source}, column 'preference': {below!r} in {self.tally.unit} {low} and {above!r} in "
+                    f"{self.tally.unit} {high} are of two scales; {PREFERENCES}"
+                )
+        return share if share <= 1 else 2 - share
+
+    def result(self, given: int, digest: str) -> Recorded:
+        failures = sum(verdict.sign() is None for verdict in self.pairs.values())
+        return Recorded(
+            self.source, digest, "pairs", given, self.used, 0, failures, self.tally, prompts=[], pairs=self.pairs
+        )
+
+
+class _Row(NamedTuple):
+    """One scored candidate as it lies on the shelf."""
+
+    before: int
+    """Place of the prompt's row before it, -1 for its first."""
+    source: str
+    completion: str
+    score: float
+    prompt: str
+
+
+@dataclass(slots=True)
+class _Scored:
+    """All that is held in memory of a prompt's rows."""
+
+    number: int
+    last: int = -1
+    """Place of its last row with a score."""
+    rows: int = 0
+    failed: bool = False
+
+
+class _Scores:
+    """Collects a recorded file of scores."""
+
+    def __init__(self, source: str, tally: Tally, prompts: int | None, seed: int):
+        self.source, self.tally = source, tally
+        self.pick: Pick[_Scored] = Pick(prompts, seed)
+        self.shelf: Shelf[_Row] = Shelf()
+
+    def add(self, number: int, row: Row) -> None:
+        prompt, completion = _prompt(row), _completion(row, "completion")
+        where = f"{self.source}, {self.tally.unit} {number}, column"
+        source = given_in(row, "source")
+        if source not in ("on", "off"):
+            raise BadData(f"{where} 'source': {short(source)} found; write 'on' (the policy's own) or 'off' (static)")
+        if "score" not in row:
+            raise Unusable("no `score`")
+        score = _number(
+            row["score"], f"{where} 'score'", "write a number, higher is better, or leave a failed one empty"
+        )
+        group = self.pick.group(prompt, lambda: _Scored(number))
+        if group is None:
+            return
+        group.rows += 1
+        if score is None:
+            group.failed = True
+        else:
+            group.last = self.shelf.put(_Row(group.last, source, completion, score, prompt))
+
+    def result(self, given: int, digest: str) -> Recorded:
+        """Sorts out prompts that cannot be voted on; a failed one is told from one that never had two sources."""
+        shelf: Shelf[RecordedPrompt] = Shelf()
+        places, used, failures, most_votes = [], 0, 0, 0
+        for group in self.pick.in_order():
+            if group.failed:
+                failures += 1
+                self._drop("prompt with a failed score", group)
+                continue
+            found = self._prompt(group)
+            if not (found.on and found.off):
+                self._drop(f"prompt without candidates of source '{'off' if found.on else 'on'}'", group)
+                continue
+            used += group.rows
+            most_votes = max(most_votes, len(found.on) * len(found.off))
+            places.append(shelf.put(found))
+        prompts = Shelved(shelf, places)
+        left_out = self.pick.left_out
+        return Recorded(
+            self.source, digest, "scores", given, used, left_out, failures, self.tally, prompts, {}, most_votes
+        )
+
+    def _drop(self, reason: str, group: _Scored) -> None:
+        self.tally.add(reason, group.number)
+        self.tally.drops[reason] += group.rows - 1
+
+    def _prompt(self, group: _Scored) -> RecordedPrompt:
+        """A prompt with its scored candidates, in the order of the file."""
+        rows = []
+        place = group.last
+        while place >= 0:
+            rows.append(self.shelf.get(place))
+            place = rows[-1].before
+        sides = {
+            source: tuple((row.completion, row.score) for row in reversed(rows) if row.source == source)
+            for source in ("on", "off")
+        }
+        return RecordedPrompt(rows[0].prompt, sides["on"], sides["off"])
+
+
+def _form(source: str, row: Row) -> Literal["pairs", "scores"]:
+    """Form of a recorded file, by the columns of its first row. Raises BadData for neither and for both."""
+    missing = {form: [name for name in columns if name not in row] for form, columns in RECORDED.items()}
+    if not missing["pairs"] and not missing["scores"]:
+        raise BadData(
+            f"{source}: columns of both recorded forms found; keep either prompt, a, b, preference or prompt, source, "
+            "completion, score"
+        )
+    if not missing["pairs"]:
+        return "pairs"
+    if not missing["scores"]:
+        return "scores"
+    near = min(missing.values(), key=len)
+    raise BadData(
+        f"{source}: column {listed(near)} missing; found: {listed(row)}; a recorded file has columns prompt, a, b, "
+        "preference or prompt, source, completion, score"
+    )
+
+
+def _prompt(row: Row) -> str:
+    """Prompt of a recorded row as text. Raises Unusable."""
+    text = prompt_text(text_in(row, "prompt"))
+    if not text.strip():
+        raise Unusable("empty `prompt`")
+    return text
+
+
+def _completion(row: Row, column: str) -> str:
+    """Completion of a recorded row; it may be empty, as policies' are. Raises Unusable."""
+    value = text_in(row, column)
+    if isinstance(value, str):
+        return value
+    if len(value) > 1:
+        raise Unusable(f"`{column}` has more than one turn")
+    return value[0]["content"]
+
+
+def _number(value: Any, where: str, fix: str) -> float | None:
+    """`value` as a finite number; None where it is empty, null or not finite. Raises BadData for anything else."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise ValueError
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise BadData(f"{where}: {short(value)} found; {fix}") from None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,1 @@
+"""From a cell to its artifacts, and from artifacts to a result."""

@@ -1,0 +1,1 @@
+"""Which artifacts are missing, what they cost and need."""

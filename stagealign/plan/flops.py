@@ -1,0 +1,245 @@
+"""What work costs: tokens to FLOPs, FLOPs to time and dollars, weights and tokens to memory. Pure arithmetic.
+
+Constants that were measured say where; all others are assumed and say so. `docs/scale.md` shows what follows from them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from stagealign.grid.spec import Shape
+
+GIB = 2**30
+ASSUMED = "assumed"
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What does the work, and how much of its peak each kind of work reaches."""
+
+    key: str
+    name: str
+    peak: float
+    """FLOP/s, dense, in bfloat16 on a GPU and float32 on a CPU core."""
+    memory_gib: float
+    dollars: float
+    """An hour; assumed."""
+    source: str
+    reached: Mapping[str, float] = field(
+        default_factory=lambda: {"train": 0.40, "sft": 0.35, "forward": 0.40, "encode": 0.20, "decode": 0.15}
+    )
+    """Share of peak by kind of work (MFU); assumed for GPUs, measured for the CPU."""
+    load: float = 1e9
+    """Bytes of weights read and placed a second, at the start of an artifact; assumed for GPUs."""
+
+    @property
+    def gpu(self) -> bool:
+        return self.key != "cpu"
+
+    def seconds(self, flops: Mapping[str, float], loaded_bytes: float = 0.0) -> float:
+        """Seconds of work by kind, after loading that many bytes of weights."""
+        return (
+            sum(amount / (self.peak * self.reached[kind]) for kind, amount in flops.items()) + loaded_bytes / self.load
+        )
+
+
+_SHEET = "NVIDIA data sheet, dense bfloat16 (half of what is printed with sparsity)"
+GPUS = {
+    one.key: one
+    for one in (
+        Processor("h200", "NVIDIA H200 SXM", 989e12, 139, 3.5, f"{_SHEET}: H200, 1,979 TFLOPS with sparsity, 141 GB"),
+        Processor("h100", "NVIDIA H100 SXM", 989e12, 79, 2.5, f"{_SHEET}: H100, 1,979 TFLOPS with sparsity, 80 GB"),
+        Processor("a100", "NVIDIA A100 SXM 80 GB", 312e12, 79, 1.5, f"{_SHEET}: A100, 312 TFLOPS, 80 GB"),
+        Processor("l40s", "NVIDIA L40S", 362e12, 44, 1.0, f"{_SHEET}: L40S, 733 TFLOPS with sparsity, 48 GB"),
+        Processor("rtx4090", "NVIDIA RTX 4090", 165e12, 23.5, 0.5, f"{_SHEET}: Ada whitepaper, 165 TFLOPS, 24 GB"),
+    )
+}
+"""GPUs by name. Memory is what a program can get, in GiB; prices an hour are assumed, as rented in 2026."""
+CPU = Processor(
+    "cpu",
+    "one core of a laptop CPU",
+    1e11,
+    0.0,
+    0.0,
+    "float32, two cores that both work; the kinds' shares from the lab's own records",
+    reached={"train": 0.62, "sft": 0.36, "forward": 0.72, "encode": 0.50, "decode": 0.34},
+    load=2e8,
+)
+"""The lab's machine. Its results were made while other work ran beside them; alone it is about 1.5 times as fast."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Mean tokens of one scale's texts."""
+
+    prompt: float
+    own: float
+    """Of the prompt, what is not shared with every other prompt."""
+    static: float
+    sampled: float
+    source: str
+    conversation: float = 0.0
+    """Of an SFT row; 0: prompt and static completion."""
+
+
+LENGTHS = {
+    "lab": Lengths(43.5, 8, 23, 18.4, "measured: tokens in the records of pairs and candidates"),
+    "smoke": Lengths(12, 6, 12, 8, ASSUMED),
+    "paper": Lengths(
+        190, 190, 300, 400,
+        f"{ASSUMED}; answers as long as published AlpacaEval answers of such models, 1,450 to 1,900 characters",
+        conversation=1200,
+    ),
+}  # fmt: skip
+
+
+def layer_weights(parameters: float, shape: Shape) -> float:
+    """Weights of one decoder layer: all but embedding and head, over the layers."""
+    tables = shape.vocabulary * shape.width * (1 if shape.tied else 2)
+    return (parameters - tables) / shape.layers
+
+
+def adapter_weights(parameters: float, shape: Shape, rank: int, layers: int | None = None) -> float:
+    """Weights of low-rank adapters on every linear layer of `layers` decoder layers (None: all), three in its MLP.
+
+    A linear layer of inputs x outputs has rank x (inputs + outputs) of them; the MLP's width follows from the layer's
+    weights, less those of attention.
+    """
+    width, keys = shape.width, shape.key_width
+    attention = 2 * width * width + 2 * width * keys
+    inner = (layer_weights(parameters, shape) - attention) / width  # three times the MLP's width
+    return rank * (shape.layers if layers is None else layers) * (4 * width + 2 * (width + keys) + 3 * width + inner)
+
+
+def body_flops(parameters: float, shape: Shape, tokens: float, context: float, layers: int | None = None) -> float:
+    """FLOPs of one forward of `layers` decoder layers (None: all): 2 a weight and token, and attention.
+
+    A token attends to `context` others on average: 2 x width for the scores and as many for the mix, 2 FLOPs each.
+    """
+    count = shape.layers if layers is None else layers
+    return count * tokens * (2 * layer_weights(parameters, shape) + 4 * shape.width * context)
+
+
+def head_flops(shape: Shape, tokens: float) -> float:
+    """FLOPs of the output head on scored positions: 2 a weight and token."""
+    return 2 * tokens * shape.vocabulary * shape.width
+
+
+def forward_flops(
+    parameters: float, shape: Shape, tokens: float, scored: float, context: float, layers: int | None = None
+) -> float:
+    """FLOPs of one forward that scores `scored` of the tokens."""
+    return body_flops(parameters, shape, tokens, context, layers) + head_flops(shape, scored)
+
+
+def training_flops(
+    parameters: float,
+    shape: Shape,
+    tokens: float,
+    scored: float,
+    context: float,
+    trained: int | None = None,
+    recompute: bool = False,
+    adapters: bool = False,
+) -> float:
+    """FLOPs of forward and backward: 3 forwards of what learns, 2 of what is frozen, 1 more where it is recomputed.
+
+    Only the `trained` top layers are run (None: all): where the rest is frozen its output is kept in the trunk. With
+    `adapters` every weight that the gradient passes is frozen; the adapters' own arithmetic is small beside it.
+    """
+    body = body_flops(parameters, shape, tokens, context, trained)
+    learns = 2 if adapters else 3
+    return (learns + recompute) * body + (learns if trained is None else 2) * head_flops(shape, scored)
+
+
+def sampling_flops(
+    parameters: float, shape: Shape, prompts: float, prompt_tokens: float, rows: float, sampled_tokens: float
+) -> dict[str, float]:
+    """FLOPs by kind: `forward` reads each prompt once, `decode` writes every row's tokens one by one."""
+    read = body_flops(parameters, shape, prompts * prompt_tokens, prompt_tokens / 2)
+    tokens = rows * sampled_tokens
+    written = body_flops(parameters, shape, tokens, prompt_tokens + sampled_tokens / 2) + head_flops(shape, tokens)
+    return {"forward": read, "decode": written}
+
+
+def training_memory(
+    parameters: float,
+    shape: Shape,
+    micro_tokens: float,
+    scored: float,
+    trained: float,
+    half: bool,
+    checkpointing: bool,
+    moved: float | None = None,
+) -> float:
+    """Peak bytes on one device: weights + gradients + optimizer states + activations + logits.
+
+    `trained` weights lie where gradients pass; `moved` is what the optimizer moves, where adapters stand for them.
+
+    weights      2 a weight in bfloat16, 4 in float32
+    gradients    as many a trained weight
+    optimizer    8 a trained weight (Adam's two moments in float32), and 4 for its float32 copy where weights are
+                 bfloat16: at a learning rate of 5e-7 a bfloat16 weight would round every update away
+    activations  per layer and token 34 x width bytes in bfloat16 (twice that in float32) without the square of
+                 attention, which fused kernels do not keep; with checkpointing 2 x width a layer, and one layer whole
+    logits       12 a scored position and vocabulary entry: float32 logits, their log-softmax and its gradient
+    Source: Rajbhandari et al. 1910.02054 (states); Korthikanti et al. 2205.05198, equation 1 (activations).
+    """
+    size = 2 if half else 4
+    states = parameters * size + (trained if moved is None else moved) * (size + 8 + (4 if half else 0))
+    whole = 34 * shape.width * (size / 2)
+    layers = shape.layers * trained / parameters if trained < parameters else shape.layers
+    kept = layers * size * shape.width + whole if checkpointing else layers * whole
+    return states + micro_tokens * kept + 12 * scored * shape.vocabulary
+
+
+def sampling_memory(parameters: float, shape: Shape, rows: float, tokens: float, half: bool) -> float:
+    """Peak bytes of sampling: weights, and keys and values of every row's tokens in every layer."""
+    size = 2 if half else 4
+    return size * (parameters + rows * tokens * shape.layers * 2 * shape.key_width)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder that reads texts."""
+
+    layer_parameters: float
+    """Weights that every token meets; embeddings are looked up."""
+    parameters: float
+
+    def flops(self, tokens: float) -> float:
+        return 2 * self.layer_parameters * tokens
+
+
+PAIRRM = Encoder(303e6, 435e6)
+"""DeBERTa-v3-large: 24 layers of width 1,024."""
+MINILM = Encoder(10.6e6, 22.7e6)
+"""all-MiniLM-L6-v2: 6 layers of width 384."""
+
+
+@dataclass(frozen=True)
+class JudgePrice:
+    """What a served judge costs; all of it assumed but the number of prompts."""
+
+    model: str
+    input_dollars: float
+    """A million tokens read."""
+    output_dollars: float
+    prompts: int
+    frame_tokens: float
+    """Of the annotation prompt without instruction and answers."""
+    instruction_tokens: float
+    baseline_tokens: float
+    answer_tokens: float
+    source: str
+
+    def dollars(self) -> float:
+        """One policy's evaluation: each prompt once, one token answered."""
+        read = self.frame_tokens + self.instruction_tokens + self.baseline_tokens + self.answer_tokens
+        return self.prompts * (read * self.input_dollars + self.output_dollars) / 1e6
+
+
+ALPACA_EVAL = JudgePrice(
+    "gpt-4-1106-preview", 10.0, 30.0, 805, 200, 40, 470, 400,
+    source=f"{ASSUMED}: OpenAI's price list for GPT-4 Turbo, 10 and 30 dollars a million tokens (read in 2026-03); "
+    "lengths from the published outputs, 4.3 characters a token",
+)  # fmt: skip

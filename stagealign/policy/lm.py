@@ -1,0 +1,261 @@
+"""Tokenizer, weights and chat template of a causal language model, and the split of its layers into trunk and top."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from stagealign.base.errors import BadData, Damaged, StagealignError
+from stagealign.data.records import Pair
+from stagealign.policy.checkpoints import check_missing, check_weights, read_config, read_tokenizer, unreadable
+from stagealign.policy.layers import FROZEN, TRAINED, layer_count, norm_name
+from stagealign.policy.logps import PairTokens
+from stagealign.store.record import remove
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model with the tokenizer that belongs to it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def head(self) -> nn.Module:
+        """Maps the last hidden state, shape (..., d), to logits, shape (..., vocabulary)."""
+        head: nn.Module = self.model.get_output_embeddings()
+        return head
+
+    @property
+    def body(self) -> PreTrainedModel:
+        """The decoder without its head."""
+        return self.model.base_model
+
+    def prompt_ids(self, prompt: str | Sequence[Mapping[str, str]], template: bool = True) -> list[int]:
+        """Token ids of a prompt, text or conversation, as the model sees it, up to where the completion starts.
+
+        The chat template is applied where the tokenizer has one, unless `template` says not to.
+        """
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        if template and self.tokenizer.chat_template:
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return list(self.tokenizer("\n\n".join(turn["content"] for turn in turns)).input_ids)
+
+    def completion_ids(self, completion: str, ended: bool) -> list[int]:
+        """Token ids of a completion; EOS closes it unless it was cut off at the token limit."""
+        ids = list(self.tokenizer(completion, add_special_tokens=False).input_ids)
+        return [*ids, self.tokenizer.eos_token_id] if ended else ids
+
+    def pair_tokens(self, pair: Pair, max_length: int) -> PairTokens:
+        """Token ids of one pair; completions are cut where prompt and completion exceed `max_length` tokens.
+
+        Raises BadData for a prompt that alone fills `max_length`.
+        """
+        prompt = self.prompt_ids(pair.prompt)
+        room = max_length - len(prompt)
+        if room < 1:
+            raise BadData(
+                f"prompt {pair.prompt[:60]!r}...: {len(prompt)} tokens leave no room within max_length "
+                f"{max_length}; drop the prompt or raise max_length"
+            )
+        chosen = self.completion_ids(pair.chosen, not pair.chosen_truncated)
+        rejected = self.completion_ids(pair.rejected, not pair.rejected_truncated)
+        cut = (len(chosen) > room) + (len(rejected) > room)
+        return PairTokens(tuple(prompt), tuple(chosen[:room]), tuple(rejected[:room]), cut)
+
+
+def load(folder: str | Path, revision: str | None = None, dtype: str = "float32") -> LanguageModel:
+    """A model in evaluation mode with its tokenizer, from a local folder or the hub; safetensors only, no remote code.
+
+    Raises StagealignError where the checkpoint lacks an EOS token, a weight or safetensors, or asks for remote code.
+    """
+    name = str(folder)
+    read_config(name, revision)
+    check_weights(name, revision)
+    tokenizer = read_tokenizer(name, revision)
+    try:
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+        raise unreadable(name, error) from error
+    check_missing(name, model, loaded, "use a checkpoint that is a whole language model")
+    check_tokenizer(tokenizer, name)
+    return LanguageModel(model.eval(), tokenizer)
+
+
+def on_gpu(lm: LanguageModel) -> LanguageModel:
+    """The model on this machine's GPU, where it has one; the same object."""
+    if torch.cuda.is_available():
+        lm.model.to("cuda")
+    return lm
+
+
+def tensor(path: Path, name: str) -> Tensor:
+    """A tensor of a safetensors file. Raises Damaged, also where the store could not tell by a checksum."""
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)[name]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise Damaged(f"{path}: damaged ({error}); build it anew after {remove(path.parent)}") from error
+
+
+def load_shape(folder: str | Path) -> LanguageModel:
+    """A local checkpoint's architecture without its weights, and its tokenizer: for what needs token ids only.
+
+    Raises StagealignError where the checkpoint lacks an EOS token.
+    """
+    tokenizer = read_tokenizer(str(folder))
+    check_tokenizer(tokenizer, str(folder))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(read_config(str(folder)), trust_remote_code=False)
+    if (Path(folder) / "generation_config.json").exists():  # its end tokens: see `end_ids`
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return LanguageModel(model, tokenizer)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, chat: bool = False) -> None:
+    """Gives a tokenizer without a pad token its EOS to pad with (padding is always masked).
+
+    Raises StagealignError where there is no EOS token, as a completion could never end, or, with `chat`, no template.
+    """
+    if chat and not tokenizer.chat_template:
+        raise StagealignError(
+            f"checkpoint {name!r}: its tokenizer has no chat template; add `chat_template.jinja` to the folder"
+        )
+    if tokenizer.eos_token_id is None:
+        raise StagealignError(
+            f"checkpoint {name!r}: its tokenizer has no EOS token; set `eos_token` in tokenizer_config.json"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.chat_template:
+        check_template(tokenizer, name)
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raises StagealignError where a chat template cannot be used: it fails, or leaves out how an answer starts.
+
+    A template that ends the user's turn so that the answer follows at once (`[/INST]`) needs no generation prompt.
+    """
+    bare, full = _rendered(tokenizer, name, USER), _rendered(tokenizer, name, [*USER, ANSWER])
+    prompt = _rendered(tokenizer, name, USER, add_generation_prompt=True)
+    follows = full.startswith(prompt) and full[len(prompt) :].lstrip().startswith(ANSWER["content"])
+    if prompt == bare and not follows:
+        raise StagealignError(
+            f"checkpoint {name!r}: its chat template has no generation prompt, so a policy would go on with the user's "
+            "turn; add one under `{% if add_generation_prompt %}` in chat_template.jinja"
+        )
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase, name: str) -> int | None:
+    """Id of the special token that the chat template puts after an answer; None where it puts none there."""
+    if not tokenizer.chat_template:
+        return None
+    after = _rendered(tokenizer, name, [*USER, ANSWER]).rpartition(ANSWER["content"])[2]
+    ids = tokenizer(after.strip(), add_special_tokens=False).input_ids
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    return int(ids[0]) if ids and ids[0] in special | set(tokenizer.all_special_ids) else None
+
+
+def check_ends(lm: LanguageModel, name: str) -> None:
+    """Raises StagealignError where the token that ends a turn in the chat template would not end a completion."""
+    end = turn_end(lm.tokenizer, name)
+    if end is not None and end not in end_ids(lm):
+        ours, theirs = lm.tokenizer.eos_token, lm.tokenizer.convert_ids_to_tokens(end)
+        raise StagealignError(
+            f"checkpoint {name!r}: its chat template ends a turn with {theirs!r}, its EOS token is {ours!r}, so no "
+            f"completion would end; set `eos_token` in tokenizer_config.json to {theirs!r}, or add {end} to "
+            "`eos_token_id` in generation_config.json"
+        )
+
+
+USER = [{"role": "user", "content": "Hello"}]
+ANSWER = {"role": "assistant", "content": "stagealign"}
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, name: str, turns: Sequence[Mapping[str, str]], **options: bool
+) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, **options))
+    except (TemplateError, TypeError, KeyError) as error:
+        raise StagealignError(
+            f"checkpoint {name!r}: its chat template fails ({str(error)[:200]}); correct chat_template.jinja"
+        ) from error
+
+
+def end_ids(lm: LanguageModel) -> list[int]:
+    """Token ids that end a completion: the tokenizer's EOS and those of the generation config."""
+    configured = getattr(lm.model.generation_config, "eos_token_id", None)
+    others = configured if isinstance(configured, list) else [configured]
+    return sorted({lm.tokenizer.eos_token_id, *(one for one in others if one is not None)})
+
+
+def check_context(lm: LanguageModel, prompt_tokens: int, new_tokens: int) -> None:
+    """Raises BadData where the longest prompt and what is to be sampled do not fit the model's context."""
+    limit = lm.model.config.max_position_embeddings
+    if prompt_tokens + new_tokens > limit:
+        raise BadData(
+            f"a prompt of {prompt_tokens} tokens and {new_tokens} new ones: the context is {limit}; drop long prompts "
+            "or lower max_new_tokens"
+        )
+
+
+def save(lm: LanguageModel, folder: Path, start: Path | None = None, top_layers: int | None = None) -> None:
+    """Writes a checkpoint that `from_pretrained` reads.
+
+    Where only the top layers differ from the checkpoint in `start`, the weights are two shards and the frozen one is
+    linked, not copied: a grid of policies then costs the disk only what was trained.
+    """
+    if top_layers is None:
+        lm.model.save_pretrained(folder)
+        lm.tokenizer.save_pretrained(folder)
+        return
+    from safetensors.torch import save_file
+
+    depth = layer_count(lm.model)
+    prefix, norm = lm.model.base_model_prefix, norm_name(lm.body)
+    tops = (*(f"{prefix}.layers.{i}." for i in range(depth - top_layers, depth)), f"{prefix}.{norm}.")
+    tied = set(lm.model.all_tied_weights_keys)
+    state = {name: tensor.contiguous() for name, tensor in lm.model.state_dict().items() if name not in tied}
+    trained = {name: tensor for name, tensor in state.items() if name.startswith(tops)}
+    frozen = {name: tensor for name, tensor in state.items() if name not in trained}
+    save_file(trained, folder / TRAINED, metadata={"format": "pt"})
+    if start is not None and (start / FROZEN).exists():
+        link(start / FROZEN, folder / FROZEN)
+    else:
+        save_file(frozen, folder / FROZEN, metadata={"format": "pt"})
+    index = dict.fromkeys(trained, TRAINED) | dict.fromkeys(frozen, FROZEN)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))}, indent=1)
+    )
+    lm.model.config.save_pretrained(folder)
+    lm.model.generation_config.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+
+
+def link(source: Path, target: Path) -> None:
+    """Hard link where the file system has them, else a copy."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

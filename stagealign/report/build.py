@@ -1,0 +1,119 @@
+"""Results -> reports. Reads result files only; the same results give the same bytes, so a report can be checked."""
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from stagealign.base.errors import StagealignError
+from stagealign.grid.cell import Cell
+from stagealign.store.files import write_text
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One starting policy, as the terminal's table shows it."""
+
+    policy: str
+    boundary: str
+    named: str
+    off: str
+    on: str
+    better: str
+    named_it: str
+
+    HEADINGS = (
+        "starting policy",
+        "boundary score",
+        "names",
+        "gain off",
+        "gain on",
+        "better",
+        "named it?",
+    )
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Texts in the order of `HEADINGS`."""
+        return self.policy, self.boundary, self.named, self.off, self.on, self.better, self.named_it
+
+
+def write(results: Path, reports: Path, scale: str) -> list[Path]:
+    """Files written: the scale's to `<reports>/<scale>/`, and the front page of all scales.
+
+    Raises StagealignError where the scale has no results.
+    """
+    files = build(results, scale)
+    for name, text in files.items():
+        write_text(reports / name, text)
+    for name in _leftover(reports, scale, files):
+        (reports / name).unlink()
+    return [reports / name for name in files]
+
+
+def check(results: Path, reports: Path, scale: str) -> list[str]:
+    """Names of the reports that are missing, left over, or not what the results give now."""
+    files = build(results, scale) if any((results / scale).glob("*-seed*.json")) else {}
+    stale = [name for name, text in files.items() if _read(reports / name) != text.encode()]
+    return sorted([*stale, *_leftover(reports, scale, files)])
+
+
+def build(results: Path, scale: str) -> dict[str, str]:
+    """Text of each report by its path below the reports' folder, without writing anything."""
+    from stagealign.report.pages.overview import overview, read
+    from stagealign.report.pages.page import pages
+    from stagealign.report.pages.speed import page as speed
+
+    with _uncollected():
+        known = read(results, scale)
+        if not known.book.results and not known.book.damaged:
+            raise StagealignError(f"{results / scale}: no results; make some with `stagealign run --scale {scale}`")
+        own = {**pages(known.book, known.contrasts, known.figures), **known.figures}
+        return {**{f"{scale}/{name}": text for name, text in own.items()}, **overview(results, known), **speed(results)}
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the search for cycles: what is read has next to none, and the search takes a seventh of the time."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
+def summary_rows(results: Path, cells: Sequence[Cell]) -> list[SummaryRow]:
+    """One row for each starting policy that `cells` (of one scale) touch and that has results."""
+    from stagealign.report.read.book import open_book
+    from stagealign.report.read.contrasts import NOT_RUN, contrasts
+    from stagealign.report.sections.rows import policy_name
+    from stagealign.report.sections.words import DASH, gain, score
+
+    if not cells:
+        return []
+    book = open_book(results, cells[0].scale.key, {cell.id for cell in cells})
+    return [
+        SummaryRow(
+            policy_name(book, one.start),
+            score(one.boundary),
+            DASH if one.named == NOT_RUN else one.named,
+            gain(one.best["off"].gain) if "off" in one.best else NOT_RUN,
+            gain(one.best["on"].gain) if "on" in one.best else NOT_RUN,
+            one.better,
+            one.named_it,
+        )
+        for one in contrasts(book)
+    ]
+
+
+def _leftover(reports: Path, scale: str, files: dict[str, str]) -> list[str]:
+    """Reports of an earlier form that nothing makes any more."""
+    made = [f"{scale}/{path.name}" for kind in ("*.html", "*.md", "*.svg") for path in (reports / scale).glob(kind)]
+    return sorted(name for name in made if name not in files)
+
+
+def _read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None

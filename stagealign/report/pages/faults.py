@@ -1,0 +1,71 @@
+"""What was tried to break the project, and what survived: from `results/faults/`, where the benchmark leaves it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from stagealign.base.shapes import NUMBER, TEXT, WHOLE, misfit
+from stagealign.report.sections.rows import Row, Table
+
+FOLDER = "faults"
+SHAPE = {
+    "part": TEXT,
+    "title": TEXT,
+    "seconds": NUMBER,
+    "rows": [{"tried": TEXT, "times": WHOLE, "survived": WHOLE, "found": TEXT, "wrong": [TEXT]}],
+}
+
+
+def faults(results: Path) -> Table | None:
+    """A row for all that was tried, part by part; None where nothing was. A damaged file is a row that says so."""
+    rows = [row for path in sorted((results / FOLDER).glob("*.json")) for row in _rows(path)]
+    if not rows:
+        return None
+    broken = sum(row.state != "done" for row in rows)
+    note = (
+        "What was done to a small lab, its files, readers and servers, and whether it survived: "
+        f"{len(rows) - broken} of {len(rows)} did. Survived means the same bytes and numbers as undisturbed, or a "
+        "clear message and nothing lost; 0 times means that it could not be tried there. Made by "
+        "`python -m benchmarks.faults`."
+    )
+    return Table(
+        "faults", "Attacks", note, ("part", "tried", "times", "survived", "what was found"), tuple(rows), folded=True
+    )
+
+
+def readme_lines(results: Path) -> list[str]:
+    """A Markdown table with a row for each part of the attacks; a damaged file is a row that says so."""
+    lines = ["| attack | kinds | times | survived |", "|---|---|---|---|"]
+    for path in sorted((results / FOLDER).glob("*.json")):
+        found = _read(path)
+        if isinstance(found, str):
+            lines.append(f"| {path.stem} | {found} | | |")
+            continue
+        rows = found["rows"]
+        times, survived = (sum(row[name] for row in rows) for name in ("times", "survived"))
+        lines.append(f"| {found['title']} | {len(rows)} | {times:,} | {'all' if times == survived else survived} |")
+    return lines if len(lines) > 2 else ["Not measured yet: `python -m benchmarks.faults`."]
+
+
+def _read(path: Path) -> dict[str, Any] | str:
+    """One part's results, or what is wrong with the file."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        wrong = misfit(found, SHAPE)
+    except (OSError, ValueError, RecursionError):
+        wrong = "it is not JSON"
+    again = f"`python -m benchmarks.faults --part {path.stem}`"
+    return f"damaged file: {wrong}; {again} makes it again" if wrong else found
+
+
+def _rows(path: Path) -> list[Row]:
+    found = _read(path)
+    if isinstance(found, str):
+        return [Row((path.stem, found, "", "", ""), "failed")]
+    return [_row(found["title"], row) for row in found["rows"]]
+
+
+def _row(title: str, row: dict[str, Any]) -> Row:
+    said = "; ".join([row["found"], *row["wrong"]])
+    state = "done" if row["survived"] == row["times"] else "failed"
+    return Row((title, row["tried"], f"{row['times']:,}", f"{row['survived']:,}", said), state)

@@ -1,0 +1,186 @@
+"""One self-contained page of a boundary measurement; everything that a model wrote is escaped."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stagealign.boundary.measurement import Measurement
+
+
+def page(found: Measurement) -> str:
+    """HTML text: the answer, the running score with its interval, warnings, cost and a sample of prompts."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("stagealign.report", "templates"), autoescape=True, undefined=StrictUndefined
+    )
+    template = environment.get_template("meter.html.j2")
+    return template.render(
+        found=found,
+        figure=Markup(figure(found)),
+        careful=careful(found),
+        request=request_rows(found),
+        caveats=caveat_rows(found),
+        facts=fact_rows(found),
+    )
+
+
+CAREFUL = {
+    "truncated_by_policy": (0.1, "of the policy's completions were cut at the token limit; raise --max-new-tokens"),
+    "changed_with_order": (
+        0.3,
+        "of the oracle's verdicts change when the order is swapped; it may hardly tell them apart",
+    ),
+    "ties": (0.5, "of the comparisons are ties, so few votes decide"),
+    "repeated_candidates": (0.1, "of the candidates repeat another of the same prompt and source"),
+}
+"""Caveat -> the share from which on it is said in words, and what it says."""
+
+
+def careful(found: Measurement) -> list[str]:
+    """What should be looked at before the answer is acted on, one sentence each."""
+    return [*found.notes, *_shares(found)]
+
+
+def _shares(found: Measurement) -> list[str]:
+    return [
+        f"Careful: {100 * share:.0f}% {words}."
+        for name, (limit, words) in CAREFUL.items()
+        if (share := found.caveats.get(name)) is not None and share >= limit
+    ]
+
+
+def request_rows(found: Measurement) -> list[tuple[str, str]]:
+    """(what, value) of what was measured."""
+    rows = dict(found.request)
+    decoding = rows.pop("decoding", {})
+    return [(name.replace("_", " "), str(value)) for name, value in (rows | decoding).items()]
+
+
+def caveat_rows(found: Measurement) -> list[tuple[str, str]]:
+    """(what, how much) for each warning."""
+    rows = []
+    for name, value in found.caveats.items():
+        if value is None:
+            text = "not known"
+        else:
+            text = f"{value:.0f} on average" if name.endswith("characters") else f"{100 * value:.1f}%"
+        rows.append((name.replace("_", " "), text))
+    return rows
+
+
+def fact_rows(found: Measurement) -> list[tuple[str, str]]:
+    """(what, how much) of data, votes and cost."""
+    top, known = found.top_candidate, set(COUNTED)
+    votes = [number(found.votes[name]) for name in ("on", "off", "ties")]
+    return [
+        ("data", str(found.data.get("data", "unknown"))),
+        *(("rows", rows) for rows in [rows_in_words(found.data)] if rows),
+        ("prompts", prompts_in_words(found)),
+        *((name, str(value)) for name, value in found.data.items() if name not in known),
+        ("interval", found.interval_kind),
+        ("votes", f"{votes[0]} on, {votes[1]} off, {votes[2]} ties (half to each)"),
+        ("by top candidate", f"{top['score']:.2f} [{top['interval'][0]:.2f}, {top['interval'][1]:.2f}]"),
+        *cost_rows(found.cost),
+    ]
+
+
+COUNTED = ("data", "prompts", "rows given", "rows used", "rows merged", "rows not chosen", "rows dropped", "dropped")
+"""Of a measurement's data, what `rows_in_words` and `prompts_in_words` say."""
+
+
+def rows_in_words(data: Mapping[str, Any]) -> str:
+    """What became of every row of the data; empty where nobody counted them."""
+    if "rows given" not in data:
+        return ""
+    dropped = sum(data["rows dropped"].values())
+    used = data.get("rows used", data["rows given"] - dropped - data["rows not chosen"] - data.get("rows merged", 0))
+    parts = [f"{number(data['rows given'])} in the data", f"{number(used)} used"]
+    for name, words in (("rows merged", "repeat a prompt, merged"), ("rows not chosen", "of prompts not chosen")):
+        if data.get(name):
+            parts.append(f"{number(data[name])} {words}")
+    if dropped:
+        parts.append(f"{number(dropped)} cannot be used ({data['dropped']})")
+    return ", ".join(parts)
+
+
+def prompts_in_words(found: Measurement) -> str:
+    """How many prompts were at hand, how many were measured, and why not the others."""
+    chosen, failed = found.data["prompts"], found.failures
+    whole = "chosen at random" if found.data.get("rows not chosen") else "in the data"
+    parts = [f"{number(chosen)} {whole}", f"{number(found.prompts_used)} measured"]
+    if failed:
+        parts.append(f"{number(failed)} failed")
+    if left := chosen - found.prompts_used - failed:
+        parts.append(f"{number(left)} {'not reached' if found.stopped else 'no longer needed'}")
+    return ", ".join(parts)
+
+
+def cost_rows(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(what, how much) of the measurement's cost: of its prompts in whatever call, of this call, and as a share."""
+    here = cost["this_call"]
+    if not (any(cost["seconds"].values()) or here["seconds"] or cost["prompts_not_timed"]):
+        return [("cost", "none: the candidates were scored beforehand")]
+    untimed = cost["prompts_not_timed"]
+    more = f"; time unknown for {number(untimed)} prompts kept by an older version" if untimed else ""
+    share = cost["share_of_dpo_epoch"]
+    rows = [("cost of these prompts, over all calls", _spent(cost) + more), ("cost of this call", _spent(here))]
+    if share is not None:
+        paper = f"the paper: {percent(cost['paper_share'])}, without generation"
+        rows.append(("sampling, of one DPO epoch on the same data", f"{percent(share)} ({paper})"))
+    return rows
+
+
+def _spent(cost: Mapping[str, Any]) -> str:
+    parts = [f"{number(cost['sampled_tokens'])} tokens sampled"]
+    if cost["oracle_tokens"]:
+        parts.append(f"{number(cost['oracle_tokens'])} billed by the oracle")
+    times = [f"{name} {value:,.1f} s" for name, value in cost["seconds"].items()]
+    return "; ".join([", ".join(parts), ", ".join(times)] if times else parts)
+
+
+def number(value: float) -> str:
+    """`1,234`, or `1,234.5`: never with an exponent."""
+    return f"{value:,.1f}".removesuffix(".0")
+
+
+def percent(share: float) -> str:
+    """`3.2%`, `120%`, `0.04%`: two digits that mean something and never an exponent."""
+    value = 100 * share
+    if value >= 9.95:
+        return f"{value:,.0f}%"
+    if 0 < value < 0.01:
+        return "less than 0.01%"
+    return f"{value:.1f}%" if value >= 0.1 or not value else f"{value:.2f}%"
+
+
+ABOUT = "Boundary score over the prompts measured, with its interval; above 0.5 the policy wins more votes"
+
+
+def figure(found: Measurement) -> str:
+    """SVG of the score over prompts, its interval and the line at 0.5; light or dark as the reader's system asks."""
+    from stagealign.report.sections.figures import render
+
+    return render("running", ABOUT, lambda: _running(found))
+
+
+def _running(found: Measurement) -> Any:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    from stagealign.report.sections.figures import FAINT, INK, SOURCE_COLOUR
+
+    prompts, score, low, high = (list(column) for column in zip(*found.running, strict=True))
+    drawn = Figure(figsize=(7.2, 3.0), layout="constrained")
+    axis = drawn.subplots()
+    axis.fill_between(prompts, low, high, color=SOURCE_COLOUR["off"], alpha=0.2, linewidth=0)
+    axis.plot(prompts, score, color=SOURCE_COLOUR["off"], linewidth=1.5)
+    axis.plot(prompts[-1:], score[-1:], color=SOURCE_COLOUR["off"], marker="o", markersize=5, clip_on=False)
+    axis.axhline(0.5, color=FAINT, linewidth=1, linestyle="--")
+    for height, words in ((0.97, "fine-tuning: on-policy data next"), (0.03, "injection: off-policy data next")):
+        place = "top" if height > 0.5 else "bottom"
+        axis.text(0.99, height, words, transform=axis.transAxes, ha="right", va=place, color=INK)
+    axis.set(ylim=(0, 1), xlabel="prompts measured", ylabel="boundary score")
+    axis.set_xlim(min(prompts[0], prompts[-1] - 1), prompts[-1])
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return drawn

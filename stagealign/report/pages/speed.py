@@ -1,0 +1,285 @@
+"""Speed as it was measured: one table and one figure of the files that `python -m benchmarks.speed` wrote.
+
+What was not measured stays in the table and says so, with the command that measures it.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from stagealign.base.errors import BadData
+from stagealign.report.pages.aims import BY_KEY, ROWS, Against, SpeedRow
+from stagealign.report.sections.rows import Row, Table
+from stagealign.report.sections.words import DASH
+
+DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+COMMAND = {"cpu": "make speed", "cuda": "make speed DEVICE=cuda"}
+NOT_MEASURED = "not measured"
+ABOUT = (
+    "How many times as fast as the peer, on a logarithmic scale: median of the turns, with the least and the most. "
+    "Grey line: as fast as the peer. Tick: what was asked of it."
+)
+
+
+def read(results: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Results by device and row key; raises BadData for a file that is damaged, of no row or of `--small`."""
+    found: dict[str, dict[str, dict[str, Any]]] = {device: {} for device in DEVICES}
+    for device in DEVICES:
+        for file in sorted((results / "speed" / device).glob("*.json")):
+            try:
+                made = json.loads(file.read_text(encoding="utf-8"))
+                key = made["row"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise BadData(f"{file}: not a result of `python -m benchmarks.speed` ({error}); remove it") from error
+            if key not in BY_KEY or file.stem != key:
+                raise BadData(f"{file}: row {key!r} is unknown or not that of the file; remove it")
+            if made["made"]["settings"]["small"]:
+                raise BadData(
+                    f"{file}: of thin models, which tell nothing of speed; remove it and run `{COMMAND[device]}`"
+                )
+            found[device][key] = made
+    return found
+
+
+def table(found: dict[str, dict[str, dict[str, Any]]]) -> Table:
+    """A line a comparison, CPU and GPU side by side; a row without results stands there too."""
+    lines = [line for row in ROWS for line in _lines(row, found)]
+    note = (
+        "Ours and each peer in turns on the same weights, data and threads, after a check that they compute the same. "
+        "Ratio: median of the turns [least, most]; beside it in processor time, which other programs on the machine "
+        f"disturb least. {' '.join(machines(found))}"
+    )
+    columns = ("what", "against", *(text for name in DEVICES.values() for text in (name, f"aim, {name}")))
+    return Table("speed", "Speed", note, columns, tuple(lines))
+
+
+def machines(found: dict[str, dict[str, dict[str, Any]]], escaped: Callable[[str], str] = str) -> list[str]:
+    """A sentence a device: on what its rows were measured, or how they can be; `escaped` is done to machines' names."""
+    sentences = []
+    for device, name in DEVICES.items():
+        known = list(dict.fromkeys(escaped(_machine(made)) for made in found[device].values()))
+        said = "; ".join(known) if known else f"not measured; `{COMMAND[device]}` fills it"
+        sentences.append(f"{name}: {said}.")
+    return sentences
+
+
+def _machine(made: dict[str, Any]) -> str:
+    machine = made["made"]["hardware"]
+    gpu = f"{machine['gpu']}, " if machine.get("gpu") else ""
+    versions = ", ".join(f"{name} {number}" for name, number in made["made"]["packages"].items())
+    return f"{gpu}{machine['processor']}, {machine['cores']} cores, threads: {machine['threads']}, {versions}"
+
+
+def _lines(row: SpeedRow, found: dict[str, dict[str, dict[str, Any]]]) -> list[Row]:
+    if row.against:
+        return [
+            _line(row, one.ours, one.peer, [_ratio(row, one, found, device) for device in DEVICES])
+            for one in row.against
+        ]
+    if row.limits:
+        return [
+            _line(row, name, "", [_time(row, name, most, found, device) for device in DEVICES])
+            for name, most in row.limits
+        ]
+    return [_line(row, "", "", [_growth(row, found, device) for device in DEVICES])]
+
+
+def _line(row: SpeedRow, ours: str, peer: str, cells: Sequence[tuple[str, str]]) -> Row:
+    what = row.title + (f"\n{ours}" if ours not in ("", "ours") else "")
+    texts = [text for pair in cells for text in pair]
+    measured = any(text not in (NOT_MEASURED, DASH) for text in texts[::2])
+    return Row((what, peer or DASH, *texts), "done" if measured else "not run")
+
+
+def _made(row: SpeedRow, found: dict[str, dict[str, dict[str, Any]]], device: str) -> dict[str, Any] | str:
+    if device not in row.devices:
+        return DASH
+    return found[device].get(row.key, NOT_MEASURED)
+
+
+def _ratio(row: SpeedRow, one: Against, found: Any, device: str) -> tuple[str, str]:
+    """What was reached, and the aim with whether it was; memory where that is the aim."""
+    made, aim = _made(row, found, device), one.aim(device)
+    asked = f"{aim:g}x" if aim else f"at most {one.memory:g} of its memory" if one.memory else DASH
+    if isinstance(made, str):
+        return made, DASH if made == DASH else asked
+    ratio = ratio_of(made, one)
+    if ratio is None:
+        return NOT_MEASURED, asked
+    if one.memory:
+        reached = ratio["memory"] <= one.memory
+        return f"{ratio['memory']:.2f} of its memory\n{_times(ratio)}", f"{asked}: {_word(reached)}"
+    memory = f"\n{ratio['memory']:.2f} of its memory" if "memory" in ratio else ""
+    told = f"{_times(ratio)}{memory}{_extra(made, one)}"
+    if not aim or ratio["time"]["median"] >= aim:
+        return told, f"{asked}: reached" if aim else asked
+    return told, f"{asked}: not reached{_bound(made, one, ratio)}"
+
+
+def _bound(made: dict[str, Any], one: Against, ratio: dict[str, Any]) -> str:
+    """What the ratio would be if ours ran at the roof in its median turn: more cannot be had on this machine."""
+    shares = sorted(run["roof_percent"] for run in made["runs"][one.ours] if "roof_percent" in run)
+    if not shares or not shares[len(shares) // 2]:
+        return ""
+    return f"; at the roof it would be {100 * ratio['time']['median'] / shares[len(shares) // 2]:.1f}x"
+
+
+def ratio_of(made: dict[str, Any], one: Against) -> dict[str, Any] | None:
+    """The comparison's numbers in a result; None where it was not made there."""
+    found = [ratio for ratio in made["ratios"] if (ratio["ours"], ratio["peer"]) == (one.ours, one.peer)]
+    return found[0] if found else None
+
+
+def _times(ratio: dict[str, Any]) -> str:
+    time, work = ratio["time"], ratio["processor"]["median"]
+    return f"{time['median']:.1f}x [{time['least']:.1f}, {time['most']:.1f}], processor {work:.1f}x"
+
+
+def _extra(made: dict[str, Any], one: Against) -> str:
+    """Share of the roof, and what a reader of this row must know."""
+    runs = made["runs"][one.ours]
+    text = ""
+    if all("roof_percent" in run for run in runs):
+        mine, its = (max(run["roof_percent"] for run in made["runs"][side]) for side in (one.ours, one.peer))
+        text += f"\n{mine:.1f}% of the roof, peer {its:.1f}%"
+    if "recorded_forwards" in runs[0]:
+        peer = made["runs"][one.peer][0]
+        text += f"\nreference tokens {runs[0]['reference_tokens']:,}, peer {peer['reference_tokens']:,}"
+    if "decision" in made and "bf16" in one.ours:
+        told = made["decision"]
+        text += f"\nprefers as fp32 on {100 * told['same_preference']:.0f}% of {told['held_out']} held-out pairs"
+    return text
+
+
+def _word(reached: bool) -> str:
+    return "reached" if reached else "not reached"
+
+
+def _time(row: SpeedRow, name: str, most: float, found: Any, device: str) -> tuple[str, str]:
+    made = _made(row, found, device)
+    if isinstance(made, str):
+        return made, DASH if made == DASH else f"{most:g} s"
+    times = made["times"].get(name)
+    if times is None:
+        return made["left_out"].get(name, NOT_MEASURED), f"{most:g} s"
+    took, work = times["seconds"], times["cpu_seconds"]["median"]
+    told = f"{took['median']:.2f} s [{took['least']:.2f}, {took['most']:.2f}], processor {work:.2f} s"
+    return told, f"{most:g} s: {_word(took['median'] <= most)}"
+
+
+def _growth(row: SpeedRow, found: Any, device: str) -> tuple[str, str]:
+    made = _made(row, found, device)
+    asked = f"at most {row.exponent:g}" if row.exponent else DASH
+    if isinstance(made, str):
+        return made, asked
+    points, grown = made["points"], made["exponents"]
+    first, last = points[0], points[-1]
+    told = (
+        f"exponent {grown['seconds']:.2f}, processor {grown['cpu_seconds']:.2f}\n{first['size']:,} to {last['size']:,} "
+        f"{row.unit}: {first['seconds']:.1f} to {last['seconds']:.1f} s, {first['peak_mb']:,} to {last['peak_mb']:,} MB"
+    )
+    return told, f"{asked}: {_word(grown['seconds'] <= row.exponent)}" if row.exponent else asked
+
+
+def figure(found: dict[str, dict[str, dict[str, Any]]]) -> str | None:
+    """SVG of all ratios on one axis; None where nothing was measured."""
+    from stagealign.report.sections.figures import render
+
+    drawn = [
+        (device, row, one, ratio)
+        for device in DEVICES
+        for row in ROWS
+        if row.key in found[device]
+        for one in row.against
+        if (ratio := ratio_of(found[device][row.key], one)) and not one.memory
+    ]
+    return render("speed", ABOUT, lambda: _draw(drawn)) if drawn else None
+
+
+def _draw(drawn: Sequence[tuple[str, SpeedRow, Against, dict[str, Any]]]) -> Any:
+    from matplotlib.figure import Figure
+
+    from stagealign.report.sections.figures import FAINT, SOURCE_COLOUR, WIDTH
+
+    picture = Figure(figsize=(WIDTH, 0.36 * len(drawn) + 0.9), layout="constrained")
+    axis: Any = picture.subplots()
+    names = []
+    for place, (device, row, one, ratio) in enumerate(drawn):
+        time = ratio["time"]
+        axis.plot([time["least"], time["most"]], [place, place], color=SOURCE_COLOUR["off"], linewidth=1.5)
+        axis.plot([time["median"]], [place], color=SOURCE_COLOUR["off"], marker="o", markersize=5, linestyle="")
+        aim = one.aim(device)
+        if aim:
+            axis.plot([aim], [place], color=SOURCE_COLOUR["on"], marker="|", markersize=11, linestyle="")
+        ours = "" if one.ours == "ours" else f", {one.ours.removeprefix('ours ')}"
+        names.append(f"{row.title}{ours}\nagainst {one.peer}" + (" (GPU)" if device == "cuda" else ""))
+    axis.axvline(1, color=FAINT, linewidth=0.8)
+    axis.set_xscale("log")
+    most = max(ratio["time"]["most"] for *_, ratio in drawn)
+    ticks = [one for one in (0.3, 1, 3, 10, 30, 100, 300) if one <= max(1, 1.3 * most)]
+    axis.set_xticks(ticks, [f"{one:g}x" for one in ticks])
+    axis.minorticks_off()
+    axis.set_yticks(range(len(drawn)), names)
+    axis.invert_yaxis()
+    axis.set_xlabel("times as fast")
+    return picture
+
+
+def page(results: Path) -> dict[str, str]:
+    """`speed.html` by name; nothing where no row was measured."""
+    from markupsafe import Markup
+
+    from stagealign.report.pages.page import environment
+
+    found = read(results)
+    if not any(found.values()):
+        return {}
+    svg = figure(found)
+    drawn = Markup(svg) if svg else None  # our own SVG: matplotlib escapes its texts
+    values = {"table": table(found), "figure": drawn, "about": ABOUT, "runs": _runs(found)}
+    return {"speed.html": environment().get_template("speed.html.j2").render(values)}
+
+
+def _runs(found: dict[str, dict[str, dict[str, Any]]]) -> Table:
+    """Every run of every side, folded."""
+    lines = []
+    for device, rows in found.items():
+        for row in ROWS:
+            made = rows.get(row.key)
+            for side, runs in made.get("runs", {}).items() if made else ():
+                lines += [_run(row, side, run, device) for run in runs]
+    columns = ("what", "side", "device", "seconds", "processor seconds", "speed", "tokens/s", "peak MB", "of the roof")
+    note = "Each turn of each side; a slow peer may have done fewer units, so compare speeds."
+    return Table("turns", "Every turn", note, columns, tuple(lines), folded=True)
+
+
+def _run(row: SpeedRow, side: str, run: dict[str, Any], device: str) -> Row:
+    tokens = f"{run['tokens_per_second']:,.0f}" if "tokens_per_second" in run else DASH
+    peak = f"{run['peak_mb']:,}" if "peak_mb" in run else DASH
+    share = f"{run['roof_percent']:.1f}%" if "roof_percent" in run else DASH
+    speed = f"{run['per_second']:.3g} {row.unit}"
+    took = (f"{run['seconds']:.2f}", f"{run['cpu_seconds']:.2f}")
+    return Row((row.title, side, DEVICES[device], *took, speed, tokens, peak, share))
+
+
+def readme_lines(results: Path) -> list[str]:
+    """The table for the README, in Markdown: what was reached on the devices that were measured, and what is open."""
+    from stagealign.report.pages.page import markdown
+
+    found = read(results)
+    made = table(found)
+    kept = [0, 1] + [place for i, device in enumerate(DEVICES) if found[device] for place in (2 + 2 * i, 3 + 2 * i)]
+    done = [row for row in made.rows if row.state == "done"]
+    lines = []
+    if done:
+        lines += ["| " + " | ".join(made.columns[i] for i in kept) + " |", "|" + "---|" * len(kept)]
+        lines += ["| " + " | ".join(markdown(_short(row.cells[i])) for i in kept) + " |" for row in done]
+        lines.append("")
+    names = dict.fromkeys(row.title for row in ROWS if not any(row.key in found[device] for device in row.devices))
+    waiting = f"Not measured yet: {'; '.join(names)}." if names else ""
+    return [*lines, " ".join([*machines(found, markdown), waiting]).strip()]
+
+
+def _short(cell: str) -> str:
+    return cell.replace("\n", "; ")

@@ -1,0 +1,1 @@
+"""Results as values that tables are made of."""

@@ -1,0 +1,266 @@
+"""Results of one scale, read and joined: every rung and every policy once, however many cells share it."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from stagealign.base.errors import BadData, UnknownName
+from stagealign.base.identity import plain
+from stagealign.grid import methods as methods_room
+from stagealign.grid import models as models_room
+from stagealign.grid import registry, scales
+from stagealign.report.read.rungs import SPLIT, Policy, Rung, Start
+from stagealign.store.results import Result, read_results
+
+SAMPLERS = ("", "vllm", "served")
+"""What may sample a row's candidates, ours first."""
+
+
+@dataclass(frozen=True)
+class Book:
+    """All that one scale's reports are made from."""
+
+    scale: str
+    results: tuple[Result, ...]
+    damaged: tuple[str, ...]
+    missing: tuple[str, ...]
+    """`cell-seedK` of the grid without a result file."""
+    rungs: tuple[Rung, ...]
+    policies: tuple[Policy, ...]
+
+    @property
+    def starts(self) -> list[Start]:
+        """Starting policies with at least one rung, in the registry's order of models and methods."""
+        found = {rung.start for rung in self.rungs}
+        return sorted(
+            found, key=lambda start: (*order(start.model, start.method), len(start.before), start.before[::-1])
+        )
+
+    def ladder(self, start: Start, source: str, state: str = "done") -> list[Rung]:
+        """Rungs of one start and source over all seeds, by learning rate and seed."""
+        return self._ladders.get((start, source, state), [])
+
+    @cached_property
+    def _ladders(self) -> dict[tuple[Start, str, str], list[Rung]]:
+        found: dict[tuple[Start, str, str], list[Rung]] = {}
+        for rung in self.rungs:
+            found.setdefault((rung.start, rung.source, rung.state), []).append(rung)
+        return found
+
+    def policy(self, start: Start) -> list[Policy]:
+        """The starting policy's measurements, one a seed."""
+        key = (start.model, start.method if start.before else self.shared(start.method), start.before)
+        return [policy for policy in self.policies if policy.key == key]
+
+    def model(self, key: str) -> Mapping[str, Any]:
+        """What the results say about a model: name, checkpoint, whether it is a stand-in."""
+        return max(self._models.get(key, []), key=len, default={"key": key, "name": key})
+
+    @cached_property
+    def _models(self) -> dict[str, list[Mapping[str, Any]]]:
+        found: dict[str, list[Mapping[str, Any]]] = {}
+        for result in self.results:
+            found.setdefault(result["model"]["key"], []).append(result["model"])
+        return found
+
+    def label(self, key: str) -> str:
+        """`Zephyr stand-in`, `Pythia (random weights)` or `Zephyr`."""
+        return label(self.model(key), self.scale)
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods that have a row which claims count."""
+        return list(self._rows)
+
+    def shared(self, row: str) -> str:
+        """What the start of a row is known by: its sampler and gold reward, where they are not the usual ones."""
+        return self._shared.get(row, "")
+
+    @cached_property
+    def _shared(self) -> dict[str, str]:
+        return {result["method"]["key"]: _beside(result) for result in self.results}
+
+    def rows_of(self, method: str) -> list[str]:
+        """Rows that measure a method as claims mean it, by key: with the scale's own gold reward, whatever samples.
+
+        In the order in which one is taken for the other, fixed before any result: our own sampler, vLLM, a server.
+        """
+        return sorted(self._rows.get(method, {}), key=lambda row: SAMPLERS.index(self._rows[method][row]))
+
+    @cached_property
+    def _rows(self) -> dict[str, dict[str, str]]:
+        """Method -> row -> what samples it, less the rows of another gold reward."""
+        found: dict[str, dict[str, str]] = {}
+        for result in self.results:
+            row, method = result["method"]["key"], result["spec"].get("method", {}).get("key")
+            sampler = (result["spec"].get("scale", {}).get("engine") or {}).get("key", "")
+            if row == "_".join(filter(None, (method, sampler))):
+                found.setdefault(method, {})[row] = sampler
+        return found
+
+    @property
+    def stand_ins(self) -> bool:
+        """Whether any result is not of the paper's own checkpoints."""
+        return self.scale != "paper" or any(
+            weights(result["model"], self.scale) != "published" for result in self.results
+        )
+
+
+def open_book(folder: Path, scale: str, cells: Collection[str] | None = None) -> Book:
+    """Everything that `folder/<scale>` holds; `cells` (ids) restricts it, None takes all."""
+    results, damaged = [], []
+    for path, found in read_results(folder, scale):
+        if isinstance(found, BadData):
+            damaged.append((path.stem, str(found).replace(str(folder), folder.name)))
+        elif cells is None or found["cell"] in cells:
+            moved = spec_moved(found)
+            if moved:
+                again = f"run it again: `stagealign run --scale {scale} -k {found['cell']}`"
+                text = f"{path}: of another spec than the registry has now ({moved}); {again}"
+                damaged.append((path.stem, text.replace(str(folder), folder.name)))
+            else:
+                results.append(found)
+    present = {f"{r['cell']}-seed{r['seed']}" for r in results} | {name for name, _ in damaged}
+    missing = [name for name in _grid(scale, cells) if name not in present]
+    results.sort(key=lambda r: (*order(r["model"]["key"], r["method"]["key"]), r["schedule"], r["seed"]))
+    return Book(
+        scale, tuple(results), tuple(text for _, text in damaged), tuple(missing), _rungs(results), _policies(results)
+    )
+
+
+def spec_moved(result: Result) -> str:
+    """First field in which a result's spec differs from the registry's; a field that one of them lacks is no matter."""
+    return next(_shared_differences(result.get("spec", {}), _spec(result["cell"], result["scale"])), "")
+
+
+@lru_cache
+def _spec(cell: str, scale: str) -> Any:
+    """The registry's spec of a cell; nothing of one that it does not have."""
+    try:
+        return plain(registry.cell(cell, scale))
+    except UnknownName:
+        return {}
+
+
+def _shared_differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted(old.keys() & new.keys()):
+            yield from _shared_differences(old[key], new[key], f"{where}.{key}" if where else key)
+    elif old != new:
+        yield f"{where} was {old!r}, is {new!r}"
+
+
+def label(model: Mapping[str, Any], scale: str) -> str:
+    """A model's name, never without the remark that it is a stand-in or has random weights."""
+    remark = {"stand-in": " stand-in", "random": " (random weights)"}.get(weights(model, scale), "")
+    return f"{model['name']}{remark}"
+
+
+def weights(model: Mapping[str, Any], scale: str) -> str:
+    """`published`, `stand-in` or `random`; a run that never began says what its registry entry would have been."""
+    checkpoint = models_room.CHECKPOINTS.get(scale, {}).get(model["key"])
+    planned = "stand-in" if checkpoint and checkpoint.stand_in_for else "not known"
+    return str(model.get("weights") or planned)
+
+
+def recorded_rate(result: Result, entry: Mapping[str, Any]) -> float:
+    """Learning rate of the rung that later rounds continue from: the round's own word, else the spec's."""
+    if "learning_rate" in entry:
+        return float(entry["learning_rate"])
+    return float(result["spec"]["scale"]["training"]["learning_rate"][entry["source"]])
+
+
+def order(model: str, method: str = "") -> tuple[int, int]:
+    """Place in the registry; no method comes first, unknown names come last."""
+    models, methods = list(models_room.MODELS), list(methods_room.METHODS["paper"])
+    return (
+        models.index(model) if model in models else len(models),
+        -1 if not method else methods.index(method) if method in methods else len(methods),
+    )
+
+
+def _grid(scale: str, cells: Collection[str] | None) -> Iterator[str]:
+    if scale not in scales.SCALES:
+        return
+    for cell in registry.cells(scale):
+        if cells is None or cell.id in cells:
+            yield from (f"{cell.id}-seed{seed}" for seed in cell.scale.seeds)
+
+
+def _rungs(results: list[Result]) -> tuple[Rung, ...]:
+    """Each rung once; the same one in several results counts once, done before any other state."""
+    found: dict[Any, Rung] = {}
+    for rung in _each_rung(results):
+        key = rung.data.get("fingerprint") or (rung.start, rung.source, rung.seed, rung.learning_rate)
+        old = found.get(key)
+        if old is None:
+            found[key] = rung
+            continue
+        best = rung if rung.state == "done" and old.state != "done" else old
+        cells = tuple(dict.fromkeys([*old.cells, *rung.cells]))
+        found[key] = replace(best, cells=cells, recorded=old.recorded or rung.recorded)
+    return tuple(
+        sorted(
+            found.values(),
+            key=lambda r: (
+                *order(r.start.model, r.start.method),
+                len(r.start.before),
+                r.start.before[::-1],
+                r.source != "off",
+                r.source,
+                r.learning_rate,
+                r.seed,
+            ),
+        )
+    )
+
+
+def _each_rung(results: list[Result]) -> Iterator[Rung]:
+    for result in results:
+        sources: tuple[str, ...] = ()
+        for entry in result.get("rounds", []):
+            start = Start(result["model"]["key"], result["method"]["key"], sources)
+            for data in entry.get("rungs", []):
+                rate = float(data["learning_rate"])
+                recorded = rate == recorded_rate(result, entry)
+                yield Rung(
+                    start,
+                    entry["source"],
+                    int(result["seed"]),
+                    rate,
+                    data["state"],
+                    (result["cell"],),
+                    recorded,
+                    data,
+                    entry.get("start") or {},
+                )
+            sources = (*sources, entry["source"])
+
+
+def _beside(result: Result) -> str:
+    """What a row's key has behind its method's."""
+    row = str(result["method"]["key"])
+    return row.removeprefix(result["spec"].get("method", {}).get("key", row))
+
+
+def _policies(results: list[Result]) -> tuple[Policy, ...]:
+    found: dict[Any, Policy] = {}
+    for result in results:
+        key, seed = result["model"]["key"], int(result["seed"])
+        measured = [Policy(key, _beside(result), (), seed, result.get("start") or {})]
+        sources: tuple[str, ...] = ()
+        for entry in result.get("rounds", []):
+            if sources:
+                measured.append(Policy(key, result["method"]["key"], sources, seed, entry.get("start") or {}))
+            sources = (*sources, entry["source"])
+            for rung in entry.get("rungs", []):
+                if rung["state"] == "done" and rung["learning_rate"] == recorded_rate(result, entry):
+                    measured.append(Policy(key, result["method"]["key"], sources, seed, rung["metrics"]))
+        for policy in measured:
+            if policy.metrics.get(SPLIT):
+                found.setdefault((policy.key, seed), policy)
+    return tuple(
+        sorted(found.values(), key=lambda p: (*order(p.model, p.method), len(p.sources), p.sources[::-1], p.seed))
+    )

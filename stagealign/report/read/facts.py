@@ -1,0 +1,75 @@
+"""Where the numbers were made: commits, hardware and seconds, as the results themselves say it."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from stagealign.store.results import Result
+
+
+def facts(results: Iterable[Result]) -> dict[str, Mapping[str, Any]]:
+    """Facts by artifact, each artifact once."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for result in results:
+        found |= result.get("artifacts", {})
+    return found
+
+
+def distinct(results: Iterable[Result], field: str) -> list[str]:
+    """Every value of one field of the facts, in order; `commit` also takes the result's own."""
+    results = list(results)
+    values = [one.get(field) for one in facts(results).values()] + [result.get(field) for result in results]
+    return sorted({value for value in values if isinstance(value, str)})
+
+
+def dirty(results: Iterable[Result]) -> bool:
+    """Whether any result was made with uncommitted changes."""
+    results = list(results)
+    return any(one.get("dirty") for one in [*facts(results).values(), *results])
+
+
+def seconds(result: Result) -> float | None:
+    """Seconds that built the artifacts of one run; shared ones count in every run that uses them."""
+    known = [float(one["seconds"]) for one in facts([result]).values() if isinstance(one.get("seconds"), int | float)]
+    return sum(known) if known else None
+
+
+def peak_memory(result: Result) -> float | None:
+    """Largest peak of resident memory among the run's artifacts, in MiB."""
+    known = [one.get("peak_memory_mib") for one in facts([result]).values()]
+    numbers = [float(number) for number in known if isinstance(number, int | float)]
+    return max(numbers) if numbers else None
+
+
+def reference_forwards(result: Result) -> tuple[int, int] | None:
+    """(computed, reused) forwards of the reference model in one run; None where its runs do not say."""
+    found = [
+        rung["training"]["reference"]
+        for entry in result.get("rounds", [])
+        for rung in entry.get("rungs", [])
+        if rung.get("training", {}).get("reference")
+    ]
+    if not found:
+        return None
+    return sum(int(one.get("computed", 0)) for one in found), sum(int(one.get("reused", 0)) for one in found)
+
+
+def scorers(results: Iterable[Result]) -> list[str]:
+    """Held-out quality of each scorer, one line a scorer, each once."""
+    lines = (
+        f"{name}: {', '.join(_flat('', quality))}"
+        for result in results
+        for name, quality in sorted((result.get("scorers") or {}).items())
+    )
+    return list(dict.fromkeys(lines))
+
+
+def _flat(name: str, node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping) and {"value", "unit"} <= node.keys():
+        yield f"{name} {node['value']:.3g} {node['unit']} (n = {node.get('n')})"
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _flat(f"{name} {key}".strip(), value)
+    elif isinstance(node, float):
+        yield f"{name} {node:.3g}"
+    elif node is not None and not isinstance(node, list):
+        yield f"{name.replace('_', ' ')} {node}"

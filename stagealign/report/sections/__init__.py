@@ -1,0 +1,1 @@
+"""Parts of a page: one table or figure a file."""

@@ -1,0 +1,179 @@
+"""Whether measures of diversity agree."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from stagealign.base.identity import stream
+from stagealign.grid import sources
+from stagealign.report.read.book import Book
+from stagealign.report.read.contrasts import UNDECIDED, unit, verdict
+from stagealign.report.read.data_sets import JUDGED, NAMES, DataSet, mean_over
+from stagealign.report.read.rungs import Start
+from stagealign.report.sections.rows import Row, Table, policy_name
+from stagealign.report.sections.words import DASH, count, gain, rate, signed
+from stagealign.stats import effectiveness
+from stagealign.stats.diversity import MORE, concordance, larger
+
+
+def orders(measured: Sequence[DataSet]) -> Table:
+    """By each measure: which of two sources from one start is the more diverse, and which the better."""
+    couples = list(dict.fromkeys((a.source, b.source) for a, b in _comparisons(measured)))
+    rows = []
+    for name, label in {**NAMES, "quality": "quality under the oracle"}.items():
+        said = agreement_words(measured, (name,))
+        cells = [label]
+        for couple in couples:
+            signs = [sign for (a, b, _), (sign,) in said.items() if (a[0], b[0]) == couple]
+            first, second, neither = (signs.count(one) for one in (1, -1, 0))
+            cells.append(f"{couple[0]} {first}, {couple[1]} {second}, cannot tell {neither}" if signs else DASH)
+        rows.append(Row(tuple(cells)))
+    return Table(
+        "orders",
+        "Which source is more diverse, by each measure",
+        "Sources of one round for one starting policy and seed: how often each is the more diverse (last row: the "
+        "better) by more than its 95% error over prompts. Sets that share their texts count once; under surprise they "
+        "count once a policy.",
+        ("Measure", *(f"{a} or {b}" for a, b in couples)),
+        tuple(rows) if couples else (),
+    )
+
+
+def agreement(measured: Sequence[DataSet]) -> Table:
+    """Each two measures of diversity beside each other: over sources, and over the prompts of one set."""
+    rows = []
+    for names, found, rhos in agreements(measured):
+        spread = f"{signed(median(rhos))} [{signed(min(rhos))}, {signed(max(rhos))}]" if rhos else DASH
+        cells = (
+            both_names(names),
+            str(found["same"]),
+            str(found["opposite"]),
+            str(found["undecided"]),
+            signed(found["tau"]),
+            spread,
+            str(len(rhos)),
+        )
+        rows.append(Row(cells))
+    return Table(
+        "agreement",
+        "Do the measures of diversity agree?",
+        "Two sources of one round and seed, ordered by both measures: alike, opposite, or one of the measures cannot "
+        "tell; tau: alike minus opposite over both. Last: Spearman rank correlation over the prompts of one set, "
+        "median and range over sets. All measures count more diversity upward.",
+        ("Measures", "Same order", "Opposite", "Cannot tell", "Kendall's tau", "Over prompts", "Sets"),
+        tuple(rows) if any(cell != DASH for row in rows for cell in row.cells[-3:-1]) else (),
+    )
+
+
+Couple = tuple[DataSet, DataSet]
+
+
+def _comparisons(measured: Sequence[DataSet]) -> list[Couple]:
+    """Every two sources of one start and seed, in the registry's order of sources."""
+    known = list(sources.SOURCES)
+    ranked = sorted(measured, key=lambda one: known.index(one.source) if one.source in known else len(known))
+    return [(a, b) for a, b in combinations(ranked, 2) if (a.start, a.seed) == (b.start, b.seed)]
+
+
+def agreement_words(measured: Sequence[DataSet], names: Sequence[str]) -> dict[Any, tuple[int, ...]]:
+    """Comparison -> what each measure says: 1 its first source has more, -1 the second, 0 cannot tell.
+
+    Left out where one of the measures has no value. Two sets of texts are one comparison, or one a policy where a
+    measure is that policy's.
+    """
+    found = {}
+    for a, b in _comparisons(measured):
+        said = [larger(a.metric(name), b.metric(name)) for name in names]
+        if None not in said:
+            judge = a.start if JUDGED.intersection(names) else None
+            signs = (sign * MORE.get(name, 1) for sign, name in zip(said, names, strict=True) if sign is not None)
+            found[(a.texts, b.texts, judge)] = tuple(signs)
+    return found
+
+
+def agreements(measured: Sequence[DataSet]) -> list[tuple[tuple[str, str], dict[str, Any], list[float]]]:
+    """For each two measures: their concordance over sources, and their rank correlation in each set."""
+    rows = []
+    for names in combinations(NAMES, 2):
+        rhos = {}
+        for one in measured:
+            rho = ((one.data or {}).get("agreement") or {}).get(", ".join(names), {}).get("value")
+            if rho is not None:
+                rhos[(one.texts, one.start if JUDGED.intersection(names) else None)] = float(rho)
+        said = [(ours, theirs) for ours, theirs in agreement_words(measured, names).values()]
+        rows.append((names, concordance(said), list(rhos.values())))
+    return rows
+
+
+def good_or_diverse(book: Book, measured: Sequence[DataSet]) -> Table:
+    """Static candidates against another model's: both off-policy, so what differs is how diverse and how good."""
+    others = [key for key, one in sources.SOURCES.items() if one.sampled_from]
+    rows = [
+        row for start in book.starts for source in others for row in _contrast(book, start, source, measured)
+    ]  # fmt: skip
+    return Table(
+        "diverse",
+        "Diverse or good: two sources that are both off-policy",
+        "Another model's samples against the static candidates of the same prompts, at equal learning rate: gain in "
+        "gold reward with the 95% interval of the difference of paired gains. Quality: percent of comparisons with the "
+        "static candidates won under the oracle (50 for those themselves). Distance: MiniLM, among the candidates of a "
+        "prompt.",
+        (
+            "Starting policy",
+            "Source",
+            "Learning rate",
+            "Quality",
+            "Distance: static / source",
+            "Gain, static",
+            "Gain, source",
+            "Source minus static",
+            "Better",
+        ),
+        tuple(rows),
+    )
+
+
+def _contrast(book: Book, start: Start, source: str, measured: Sequence[DataSet]) -> Iterator[Row]:
+    """One row for each learning rate that both sources have, over the seeds that both have."""
+    rungs = {
+        key: {(rung.learning_rate, rung.seed): rung for rung in book.ladder(start, key)} for key in ("off", source)
+    }
+    for learning_rate in sorted({key[0] for key in rungs["off"].keys() & rungs[source].keys()}):
+        seeds = [
+            seed for given, seed in sorted(rungs[source]) if given == learning_rate and (given, seed) in rungs["off"]
+        ]
+        theirs, ours = ([rungs[key][learning_rate, seed] for seed in seeds] for key in (source, "off"))
+        rng = np.random.default_rng(stream(0, "report", "diverse", *start.before, start.model, start.method, source))
+        found = effectiveness.effectiveness_ratio(
+            [rung.gains("gain") for rung in theirs],
+            [rung.gains("gain") for rung in ours],
+            rng,
+            unit(dict(zip(seeds, ours, strict=True))),
+        )
+        better = {"on": source, "off": "static"}.get(verdict(found), UNDECIDED)
+        here = replace(start, method=start.method if start.before else "")
+        seen = {
+            key: [one for one in measured if (one.start, one.source) == (here, key) and one.seed in seeds]
+            for key in rungs
+        }
+        yield Row(
+            (
+                policy_name(book, start),
+                source,
+                f"{rate(learning_rate)} ({count(len(seeds), 'seed')})",
+                mean_over(seen[source], "quality", 0),
+                f"{mean_over(seen['off'], 'embedding')} / {mean_over(seen[source], 'embedding')}",
+                gain(found["off"]),
+                gain(found["on"]),
+                gain(found["difference"]),
+                better,
+            )
+        )
+
+
+def both_names(names: tuple[str, str]) -> str:
+    return f"{NAMES[names[0]]} and {NAMES[names[1]]}"

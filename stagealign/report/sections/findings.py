@@ -1,0 +1,255 @@
+"""What was found, in words made from the numbers, and how sure it is."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+from stagealign.report.read.book import Book
+from stagealign.report.read.contrasts import BOUNDARY, NOT_RUN, UNDECIDED, Contrast, View, boundary, counted
+from stagealign.report.read.rungs import SPLIT, value
+from stagealign.report.sections.rows import policy_name
+from stagealign.report.sections.words import count, listing, percent, plain, rate, score
+from stagealign.stats import statistics
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One statement; `kind` says how to read it."""
+
+    kind: str
+    """`scope`, `found`, `against` (the paper), `unsure` or `missing`."""
+    text: str
+
+
+def findings(book: Book, contrasts: Sequence[Contrast]) -> list[Finding]:
+    """The report's opening, most general first; of a starting policy that was sampled twice, what claims count."""
+    contrasts = counted(contrasts)
+    parts: list[Iterator[Finding]] = [_scope(book)]
+    if book.scale != "smoke":
+        parts += [
+            _rule(book, contrasts),
+            _sources(contrasts),
+            _movement(book, contrasts),
+            _cost(contrasts),
+        ]
+        parts += [_views(book, contrasts), _power(book, contrasts)]
+    return [finding for part in [*parts, _collapsed(book), _missing(book)] for finding in part]
+
+
+def _scope(book: Book) -> Iterator[Finding]:
+    if book.scale == "smoke":
+        text = (
+            "A check that the path runs, with models and sizes too small to learn. No number here says anything about "
+            "the paper."
+        )
+    elif book.stand_ins:
+        text = (
+            "Stand-ins, not the paper's models: small policies on another task, under another reward. They can show "
+            "whether the paper's rule holds here; nothing here is a number of the paper or replaces one."
+        )
+    else:
+        text = (
+            "The paper's own kind of checkpoints; settings that it did not publish are assumed, as the registry says."
+        )
+    asked = [result["preference"] for result in book.results if result.get("preference")]
+    wishes = listing(sorted({f"“{one['key']}” ({one.get('wish', '')})" for one in asked}))
+    states = [result["state"] for result in book.results]
+    others = [f", {states.count(state)} {state}" for state in ("failed", "skipped") if state in states]
+    others += [f", {len(book.missing)} of the grid not run"] if book.missing else []
+    others += [f", {len(book.damaged)} damaged"] if book.damaged else []
+    done = f"{count(states.count('done'), 'run')} done{''.join(others)}"
+    seeds = len({result["seed"] for result in book.results})
+    yield Finding("scope", f"Scale {book.scale}, preference {wishes}; {done}; {count(seeds, 'seed')}. {text}")
+
+
+def _sources(contrasts: Sequence[Contrast]) -> Iterator[Finding]:
+    """One statement for each kind of start: who won, in each view."""
+    for name in dict.fromkeys(one.start.name for one in contrasts):
+        group = [one for one in contrasts if one.start.name == name]
+        best = [view for one in group if (view := one.view("best"))]
+        if not best:
+            continue
+        values = [view.ratio["value"] for view in best if view.ratio["value"] is not None]
+        between = " to ".join(dict.fromkeys([plain(min(values)), plain(max(values))])) if values else "none has a value"
+        text = (
+            f"Round {group[0].start.round}, {_where(name)}, {count(len(best), 'starting policy')}; how often each "
+            f"source was better. Each at its best learning rate: {_tally(best)} (ratio on over off: {between})."
+        )
+        for learning_rate in sorted({v.learning_rate for one in group for v in one.views if v.learning_rate}):
+            views = [v for one in group for v in one.views if v.learning_rate == learning_rate]
+            text += f" Both at {rate(learning_rate)}: {_tally(views)}."
+        matched = [view for one in group if (view := one.view("matched KL"))]
+        text += f" At matched KL: {_tally(matched)}." if matched else ""
+        yield Finding("found", text)
+
+
+def central(book: Book, contrasts: Sequence[Contrast]) -> str:
+    """The finding on the paper's central claim, for those who read nothing else; empty where there is no case."""
+    return next((finding.text for finding in _rule(book, counted(contrasts))), "")
+
+
+def _rule(book: Book, contrasts: Sequence[Contrast]) -> Iterator[Finding]:
+    """How often the boundary score named the better source, against always-on, always-off and a coin."""
+    cases = [one for one in contrasts if NOT_RUN not in (one.better, one.named)]
+    decided = [one for one in cases if one.better != UNDECIDED]
+    undecided = len(cases) - len(decided)
+    rest = f"; in {count(undecided, 'more case')} the better source is undecided" if undecided else ""
+    if not decided:
+        if cases:
+            yield Finding("unsure", f"Whether the boundary score names the better source cannot be said{rest}.")
+        return
+    n, right = len(decided), sum(one.named_it == "yes" for one in decided)
+    always = {source: sum(one.better == source for one in decided) for source in ("off", "on")}
+    share = statistics.proportion(right, n)
+    constant = max(always, key=lambda source: always[source])
+    more = f" A constant choice, always {constant}-policy, did better." if right < always[constant] else ""
+    more = " A constant choice did as well." if right == always[constant] else more
+    text = (
+        f"The boundary score named the better source in {right} of {count(n, 'decided case')} (share "
+        f"{score(share)}{rest}). Always off-policy would have been right in {always['off']}, always on-policy in "
+        f"{always['on']}, a coin in {n / 2:g} on average.{more} Cases share policies and data, so they are fewer than "
+        "they look."
+    )
+    low, high = share["interval"]
+    if low <= BOUNDARY <= high:
+        needed = next((k for k in range(n + 1) if statistics.proportion(k, n)["interval"][0] > BOUNDARY), None)
+        limit = (
+            f"it would take {needed} of {n}" if needed is not None else f"{n} cases cannot show it whatever they say"
+        )
+        yield Finding("unsure", f"{text} This cannot be told from a coin (under-powered: {limit}).")
+    elif low > BOUNDARY:
+        yield Finding("found", f"{text} That is better than a coin.")
+    else:
+        yield Finding("against", f"{text} That is worse than a coin, against the paper's rule.")
+    wrong = [policy_name(book, one.start) for one in decided if one.named_it == "no"]
+    if wrong:
+        text = f"Against the paper's rule, the source that the score does not name was better for: {listing(wrong)}."
+        yield Finding("against", text)
+
+
+def _movement(book: Book, contrasts: Sequence[Contrast]) -> Iterator[Finding]:
+    """What one round does to the boundary score."""
+    scores, rows = _scores(book), {(one.start.model, one.start.method) for one in contrasts}
+    for source in ("off", "on"):
+        moves = [
+            (scores[model, book.shared(row), ()], found)
+            for (model, row, sources), found in scores.items()
+            if sources == (source,) and (model, row) in rows and (model, book.shared(row), ()) in scores
+        ]
+        if moves:
+            rose = sum(now > before for before, now in moves)
+            crossed = sum(before < BOUNDARY <= now for before, now in moves)
+            means = [plain(sum(pair[side] for pair in moves) / len(moves)) for side in (0, 1)]
+            yield Finding(
+                "found",
+                f"One round of {source}-policy data raised the boundary score for {rose} of "
+                f"{count(len(moves), 'policy')} (mean {means[0]} to {means[1]}) and carried {crossed} of "
+                "them over 0.5.",
+            )
+
+
+def _views(book: Book, contrasts: Sequence[Contrast]) -> Iterator[Finding]:
+    """Where the answer hangs on how the sources are compared."""
+    split = [
+        policy_name(book, one.start) for one in contrasts if {"on", "off"} <= {view.better for view in one.views}
+    ]  # fmt: skip
+    if split:
+        head = "Which source is better hangs on the comparison (learning rate, best, KL)"
+        yield Finding("unsure", f"{head} for {len(split)} of {len(contrasts)}: {listing(split, 4)}.")
+    changed = []
+    for one in contrasts:
+        best = one.view("best")
+        if best and best.clean_better != best.better:
+            changed.append(f"{policy_name(book, one.start)} ({best.better}, counted clean {best.clean_better})")
+    if changed:
+        head = "Counting degenerate completions as the worst reward changes the answer"
+        yield Finding("unsure", f"{head} for {len(changed)} of {len(contrasts)}: {listing(changed, 4)}.")
+
+
+def _cost(contrasts: Sequence[Contrast]) -> Iterator[Finding]:
+    """How far each source moves at equal learning rate, and how repetitive it gets."""
+    moved, degenerate = [], []
+    for one in contrasts:
+        sides = {(side.source, side.learning_rate): side for side in one.sides}
+        for (source, learning_rate), on in sides.items():
+            off = sides.get(("off", learning_rate))
+            if source == "on" and off and off.kl and on.kl is not None:
+                moved.append(on.kl / off.kl)
+                degenerate.append((off.degenerate or 0.0, on.degenerate or 0.0))
+    if moved:
+        shares = [percent(sum(pair[side] for pair in degenerate) / len(degenerate)) for side in (0, 1)]
+        yield Finding(
+            "found",
+            f"At equal learning rate on-policy rounds moved {median(moved):.1f} times as far in KL as off-policy "
+            f"ones (median of {len(moved)}); degenerate completions {shares[1]} on-policy, {shares[0]} "
+            "off-policy (means).",
+        )
+
+
+def _collapsed(book: Book) -> Iterator[Finding]:
+    """Policies that broke down: what they write is no answer, so they have no win rate."""
+    found = {
+        f"{policy_name(book, replace(rung.start, before=(*rung.start.before, rung.source)))}, lr "
+        f"{rate(rung.learning_rate)} ({rung.data['metrics'][SPLIT]['collapsed']})": None
+        for rung in book.rungs
+        if rung.state == "done" and rung.data["metrics"][SPLIT].get("collapsed")
+    }
+    if found:
+        yield Finding("unsure", f"Collapsed, so without a win rate: {listing(list(found), 4)}.")
+
+
+def _power(book: Book, contrasts: Sequence[Contrast]) -> Iterator[Finding]:
+    """What these prompts and seeds could have shown."""
+    best = [view for one in contrasts if (view := one.view("best"))]
+    if not best:
+        return
+    unit = best[0].ratio["difference"]["unit"]
+    visible = [statistics.smallest_visible(view.ratio["difference"]["standard_error"]) for view in best]
+    undecided = sum(view.better == UNDECIDED for view in best)
+    text = (
+        "Smallest difference between the sources that such a comparison shows 4 times in 5: "
+        f"{plain(median(visible))} {unit} (median); {undecided} of {count(len(best), 'comparison')} undecided, "
+        "which is under-powered and not a proof of equality."
+    )
+    yield Finding("unsure", text)
+    few = {view.ratio["seeds"] for view in best}
+    if min(few) == 1:
+        yield Finding(
+            "unsure",
+            "Where only one seed was run an interval covers the choice of prompts only, not the chance of training and "
+            "sampling.",
+        )
+    elif max(few) < 5:
+        yield Finding(
+            "unsure",
+            f"With {max(few)} seeds the spread between seeds is itself hardly known; the intervals are too narrow.",
+        )
+
+
+def _missing(book: Book) -> Iterator[Finding]:
+    for text in book.damaged:
+        yield Finding("missing", f"Left out of this report: {text}.")
+    for result in book.results:
+        if result["state"] != "done":
+            yield Finding(
+                "missing", f"{result['cell']}, seed {result['seed']}: {result['state']}: {result.get('reason')}."
+            )
+
+
+def _tally(views: Sequence[View]) -> str:
+    """`off 3, on 1, undecided 1`."""
+    return ", ".join(f"{name} {sum(view.better == name for view in views)}" for name in ("off", "on", UNDECIDED))
+
+
+def _where(name: str) -> str:
+    return "from the start" if name == "start" else f"{name}-policy data"
+
+
+def _scores(book: Book) -> dict[tuple[str, str, tuple[str, ...]], float]:
+    """Boundary score of each policy, mean over seeds."""
+    found = {}
+    for key in dict.fromkeys(policy.key for policy in book.policies):
+        number = value(boundary(policy.metrics for policy in book.policies if policy.key == key))
+        if number is not None:
+            found[key] = number
+    return found

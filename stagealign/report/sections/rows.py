@@ -1,0 +1,36 @@
+"""What a table is, and how a policy is called in all of them."""
+
+from dataclasses import dataclass
+
+from stagealign.report.read.book import Book
+from stagealign.report.read.rungs import Start
+
+
+@dataclass(frozen=True)
+class Row:
+    """Texts of one row; a newline starts a second line in the cell."""
+
+    cells: tuple[str, ...]
+    state: str = "done"
+
+
+@dataclass(frozen=True)
+class Table:
+    """What both templates draw."""
+
+    key: str
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    folded: bool = False
+
+
+def policy_name(book: Book, start: Start) -> str:
+    """`Zephyr stand-in, DPO, after off`."""
+    return f"{book.label(start.model)}, {method_name(book, start.method)}, {start.name}"
+
+
+def method_name(book: Book, key: str) -> str:
+    """`DPO`, as the results call it."""
+    return next((str(r["method"].get("name", key)) for r in book.results if r["method"]["key"] == key), key)

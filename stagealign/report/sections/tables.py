@@ -1,0 +1,159 @@
+"""The tables that answer the question: who gained more, by how much, and what the boundary score had said."""
+
+from collections.abc import Sequence
+
+from stagealign.grid import models, paper
+from stagealign.report.read.book import Book
+from stagealign.report.read.contrasts import NOT_RUN, Contrast, Side, boundary
+from stagealign.report.read.rungs import Policy, after
+from stagealign.report.sections.rows import Row, Table, method_name, policy_name
+from stagealign.report.sections.words import DASH, count, gain, percent, plain, rate, score
+
+STAGE = {"off": "injection", "on": "fine-tuning"}
+"""Source that the boundary score names -> the preference stage that it stands for."""
+
+
+def effectiveness(book: Book, contrasts: Sequence[Contrast]) -> Table:
+    """Which source was better from each starting policy, and whether the boundary score named it."""
+    columns = (
+        "Starting policy",
+        "Boundary score before",
+        "Stage: source named",
+        "Gain, off-policy",
+        "Gain, on-policy",
+        "Better source",
+        "Named it?",
+    )
+    rows = []
+    for one in contrasts:
+        named = (
+            DASH if one.named == NOT_RUN else f"{STAGE[one.named]}: {one.named}" + ("" if one.sure else " (not sure)")
+        )
+        cells = (
+            policy_name(book, one.start),
+            score(one.boundary),
+            named,
+            side(one.best.get("off")),
+            side(one.best.get("on")),
+            one.better,
+            one.named_it,
+        )
+        rows.append(Row(cells, one.better if one.better == NOT_RUN else "done"))
+    return Table(
+        "effectiveness",
+        "Effectiveness of off-policy and on-policy data",
+        "Gain in gold reward on held-out test prompts over the policy that the round starts from, each source at the "
+        "learning rate with its best clean gain on validation prompts. Better: the 95% interval of the difference of "
+        "paired gains leaves out 0, else undecided. Clean: a degenerate completion counts as the worst reward. KL in "
+        "nats a completion, to the round's start.",
+        columns,
+        tuple(rows),
+    )
+
+
+def side(found: Side | None) -> str:
+    """A gain with what it cost: learning rate, clean gain, KL and degenerate share."""
+    if found is None:
+        return NOT_RUN
+    kl, clean = plain(found.kl, 1), gain(found.clean_gain)
+    cost = f"lr {rate(found.learning_rate)}, KL {kl}\ndegenerate {percent(found.degenerate)}"
+    return f"{gain(found.gain)}\nclean {clean}\n{cost}"
+
+
+def spreads(found: Side) -> str:
+    """`off 0.02 / 0.04 (2 seeds)`: between seeds, and over the prompts of one."""
+    metric = found.gain
+    between, over = plain(metric["between_seeds"]), plain(metric["over_prompts"])
+    return f"{found.source} {between} / {over} ({count(metric['seeds'], 'seed')})"
+
+
+def ratios(book: Book, contrasts: Sequence[Contrast]) -> Table:
+    """Effectiveness ratio, on over off, in three views, with seeds and both spreads."""
+    real = book.scale != "smoke"
+    columns = (
+        "Starting policy",
+        "Equal learning rate",
+        "Each source's best",
+        "Matched KL",
+        "Spread between seeds / error over prompts",
+        *(("The paper's real model (LC win rate)",) if real else ()),
+    )
+    rows = []
+    for one in contrasts:
+        best, matched = one.view("best"), one.view("matched KL")
+        equal = [
+            f"{rate(view.learning_rate or 0)}: {score(view.ratio)}, {view.better}"
+            for view in one.views
+            if view.name == "equal"
+        ]
+        cells = (
+            policy_name(book, one.start),
+            "\n".join(equal) or "no rung in common",
+            f"{score(best.ratio)}, {best.better}" if best else NOT_RUN,
+            f"at {plain(matched.kl, 1)} nats: {score(matched.ratio)}, {matched.better}" if matched else NOT_RUN,
+            "\n".join(spreads(found) for found in one.best.values()),
+            *((_paper(one.start.model, one.start.name, "effectiveness_ratio", one.start.method),) if real else ()),
+        )
+        rows.append(Row(cells, "done" if best else NOT_RUN))
+    return Table(
+        "ratios",
+        "Effectiveness ratio: on-policy over off-policy gain",
+        "Above 1 on-policy data gained more. No value where the off-policy gain cannot be told from 0. Matched KL: "
+        "both gains interpolated over the ladder at the largest KL that both sources reach. Intervals: bootstrap over "
+        "seeds, then prompts. Spread between seeds: standard deviation of the seeds' mean gains (none for one seed), "
+        "beside the standard error of one seed's gain over its prompts."
+        + (" The last column is the paper's own model and metric, another experiment: D arithmetic, N a reading note, "
+           "A the abstract." if real else ""),
+        columns,
+        tuple(rows),
+    )  # fmt: skip
+
+
+def boundaries(book: Book) -> Table:
+    """Boundary score of every policy that was measured, before and after each round."""
+    groups: dict[tuple[str, str, tuple[str, ...]], list[Policy]] = {}
+    for policy in book.policies:
+        groups.setdefault(policy.key, []).append(policy)
+    real = book.scale != "smoke"
+    rows = []
+    for (model, method, sources), seeds in groups.items():
+        found = boundary(policy.metrics for policy in seeds)
+        named = DASH if found is None else STAGE["off" if found["value"] < 0.5 else "on"]
+        each = [f"{p.seed}: {score(one)}" for p in seeds if (one := boundary([p.metrics]))]
+        place = f"after round {len(sources)}" if sources else "start"
+        cells = (
+            book.label(model),
+            f"{method_name(book, method)}, {after(sources)}"
+            if sources
+            else ", ".join(["start", *method.split("_")[1:]]),
+            score(found),
+            "\n".join(each) or DASH,
+            named,
+            *((_paper(model, place, "boundary_score", method or "dpo"),) if real else ()),
+        )
+        rows.append(Row(cells))
+    return Table(
+        "boundaries",
+        "Boundary score by model and round",
+        "Share of votes that the policy's own completions win against the static candidates, on test prompts. Below "
+        "0.5 the score takes the policy to be in preference injection and names off-policy data, from 0.5 on "
+        "preference fine-tuning and on-policy data. A policy after a round is the one at the recorded learning rate."
+        + (" The paper's column is of its real models; it does not say which data came before." if real else ""),
+        (
+            "Model",
+            "Policy",
+            "Boundary score",
+            "By seed",
+            "Stage named",
+            *(("The paper's real model (DPO)",) if real else ()),
+        ),
+        tuple(rows),
+    )
+
+
+def _paper(model: str, policy: str, quantity: str, method: str) -> str:
+    return (
+        f"{models.MODELS[model].name}: {paper.text(model, policy, quantity, method)}"
+        if model in models.MODELS
+        else DASH
+    )

@@ -1,0 +1,1 @@
+"""What training and evaluation share: contests, verdicts, reward models."""

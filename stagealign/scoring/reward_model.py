@@ -1,0 +1,214 @@
+"""Reward models: a sequence classifier with one logit scores each candidate on its own."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from stagealign.base.errors import StagealignError
+from stagealign.base.identity import fingerprint
+from stagealign.data.tables import digest_of
+from stagealign.policy.checkpoints import (
+    length_batches,
+    padded,
+    read_config,
+    read_tokenizer,
+    read_weights,
+    weights_identity,
+)
+from stagealign.scoring.contest import Contest, Judged
+
+Text = Literal["chat", "pair", "completion"]
+"""What is scored: a conversation of user and assistant by the chat template, prompt and completion as the tokenizer
+joins two texts, or the completion alone (the lab's own reward head)."""
+LONGEST = 4096
+"""Tokens of a text where neither tokenizer nor config names a limit."""
+WINDOW = 64
+"""Contests that are tokenised and sorted together; execution, not identity."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Token ids of one scored text, at most `max_length`."""
+
+    ids: list[int]
+    cut: bool = False
+    lost: bool = False
+    """Nothing of the completion is left."""
+
+
+class RewardOracle:
+    """Oracle of the boundary meter that scores candidates one by one, so equal texts always tie.
+
+    A completion loses its end where the text has more than `max_length` tokens. Where nothing of it would be left the
+    verdict is a failure: the scores would all be that of the prompt.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        weights: str,
+        text: Text,
+        max_length: int,
+        batch_tokens: int | None = None,
+    ):
+        """`weights` names what was loaded; `batch_tokens` bounds a batch with its padding, and memory with it."""
+        self.model, self.tokenizer, self.weights = model, tokenizer, weights
+        self.text, self.max_length = text, max_length
+        self.batch_tokens = batch_tokens or (65_536 if model.device.type == "cuda" else 1_024)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {
+            "kind": "reward",
+            "version": 1,
+            "weights": self.weights,
+            "text": self.text,
+            "max_length": self.max_length,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+        }
+
+    def judge(self, contests: Sequence[Contest]) -> Iterator[Judged]:
+        """One verdict a contest, in order; `WINDOW` contests at a time."""
+        for start in range(0, len(contests), WINDOW):
+            yield from self._judge(contests[start : start + WINDOW])
+
+    def _judge(self, contests: Sequence[Contest]) -> Iterator[Judged]:
+        places: dict[tuple[str, str], int] = {}  # a text that comes twice is scored once
+        for contest in contests:
+            for completion in (*contest.on, *contest.off):
+                places.setdefault((contest.prompt, completion), len(places))
+        rows = [self._row(prompt, completion) for prompt, completion in places]
+        scores = self._run([row.ids for row in rows])
+        for contest in contests:
+            own = [places[contest.prompt, completion] for completion in (*contest.on, *contest.off)]
+            found = tuple(scores[i] for i in own)
+            failed = None
+            if any(rows[i].lost for i in own):
+                failed = f"the prompt alone fills the reward model's {self.max_length} tokens"
+            elif not all(map(isfinite, found)):
+                failed = "the reward model gave a number that is not finite"
+            if failed:
+                yield Judged((), (), failed=failed)
+            else:
+                cut = sum(rows[i].cut for i in own)
+                yield Judged(found[: len(contest.on)], found[len(contest.on) :], truncated=cut)
+
+    def _row(self, prompt: str, completion: str) -> "Row":
+        if self.text == "chat":
+            ids = self._tokens(_conversation(self.tokenizer, prompt, completion), special=False)
+            if len(ids) <= self.max_length:
+                return Row(ids)
+            asked = self._tokens(_conversation(self.tokenizer, prompt, None), special=False)
+            return Row(ids[: self.max_length], cut=True, lost=len(asked) >= self.max_length)
+        texts = (prompt, completion) if self.text == "pair" else (completion,)
+        ids = self._tokens(*texts)
+        over = len(ids) - self.max_length
+        if over <= 0:
+            return Row(ids)
+        if over >= len(self._tokens(completion, special=False)):
+            return Row([], cut=True, lost=True)
+        side = "only_second" if self.text == "pair" else "only_first"  # keeps the separator at the end
+        return Row(self._tokens(*texts, truncation=side, max_length=self.max_length), cut=True)
+
+    def _tokens(self, *texts: str, special: bool = True, **limits: Any) -> list[int]:
+        return list(self.tokenizer(*texts, add_special_tokens=special, verbose=False, **limits).input_ids)
+
+    @torch.inference_mode()
+    def _run(self, rows: Sequence[list[int]]) -> list[float]:
+        out = [0.0] * len(rows)
+        for places in length_batches([len(row) for row in rows], self.batch_tokens):
+            for i, value in zip(places, self._logits([rows[i] for i in places]).tolist(), strict=True):
+                out[i] = value
+        return out
+
+    def _logits(self, rows: Sequence[list[int]]) -> Tensor:
+        """Scores of one batch, shape (B,).
+
+        A decoder reads its score at the last token that is not `config.pad_token_id`. Where none is configured, the
+        batch is padded with an id that stands in none of its rows: with EOS, as is often done, the score would be read
+        one token early from rows that end in EOS.
+        """
+        config = self.model.config
+        configured = getattr(config, "pad_token_id", None)
+        seen = {one for row in rows for one in row}
+        unused = (one for one in range(config.vocab_size) if one not in seen)
+        pad = next(unused, 0) if configured is None else int(configured)
+        try:
+            config.pad_token_id = pad
+            ids, mask = padded([row or [pad] for row in rows], pad, self.model.device)
+            logits: Tensor = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float()
+        finally:
+            config.pad_token_id = configured
+        return logits
+
+
+def load(
+    name: str,
+    revision: str | None = None,
+    text: Text | Literal["auto"] = "auto",
+    max_length: int | None = None,
+    dtype: str = "float32",
+    batch_tokens: int | None = None,
+) -> RewardOracle:
+    """A reward model from a local folder or the hub, ready to judge; safetensors only, no remote code.
+
+    `auto` text is `chat` where the tokenizer has a chat template, else `pair`; `max_length` by default is the smaller
+    limit of tokenizer and config. Raises StagealignError for anything but a classifier with one logit.
+    """
+    if text not in (*get_args(Text), "auto"):
+        raise StagealignError(f"text {text!r}: unknown; one of auto, {', '.join(get_args(Text))}")
+    config = check(name, revision)
+    tokenizer = read_tokenizer(name, revision)
+    chosen: Text = text if text != "auto" else "chat" if tokenizer.chat_template else "pair"
+    if chosen == "chat":
+        if not tokenizer.chat_template:
+            raise StagealignError(f"checkpoint {name!r}: its tokenizer has no chat template; take text='pair'")
+        try:
+            _conversation(tokenizer, "prompt", "completion")
+        except (TemplateError, ValueError) as error:
+            raise StagealignError(
+                f"checkpoint {name!r}: its chat template fails on one turn of user and assistant "
+                f"({str(error)[:200]}); take text='pair'"
+            ) from error
+    limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or LONGEST]
+    limit = min(limits)
+    if max_length is not None and not 0 < max_length <= limit:
+        raise StagealignError(f"max_length {max_length}: this reward model reads 1 to {limit} tokens")
+    model = read_weights(AutoModelForSequenceClassification, name, config, revision, dtype)
+    return RewardOracle(
+        model, tokenizer, weights_identity(name, config), chosen, max_length or min(limit, LONGEST), batch_tokens
+    )
+
+
+def check(name: str, revision: str | None = None) -> Any:
+    """The config of a classifier with one logit. Raises StagealignError for anything else."""
+    config = read_config(name, revision)
+    if config.num_labels != 1:
+        raise StagealignError(
+            f"checkpoint {name!r}: its config has num_labels={config.num_labels}; a reward model has one logit "
+            "(num_labels=1), so this is a classifier with classes or no classifier at all"
+        )
+    return config
+
+
+def _conversation(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str | None) -> str:
+    """One turn by the chat template; without a completion, up to where it would start."""
+    turns = [{"role": "user", "content": prompt}]
+    if completion is not None:
+        turns.append({"role": "assistant", "content": completion})
+    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=completion is None)
+    return text
+
+
+def content_of(folder: str) -> str:
+    """Hash of a checkpoint's files, first 16 hex digits: their names and contents."""
+    files = [path for path in sorted(Path(folder).iterdir()) if path.is_file()]
+    return fingerprint({path.name: digest_of(path) for path in files})

@@ -1,0 +1,1 @@
+"""Pure numbers: votes, the sequential decision, paired statistics, effectiveness, diversity."""

@@ -1,0 +1,238 @@
+"""A store with an object store behind it: what is not here is fetched from there, what is built here is sent there.
+
+For machines that share no folder. The bucket has the store's own layout, and a record is sent last, so an artifact is
+there whole or not at all. Object stores have no locks: of two commands that build the same artifact at the same time
+both do the work, and what was sent first is everybody's.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from stagealign.base.errors import CannotRun, Damaged, StagealignError
+from stagealign.base.secrets import without_secrets
+from stagealign.store.artifact import Artifact, Devices
+from stagealign.store.checksums import damage
+from stagealign.store.files import NO_ROOM
+from stagealign.store.folder import Store, Waiting
+from stagealign.store.locks import held
+from stagealign.store.record import RECORD, parsed_record, remove
+from stagealign.store.room import naming_room
+
+BUCKET = "STAGEALIGN_BUCKET"
+"""Variable that names it: an fsspec URL such as `s3://bucket/grid` or `gs://bucket/grid`."""
+
+
+def opened(devices: Devices = Devices()) -> Store:  # noqa: B008, it is frozen
+    """The user's store: a folder, and the bucket behind it where `$STAGEALIGN_BUCKET` names one.
+
+    Raises CannotRun where the bucket cannot be reached.
+    """
+    url = os.environ.get(BUCKET, "").strip()
+    if not url:
+        return Store(devices=devices)
+    store = Bucketed(url, devices=devices)
+    store.check()
+    return store
+
+
+class Bucketed(Store):
+    """A folder of artifacts on this machine, and all of everybody's in the bucket."""
+
+    def __init__(
+        self,
+        url: str,
+        home: Path | None = None,
+        devices: Devices = Devices(),  # noqa: B008, it is frozen
+        spend: float | None = None,
+    ):
+        super().__init__(home, devices, spend)
+        self.url = url.rstrip("/")
+        self._seen: dict[str, bytes | None] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without connection and memory, as another process looks for itself."""
+        return {name: one for name, one in self.__dict__.items() if name != "_bucket"} | {"_seen": {}}
+
+    @property
+    def place(self) -> str:
+        return self.url
+
+    @cached_property
+    def _bucket(self) -> tuple[Any, str]:
+        """File system and root."""
+        from fsspec.core import url_to_fs
+
+        local = {"auto_mkdir": True} if self.url.startswith(("file:", "local:")) or "://" not in self.url else {}
+        with self._said():
+            found: tuple[Any, str] = url_to_fs(self.url, **local)
+            return found
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        """Names the bucket in whatever its library raises; nothing is swallowed."""
+        try:
+            yield
+        except (StagealignError, FileNotFoundError):
+            raise
+        except Exception as error:  # each object store has classes of its own
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise  # this machine's disk
+            first = (str(error).strip().splitlines() or [""])[0]
+            why = without_secrets(f"{type(error).__name__}: {first}")
+            raise CannotRun(
+                f"{BUCKET}={without_secrets(self.url)}: {why}; see that the URL is right, its fsspec package installed "
+                "and access granted"
+            ) from error
+
+    def check(self) -> None:
+        """Raises CannotRun where the bucket cannot be reached; an empty one is fine."""
+        fs, root = self._bucket
+        with self._said():
+            fs.exists(root)
+
+    def leave(self, name: str, text: str) -> None:
+        """Writes a note into the bucket, or removes it where `text` is empty."""
+        fs, root = self._bucket
+        with self._said():
+            fs.pipe_file(f"{root}/{name}", text.encode()) if text else fs.rm_file(f"{root}/{name}")
+
+    def note(self, name: str) -> str | None:
+        """A note of the bucket; None where there is none."""
+        fs, root = self._bucket
+        try:
+            with self._said():
+                return str(fs.cat_file(f"{root}/{name}").decode())
+        except FileNotFoundError:
+            return None
+
+    def look(self, artifacts: Iterable[Artifact]) -> None:
+        fs, root = self._bucket
+        wanted = {f"{root}/{one.path}/{RECORD}": one.path for one in artifacts if one.path not in self._seen}
+        with self._said():
+            found = fs.cat(list(wanted), on_error="return") if wanted else {}
+            for name, text in found.items():
+                if isinstance(text, Exception) and not isinstance(text, FileNotFoundError):
+                    raise text
+                self._seen[wanted[name]] = text if isinstance(text, bytes) else None
+
+    def forget(self, artifact: Artifact) -> None:
+        self._seen.pop(artifact.path, None)
+
+    def shared(self, artifact: Artifact) -> bool:
+        return self._theirs(artifact) is not None
+
+    def record(self, artifact: Artifact) -> dict[str, Any] | None:
+        return super().record(artifact) or self._theirs(artifact)
+
+    def changes(self, artifact: Artifact) -> list[str] | None:
+        own = super().changes(artifact)
+        return own if own is not None else self.differing(self._read(artifact), artifact)
+
+    def file(self, artifact: Artifact, name: str) -> Path:
+        if super().record(artifact) is not None:
+            return super().file(artifact, name)
+        record = self._theirs(artifact)
+        if record is None or name not in record["files"]:
+            return super().file(artifact, name)
+        place = self.home / "fetched" / artifact.path
+        self._fetch(artifact, place, {name: record["files"][name]})
+        return place / name
+
+    def bring(self, artifact: Artifact) -> Path:
+        folder = self.folder(artifact)
+        if super().record(artifact) is not None:
+            return folder
+        record = self._theirs(artifact)
+        if record is None:
+            raise StagealignError(f"{artifact.path}: neither in {self.home} nor in {without_secrets(self.url)}")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with held(folder):
+            if super().record(artifact) is None:
+                part = folder.with_name(f"{folder.name}.{artifact.fingerprint}.fetched.part")
+                self._fetch(artifact, part, record["files"])
+                (part / RECORD).write_bytes(self._seen[artifact.path] or b"")
+                part.rename(folder)
+        return folder
+
+    def obtain(self, artifact: Artifact, waiting: Waiting | None = None) -> tuple[dict[str, Any], bool]:
+        self.forget(artifact)
+        there = self._theirs(artifact)
+        if there is not None:
+            return there, False
+        with naming_room(self.folder(artifact)):
+            if super().record(artifact) is None:
+                for parent in artifact.inputs.values():
+                    self.bring(parent)
+            record, built = super().obtain(artifact, waiting)
+            self.forget(artifact)
+            there = self._theirs(artifact)
+            if there is None:
+                self._send(artifact, record)
+            elif there != record:
+                shutil.rmtree(self.folder(artifact))  # somebody was faster, and others build from theirs
+        return there or record, built
+
+    def _theirs(self, artifact: Artifact) -> dict[str, Any] | None:
+        """The bucket's record, where it is of this spec. Raises StoreDrift, Damaged."""
+        record = self._read(artifact)
+        if record is None:
+            return None
+        return self.fitting(record, artifact, self._folder(artifact), "it is removed", BUCKET)
+
+    def _folder(self, artifact: Artifact) -> str:
+        return f"{without_secrets(self.url)}/{artifact.path}"
+
+    def _read(self, artifact: Artifact) -> dict[str, Any] | None:
+        """The bucket's record, of whatever spec."""
+        self.look([artifact])
+        text = self._seen[artifact.path]
+        again = f"remove {self._folder(artifact)} to build it anew"
+        return None if text is None else parsed_record(text, f"{self._folder(artifact)}/{RECORD}", again)
+
+    def _fetch(self, artifact: Artifact, place: Path, files: dict[str, Any]) -> None:
+        """Fetches these files into `place`, each as its record says. Raises Damaged."""
+        outside = [name for name in files if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+        if outside:
+            raise Damaged(f"{self._folder(artifact)}: its record names {outside[0]!r}, outside of it; remove it there")
+        wanted = [name for name, entry in files.items() if damage(place, {name: entry}, deep=True)]
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, suffix=".part") as part:
+            for name in wanted:
+                self._fetch_file(artifact, Path(part), name, files[name])
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(Path(part) / name, place / name)
+
+    def _fetch_file(self, artifact: Artifact, place: Path, name: str, entry: Any) -> None:
+        """Fetches one file as its record says. Raises Damaged."""
+        fs, root = self._bucket
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._said():
+                fs.get_file(f"{root}/{artifact.path}/{name}", str(place / name))
+            found = damage(place, {name: entry}, deep=True)
+        except FileNotFoundError:
+            found = f"{name} is missing"
+        if found:
+            found = found.replace(str(place), "").lstrip("/")
+            raise Damaged(f"{self._folder(artifact)}: {found}; remove it there to build it anew")
+
+    def _send(self, artifact: Artifact, record: dict[str, Any]) -> None:
+        """Files first, the record last: a half-sent artifact is no artifact."""
+        fs, root = self._bucket
+        folder, there = self.folder(artifact), f"{root}/{artifact.path}"
+        if "files" not in record:
+            raise StagealignError(
+                f"{folder}: from before files were listed, so nobody could check it; {remove(folder)}"
+            )
+        text = (folder / RECORD).read_bytes()
+        with self._said():
+            for name in record["files"]:
+                fs.put_file(str(folder / name), f"{there}/{name}")
+            fs.pipe_file(f"{there}/{RECORD}", text)
+        self._seen[artifact.path] = text

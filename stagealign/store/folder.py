@@ -1,0 +1,196 @@
+"""Builds each artifact once, at a readable path, with a record of what it was built from.
+
+An artifact is a folder `<home>/<path>` that holds what its builder wrote and a `record.json`. It is built in
+`<path>.<fingerprint>.part` and renamed when whole, so a folder without `.part` in its name is always complete.
+"""
+
+import glob
+import importlib
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from stagealign.base.errors import StoreDrift
+from stagealign.base.identity import plain
+from stagealign.store.artifact import Artifact, Devices, Work
+from stagealign.store.checksums import contents, sealed
+from stagealign.store.facts import surroundings
+from stagealign.store.home import default_home
+from stagealign.store.locks import Held, held
+from stagealign.store.record import RECORD, check_files, differences, read_record, remove
+from stagealign.store.room import naming_room
+
+SCRATCH = "scratch"
+"""Folder in a builder's output that is not part of it; all that the next build finds of a killed one."""
+Waiting = Callable[[str, str], None]
+"""Is told path and holder of what is waited for."""
+
+
+class Store:
+    """A folder of artifacts."""
+
+    def __init__(
+        self,
+        home: Path | None = None,
+        devices: Devices = Devices(),  # noqa: B008, it is frozen
+        spend: float | None = None,
+    ):
+        """`devices` and `spend` are what builders are given; see `Work`."""
+        self.home = home or default_home()
+        self.devices = devices
+        self.spend = spend
+
+    def folder(self, artifact: Artifact) -> Path:
+        return self.home / artifact.path
+
+    def record(self, artifact: Artifact) -> dict[str, Any] | None:
+        """The artifact's record, or None where it is not built yet.
+
+        Raises StoreDrift where the folder was built from another spec, naming each changed field; Damaged where the
+        record is not as it was written, or a file has another size than it was written with.
+        """
+        folder = self.folder(artifact)
+        record = read_record(folder)
+        if record is None:
+            return None
+        self.fitting(record, artifact, str(folder), remove(folder))
+        check_files(folder, record, deep=False)
+        return record
+
+    @staticmethod
+    def fitting(
+        record: dict[str, Any], artifact: Artifact, place: str, removal: str, other: str = "STAGEALIGN_HOME"
+    ) -> dict[str, Any]:
+        """The record, where it is of the artifact's spec. Raises StoreDrift, naming each changed field."""
+        if record["fingerprint"] != artifact.fingerprint:
+            changes = "; ".join(differences(record["identity"], artifact.identity)) or "the inputs' own inputs"
+            raise StoreDrift(
+                f"{place}: built from another spec: {changes}. Nothing is reused in silence; build it anew after "
+                f"{removal}, or keep both with another {other}"
+            )
+        return record
+
+    @property
+    def place(self) -> str:
+        """Where all that build for it must meet."""
+        return str(self.home)
+
+    def shared(self, artifact: Artifact) -> bool:
+        """Whether it is built, where all that build for this store can have it. Raises as `record` does."""
+        return self.record(artifact) is not None
+
+    def look(self, artifacts: Iterable[Artifact]) -> None:
+        """Says that these will be asked for, so that they can be looked up at once; a folder needs none of it."""
+
+    def forget(self, artifact: Artifact) -> None:
+        """Says that somebody else may have built it meanwhile; a folder is looked at each time."""
+
+    def bring(self, artifact: Artifact) -> Path:
+        """Folder of a built artifact on this machine."""
+        return self.folder(artifact)
+
+    def changes(self, artifact: Artifact) -> list[str] | None:
+        """How what stands at the artifact's path differs from its spec, field by field; None where nothing is there.
+
+        Raises Damaged, as `record` does.
+        """
+        folder = self.folder(artifact)
+        record = read_record(folder)
+        found = self.differing(record, artifact)
+        if record is not None and not found:
+            check_files(folder, record, deep=False)
+        return found
+
+    @staticmethod
+    def differing(record: dict[str, Any] | None, artifact: Artifact) -> list[str] | None:
+        """How a record differs from the artifact's spec, field by field; None without a record."""
+        if record is None or record["fingerprint"] == artifact.fingerprint:
+            return None if record is None else []
+        return list(differences(record["identity"], artifact.identity)) or ["the inputs' own inputs"]
+
+    def file(self, artifact: Artifact, name: str) -> Path:
+        """Path of one of a built artifact's files, whose content is as it was written. Raises Damaged."""
+        folder = self.folder(artifact)
+        record = self.record(artifact)
+        written = (record or {}).get("files", {})
+        only = {"files": {name: written[name]}} if name in written else {}
+        check_files(folder, only, deep=True)
+        return folder / name
+
+    def build(self, artifact: Artifact, waiting: Waiting | None = None) -> dict[str, Any]:
+        """The artifact's record, building it where it is missing; its inputs must be ready.
+
+        One builder at a time: others wait and then reuse. `waiting` is told path and holder. Raises Damaged where an
+        input is not as it was written.
+        """
+        return self.obtain(artifact, waiting)[0]
+
+    def obtain(self, artifact: Artifact, waiting: Waiting | None = None) -> tuple[dict[str, Any], bool]:
+        """As `build`, and whether it was this call that built it."""
+        ready = self.record(artifact)
+        if ready is not None:
+            return ready, False
+        folder = self.folder(artifact)
+        with naming_room(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with held(folder, lambda who: waiting(artifact.path, who) if waiting else None) as hold:
+                ready = self.record(artifact)
+                if ready is not None:
+                    return ready, False
+                made = self._make(artifact, folder, hold)
+        return (made, True) if made is not None else self.obtain(artifact, waiting)
+
+    def _make(self, artifact: Artifact, folder: Path, hold: Held) -> dict[str, Any] | None:
+        """The record of what is built now; None where another machine took over meanwhile, and nothing of it counts."""
+        for parent in artifact.inputs.values():
+            check_files(self.folder(parent), self.record(parent) or {}, deep=True)
+        own = f".{secrets.token_hex(4)}" * hold.replaced  # the replaced one may be alive, and write where it began
+        part = folder.with_name(f"{folder.name}.{artifact.fingerprint}{own}.part")
+        _clear(part)
+        inputs = {name: self.folder(parent) for name, parent in artifact.inputs.items()}
+        module, _, function = artifact.builder.function.partition(":")
+        build = getattr(importlib.import_module(module), function)
+        started = time.monotonic()
+        try:
+            facts = build(Work(plain(artifact.params), inputs, part, self.home, self.devices, self.spend)) or {}
+            _remove_scratch(part)
+            record = {
+                "fingerprint": artifact.fingerprint,
+                "identity": artifact.identity,
+                "inputs": {name: parent.path for name, parent in sorted(artifact.inputs.items())},
+                "facts": {**facts, **surroundings(), "seconds": round(time.monotonic() - started, 2)},
+                "files": contents(part, without=RECORD),
+            }
+            record = sealed(record)
+            (part / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        except Exception:
+            if hold.mine:
+                raise
+        if not hold.mine:
+            shutil.rmtree(part, ignore_errors=True)
+            return None
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.rename(folder)
+        for other in folder.parent.glob(f"{glob.escape(folder.name)}.{artifact.fingerprint}*.part"):
+            shutil.rmtree(other, ignore_errors=True)  # of holders that were replaced
+        return record
+
+
+def _clear(part: Path) -> None:
+    """An empty `part`, but for the builder's own scratch, which a killed build may have left to go on from."""
+    part.mkdir(parents=True, exist_ok=True)
+    for path in part.iterdir():
+        if path.name != SCRATCH:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _remove_scratch(part: Path) -> None:
+    """Takes the scratch out of what is finished; renamed first, so that a kill leaves no half of it to go on from."""
+    scratch = part / SCRATCH
+    if scratch.exists():
+        shutil.rmtree(scratch.rename(part / f"{SCRATCH}.over"))

@@ -1,0 +1,50 @@
+"""What to tell a user whose disk is full."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stagealign.base.errors import StagealignError
+from stagealign.store.files import NO_ROOM
+
+SMALLEST = 1 << 14
+"""Free bytes below which a disk is full."""
+
+
+@contextmanager
+def naming_room(folder: Path) -> Iterator[None]:
+    """Tells what to do where a full, read-only or foreign disk is in the way."""
+    try:
+        yield
+    except StagealignError:
+        raise
+    except Exception as error:
+        no_room = room_error(folder, error)
+        if no_room is None:
+            raise
+        raise no_room from error
+
+
+def room_error(folder: Path, error: Exception) -> StagealignError | None:
+    """What to tell a user where a full, read-only or foreign disk is why `error` came; None where it is not.
+
+    Libraries raise it as no OSError, and torch without a word of it: then the free space tells.
+    """
+    full = os.strerror(errno.ENOSPC)
+    known = isinstance(error, OSError) and error.errno in NO_ROOM
+    if not known and full not in str(error) and not _is_full(folder):
+        return None
+    where, what = getattr(error, "filename", None) or folder, getattr(error, "strerror", None) or full
+    return StagealignError(
+        f"{where}: {what}; free some space or point STAGEALIGN_HOME to another folder, then run the same command "
+        "again: all that is built stays"
+    )
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether the disk has no room left for even a small file."""
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    return shutil.disk_usage(there).free < SMALLEST

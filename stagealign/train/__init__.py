@@ -1,0 +1,1 @@
+"""Preference training: losses, reference log-probs, the trainer, adapters, sharding, resuming."""

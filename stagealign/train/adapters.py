@@ -1,0 +1,43 @@
+"""Low-rank adapters."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from stagealign.base.errors import CannotRun
+from stagealign.base.identity import stream
+from stagealign.grid.spec import Lora
+
+
+def add_adapters(model: PreTrainedModel, lora: Lora, trained_layers: int | None = None) -> None:
+    """Puts LoRA adapters into the model's linear layers (the top ones where only those learn); all else is frozen.
+
+    Their first weights come from a fixed seed. Raises CannotRun without the extra `lora`.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise CannotRun("--peft lora: peft is not installed; `pip install 'stagealign[lora]'`") from error
+    linear = {name for name, part in model.base_model.layers.named_modules() if isinstance(part, nn.Linear)}
+    targets = sorted({name.rpartition(".")[2] for name in linear})
+    depth = len(model.base_model.layers)
+    layers = None if trained_layers is None else list(range(depth - trained_layers, depth))
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, layers_to_transform=layers
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(stream(0, "lora") % 2**32)
+        inject_adapter_in_model(config, model)
+    for name, weight in model.named_parameters():
+        weight.requires_grad_("lora_" in name)
+
+
+def merge_adapters(model: nn.Module) -> None:
+    """Adds what the adapters learned to the weights and takes them out again."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, module.get_base_layer())

@@ -1,0 +1,127 @@
+"""Reference log-probs, and the output of frozen layers."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stagealign.data.records import Pair, prompt_hash, read_rows
+from stagealign.policy.layers import top_of, trunk_of
+from stagealign.policy.lm import LanguageModel, load, on_gpu, tensor
+from stagealign.policy.logps import Packed, PairTokens, completion_logps, pack, repack, to_device, unpack
+from stagealign.stats.finite import check_finite
+from stagealign.store.artifact import MICRO_BATCH, Work
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Pairs ready for the engine."""
+
+    tokens: list[PairTokens]
+    reference: Tensor
+    """(pairs, 2): reference log-probs of chosen and rejected, in nats."""
+    trunk: Tensor | None = None
+    """(tokens of all pairs, d): output of the frozen layers; None where every layer learns."""
+    prompts: Sequence[str] = ()
+    """Prompt hash of each pair, for errors."""
+
+    def trunk_of(self, places: Sequence[int], offsets: Sequence[int]) -> Tensor | None:
+        """Trunk output of these pairs laid end to end."""
+        if self.trunk is None:
+            return None
+        return torch.cat([self.trunk[offsets[i] : offsets[i] + self.tokens[i].tokens] for i in places])
+
+
+def tokenize(lm: LanguageModel, pairs: Sequence[Pair], max_length: int) -> list[PairTokens]:
+    """Token ids of all pairs; raises BadData for a prompt that leaves no room."""
+    return [lm.pair_tokens(pair, max_length) for pair in pairs]
+
+
+def by_length(tokens: Sequence[PairTokens], size: int = MICRO_BATCH) -> Iterator[list[int]]:
+    """Places of the pairs in groups of similar length, longest first."""
+    order = sorted(range(len(tokens)), key=lambda i: (-tokens[i].tokens, i))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def hidden_states(body: PreTrainedModel, packed: Packed, trunk: Tensor | None = None) -> Tensor:
+    """Last hidden state, shape (B, N, d); from the trunk's output, shape (tokens, d), where that is given."""
+    given = {"input_ids": packed.input_ids} if trunk is None else {"inputs_embeds": repack(trunk, packed)}
+    out = body(**given, position_ids=packed.position_ids, attention_mask=packed.mask, use_cache=False)
+    hidden: Tensor = out.last_hidden_state
+    return hidden
+
+
+@torch.inference_mode()
+def trunk_states(lm: LanguageModel, tokens: Sequence[PairTokens], trained_layers: int) -> Tensor:
+    """Output of all but the top layers for every token of every pair, shape (tokens of all pairs, d)."""
+    trunk = trunk_of(lm.model, trained_layers)
+    parts: list[Tensor] = [torch.empty(0)] * len(tokens)
+    for places in by_length(tokens):
+        group = [tokens[i] for i in places]
+        packed = to_device(pack(group, lm.model.config.hidden_size), lm.model.device)
+        states = unpack(hidden_states(trunk, packed), packed).split([pair.tokens for pair in group])
+        for i, state in zip(places, states, strict=True):
+            parts[i] = state.cpu()
+    return torch.cat(parts)
+
+
+@torch.inference_mode()
+def reference_logps(
+    lm: LanguageModel, tokens: Sequence[PairTokens], trunk: Tensor | None, trained_layers: int | None
+) -> Tensor:
+    """Log-probs of chosen and rejected under the reference model, shape (pairs, 2), in nats, on the CPU.
+
+    `trunk` may be on another device than the model.
+    """
+    device = lm.model.device
+    model = lm.model if trunk is None or trained_layers is None else top_of(lm.model, trained_layers)
+    inputs = TrainingSet(list(tokens), torch.empty(0), trunk)
+    offsets = token_offsets(tokens)
+    out = torch.empty(len(tokens), 2)
+    for places in by_length(tokens):
+        packed = to_device(pack([tokens[i] for i in places], lm.model.config.hidden_size), device)
+        states = inputs.trunk_of(places, offsets)
+        hidden = hidden_states(model.base_model, packed, None if states is None else states.to(device))
+        out[places] = completion_logps(hidden, model.get_output_embeddings(), packed).view(-1, 2).cpu()
+    return out
+
+
+def token_offsets(tokens: Sequence[PairTokens]) -> list[int]:
+    """Where each pair's tokens start when all are laid end to end."""
+    starts = [0]
+    for pair in tokens[:-1]:
+        starts.append(starts[-1] + pair.tokens)
+    return starts
+
+
+def build_trunk(work: Work) -> dict[str, Any]:
+    """Builder of `trunk`: output of the layers that no round trains, for every token of a set of pairs."""
+    lm = on_gpu(load(work.inputs["weights"], dtype=work.params["dtype"]))
+    pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
+    tokens = tokenize(lm, pairs, work.params["max_length"])
+    states = trunk_states(lm, tokens, work.params["trained_layers"])
+    save_file({"trunk": states}, work.out / "trunk.safetensors")
+    return {"pairs": len(pairs), "tokens": len(states)}
+
+
+def build_reference(work: Work) -> dict[str, Any]:
+    """Builder of `reference`: the reference model's log-probs of a set of pairs, once for all who train on it."""
+    lm = on_gpu(load(work.inputs["policy"], dtype=work.params["dtype"]))
+    pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
+    tokens = tokenize(lm, pairs, work.params["max_length"])
+    logps = reference_logps(lm, tokens, kept_trunk(work), work.params["trained_layers"])
+    prompts = [prompt_hash(pair.prompt) for pair in pairs]
+    check_finite(logps.sum(1).tolist(), prompts, "reference log-probs", "look at the policy that the round starts from")
+    save_file({"reference": logps}, work.out / "reference.safetensors")
+    return {"forwards": 2 * len(pairs), "tokens": sum(p.tokens for p in tokens), "cut": sum(p.cut for p in tokens)}
+
+
+def kept_trunk(work: Work) -> Tensor | None:
+    if "trunk" not in work.inputs:
+        return None
+    return tensor(work.inputs["trunk"] / "trunk.safetensors", "trunk")

@@ -1,0 +1,145 @@
+"""One round of training, from artifacts to a policy."""
+
+import gc
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stagealign.base.errors import CannotRun
+from stagealign.data.records import Pair, prompt_hash, read_rows
+from stagealign.grid.spec import Lora, Method
+from stagealign.policy.lm import LanguageModel, load, save, tensor
+from stagealign.store.artifact import Work
+from stagealign.store.folder import SCRATCH
+from stagealign.train.adapters import add_adapters, merge_adapters
+from stagealign.train.launch import cut, spread
+from stagealign.train.reference import TrainingSet, kept_trunk, tokenize
+from stagealign.train.sharding import model_split
+from stagealign.train.trainer import Settings, align, train
+
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+"""What torch's allocators say."""
+
+
+def within_memory(
+    lm: LanguageModel,
+    again: Callable[[], LanguageModel],
+    data: TrainingSet,
+    method: Method,
+    settings: Settings,
+    scratch: Path,
+) -> tuple[LanguageModel, list[dict[str, float]], int]:
+    """(policy, curve, micro-batch) of a round; where memory runs out, it starts again in smaller micro-batches.
+
+    The global batch stays, and so do the numbers. `again` loads the starting policy anew. Raises CannotRun where not
+    even one pair fits.
+    """
+    micro, _ = cut(settings.batch, 1, settings.micro_batch)
+    while True:
+        curve: list[dict[str, float]] = []
+        if _fits(lm, data, method, replace(settings, micro_batch=micro), scratch, curve):
+            return lm, curve, micro
+        if micro == 1:
+            raise CannotRun("training ran out of memory with one pair at a time; free some, or use `--workers 1`")
+        micro = next(n for n in range(micro // 2, 0, -1) if settings.batch % n == 0)
+        del lm
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        lm = again()
+
+
+def _fits(
+    lm: LanguageModel,
+    data: TrainingSet,
+    method: Method,
+    settings: Settings,
+    scratch: Path,
+    curve: list[dict[str, float]],
+) -> bool:
+    """Whether memory was enough; then `curve` has the round's steps."""
+    try:
+        curve += align(lm, data, method, settings, scratch)
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one of the latter, on CPUs a plain one
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        return False
+    return True
+
+
+def build_policy(work: Work) -> dict[str, Any]:
+    """Builder of `policy`: one round of preference optimisation, here or in processes of its own."""
+    if not work.devices.launched:
+        facts = train_round(work)
+        assert facts is not None, "one process is the first"
+        return facts
+    training = work.params["training"]
+    given = {
+        "params": dict(work.params),
+        "inputs": {name: str(folder) for name, folder in work.inputs.items()},
+        "out": str(work.out),
+        "home": str(work.home),
+    }
+    return spread(work.devices, given, work.out, training["batch"], training["trained_layers"])
+
+
+def train_round(work: Work) -> dict[str, Any] | None:
+    """Trains one round and writes the policy; facts in the first process, None in the others.
+
+    bfloat16 is the arithmetic's; the optimizer moves float32 weights, as 16 bits lose a step of 5e-7.
+    """
+    training = work.params["training"]
+    pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
+    settings = Settings(
+        learning_rate=work.params["learning_rate"],
+        order_seed=work.params["seed"],
+        peft=Lora(**training["peft"]) if training.get("peft") else None,
+        micro_batch=work.devices.micro_batch,
+        activation_checkpointing=work.devices.activation_checkpointing,
+        **{
+            name: training[name]
+            for name in ("batch", "epochs", "warmup", "schedule", "max_grad_norm", "dtype", "trained_layers")
+        },
+    )
+    method = Method(**work.params["method"])
+
+    def start() -> LanguageModel:
+        return load(work.inputs["policy"], dtype="float32")
+
+    lm = start()
+    tokens = tokenize(lm, pairs, training["max_length"])
+    reference = tensor(work.inputs["reference"] / "reference.safetensors", "reference")
+    data = TrainingSet(tokens, reference, kept_trunk(work), [prompt_hash(pair.prompt) for pair in pairs])
+    scratch = work.out / SCRATCH / model_split()  # a checkpoint in parts is of no use to a process that has the whole
+    lowered: dict[str, Any] = {}
+    if work.devices.launched:
+        curve, weights = train(lm, data, method, settings, scratch)
+    else:
+        lm, curve, micro = within_memory(lm, start, data, method, settings, scratch)
+        weights = None
+        planned, _ = cut(settings.batch, 1, settings.micro_batch)
+        if micro != planned:
+            lowered = {"lowered": f"micro-batch {micro}, not {planned}: out of memory"}
+    if int(os.environ.get("RANK", "0")):
+        return None
+    if weights is not None:  # this process holds its part of the model only
+        lm = start()
+        if settings.peft:
+            add_adapters(lm.model, settings.peft)
+        lm.model.load_state_dict(weights)
+    if settings.peft:
+        merge_adapters(lm.model)
+    lm.model.to(getattr(torch, training["dtype"]))
+    save(lm, work.out, start=work.inputs["policy"], top_layers=settings.trained_layers)
+    return {
+        "pairs": len(pairs),
+        "tokens": sum(p.tokens for p in tokens),
+        "cut": sum(p.cut for p in tokens),
+        "curve": curve,
+        **lowered,
+    }

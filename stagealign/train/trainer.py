@@ -1,0 +1,256 @@
+"""The engine: policy + pairs + loss -> policy. One loop for every method, on transformers.Trainer.
+
+What does not change while a round trains is computed once: the reference log-probs of a set of pairs, shared by all
+methods, betas, learning rates and cells, and, where lower layers are frozen, those layers' output.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from stagealign.base.errors import BadNumbers
+from stagealign.grid.spec import Lora, Method
+from stagealign.policy.layers import freeze_below, top_of
+from stagealign.policy.lm import LanguageModel
+from stagealign.policy.logps import pack, to_device
+from stagealign.stats.finite import prompts_named
+from stagealign.train.adapters import add_adapters
+from stagealign.train.batches import NO_PAIR, BatchOrder, EpochOf, Places
+from stagealign.train.launch import cut
+from stagealign.train.losses import LOSSES, Constants, Logps, log_ratio_margin
+from stagealign.train.packed_forward import packed_forward
+from stagealign.train.reference import TrainingSet, token_offsets
+from stagealign.train.resume import CHECKPOINT_STEPS, WHOLE, last_checkpoint, remove_checkpoints
+from stagealign.train.sharding import allow_fsdp_on_cpu, keep_logps_whole, model_split
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a round is trained: identity up to `peft`, then execution."""
+
+    learning_rate: float
+    batch: int
+    epochs: int
+    warmup: float
+    schedule: str
+    max_grad_norm: float
+    dtype: str
+    order_seed: int
+    trained_layers: int | None = None
+    peft: Lora | None = None
+    micro_batch: int | None = None
+    """Pairs in one forward of one process; None takes what fits."""
+    activation_checkpointing: bool = False
+    checkpoint_steps: int = CHECKPOINT_STEPS
+    resume: bool = True
+
+
+NOTED = ("pairs", "pair_loss", "margin", "accuracy", "kl")
+"""What is summed over the pairs of a step."""
+
+
+class PreferenceTrainer(Trainer):
+    """transformers.Trainer whose loss is one of `losses.LOSSES` on packed pairs."""
+
+    def __init__(self, data: TrainingSet, method: Method, settings: Settings, **given: Any):
+        super().__init__(train_dataset=Places(len(data.tokens)), data_collator=self.collate, **given)
+        self.model_accepts_loss_kwargs = False
+        self.data, self.settings = data, settings
+        self.loss = LOSSES[method.form]
+        self.constants = Constants(method.beta, method.delta, method.sft_weight)
+        self.offsets = token_offsets(data.tokens)
+        self.last_batch = len(data.tokens) % settings.batch or settings.batch
+        self.shortest = min(range(len(data.tokens)), key=lambda i: data.tokens[i].tokens)
+        multiple = self.args.per_device_train_batch_size * self.args.world_size
+        self.order = BatchOrder(data.tokens, settings.batch, settings.order_seed, multiple)
+        self.width: int = self.model.config.hidden_size
+        self.add_callback(EpochOf(self.order))
+        self.sums = dict.fromkeys(NOTED, 0.0)
+        self.step_places: list[int] = []
+
+    def collate(self, places: list[int]) -> dict[str, Any]:
+        """What one forward needs of these pairs."""
+        return {"places": torch.tensor(places)}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> BatchOrder:
+        return self.order
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean loss over the global batch, as this micro-batch's share times micro-batches and processes.
+
+        The Trainer divides by the micro-batches, and what averages gradients divides by the processes.
+        """
+        places = [place for place in inputs["places"].tolist() if place != NO_PAIR]
+        counts = bool(places)
+        places = places or [self.shortest]  # a process without pairs still takes part in every forward
+        self.step_places += places if counts else []
+        device = self.args.device
+        packed = to_device(pack([self.data.tokens[i] for i in places], self.width), device)
+        trunk = self.data.trunk_of(places, self.offsets)
+        policy = model(packed, None if trunk is None else trunk.to(device)).float()
+        reference = self.data.reference[places].to(device)
+        lengths = packed.lengths.view(-1, 2)
+        logps = Logps(*policy.T, *reference.T, *lengths.T)
+        losses = self.loss(logps, self.constants)
+        if counts:
+            self._note(logps, losses)
+        share = losses.sum() / self._global_batch() * counts
+        return share * self.current_gradient_accumulation_steps * self.args.world_size
+
+    def _global_batch(self) -> int:
+        """Pairs of the global batch that is being accumulated; the last of an epoch may be smaller."""
+        steps = -(-len(self.data.tokens) // self.settings.batch)
+        return self.last_batch if (self.state.global_step + 1) % steps == 0 else self.settings.batch
+
+    def _note(self, logps: Logps, losses: Tensor) -> None:
+        """Adds one micro-batch to the sums that the next log line reports; stops at a number that is not finite."""
+        with torch.no_grad():
+            margin = log_ratio_margin(logps)
+            self._check(losses, "the loss")
+            self._check(margin, "the margin")  # a hinge loss of an infinite one is 0
+            shift = logps.reference_chosen - logps.policy_chosen + logps.reference_rejected - logps.policy_rejected
+            noted = {
+                "pairs": float(len(losses)),
+                "pair_loss": losses.sum().item(),
+                "margin": self.constants.beta * margin.sum().item(),
+                "accuracy": (margin > 0).sum().item(),
+                "kl": shift.sum().item() / 2,
+            }
+        for name, value in noted.items():
+            self.sums[name] += value
+
+    def _check(self, values: Tensor, what: str) -> None:
+        """Raises BadNumbers, naming step and prompts, where one of the last micro-batch's `values` is not finite."""
+        if not torch.isfinite(values).all():
+            places = self.step_places[-len(values) :]
+            self._stop(what, [place for place, one in zip(places, values.tolist(), strict=True) if not isfinite(one)])
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The gradient's norm, once it is known to be finite: what follows is the update of the weights."""
+        found = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.args.world_size == 1 and not isfinite(found):  # of several processes each knows its own pairs alone
+            self._stop("the gradient", self.step_places)
+        self.step_places = []
+        return found
+
+    def _stop(self, what: str, places: Sequence[int]) -> None:
+        names = [self.data.prompts[place] if self.data.prompts else f"of pair {place}" for place in places]
+        kept = last_checkpoint(Path(self.args.output_dir))
+        saved = f"the last good checkpoint stays in {kept}" if kept else "no weight was written"
+        raise BadNumbers(
+            f"step {self.state.global_step + 1}: {what} is not finite; lower the learning rate "
+            f"({self.settings.learning_rate}) or look at {prompts_named(list(dict.fromkeys(names)))}; {saved}"
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        sums = torch.tensor([self.sums[name] for name in NOTED], dtype=torch.float64, device=self.args.device)
+        sums = self.accelerator.reduce(sums, "sum")
+        if sums[0]:
+            means = (sums / sums[0]).tolist()
+            logs |= {name: round(mean, 6) for name, mean in zip(NOTED[1:], means[1:], strict=True)}
+        self.sums = dict.fromkeys(NOTED, 0.0)
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """One checkpoint, marked when whole; then those before it go, in the order of steps whatever the clock says."""
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if not self.args.should_save:
+            return
+        scratch = Path(self.args.output_dir)
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        (scratch / name / WHOLE).touch()
+        remove_checkpoints(scratch, but=name)
+
+
+def align(
+    lm: LanguageModel, data: TrainingSet, method: Method, settings: Settings, scratch: Path
+) -> list[dict[str, float]]:
+    """Trains the policy in place; returns one entry a step: step, loss, margin (beta x nats), accuracy, grad_norm, kl.
+
+    `kl` is the mean of reference minus policy log-prob of the batch's completions, in nats a completion: an estimate of
+    KL(reference || policy) where the reference sampled them. Resumes from its own checkpoint in `scratch`. In a process
+    that a launcher started, trains together with the others.
+    """
+    return train(lm, data, method, settings, scratch)[0]
+
+
+def train(
+    lm: LanguageModel,
+    data: TrainingSet,
+    method: Method,
+    settings: Settings,
+    scratch: Path,
+    callbacks: Sequence[TrainerCallback] = (),
+    gather: bool = True,
+) -> tuple[list[dict[str, float]], dict[str, Tensor] | None]:
+    """As `align`; beside the curve the weights by name where the model is split and `gather` asks for them, else None.
+
+    In all processes but the first, the weights that come back are empty.
+    """
+    model: Any = lm.model
+    if settings.trained_layers is not None:
+        freeze_below(lm.model, settings.trained_layers)
+    if settings.peft is not None:
+        add_adapters(lm.model, settings.peft, settings.trained_layers)
+    if settings.trained_layers is not None and data.trunk is not None:
+        model = top_of(lm.model, settings.trained_layers)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    micro_batch, accumulation = cut(settings.batch, processes, settings.micro_batch)
+    steps = settings.epochs * -(-len(data.tokens) // settings.batch)
+    arguments = TrainingArguments(
+        output_dir=str(scratch),
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.dtype == "bfloat16",
+        logging_steps=1,
+        save_strategy="steps" if steps > settings.checkpoint_steps else "no",
+        save_steps=settings.checkpoint_steps,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+        # else each process of a split model keeps the gradients of the whole one until its last micro-batch
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": model_split() == "fsdp2"}},
+        seed=settings.order_seed % 2**32,
+        data_seed=settings.order_seed % 2**32,
+    )
+    if processes == 1:
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer spreads over all GPUs that it sees
+    if arguments.device.type == "cpu":
+        allow_fsdp_on_cpu()
+    model.train()
+    if settings.activation_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    with packed_forward(model):
+        trainer = PreferenceTrainer(data, method, settings, model=model, args=arguments, callbacks=list(callbacks))
+        trainer.remove_callback(PrinterCallback)
+        if trainer.is_fsdp_enabled and settings.dtype == "bfloat16":
+            keep_logps_whole(trainer)
+        trainer.train(resume_from_checkpoint=last_checkpoint(scratch) if settings.resume else None)
+    split = gather and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if split else None
+    lm.model.eval()
+    return [_curve_entry(entry) for entry in trainer.state.log_history if "pair_loss" in entry], weights
+
+
+def _curve_entry(entry: dict[str, Any]) -> dict[str, float]:
+    names = {"step": "step", "loss": "pair_loss", "margin": "margin", "accuracy": "accuracy", "kl": "kl"}
+    kept = {name: entry[key] for name, key in names.items()}
+    return kept | {"grad_norm": round(float(entry["grad_norm"]), 5), "learning_rate": entry["learning_rate"]}

@@ -1,0 +1,133 @@
+"""Costs worked by hand: FLOPs, memory, time and dollars; and estimates of time beside real runs of the lab."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stagealign.grid import models, registry, scales, select, variants
+from stagealign.grid.spec import Shape
+from stagealign.pipeline.rounds import plan_run
+from stagealign.plan import flops as cost
+from stagealign.plan.price import estimate
+
+ROOT = Path(__file__).resolve().parents[2]
+TOY = Shape(layers=2, width=10, vocabulary=50, key_width=5)
+"""With 1,400 weights: 2 tables of 500, so 200 a layer."""
+
+
+def test_flops_of_a_toy_by_hand():
+    assert cost.layer_weights(1400, TOY) == 200
+    assert cost.layer_weights(900, Shape(2, 10, 50, 5, tied=True)) == 200
+    # A token: 2 layers x (2 x 200 for the weights + 4 x 10 x 3 for attending to 3 others) = 1,040.
+    assert cost.body_flops(1400, TOY, tokens=7, context=3) == 7 * 1040
+    assert cost.body_flops(1400, TOY, tokens=7, context=3, layers=1) == 7 * 520
+    # The head: 2 x 50 x 10 = 1,000 a scored token.
+    assert cost.forward_flops(1400, TOY, tokens=7, scored=4, context=3) == 7 * 1040 + 4000
+    assert cost.training_flops(1400, TOY, 7, 4, 3) == 3 * (7 * 1040 + 4000)
+    assert cost.training_flops(1400, TOY, 7, 4, 3, recompute=True) == 4 * 7 * 1040 + 3 * 4000
+    # One of two layers learns, from the trunk's output: the head only passes its gradient on.
+    assert cost.training_flops(1400, TOY, 7, 4, 3, trained=1) == 3 * 7 * 520 + 2 * 4000
+    sampled = cost.sampling_flops(1400, TOY, prompts=2, prompt_tokens=6, rows=4, sampled_tokens=8)
+    assert sampled["forward"] == 12 * 2 * (400 + 40 * 3)
+    assert sampled["decode"] == 32 * 2 * (400 + 40 * 10) + 32 * 1000
+
+
+def test_adapters_of_llama_3_by_hand():
+    """Rank 128 on q and o (4096 x 4096), k and v (4096 x 1024), gate, up and down (4096 x 14336), in 32 layers."""
+    llama = models.CHECKPOINTS["paper"]["llama3"]
+    by_hand = 32 * 128 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+    assert cost.adapter_weights(llama.parameters, llama.shape, 128) == pytest.approx(by_hand, rel=0.01)
+    assert cost.adapter_weights(llama.parameters, llama.shape, 128, 8) == pytest.approx(by_hand / 4, rel=0.01)
+    # Nothing but the adapters learns: 2 forwards' worth a pass, and 1 more where it is recomputed.
+    assert cost.training_flops(1400, TOY, 7, 4, 3, adapters=True) == 2 * (7 * 1040 + 4000)
+    assert cost.training_flops(1400, TOY, 7, 4, 3, recompute=True, adapters=True) == 3 * 7 * 1040 + 2 * 4000
+
+
+def test_a_round_of_adapters_is_estimated_as_one():
+    (cell,) = variants.adapted([registry.cell("llama3-dpo-1off", "paper")], "lora")
+    whole, adapters = (
+        estimate(plan_run(one, 0).rounds[0][0].policy, "paper")
+        for one in (registry.cell("llama3-dpo-1off", "paper"), cell)
+    )
+    assert whole.memory > 120 * cost.GIB
+    assert 20 * cost.GIB < adapters.memory < 38 * cost.GIB
+    assert adapters.flops["train"] < 0.8 * whole.flops["train"]
+
+
+def test_memory_of_a_toy_by_hand():
+    # float32, all learns: 4 + 4 + 8 a weight; 34 x 10 x 2 bytes a layer and token; 12 x 50 a scored one.
+    assert cost.training_memory(1400, TOY, 3, 2, 1400, half=False, checkpointing=False) == (
+        16 * 1400 + 3 * 2 * 680 + 2 * 600
+    )
+    # bfloat16: 2 + 2 + 8 and the float32 copy's 4; with checkpointing 2 x 10 a layer, and one whole one.
+    assert cost.training_memory(1400, TOY, 3, 2, 1400, half=True, checkpointing=True) == (
+        16 * 1400 + 3 * (2 * 20 + 340) + 2 * 600
+    )
+    assert cost.sampling_memory(1400, TOY, rows=4, tokens=9, half=True) == 2 * (1400 + 4 * 9 * 2 * 2 * 5)
+
+
+def test_time_and_dollars_by_hand():
+    slow = cost.Processor("x", "x", 100.0, 1, 2, "made up", reached={"train": 0.5, "decode": 0.1}, load=10)
+    assert slow.seconds({"train": 200, "decode": 30}, loaded_bytes=40) == 4 + 3 + 4
+    judge = cost.JudgePrice("x", 10, 30, 100, 200, 50, 400, 350, "made up")
+    assert judge.dollars() == pytest.approx(100 * (1000 * 10 + 30) / 1e6)
+    assert 5 < cost.ALPACA_EVAL.dollars() < 15, "its README says less than 10 dollars a model"
+
+
+def test_what_is_known_of_real_models():
+    """An 8B model: 16 bytes a weight are 120 GiB, so one H200 trains it with recomputed activations and not without."""
+    llama = models.CHECKPOINTS["paper"]["llama3"]
+    assert cost.layer_weights(llama.parameters, llama.shape) == pytest.approx(218e6, rel=0.01)
+    kept, recomputed = (
+        cost.training_memory(8.03e9, llama.shape, 4096, 4096, 8.03e9, True, again) / cost.GIB for again in (False, True)
+    )
+    assert recomputed < cost.GPUS["h200"].memory_gib < kept
+    assert all(gpu.source and gpu.dollars > 0 and gpu.gpu for gpu in cost.GPUS.values())
+    assert not cost.CPU.gpu
+    for scale in scales.SCALES:
+        for checkpoint in models.CHECKPOINTS[scale].values():
+            assert 0.5e6 < cost.layer_weights(checkpoint.parameters, checkpoint.shape) < 0.3e9, checkpoint.source
+
+
+@pytest.mark.parametrize("scale", list(scales.SCALES))
+def test_every_kind_of_work_is_priced(scale):
+    """What the paper's cost is made of is not zero; what is free is text and counts."""
+    free = {"prompts", "reviews", "conversations", "ratings", "data", "oracle", "static1", "gold"}
+    for cell in select.select(scale, "pythia and 2off_on"):
+        for artifact in plan_run(cell, 0).artifacts.values():
+            found = estimate(artifact, scale)
+            if artifact.builder.function.endswith(
+                (":build_link", "static", ":fit_letters", ":fit_vowels", ":join_candidates", ":join_pairs")
+            ):
+                continue
+            if found.kind not in free and not (scale != "paper" and found.kind in ("votes", "pairs", "candidates")):
+                assert found.flops or found.disk, artifact.path
+            assert found.seconds(cost.GPUS["h200"]) < 1e6
+            assert found.memory < 300 * cost.GIB
+
+
+def test_time_estimates_beside_real_runs_of_the_lab():
+    """Sums over all artifacts, and over each kind that takes long; the runs were made with other work beside them.
+
+    So they are compared as sums: within 30% in all, and each kind within a factor that one busy hour can make.
+    """
+    real = {}
+    for path in sorted((ROOT / "results" / "lab").glob("*-seed*.json")):
+        real |= {name: made["seconds"] for name, made in json.loads(path.read_text())["artifacts"].items()}
+    if len(real) < 50:
+        pytest.skip("fewer than 50 artifacts have measured times in results/lab")
+    kinds: dict[str, list[float]] = {}
+    for cell in registry.cells("lab"):
+        for seed in registry.scale("lab").seeds:
+            for name, artifact in plan_run(cell, seed).artifacts.items():
+                if name in real:
+                    found = estimate(artifact, "lab")
+                    sums = kinds.setdefault(found.kind, [0.0, 0.0])
+                    sums[0] += found.seconds(cost.CPU)
+                    sums[1] += real.pop(name)
+    estimated, measured = (sum(sums[place] for sums in kinds.values()) for place in (0, 1))
+    assert 0.7 < estimated / measured < 1.3, f"{estimated:.0f} s estimated, {measured:.0f} s measured"
+    for kind, (ours, theirs) in kinds.items():
+        if theirs > 0.05 * measured:
+            assert 0.5 < ours / theirs < 2, f"{kind}: {ours:.0f} s estimated, {theirs:.0f} s measured"
