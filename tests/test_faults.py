@@ -26,13 +26,15 @@ from pathlib import Path
 import factory_builders
 from stagealign.cli import app as cli
 from stagealign.execute import processes as execute
-from stagealign.plan import Plan
-from stagealign.store import Artifact, Builder, Store
+from stagealign.plan.plan import Plan
+from stagealign.base.kind import Kind
+from stagealign.store.artifact import Artifact
+from stagealign.store.folder import Store
 execute._prepare = factory_builders.prepare
 
 def make(path, *inputs):
     params = {"say": path, "sleep": 0.15}
-    return Artifact(path, Builder("factory_builders:write"), params, {one.path: one for one in inputs})
+    return Artifact(path, Kind("factory_builders:write", price="free"), params, {one.path: one for one in inputs})
 
 @cli.app.command("chain")
 def chain(home: str) -> None:

@@ -24,6 +24,6 @@ def test_every_place_is_there():
         for cell in registry.cells(scale, extras=True)
         for artifact in pipeline.plan_run(cell, 0, capability=True).artifacts.values()
     )
-    for place in {artifact.builder.function for artifact in artifacts}:
+    for place in {artifact.kind.function for artifact in artifacts}:
         module, _, function = place.partition(":")
         assert callable(getattr(importlib.import_module(module), function)), place

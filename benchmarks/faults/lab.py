@@ -6,11 +6,12 @@
 from dataclasses import replace
 from typing import Any
 
+from stagealign.base.kind import Kind
 from stagealign.grid import methods, models, scales
 from stagealign.grid.spec import Checkpoint, Decoding, Evaluation
 from stagealign.pipeline import kinds
 from stagealign.plan import flops as cost
-from stagealign.store.artifact import Builder, Work
+from stagealign.store.artifact import Work
 
 SCALE = "tiny"
 CELLS = "2off_on"
@@ -28,7 +29,7 @@ def install() -> None:
     cost.LENGTHS[SCALE] = cost.LENGTHS["smoke"]
     methods.METHODS[SCALE] = methods.METHODS["smoke"]
     models.CHECKPOINTS[SCALE] = {"zephyr": Checkpoint("shape/tiny", parameters=30_000)}
-    kinds.BUILDERS["shape"] = Builder("benchmarks.faults.lab:build_weights")
+    kinds.BUILDERS["shape"] = Kind("benchmarks.faults.lab:build_weights", price="free")
 
 
 def build_weights(work: Work) -> dict[str, Any]:

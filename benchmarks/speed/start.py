@@ -71,12 +71,13 @@ def keeping(given: Given) -> dict[str, Any]:
 
 
 def _artifacts(count: int) -> list[Any]:
-    from stagealign.store.artifact import Artifact, Builder
+    from stagealign.base.kind import Kind
+    from stagealign.store.artifact import Artifact
 
-    start = Artifact("start", Builder("none:none"))
+    start = Artifact("start", Kind("none:none", price="free"))
     params = {"learning_rate": 1e-4, "training": {"batch": 8, "epochs": 1}, "method": {"form": "sigmoid", "beta": 0.1}}
     return [
-        Artifact(f"lab/{n % 100}/{n}/policy", Builder("none:none"), {**params, "seed": n}, {"policy": start})
+        Artifact(f"lab/{n % 100}/{n}/policy", Kind("none:none", price="free"), {**params, "seed": n}, {"policy": start})
         for n in range(count)
     ]
 

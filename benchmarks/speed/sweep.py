@@ -15,8 +15,9 @@ from typing import Any
 from benchmarks.speed import models
 from benchmarks.speed.training import BATCH, LEARNING_RATE, MAX_LENGTH, chosen, trainer
 from benchmarks.speed.turns import Given, Run, child, clock, turns
+from stagealign.base.kind import Kind
 from stagealign.grid.methods import DPO, SLIC_HF
-from stagealign.store.artifact import Artifact, Builder, Work
+from stagealign.store.artifact import Artifact, Work
 from stagealign.store.folder import Store
 
 SHAPE, PAIRS, TOLERANCE = "14m", 16, 1e-5
@@ -54,13 +55,13 @@ def side(given: Given, peer: bool, pairs: int) -> Run:
 def build(given: Given, pairs: int, home: Path, runs: list[tuple[str, float, int]]) -> Run:
     """Our sweep through a store in `home`; the start and the pairs are there before the clock runs."""
     store = Store(home)
-    start = Artifact("start", Builder(f"{PATH}:build_start"), {"small": given.small})
-    rows = Artifact("pairs", Builder(f"{PATH}:build_pairs"), {"small": given.small, "pairs": pairs})
+    start = Artifact("start", Kind(f"{PATH}:build_start", price="free"), {"small": given.small})
+    rows = Artifact("pairs", Kind(f"{PATH}:build_pairs", price="free"), {"small": given.small, "pairs": pairs})
     for one in (start, rows):
         store.build(one)
     known = {"max_length": MAX_LENGTH, "dtype": "float32", "trained_layers": None}
     reference = Artifact(
-        "reference", Builder("stagealign.train:build_reference"), known, {"policy": start, "pairs": rows}
+        "reference", Kind("stagealign.train:build_reference", price="free"), known, {"policy": start, "pairs": rows}
     )
     goals = [_policy(form, beta, seed, start, rows, reference) for form, beta, seed in runs]
     with counted() as passed, clock(given.device) as took:
@@ -80,7 +81,9 @@ def _policy(form: str, beta: float, seed: int, start: Artifact, rows: Artifact, 
     method = replace(FORMS[form], beta=beta, assumed={})
     params = {"method": method, "training": training, "learning_rate": LEARNING_RATE, "seed": seed}
     inputs = {"policy": start, "pairs": rows, "reference": reference}
-    return Artifact(f"{form}-{beta:g}-{seed}/policy", Builder("stagealign.train:build_policy"), params, inputs)
+    return Artifact(
+        f"{form}-{beta:g}-{seed}/policy", Kind("stagealign.train:build_policy", price="free"), params, inputs
+    )
 
 
 def _forwards(store: Store, goals: list[Artifact]) -> int:

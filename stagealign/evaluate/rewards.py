@@ -14,7 +14,7 @@ def fetch(work: Work) -> dict[str, Any]:
 
     A folder is named by its content, `name@hash`. Raises StagealignError where it holds something else by now.
     """
-    name, folder = work.params["weights"], work.devices.gold
+    name, folder = work.params["weights"], work.context.gold_folder
     if folder and content_of(folder) != name.partition("@")[2]:
         raise StagealignError(f"--gold reward:{folder}: its files have changed since the plan was made; plan again")
     found = load(folder or name, work.params["revision"])

@@ -1,18 +1,157 @@
-"""Checks before any work."""
+"""What must hold before any work: the machine, its devices, memory and disk, what a judge may cost, the weights."""
 
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from stagealign.base.errors import CannotRun
-from stagealign.plan.flops import GIB
-from stagealign.plan.machine import free_disk
-from stagealign.plan.plan import Plan
+from stagealign.base.processes import gpu_count
+from stagealign.execute.executors import Execution
+from stagealign.execute.processes import worker_count
+from stagealign.plan.flops import ALPACA_EVAL, GIB
+from stagealign.plan.machine import free_disk, lacking
+from stagealign.plan.needs import needs_of, side_by_side
+from stagealign.plan.plan import CHANGED, Plan
+from stagealign.store.artifact import Artifact
+from stagealign.store.folder import Store
+from stagealign.store.results import made_with
 
 
-def check_room(plan: Plan, needed: float, home: Path) -> None:
-    """Raises CannotRun where the disk has no room for what the plan would write, `needed` bytes by estimate."""
-    free = free_disk(home)
-    if free < needed:
+def preflight(plan: Plan, store: Store, how: Execution, results: Path) -> int | None:
+    """Workers that build the plan here; None where a cluster builds, which counts for itself.
+
+    Tells the store what a judge may cost for each policy. Raises StoreDrift for an artifact of another spec, CannotRun
+    for what the machine, its devices, memory, disk or packages do not do, and for weights that cannot be had.
+    """
+    check_drift(plan, store)
+    check_machine(plan, store, how)
+    check_devices(plan, how)
+    workers = workers_of(plan, how) if how.here else how.workers
+    store.context = replace(store.context, spend=spend_each(plan, how.spend))
+    check_room(plan, store.home)
+    check_checkpoints(plan, store, results)
+    return workers
+
+
+def check_drift(plan: Plan, store: Store) -> None:
+    """Raises StoreDrift where the store holds an artifact of another spec, naming each changed field."""
+    for item in plan.items:
+        if item.state == CHANGED:
+            store.record(item.artifact)
+
+
+def check_machine(plan: Plan, store: Store, how: Execution) -> None:
+    """Raises CannotRun, naming everything that is missing, where this machine cannot do a scale made for GPUs."""
+    if not plan.scale.on_gpus:
+        return
+    missing = lacking(plan, store.home, how.devices, how.here)
+    if missing:
+        lines = "\n".join(f"  - {line}" for line in missing)
         raise CannotRun(
-            f"disk: {len(plan.missing)} artifacts need {needed / GIB:.1f} GiB below {home}, {free / GIB:.1f} GiB "
+            f"--scale {plan.scale.key}: this machine lacks\n{lines}\nUse `--scale lab` for stand-ins on a CPU."
+        )
+
+
+def check_devices(plan: Plan, how: Execution) -> None:
+    """Raises CannotRun or StagealignError where devices or packages do not do for what is asked."""
+    from stagealign.train.launch import check
+
+    training = plan.scale.training
+    check(how.devices, training.batch, training.trained_layers, gpu_count() if how.here else how.devices.count)
+    if any(run.cell.scale.training.peft for run in plan.runs) and find_spec("peft") is None:
+        raise CannotRun("--peft lora: peft is not installed; `pip install 'stagealign[lora]'`")
+    if any(run.abilities for run in plan.runs):
+        from stagealign.evaluate import capability
+
+        capability.require()
+
+
+def workers_of(plan: Plan, how: Execution) -> int:
+    """Artifacts that are built side by side here: as asked, else as many as cores and memory allow.
+
+    Raises CannotRun where the memory does not do for that.
+    """
+    asked = how.workers
+    needs = {item.artifact.path: needs_of(item.artifact, item.scale, how.devices) for item in plan.to_build}
+    if how.devices.launched:
+        asked = asked or 1  # a round's processes have the machine to themselves
+    on_gpu = any(need.gpus for need in needs.values())
+    if on_gpu and (asked or 1) > 1:
+        raise CannotRun(
+            f"--workers {asked}: one artifact at a time has the GPU here; --executor ray gives each its own, on "
+            "this machine too"
+        )
+    return side_by_side(needs, 1 if on_gpu else worker_count(plan, asked), asked is not None) or 1
+
+
+def spend_each(plan: Plan, spend: float | None) -> float | None:
+    """USD that the judge may cost for each policy, so that all together stay within `spend`.
+
+    Raises CannotRun where policies wait for a paid judge and no limit is named.
+    """
+    dollars = [item.cost.judge_dollars for item in plan.to_build if item.cost.judge_dollars]
+    if dollars and spend is None:
+        raise CannotRun(
+            f"the judge {ALPACA_EVAL.model} is asked about {len(dollars)} policies, for about ${sum(dollars):.0f}; "
+            f"name the most that it may cost, such as --spend {1.2 * sum(dollars):.0f}"
+        )
+    return spend / len(dollars) if dollars and spend is not None else None
+
+
+def check_room(plan: Plan, home: Path) -> None:
+    """Raises CannotRun where the disk has no room for what the plan would write."""
+    free = free_disk(home)
+    if free < plan.disk:
+        raise CannotRun(
+            f"disk: {len(plan.missing)} artifacts need {plan.disk / GIB:.1f} GiB below {home}, {free / GIB:.1f} GiB "
             "are free; free some space, point STAGEALIGN_HOME elsewhere, or choose fewer cells with -k"
         )
+
+
+def check_checkpoints(plan: Plan, store: Store, results: Path) -> None:
+    """Raises, before anything is built, where published weights that would be fetched cannot be had or used.
+
+    Also where they are not pinned and `results` holds numbers that were made with another commit of them.
+    """
+    fetched = [artifact for artifact in plan.artifacts.values() if artifact.kind.fetches]
+    for artifact in fetched:
+        if artifact.path in plan.ready and artifact.params["revision"] is None:
+            commit = (store.record(artifact) or {"facts": {}})["facts"].get("revision")
+            if commit:
+                _check_unmoved(artifact, results / plan.scale.key, str(commit))
+    wanted = [artifact for artifact in fetched if artifact.path not in plan.ready]
+    if not wanted:
+        return
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # as for the workers that will fetch them
+    from stagealign.policy.start import check_checkpoint
+
+    as_is = {run.weights.path for run in plan.runs if run.cell.checkpoint.sft is None}
+    for artifact in wanted:
+        if artifact.kind.fetches == "checkpoint":
+            name = str(artifact.params["checkpoint"])
+            check_checkpoint(name, artifact.params["revision"], artifact.path in as_is)
+        if artifact.params["revision"] is None:
+            _check_unmoved(artifact, results / plan.scale.key, None)
+
+
+def _check_unmoved(artifact: Artifact, results: Path, here: str | None) -> None:
+    """Raises CannotRun where results were made with another commit than the one `here`, or None: than the newest."""
+    from stagealign.policy.start import commit_of
+
+    name = str(artifact.params[artifact.kind.fetches])
+    known = made_with(results, artifact)
+    now = here or (commit_of(name) if known else "")
+    for commit, cells in known.items():
+        if commit != now:
+            raise CannotRun(
+                f"{name}: {'the store has' if here else 'its newest revision is'} {now} now, and {results} "
+                f"holds results that were made with {commit} ({_named(cells)}), which must not stand "
+                "in one table; name another folder with --results, or point STAGEALIGN_HOME to the store that has the "
+                "old weights"
+            )
+
+
+def _named(cells: Sequence[str]) -> str:
+    return f"{cells[0]}, {len(cells)} in all"

@@ -9,12 +9,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Protocol
 
 from stagealign.base.errors import StagealignError
 from stagealign.base.secrets import printing_to, without_secrets
+from stagealign.execute.executors import Execution
 from stagealign.plan.plan import Plan
 from stagealign.store.artifact import Artifact
 from stagealign.store.folder import Store
@@ -60,6 +62,10 @@ class Crew(Protocol):
 
     size: int
     """Artifacts that may be under way at a time."""
+    slots: int
+    """Artifacts that are likely built side by side, for the time left."""
+    about: str
+    """Who builds, in a line; empty where that is this machine."""
 
     def submit(self, artifact: Artifact) -> Future[bool | str]:
         """Has it built; the future tells whether that was needed, or in words, or as an exception, why it failed."""
@@ -71,17 +77,15 @@ class Crew(Protocol):
         """Lets everybody go; `at_once` ends what is under way."""
 
 
-def execute(plan: Plan, store: Store, workers: int | None, heard: Listener, crew: Crew | None = None) -> Outcome:
+def execute(plan: Plan, store: Store, crew: Crew, heard: Listener) -> Outcome:
     """Builds what is missing; a failure stops what depends on it and nothing else.
 
-    Without a crew, `workers` processes of this machine build, each with its share of the cores. KeyboardInterrupt ends
-    those who build and leaves finished artifacts in place.
+    KeyboardInterrupt ends those who build and leaves finished artifacts in place.
     """
     outcome = Outcome()
     todo = {artifact.path: artifact for artifact in plan.missing}
     if not todo:
         return outcome
-    crew = crew or Processes(store, worker_count(plan, workers))
     running: dict[Future[bool | str], Artifact] = {}
     begun: set[str] = set()
     try:
@@ -114,16 +118,28 @@ def execute(plan: Plan, store: Store, workers: int | None, heard: Listener, crew
     return outcome
 
 
+@contextmanager
+def opened(plan: Plan, store: Store, how: Execution) -> Iterator[Crew]:
+    """Processes of this machine as crew: as many as `how.workers`, else as many as cores."""
+    yield Processes(store, worker_count(plan, how.workers))
+
+
 class Processes:
-    """Worker processes of this machine, each with its share of the cores."""
+    """Worker processes of this machine, each with its share of the cores; they start with the first artifact."""
+
+    about = ""
 
     def __init__(self, store: Store, size: int):
-        self.store, self.size = store, size
-        context = get_context("spawn")
-        self._said, log = context.SimpleQueue(), log_of(store.home)
+        self.store, self.size, self.slots = store, size, size
+        self._context = get_context("spawn")
+        self._said = self._context.SimpleQueue()
         self._begun: list[str] = []
-        threads = max(1, (os.cpu_count() or 1) // size)
-        self._pool = ProcessPoolExecutor(size, context, _start, (_prepare, self._said, threads, log))
+
+    @cached_property
+    def _pool(self) -> ProcessPoolExecutor:
+        threads = max(1, (os.cpu_count() or 1) // self.size)
+        log = log_of(self.store.home)
+        return ProcessPoolExecutor(self.size, self._context, _start, (_prepare, self._said, threads, log))
 
     def submit(self, artifact: Artifact) -> Future[bool | str]:
         self._begun.append(artifact.path)

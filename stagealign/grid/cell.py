@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from stagealign.base.identity import later_field, remarks_field
-from stagealign.grid.spec import Checkpoint, Decoding, Engine, Evaluation, Method, Model, Preference, Source, Training
+from stagealign.grid.preferences import Preference
+from stagealign.grid.spec import Checkpoint, Decoding, Engine, Evaluation, Method, Model, Source, Training
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,18 @@ class Scale:
     """None: our own sampler, `sample.py`."""
     parts: int = field(default=1, metadata={"identity": False})
     """Artifacts that a round's on-policy candidates are sampled in; all together hold what one would."""
+    processor: str = field(default="cpu", metadata={"identity": False})
+    """What it is made for: `cpu`, or a key of `plan.flops.GPUS`."""
+    replicates: bool = field(default=False, metadata={"identity": False})
+    """Whether it has the paper's own models, so that its claims are the paper's."""
+    plumbing: bool = field(default=False, metadata={"identity": False})
+    """Whether it only checks that the parts fit: its numbers mean nothing."""
     assumed: Mapping[str, str] = remarks_field()
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether it is made for GPUs."""
+        return self.processor != "cpu"
 
 
 @dataclass(frozen=True)

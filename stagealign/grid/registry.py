@@ -13,13 +13,16 @@ from stagealign.grid.scales import SCALES
 from stagealign.grid.sources import SCHEDULES, SOURCES
 
 Value = TypeVar("Value")
-PAPER_METHODS = {"dpo": tuple(MODELS), "slichf": ("llama3", "zephyr", "phi2")}
-"""The grid that the authors ran is not full: SLiC-HF for three models only. The others are cells beyond the paper."""
 
 
 def scale(key: str) -> Scale:
     """The scale called `key`; UnknownName otherwise."""
     return _known("scale", key, SCALES)
+
+
+def own_seeds(scale_key: str, count: int | None) -> tuple[int, ...]:
+    """The first `count` seeds; None: those of the scale."""
+    return scale(scale_key).seeds if count is None else tuple(range(count))
 
 
 def cells(scale_key: str, extras: bool = False) -> list[Cell]:
@@ -37,7 +40,7 @@ def cells(scale_key: str, extras: bool = False) -> list[Cell]:
             schedule,
             tuple(SOURCES[source] for source in sources),
             chosen,
-            beyond_paper=scale_key != "smoke" and model not in PAPER_METHODS[method.variant_of or method.key],
+            beyond_paper=not chosen.plumbing and model not in method.run_by_authors_on,
         )
         for model in MODELS
         if model in CHECKPOINTS[scale_key]

@@ -50,6 +50,8 @@ SCALES = {
         data="HuggingFaceH4/ultrafeedback_binarized@3949bf5f8c17c394422ccfab0c31ea9c20bdeb85",
         oracle_weights="llm-blender/PairRM-hf",
         parts=8,
+        processor="h200",
+        replicates=True,
         assumed={"seeds": "not published; one run of each cell", "data": "the revision of 61,135 training rows"},
     ),
     "lab": Scale(
@@ -98,5 +100,6 @@ SCALES = {
             validation_prompts=2, test_prompts=4, capability=(Benchmark("sums", ("acc", "margin"), items=4),)
         ),
         seeds=(0,),
+        plumbing=True,
     ),
 }

@@ -6,6 +6,7 @@ from typing import Any
 
 from stagealign.base.errors import BadSpec
 from stagealign.base.identity import later_field, remarks_field
+from stagealign.base.kind import Kind
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,17 @@ class Checkpoint:
     assumed: Mapping[str, str] = remarks_field()
 
     @property
+    def asset(self) -> str | None:
+        """Key of the asset that holds the weights; None where they come from elsewhere."""
+        kind, _, name = self.source.partition(":")
+        return name if kind == "asset" else None
+
+    @property
+    def name(self) -> str:
+        """Last part of the hub id, which folders are named by."""
+        return self.source.rpartition("/")[2]
+
+    @property
     def pinned(self) -> bool:
         """Whether a revision is named, or none is needed; the others are resolved and recorded at the first fetch."""
         return self.revision is not None or ":" in self.source
@@ -114,6 +126,8 @@ class Method:
     """Reference model of a later round: `round`, the policy that the round starts from, or `first`, the very first."""
     variant_of: str | None = field(default=None, metadata={"identity": False})
     """Key of the method that this one differs from in one assumed value; its cells run where they are asked for."""
+    run_by_authors_on: tuple[str, ...] = field(default=(), metadata={"identity": False})
+    """Keys of the models that the authors trained with it; its cells of other models are beyond the paper."""
     assumed: Mapping[str, str] = remarks_field()
 
     def __post_init__(self) -> None:
@@ -135,41 +149,17 @@ class Source:
     """Model whose starting policy writes the candidates for every other model; None: a fixed set, or the policy."""
     extra: bool = field(default=False, metadata={"identity": False})
     """Beyond the grid: its cells run where they are asked for by its name."""
-
-
-@dataclass(frozen=True)
-class Preference:
-    """What is asked for: an oracle that labels training pairs and another scorer that evaluates."""
-
-    key: str
-    wish: str
-    """In words, what a better completion has more of."""
-    oracle: str
-    gold: str
-    """Name of the evaluating scorer, or `reward:` and what `rewarded` takes: any one-logit classifier."""
-    judge: str
-    """Picks the chosen one among human texts; neither the oracle nor the gold reward."""
-    sign: int
-    """+1 asks for a high rating, -1 for a low one."""
-
-    def __post_init__(self) -> None:
-        if self.oracle == self.gold:
-            raise BadSpec(
-                f"preference {self.key!r}: oracle and gold reward are both {self.oracle!r}; what labels the training "
-                "pairs must not evaluate; name two scorers"
-            )
+    candidates: Kind | None = field(default=None, metadata={"identity": False})
+    """Builds its candidates, where they are neither sampled nor the task's own static ones."""
 
     @property
-    def rewarded(self) -> str | None:
-        """Hub id of the classifier that evaluates, or `name@hash` of a local one; None where none does."""
-        kind, _, name = self.gold.partition(":")
-        return name if kind == "reward" else None
-
-    @property
-    def rewarded_key(self) -> str:
-        """Part of paths and cell ids that names that classifier; empty where there is none."""
-        name = (self.rewarded or "").rpartition("/")[2].partition("@")[0]
-        return "".join(letter for letter in name.lower() if letter.isalnum())
+    def pool(self) -> str:
+        """Where the candidates come from: `policy`, `start of MODEL`, `data set` (its own) or `static` (the task's)."""
+        if self.on_policy:
+            return "policy"
+        if self.sampled_from:
+            return f"start of {self.sampled_from}"
+        return "data set" if self.candidates else "static"
 
 
 @dataclass(frozen=True)

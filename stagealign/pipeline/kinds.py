@@ -1,65 +1,71 @@
-"""The kinds of artifacts: one row each."""
+"""The kinds of artifacts that a cell is made of, one row each; what a preference or a sampler brings stands in its row.
 
-from collections.abc import Mapping
+`name` is what each was called when the first results were made and never changes; `place` is where its code lies.
+Nothing else in the project matches on a name. See `stagealign.base.kind`.
+"""
 
-from stagealign.store.artifact import Builder
+from dataclasses import dataclass
 
-BUILDERS = {
-    "weights": Builder("stagealign.sft:build_weights"),
-    "shape": Builder("stagealign.sft:build_shape"),
-    "start": Builder("stagealign.sft:build_start"),
-    "link": Builder("stagealign.sft:build_link"),
-    "reviews": Builder("stagealign.sources:build_sft"),
-    "ratings": Builder("stagealign.sources:build_ratings"),
-    "candidates": Builder("stagealign.sample:build"),
-    "joined candidates": Builder("stagealign.parts:join_candidates"),
-    "joined pairs": Builder("stagealign.parts:join_pairs"),
-    "pairs": Builder("stagealign.oracle:rank"),
-    "votes": Builder("stagealign.oracle:votes"),
-    "trunk": Builder("stagealign.train:build_trunk"),
-    "reference": Builder("stagealign.train:build_reference"),
-    "policy": Builder("stagealign.train:build_policy"),
-    "scores": Builder("stagealign.evaluate:score"),
-    "data": Builder("stagealign.describe:measure"),
-    "capability": Builder("stagealign.capability:measure"),
-    "annotations": Builder("stagealign.alpaca.gold:annotate"),
-    "reward_model": Builder("stagealign.rewards:fetch"),
-    "rewards": Builder("stagealign.rewards:score"),
+from stagealign.base.kind import Kind
+
+WEIGHTS = Kind("stagealign.sft:build_weights", "stagealign.policy.start:build_weights", price="weights", light=17.0)
+SHAPE = Kind("stagealign.sft:build_shape", "stagealign.policy.start:build_shape", price="weights")
+CHECKPOINT = Kind(
+    "stagealign.sft:build_checkpoint", "stagealign.policy.start:build_checkpoint", price="weights", fetches="checkpoint"
+)
+START = Kind("stagealign.sft:build_start", "stagealign.policy.start:build_start", price="start")
+LINK = Kind("stagealign.sft:build_link", "stagealign.policy.start:build_link", price="free")
+JOINED_CANDIDATES = Kind("stagealign.parts:join_candidates", "stagealign.policy.parts:join_candidates", price="free")
+JOINED_PAIRS = Kind("stagealign.parts:join_pairs", "stagealign.policy.parts:join_pairs", price="free")
+TRUNK = Kind("stagealign.train:build_trunk", "stagealign.train.reference:build_trunk", price="trunk")
+REFERENCE = Kind("stagealign.train:build_reference", "stagealign.train.reference:build_reference", price="reference")
+POLICY = Kind("stagealign.train:build_policy", "stagealign.train.round:build_policy", price="policy", trains=True)
+DATA = Kind("stagealign.describe:measure", "stagealign.evaluate.describe:measure", price="free", light=0.7)
+EMBEDDINGS = Kind("stagealign.describe:embed", "stagealign.evaluate.describe:embed", price="embed")
+CAPABILITY = Kind(
+    "stagealign.capability:measure", "stagealign.evaluate.capability:measure", price="capability", light=15.0
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where a scale's prompts, static candidates and conversations come from."""
+
+    prompts: Kind
+    static: Kind
+    conversations: Kind | None = None
+    """Rows of supervised fine-tuning; None where no start of the scale is fine-tuned."""
+    ratings: Kind | None = None
+    """Human ratings that oracle and gold reward learn from, where they learn from any."""
+    weights: Kind = SHAPE
+    """What starting weights come from, where they are no asset of a registry package."""
+    embeds: bool = True
+    """Whether the texts of a round are embedded, to measure how diverse they are."""
+
+
+TASKS = {
+    "films": Task(
+        prompts=Kind("stagealign.sources:build_films", "stagealign.data.films:build_films", price="free"),
+        static=Kind("stagealign.sources:build_static", "stagealign.data.films:build_static", price="free", light=1.0),
+        conversations=Kind("stagealign.sources:build_sft", "stagealign.data.films:build_sft", price="free"),
+        ratings=Kind("stagealign.sources:build_ratings", "stagealign.data.films:build_ratings", price="free"),
+    ),
+    "smoke": Task(
+        prompts=Kind("stagealign.sources:build_smoke", "stagealign.data.toy:build_smoke", price="free"),
+        static=Kind("stagealign.sources:build_smoke_static", "stagealign.data.toy:build_smoke_static", price="free"),
+        embeds=False,
+    ),
+    "ultrafeedback": Task(
+        prompts=Kind(
+            "stagealign.ultrafeedback:build_prompts", "stagealign.data.ultrafeedback:build_prompts", price="free"
+        ),
+        static=Kind(
+            "stagealign.ultrafeedback:build_static", "stagealign.data.ultrafeedback:build_static", price="free"
+        ),
+        conversations=Kind(
+            "stagealign.ultrafeedback:build_sft", "stagealign.data.ultrafeedback:build_sft", price="free"
+        ),
+        weights=CHECKPOINT,
+    ),
 }
-ENGINES = {"vllm": Builder("stagealign.vllm_sample:build"), "served": Builder("stagealign.served:build")}
-"""Builders of `candidates` by engines other than our own sampler, by `Engine.key`."""
-TASKS: Mapping[str, Mapping[str, Builder]] = {
-    "films": {
-        "prompts": Builder("stagealign.sources:build_films"),
-        "static": Builder("stagealign.sources:build_static"),
-        "oracle": Builder("stagealign.oracle:fit"),
-        "gold": Builder("stagealign.evaluate:fit_gold"),
-        "embeddings": Builder("stagealign.describe:embed"),
-    },
-    "smoke": {
-        "prompts": Builder("stagealign.sources:build_smoke"),
-        "static": Builder("stagealign.sources:build_smoke_static"),
-        "oracle": Builder("stagealign.oracle:fit_letters"),
-        "gold": Builder("stagealign.evaluate:fit_vowels"),
-    },
-    "ultrafeedback": {
-        "prompts": Builder("stagealign.ultrafeedback:build_prompts"),
-        "static": Builder("stagealign.ultrafeedback:build_static"),
-        "reviews": Builder("stagealign.ultrafeedback:build_sft"),
-        "weights": Builder("stagealign.sft:build_checkpoint"),
-        "oracle": Builder("stagealign.pairrm:fetch"),
-        "pairs": Builder("stagealign.pairrm:rank"),
-        "votes": Builder("stagealign.pairrm:votes"),
-        "embeddings": Builder("stagealign.describe:embed"),
-        "gold": Builder("stagealign.alpaca.gold:prepare"),
-        "scores": Builder("stagealign.evaluate:score_annotated"),
-    },
-}
-"""A task may have a builder of its own for any kind; `plan.check_machine` names those that are not there."""
-SECONDS = {
-    "weights": 31, "shape": 6, "start": 118, "link": 1, "reviews": 1, "prompts": 1, "ratings": 1, "oracle": 3,
-    "gold": 240, "static": 2, "candidates": 40, "completions": 32, "pairs": 1, "votes": 1, "trunk": 21, "reference": 8,
-    "policy": 32, "scores": 16, "embeddings": 3, "data": 1,
-    "joined": 1, "capability": 15, "answers": 32, "annotations": 60, "rewards": 30,
-}  # fmt: skip
-"""Expected seconds of each kind at lab scale on one core, measured; only the time left is computed from them."""
+"""By the key that a scale names."""

@@ -1,13 +1,13 @@
 """What building one artifact needs of a machine: cores, GPUs, memory; and how many fit into it side by side."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 
 from stagealign.base.errors import CannotRun
 from stagealign.grid.cell import Scale
 from stagealign.plan.flops import GIB
-from stagealign.plan.price import Estimate, estimate, weights_of
+from stagealign.plan.price import estimate
 from stagealign.store.artifact import Artifact, Devices
 
 CORES_A_GPU = 2
@@ -35,26 +35,16 @@ class Needs:
 
 
 def needs_of(artifact: Artifact, scale: Scale, devices: Devices) -> Needs:
-    """What building `artifact` needs: GPUs at the scale that is made for them, and a round as many as its devices."""
-    cost = _cost(artifact, scale)
-    trains = artifact.builder.name.endswith(":build_policy")
+    """What building `artifact` needs: GPUs at a scale that is made for them, and a round as many as its devices."""
+    cost, trains = estimate(artifact, scale), artifact.kind.trains
     count = devices.count if trains else 1
-    if scale.key != "paper" or not cost.memory:
+    if not scale.on_gpus or not cost.memory:
         computes = cost.memory or cost.flops
         return Needs(count, 0, round((cost.memory + PROCESS) * count) if computes else LIGHT * count)
     shares = count if devices.sharding != "replicate" else 1
     on_gpu = 0.0 if trains and devices.launcher else cost.memory / shares  # a launcher of one's own: who knows
     # Each process reads the weights through its node's memory, and one gathers them to write.
     return Needs(CORES_A_GPU * count, count, round((count + 1) * cost.loaded + PROCESS * count), on_gpu)
-
-
-def _cost(artifact: Artifact, scale: Scale) -> Estimate:
-    """The plan's estimate; lm-eval, which it has no formula for, reads the policy and holds as much again."""
-    cost = estimate(artifact, scale.key)
-    if artifact.builder.name != "stagealign.evaluate.capability:measure":
-        return cost
-    lm = weights_of(artifact, scale.key)
-    return replace(cost, loaded=lm.bytes, memory=2 * lm.bytes) if lm else cost
 
 
 def side_by_side(wanted: Mapping[str, Needs], most: int, asked: bool) -> int:

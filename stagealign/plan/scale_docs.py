@@ -12,7 +12,7 @@ from stagealign.grid.cell import Cell
 from stagealign.grid.spec import Shape
 from stagealign.plan import flops as cost
 from stagealign.plan.flops import GIB, GPUS, LENGTHS, PAIRRM, Processor
-from stagealign.plan.outlook import Outlook, by_kind, make_outlook
+from stagealign.plan.plan import Plan, make_plan
 from stagealign.store.folder import Store
 
 START, END = "<!-- plan: made by `stagealign plan --scale paper --docs docs/scale.md` -->", "<!-- /plan -->"
@@ -40,14 +40,14 @@ def tables() -> str:
     nothing = Store(Path("/nonexistent/stagealign"))
     scale = registry.scale("paper")
 
-    def looked(cells: Sequence[Cell], on: Processor) -> Outlook:
-        return make_outlook(scale, cells, scale.seeds, nothing, on)
+    def looked(cells: Sequence[Cell], on: Processor) -> Plan:
+        return make_plan(cells, scale.seeds, nothing, on=on)
 
     grid, every = registry.cells("paper"), registry.cells("paper", extras=True)
     h200 = looked(grid, GPUS["h200"])
     parts = [
         f"**The grid, {len(grid)} cells and one seed, on {h200.processor.name}.** Without sharing between cells it "
-        f"would be {h200.totals()['gpu_hours_without_sharing']:,.0f} GPU-hours.",
+        f"would be {h200.totals.gpu_hours_without_sharing:,.0f} GPU-hours.",
         _by_kind(h200),
         "**By GPU.** Days are GPU-hours over the number of GPUs, or the longest line of artifacts that need each other "
         "where that is longer: an artifact is one GPU's work here.",
@@ -69,9 +69,9 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _by_kind(found: Outlook) -> str:
+def _by_kind(found: Plan) -> str:
     rows = []
-    for kind, items in by_kind(found.items).items():
+    for kind, items in found.by_role.items():
         hours = sum(item.seconds for item in items) / 3600
         dollars = sum(item.cost.judge_dollars for item in items)
         if hours < 0.05 and not dollars:
@@ -90,22 +90,22 @@ def _by_kind(found: Outlook) -> str:
                 f"{dollars:,.0f}",
             ]
         )
-    totals = found.totals()
+    totals = found.totals
     rows.append(
-        ["all", str(totals["artifacts"]), f"{totals['tokens'] / 1e6:,.0f}", f"{totals['gpu_hours']:,.1f}",
-         f"{totals['peak_memory_gib']:.0f}", f"{totals['disk_gib']:,.0f}", f"{totals['judge_dollars']:,.0f}"]
+        ["all", str(totals.artifacts), f"{totals.tokens / 1e6:,.0f}", f"{totals.gpu_hours:,.1f}",
+         f"{totals.peak_memory_gib:.0f}", f"{totals.disk_gib:,.0f}", f"{totals.judge_dollars:,.0f}"]
     )  # fmt: skip
     headings = ("artifacts", "number", "million tokens", "GPU-hours", "peak GiB", "disk GiB", "judge, dollars")
     return _table(headings, rows)
 
 
-def _by_gpu(found: Sequence[Outlook]) -> str:
+def _by_gpu(found: Sequence[Plan]) -> str:
     rows = []
     for one in found:
-        totals, gpu = one.totals(), one.processor
+        totals, gpu = one.totals, one.processor
         days = [max(one.seconds / count, one.critical_seconds) / 86_400 for count in COUNTS]
-        fits = "yes" if totals["peak_memory_gib"] <= gpu.memory_gib else f"no: {totals['peak_memory_gib']:.0f} GiB"
-        sums = (f"{totals[name]:,.0f}" for name in ("gpu_hours", "gpu_dollars", "judge_dollars"))
+        fits = "yes" if totals.peak_memory_gib <= gpu.memory_gib else f"no: {totals.peak_memory_gib:.0f} GiB"
+        sums = (f"{getattr(totals, name):,.0f}" for name in ("gpu_hours", "gpu_dollars", "judge_dollars"))
         rows.append([gpu.name, *sums, *(f"{day:.1f}" for day in days), fits])
     headings = (
         "GPU",
@@ -142,9 +142,8 @@ def _breaks() -> str:
     large, small = (LARGE, LARGE_SHAPE), (eight.parameters, eight.shape)
     states = memory(*large)
     whole = cost.sampling_memory(*large, 64, lengths.prompt + lengths.sampled, True) / GIB
-    policies = sum(item.cost.kind == "policy" for item in make_outlook(
-        scale, select.select("paper", "llama3"), scale.seeds, Store(Path("/nonexistent/stagealign")), h200
-    ).items)  # fmt: skip
+    nothing = Store(Path("/nonexistent/stagealign"))
+    policies = len(make_plan(select.select("paper", "llama3"), scale.seeds, nothing).by_role["policy"])
     ranked = PAIRRM.flops(pairs * 2 * per_pair)
     rows = [
         ["training memory, GiB", f"{memory(*small):.0f}", f"{states:,.0f}", "the same",

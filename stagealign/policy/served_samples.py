@@ -57,7 +57,7 @@ def build(work: Work) -> dict[str, Any]:
     """
     from stagealign.policy import lm
 
-    url = work.devices.policy_url
+    url = work.context.policy_url
     if url is None:
         raise StagealignError("samples of a served policy: no server is named; add --policy-url URL")
     folder, decoding = work.inputs["policy"], Decoding(**work.params["decoding"])

@@ -123,7 +123,7 @@ def build(work: Work) -> dict[str, Any]:
             "sampling": wishes(decoding, work.params["count"], ends),
             "chunk": CHUNK,
         }
-        _run(told, rows, folder, work.devices.count)
+        _run(told, rows, folder, work.context.devices.count)
     answers = dict(_answers(folder))
     decode = shape.tokenizer.decode
     candidates = [

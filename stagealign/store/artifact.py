@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stagealign.base.identity import fingerprint, plain
+from stagealign.base.kind import Kind
 
 LARGE = 1e9
 """Weights from which activations are recomputed, and SFT's batch is cut in parts; execution, not identity."""
@@ -14,6 +15,12 @@ LARGE = 1e9
 
 MICRO_BATCH = 4
 """Most pairs in one forward of one process where nothing else is asked for."""
+
+
+Identity = Mapping[str, object]
+"""What determines an artifact's content, as JSON-ready values."""
+Facts = Mapping[str, object]
+"""What a builder tells of its output, as JSON-ready values; never identity."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +36,6 @@ class Devices:
     activation_checkpointing: bool = False
     launcher: tuple[str, ...] = ()
     """The user's own command that starts the processes, such as `torchrun --nproc-per-node 8`."""
-    policy_url: str | None = None
-    """Of the server that samples, where one does; which engine it is is identity, where it stands is not."""
-    gold: str | None = None
-    """Folder of the classifier that evaluates, where it is a local one; its content is identity, its place is not."""
 
     @property
     def launched(self) -> bool:
@@ -41,21 +44,17 @@ class Devices:
 
 
 @dataclass(frozen=True)
-class Builder:
-    """What makes an artifact: its name is identity for ever, the place of its code is not."""
+class Context:
+    """What builders may use and no identity knows: no output may depend on it."""
 
-    name: str
-    """Part of every fingerprint; never changed, wherever the code moves."""
-    version: int = 1
-    """Raised by hand when the output changes meaning."""
-    place: str = field(default="", compare=False)
-    """`module:function`, called with a `Work`, returns facts; imported only when something is built.
-    Empty: the name is the place."""
-
-    @property
-    def function(self) -> str:
-        """`module:function` of the code."""
-        return self.place or self.name
+    devices: Devices = field(default_factory=Devices)
+    """How training is spread."""
+    spend: float | None = None
+    """USD that a judge may cost while one artifact is built; None: no paid judge."""
+    policy_url: str | None = None
+    """URL of the server that samples; which engine answers there is identity."""
+    gold_folder: str | None = None
+    """Folder of the classifier that evaluates, if it is a local one; its content is identity."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +62,18 @@ class Artifact:
     """A unit of cached work: what to build, from what, and where it will stand."""
 
     path: str
-    builder: Builder
+    kind: Kind
     params: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, "Artifact"] = field(default_factory=dict)
-    seconds: float = 1.0
-    """Expected seconds on one core of a laptop; execution, not identity."""
+    role: str = ""
+    """What it is for, in tables: `candidates`, `pairs`, `policy`, ...; not identity."""
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Identity:
         """All that determines the content, in clear text."""
         return {
-            "builder": self.builder.name,
-            "version": self.builder.version,
+            "builder": self.kind.name,
+            "version": self.kind.version,
             "params": plain(self.params),
             "inputs": {name: artifact.fingerprint for name, artifact in sorted(self.inputs.items())},
         }
@@ -82,6 +81,11 @@ class Artifact:
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint(self.identity)
+
+    @property
+    def folder(self) -> str:
+        """Path of what stands around it."""
+        return self.path.rpartition("/")[0]
 
     def lineage(self, found: dict[str, "Artifact"] | None = None) -> dict[str, "Artifact"]:
         """By path, all that this artifact is made from and then itself, each once, parents first; added to `found`."""
@@ -101,7 +105,4 @@ class Work:
     inputs: Mapping[str, Path]
     out: Path
     home: Path
-    devices: Devices = field(default_factory=Devices)
-    """How training is spread; execution, so no builder's output may depend on it."""
-    spend: float | None = None
-    """USD that a judge may cost while this artifact is built; execution."""
+    context: Context = field(default_factory=Context)

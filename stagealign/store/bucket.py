@@ -16,7 +16,7 @@ from typing import Any
 
 from stagealign.base.errors import CannotRun, Damaged, StagealignError
 from stagealign.base.secrets import without_secrets
-from stagealign.store.artifact import Artifact, Devices
+from stagealign.store.artifact import Artifact, Context
 from stagealign.store.checksums import damage
 from stagealign.store.files import NO_ROOM
 from stagealign.store.folder import Store, Waiting
@@ -28,15 +28,15 @@ BUCKET = "STAGEALIGN_BUCKET"
 """Variable that names it: an fsspec URL such as `s3://bucket/grid` or `gs://bucket/grid`."""
 
 
-def opened(devices: Devices = Devices()) -> Store:  # noqa: B008, it is frozen
+def opened(context: Context = Context()) -> Store:  # noqa: B008, it is frozen
     """The user's store: a folder, and the bucket behind it where `$STAGEALIGN_BUCKET` names one.
 
     Raises CannotRun where the bucket cannot be reached.
     """
     url = os.environ.get(BUCKET, "").strip()
     if not url:
-        return Store(devices=devices)
-    store = Bucketed(url, devices=devices)
+        return Store(context=context)
+    store = Bucketed(url, context=context)
     store.check()
     return store
 
@@ -48,10 +48,9 @@ class Bucketed(Store):
         self,
         url: str,
         home: Path | None = None,
-        devices: Devices = Devices(),  # noqa: B008, it is frozen
-        spend: float | None = None,
+        context: Context = Context(),  # noqa: B008, it is frozen
     ):
-        super().__init__(home, devices, spend)
+        super().__init__(home, context)
         self.url = url.rstrip("/")
         self._seen: dict[str, bytes | None] = {}
 
@@ -133,6 +132,10 @@ class Bucketed(Store):
     def changes(self, artifact: Artifact) -> list[str] | None:
         own = super().changes(artifact)
         return own if own is not None else self.differing(self._read(artifact), artifact)
+
+    def standing(self, artifact: Artifact) -> tuple[list[str] | None, bool]:
+        changes = self.changes(artifact)
+        return changes, changes == [] and self.differing(self._read(artifact), artifact) == []
 
     def file(self, artifact: Artifact, name: str) -> Path:
         if super().record(artifact) is not None:

@@ -5,7 +5,6 @@ An artifact is a folder `<home>/<path>` that holds what its builder wrote and a 
 """
 
 import glob
-import importlib
 import json
 import secrets
 import shutil
@@ -16,7 +15,8 @@ from typing import Any
 
 from stagealign.base.errors import StoreDrift
 from stagealign.base.identity import plain
-from stagealign.store.artifact import Artifact, Devices, Work
+from stagealign.base.kind import code_at
+from stagealign.store.artifact import Artifact, Context, Work
 from stagealign.store.checksums import contents, sealed
 from stagealign.store.facts import surroundings
 from stagealign.store.home import default_home
@@ -33,16 +33,10 @@ Waiting = Callable[[str, str], None]
 class Store:
     """A folder of artifacts."""
 
-    def __init__(
-        self,
-        home: Path | None = None,
-        devices: Devices = Devices(),  # noqa: B008, it is frozen
-        spend: float | None = None,
-    ):
-        """`devices` and `spend` are what builders are given; see `Work`."""
+    def __init__(self, home: Path | None = None, context: Context = Context()):  # noqa: B008, it is frozen
+        """`context` is what builders are given."""
         self.home = home or default_home()
-        self.devices = devices
-        self.spend = spend
+        self.context = context
 
     def folder(self, artifact: Artifact) -> Path:
         return self.home / artifact.path
@@ -105,6 +99,11 @@ class Store:
             check_files(folder, record, deep=False)
         return found
 
+    def standing(self, artifact: Artifact) -> tuple[list[str] | None, bool]:
+        """(`changes`, whether what is built is where all that build for this store can have it). Raises Damaged."""
+        changes = self.changes(artifact)
+        return changes, changes == []
+
     @staticmethod
     def differing(record: dict[str, Any] | None, artifact: Artifact) -> list[str] | None:
         """How a record differs from the artifact's spec, field by field; None without a record."""
@@ -152,11 +151,10 @@ class Store:
         part = folder.with_name(f"{folder.name}.{artifact.fingerprint}{own}.part")
         _clear(part)
         inputs = {name: self.folder(parent) for name, parent in artifact.inputs.items()}
-        module, _, function = artifact.builder.function.partition(":")
-        build = getattr(importlib.import_module(module), function)
+        build = code_at(artifact.kind.function)
         started = time.monotonic()
         try:
-            facts = build(Work(plain(artifact.params), inputs, part, self.home, self.devices, self.spend)) or {}
+            facts = build(Work(plain(artifact.params), inputs, part, self.home, self.context)) or {}
             _remove_scratch(part)
             record = {
                 "fingerprint": artifact.fingerprint,

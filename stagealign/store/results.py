@@ -56,6 +56,7 @@ from typing import Any
 
 from stagealign.base.errors import BadData, CannotRun
 from stagealign.base.shapes import ANY, NUMBER, SHARE, TEXT, WHOLE, Map, Or, misfit
+from stagealign.store.artifact import Artifact
 from stagealign.store.checksums import SEAL, broken, sealed
 from stagealign.store.files import write_text
 
@@ -251,12 +252,15 @@ def _why(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def made_with(folder: Path, scale: str, path: str, fingerprint: str) -> dict[str, list[str]]:
-    """Revision of an artifact's source -> cells whose results were made with it; damaged results say nothing."""
+def made_with(results: Path, artifact: Artifact) -> dict[str, list[str]]:
+    """Revision of an artifact's source -> cells whose results were made with it; damaged results say nothing.
+
+    `results`: the folder of one scale.
+    """
     found: dict[str, list[str]] = {}
-    for _, one in read_results(folder, scale):
-        entry = {} if isinstance(one, BadData) else one.get("artifacts", {}).get(path, {})
-        if not isinstance(one, BadData) and entry.get("fingerprint") == fingerprint and entry.get("revision"):
+    for _, one in read_results(results.parent, results.name):
+        entry = {} if isinstance(one, BadData) else one.get("artifacts", {}).get(artifact.path, {})
+        if not isinstance(one, BadData) and entry.get("fingerprint") == artifact.fingerprint and entry.get("revision"):
             found.setdefault(entry["revision"], []).append(one["cell"])
     return found
 

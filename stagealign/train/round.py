@@ -74,7 +74,7 @@ def _fits(
 
 def build_policy(work: Work) -> dict[str, Any]:
     """Builder of `policy`: one round of preference optimisation, here or in processes of its own."""
-    if not work.devices.launched:
+    if not work.context.devices.launched:
         facts = train_round(work)
         assert facts is not None, "one process is the first"
         return facts
@@ -85,7 +85,7 @@ def build_policy(work: Work) -> dict[str, Any]:
         "out": str(work.out),
         "home": str(work.home),
     }
-    return spread(work.devices, given, work.out, training["batch"], training["trained_layers"])
+    return spread(work.context.devices, given, work.out, training["batch"], training["trained_layers"])
 
 
 def train_round(work: Work) -> dict[str, Any] | None:
@@ -99,8 +99,8 @@ def train_round(work: Work) -> dict[str, Any] | None:
         learning_rate=work.params["learning_rate"],
         order_seed=work.params["seed"],
         peft=Lora(**training["peft"]) if training.get("peft") else None,
-        micro_batch=work.devices.micro_batch,
-        activation_checkpointing=work.devices.activation_checkpointing,
+        micro_batch=work.context.devices.micro_batch,
+        activation_checkpointing=work.context.devices.activation_checkpointing,
         **{
             name: training[name]
             for name in ("batch", "epochs", "warmup", "schedule", "max_grad_norm", "dtype", "trained_layers")
@@ -117,7 +117,7 @@ def train_round(work: Work) -> dict[str, Any] | None:
     data = TrainingSet(tokens, reference, kept_trunk(work), [prompt_hash(pair.prompt) for pair in pairs])
     scratch = work.out / SCRATCH / model_split()  # a checkpoint in parts is of no use to a process that has the whole
     lowered: dict[str, Any] = {}
-    if work.devices.launched:
+    if work.context.devices.launched:
         curve, weights = train(lm, data, method, settings, scratch)
     else:
         lm, curve, micro = within_memory(lm, start, data, method, settings, scratch)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from stagealign.base.errors import StagealignError
-from stagealign.store.artifact import Devices, Work
+from stagealign.store.artifact import Context, Devices, Work
 from stagealign.train.launch import FAILURE
 
 
@@ -18,7 +18,7 @@ def main(described: Path) -> int:
     given = json.loads(described.read_text(encoding="utf-8"))
     devices = given["devices"] | {"launcher": tuple(given["devices"]["launcher"])}
     inputs = {name: Path(folder) for name, folder in given["inputs"].items()}
-    work = Work(given["params"], inputs, Path(given["out"]), Path(given["home"]), Devices(**devices))
+    work = Work(given["params"], inputs, Path(given["out"]), Path(given["home"]), Context(Devices(**devices)))
     from stagealign.train.round import train_round
 
     try:

@@ -6,10 +6,11 @@ import sys
 import pytest
 from factory_results import fill, result
 
+from stagealign.base.kind import Kind
 from stagealign.cli import app as cli
 from stagealign.cli import doctor
 from stagealign.cli.doctor import kept_findings, result_findings, store_findings
-from stagealign.store.artifact import Artifact, Builder
+from stagealign.store.artifact import Artifact
 from stagealign.store.folder import Store
 from stagealign.store.kept import Kept
 from stagealign.store.record import RECORD
@@ -82,7 +83,7 @@ def test_drift_and_another_parent(home, monkeypatch):
     import shutil
 
     shutil.rmtree(home.home / "two")
-    home.build(Artifact("two", Builder("factory_builders:write"), {"say": "other"}))
+    home.build(Artifact("two", Kind("factory_builders:write", price="free"), {"say": "other"}))
     assert any("made from another two" in one.what for one in store_findings(home, False))
 
 

@@ -16,13 +16,14 @@ from types import SimpleNamespace
 import pytest
 
 from stagealign.base.errors import CannotRun, StagealignError
+from stagealign.base.kind import Kind
 from stagealign.cli import run as runs
 from stagealign.execute.ray import crew, joining, looking
 from stagealign.execute.ray.nodes import Node, check_room
 from stagealign.grid import registry, select
 from stagealign.pipeline.rounds import plan_run
 from stagealign.plan.needs import GIB, LIGHT, PROCESS, Needs, needs_of
-from stagealign.store.artifact import Artifact, Builder, Devices
+from stagealign.store.artifact import Artifact, Devices
 from stagealign.store.folder import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -335,10 +336,10 @@ def test_a_task_hides_the_secrets_of_its_node(tmp_path, monkeypatch):
     monkeypatch.setattr(crew, "quiet", lambda threads, log: None)
     told = []
     board = SimpleNamespace(tell=SimpleNamespace(remote=lambda *words: told.append(words)))
-    bad = Artifact("bad", Builder("factory_builders:fail"), {"say": SECRET})
+    bad = Artifact("bad", Kind("factory_builders:fail", price="free"), {"say": SECRET})
     assert crew.build(bad, Store(tmp_path), Needs(1, 0, GIB), {}, board) == "ValueError: no [NODE_TOKEN] today"
     assert [words[:2] for words in told] == [("bad", "started")]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
-    good = replace(bad, path="good", builder=Builder("factory_builders:write"))
+    good = replace(bad, path="good", kind=Kind("factory_builders:write", price="free"))
     assert crew.build(good, Store(tmp_path), Needs(1, 1, GIB), {}, board) is True
     assert crew.build(good, Store(tmp_path), Needs(1, 1, GIB), {}, board) is False

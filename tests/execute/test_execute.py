@@ -5,10 +5,11 @@ from concurrent.futures import Future
 import pytest
 
 from stagealign.base.errors import StagealignError
+from stagealign.base.kind import Kind
 from stagealign.execute import processes as execution
 from stagealign.execute.processes import execute, worker_count
 from stagealign.plan.plan import Plan
-from stagealign.store.artifact import Artifact, Builder
+from stagealign.store.artifact import Artifact
 from stagealign.store.folder import Store
 
 
@@ -20,7 +21,7 @@ def light_workers(monkeypatch):
 
 
 def make(path, *inputs, function="write", **params):
-    return Artifact(path, Builder(f"factory_builders:{function}"), params, {one.path: one for one in inputs})
+    return Artifact(path, Kind(f"factory_builders:{function}", price="free"), params, {one.path: one for one in inputs})
 
 
 def plan_of(*artifacts, ready=()):
@@ -103,7 +104,7 @@ class Elsewhere:
         future = Future()
         self.said += [(artifact.path, "started", "pid 1 on a"), (artifact.path, "started", "pid 2 on b")]
         self.said += [(artifact.path, "waiting", "pid 3 on c"), ("unknown", "started", "pid 4 on d")]
-        bad = "fail" in artifact.builder.function
+        bad = "fail" in artifact.kind.function
         future.set_result("ValueError: no luck" if bad else self.store.obtain(artifact)[1])
         return future
 

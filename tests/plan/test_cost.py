@@ -97,7 +97,7 @@ def test_every_kind_of_work_is_priced(scale):
     for cell in select.select(scale, "pythia and 2off_on"):
         for artifact in plan_run(cell, 0).artifacts.values():
             found = estimate(artifact, scale)
-            if artifact.builder.function.endswith(
+            if artifact.kind.function.endswith(
                 (":build_link", "static", ":fit_letters", ":fit_vowels", ":join_candidates", ":join_pairs")
             ):
                 continue

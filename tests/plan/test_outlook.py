@@ -12,6 +12,7 @@ from factory_results import fill
 
 from stagealign.base.errors import BadData, UnknownName
 from stagealign.base.identity import fingerprint, plain
+from stagealign.base.kind import Kind
 from stagealign.cli import run as runs
 from stagealign.grid import registry, select
 from stagealign.plan import machine
@@ -19,7 +20,7 @@ from stagealign.plan import outlook as looking
 from stagealign.plan import plan as planning
 from stagealign.plan.outlook import make_outlook, processor
 from stagealign.plan.plan import make_plan
-from stagealign.store.artifact import Artifact, Builder
+from stagealign.store.artifact import Artifact
 from stagealign.store.folder import Store
 from stagealign.store.results import result_path, write_result
 
@@ -135,7 +136,8 @@ def test_what_the_machine_lacks(store, monkeypatch):
 
 def test_builders_that_are_not_there_are_named():
     made = [
-        Artifact(name, Builder(f"stagealign.{name}")) for name in ("train:build_policy", "nowhere:build", "train:no")
+        Artifact(name, Kind(f"stagealign.{name}", price="free"))
+        for name in ("train:build_policy", "nowhere:build", "train:no")
     ]
     assert machine.absent(made) == ["stagealign.nowhere:build", "stagealign.train:no"]
     for scale in ("lab", "smoke"):
@@ -153,7 +155,7 @@ def test_processors_by_name():
 
 def test_ten_thousand_artifacts_are_looked_at_in_two_seconds(store):
     """Seconds of our own processor; made-up records of the usual size."""
-    base = Artifact("x", Builder("stagealign.train:build_policy"), {"method": "m", "text": "y" * 2000})
+    base = Artifact("x", Kind("stagealign.train:build_policy", price="free"), {"method": "m", "text": "y" * 2000})
     artifacts = [replace(base, path=f"lab/a{i // 100}/b{i}", params={**base.params, "n": i}) for i in range(10_000)]
     for artifact in artifacts:
         pretend(store, artifact)

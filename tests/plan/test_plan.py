@@ -28,7 +28,7 @@ def empty(tmp_path):
 
 def kinds(plan):
     """How many artifacts of each builder a plan has."""
-    names = [artifact.builder.function.partition(":")[2] for artifact in plan.artifacts.values()]
+    names = [artifact.kind.function.partition(":")[2] for artifact in plan.artifacts.values()]
     return {name: names.count(name) for name in sorted(set(names))}
 
 

@@ -230,7 +230,7 @@ def test_weights_without_a_pin_that_moved_since_the_results_are_refused(snapshot
     folder, _ = snapshot
     with_template(lm.load(folder), "own end").tokenizer.save_pretrained(folder)
     plan, results = planned("paper", "zephyr-dpo-1off", tmp_path), tmp_path / "results"
-    weights = next(one for one in plan.missing if one.builder.function == runs.FETCHED[0])
+    weights = next(one for one in plan.missing if one.kind.function == runs.FETCHED[0])
     made = of_cell(registry.cell("zephyr-dpo-1on", "paper"))
     made["artifacts"] = {weights.path: {"fingerprint": weights.fingerprint, "revision": COMMIT}}
     write_result(results, made)

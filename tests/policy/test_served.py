@@ -24,6 +24,7 @@ pytest.importorskip("tenacity")
 
 from stagealign.base.errors import StagealignError
 from stagealign.base.identity import plain, stream
+from stagealign.base.kind import Kind
 from stagealign.base.server import KEYS, POLICY_KEYS, Server
 from stagealign.boundary.measure import measure_boundary
 from stagealign.cli.variants import Variant
@@ -35,7 +36,7 @@ from stagealign.plan import plan as planning
 from stagealign.policy import lm, served_samples
 from stagealign.policy import served as serving
 from stagealign.policy.served import ServedPolicy, penalties
-from stagealign.store.artifact import Artifact, Builder, Devices, Work
+from stagealign.store.artifact import Artifact, Devices, Work
 from stagealign.store.home import default_home
 
 DECODING = Decoding(max_new_tokens=6)
@@ -265,7 +266,7 @@ def cell_work(home, url, lm_, count=12, texts=("prompt",), name="out"):
         folder.mkdir(parents=True, exist_ok=True)
     if not (policy / "record.json").exists():
         lm.save(lm_, policy)
-        made = Artifact("policy", Builder("x:y"))
+        made = Artifact("policy", Kind("x:y", price="free"))
         record = {"fingerprint": made.fingerprint, "identity": made.identity, "facts": {}}
         (policy / "record.json").write_text(json.dumps(record))
         rows = [Prompt(f"{text} {i}", "train") for i in range(count) for text in texts]
@@ -335,7 +336,7 @@ def test_the_name_of_a_policy_holds_what_it_is(tmp_path):
     policy.mkdir(parents=True)
     names = []
     for version in (1, 2, 1):
-        made = Artifact("a/policy", Builder("x:y", version))
+        made = Artifact("a/policy", Kind("x:y", version=version, price="free"))
         record = {"fingerprint": made.fingerprint, "identity": made.identity, "facts": {}}
         (policy / "record.json").write_text(json.dumps(record))
         names.append(served_samples.named(policy, tmp_path))

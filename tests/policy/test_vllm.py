@@ -278,7 +278,7 @@ def test_version_and_settings_are_identity(fake, monkeypatch):
     theirs = plan_run(cell, 0).artifacts
     sampled = [a for a in theirs.values() if "engine" in a.params]
     assert {a.path.rpartition("/")[2] for a in sampled} == {"candidates", "completions"}
-    assert all(a.builder.function == "stagealign.vllm_sample:build" for a in sampled)
+    assert all(a.kind.function == "stagealign.vllm_sample:build" for a in sampled)
     assert not {a.path for a in sampled} & set(ours), "what two engines sampled never stands at one path"
     shared = set(ours) & set(theirs)
     assert all(ours[path].fingerprint == theirs[path].fingerprint for path in shared)

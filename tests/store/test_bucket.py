@@ -8,18 +8,19 @@ import pickle
 import pytest
 
 from stagealign.base.errors import CannotRun, Damaged, StagealignError, StoreDrift
+from stagealign.base.kind import Kind
 from stagealign.execute.processes import execute
 from stagealign.grid import registry, select
 from stagealign.pipeline.result import result
 from stagealign.plan.outlook import make_outlook, processor
 from stagealign.plan.plan import make_plan
-from stagealign.store.artifact import Artifact, Builder
+from stagealign.store.artifact import Artifact
 from stagealign.store.bucket import BUCKET, Bucketed, opened
 from stagealign.store.checksums import sealed
 from stagealign.store.folder import Store
 
-LEAF = Artifact("made/leaf", Builder("factory_builders:write"), {"say": "leaf"})
-TREE = Artifact("made/tree", Builder("factory_builders:write"), {"say": "tree"}, {"leaf": LEAF})
+LEAF = Artifact("made/leaf", Kind("factory_builders:write", price="free"), {"say": "leaf"})
+TREE = Artifact("made/tree", Kind("factory_builders:write", price="free"), {"say": "tree"}, {"leaf": LEAF})
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ def test_a_damaged_file_of_the_bucket_is_never_built_from(shared, harm):
 def test_a_damaged_or_strange_record_is_named(shared):
     one, two, there = shared
     one.obtain(LEAF)
-    other = Artifact(LEAF.path, LEAF.builder, {"say": "other"})
+    other = Artifact(LEAF.path, LEAF.kind, {"say": "other"})
     with pytest.raises(StoreDrift, match=r"bucket/made/leaf: built from another spec: params.say was 'leaf'"):
         two.record(other)
     assert two.changes(other) == ["params.say was 'leaf', now 'other'"]

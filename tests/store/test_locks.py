@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from stagealign.base.kind import Kind
 from stagealign.store import locks
-from stagealign.store.artifact import Artifact, Builder
+from stagealign.store.artifact import Artifact
 from stagealign.store.folder import Store
 from stagealign.store.locks import held, holder, marker_of
 
@@ -32,13 +33,15 @@ SCRIPT = """
 import errno, fcntl, socket, sys
 from pathlib import Path
 from stagealign.store import locks
-from stagealign.store import Artifact, Builder, Store
+from stagealign.base.kind import Kind
+from stagealign.store.artifact import Artifact
+from stagealign.store.folder import Store
 number = int(sys.argv[2])
 {way}
 made = 0
 order = range(4) if number % 2 else reversed(range(4))
 for one in order:
-    artifact = Artifact(f"a{{one}}", Builder("factory_builders:write"), {{"say": one, "sleep": 0.3}})
+    artifact = Artifact(f"a{{one}}", Kind("factory_builders:write", price="free"), {{"say": one, "sleep": 0.3}})
     told = lambda path, who: print(f"waiting for {{path}}: {{who}}", flush=True)
     made += Store(Path(sys.argv[1])).obtain(artifact, told)[1]
 print("made", made)
@@ -91,7 +94,7 @@ def test_a_killed_holder_is_noticed_and_replaced(way, tmp_path):
 
 def test_what_a_silent_holder_still_finishes_is_thrown_away(tmp_path, monkeypatch):
     """The holder's machine sleeps while it builds; another takes over, and its artifact is the one that stands."""
-    artifact = Artifact("a", Builder("factory_builders:write"), {"say": "same"})
+    artifact = Artifact("a", Kind("factory_builders:write", price="free"), {"say": "same"})
     ours = Store(tmp_path)
     built = []
 

@@ -10,20 +10,21 @@ from dataclasses import replace
 import pytest
 
 from stagealign.base.errors import StagealignError, StoreDrift
+from stagealign.base.kind import Kind
 from stagealign.grid import registry
 from stagealign.pipeline import kinds
 from stagealign.pipeline import rounds as pipeline
 from stagealign.store import folder as store
-from stagealign.store.artifact import Artifact, Builder
+from stagealign.store.artifact import Artifact
 from stagealign.store.folder import Store
 from stagealign.store.locks import held
 from stagealign.store.record import differences
 
-BUILDER = Builder("factory_builders:write")
+BUILDER = Kind("factory_builders:write", price="free")
 
 
 def make(path="a", function="write", inputs=(), **params):
-    return Artifact(path, Builder(f"factory_builders:{function}"), params, {one.path: one for one in inputs})
+    return Artifact(path, Kind(f"factory_builders:{function}", price="free"), params, {one.path: one for one in inputs})
 
 
 @pytest.fixture
@@ -84,8 +85,11 @@ def test_drift_names_the_changed_field(home):
     ("new", "words"),
     [
         (make(say=1, more=None), "params.say was None, now 1"),
-        (replace(make(), builder=Builder("factory_builders:write", 2)), "version was 1, now 2"),
-        (replace(make(), builder=Builder("factory_builders:fail")), "builder was 'factory_builders:write', now"),
+        (replace(make(), kind=Kind("factory_builders:write", version=2, price="free")), "version was 1, now 2"),
+        (
+            replace(make(), kind=Kind("factory_builders:fail", price="free")),
+            "builder was 'factory_builders:write', now",
+        ),
         (make(inputs=[make("b")]), "inputs.b was None, now"),
     ],
 )

@@ -58,7 +58,7 @@ def annotate(work: Work) -> dict[str, Any]:
     named = [{"instruction": one.prompt, "output": one.completion, "generator": "policy"} for one in answers]
     outputs.write_text(json.dumps(named, indent=1), encoding="utf-8")
     baseline = work.inputs["gold"] / "baseline.json"
-    found = alpaca.evaluate(alpaca.Request(str(outputs), str(baseline), work.params["judge"], spend=work.spend))
+    found = alpaca.evaluate(alpaca.Request(str(outputs), str(baseline), work.params["judge"], spend=work.context.spend))
     if not found.reliable:
         raise StagealignError(f"{found.sentence}; {'; '.join(found.details)}")
     hard = {row["prompt_index"]: row["difficulty"] for row in read_dicts(work.inputs["gold"] / "difficulty.jsonl")}

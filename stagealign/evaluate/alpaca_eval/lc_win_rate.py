@@ -1,15 +1,12 @@
 """Win rates and length-controlled win rates of every generator in a file of judged comparisons."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stagealign.base.errors import BadData
 from stagealign.evaluate.alpaca_eval.comparisons import Comparison, read_comparisons, read_difficulty, read_weights
-from stagealign.store.files import write_text
 
 if TYPE_CHECKING:
     from stagealign.evaluate.alpaca_eval.length_control import Weights
@@ -150,18 +147,3 @@ def _features(rows: Sequence[Comparison], difficulty: Sequence[float]) -> Any:
     from stagealign.evaluate.alpaca_eval.length_control import features
 
     return features([row.baseline_chars for row in rows], [row.model_chars for row in rows], difficulty)
-
-
-def writable(json_file: str | None) -> None:
-    """Raises BadData where there is no folder for the file, before anything is computed."""
-    if json_file not in (None, "-") and not Path(str(json_file)).parent.is_dir():
-        raise BadData(f"--json {json_file}: no folder {str(Path(str(json_file)).parent)!r}; make it, or name another")
-
-
-def write(found: Sequence[LcWinRate], json_file: str) -> None:
-    """Writes the list as JSON; `-` is standard output."""
-    text = json.dumps([asdict(row) for row in found], indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    if json_file == "-":
-        print(text, end="")
-        return
-    write_text(Path(json_file), text)

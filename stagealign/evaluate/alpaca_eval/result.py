@@ -207,14 +207,8 @@ def writable(annotations: Path | None) -> None:
         raise BadData(f"--annotations {annotations}: unknown ending; one of {', '.join(ENDINGS)}")
 
 
-def write(found: Result, json_file: str | None, annotations: Path | None) -> None:
-    """Writes record and annotations whole or not at all; `-` is standard output."""
-    if json_file:
-        text = json.dumps(found.plain(), indent=1, sort_keys=True, allow_nan=False) + "\n"
-        if json_file == "-":
-            print(text, end="")
-        else:
-            write_bytes(Path(json_file), text.encode())
+def write(found: Result, annotations: Path | None) -> None:
+    """Writes the annotations, whole or not at all, where they are asked for."""
     if annotations is not None:
         write_bytes(annotations, _encoded(found.table(), annotations.suffix))
 

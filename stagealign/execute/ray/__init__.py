@@ -2,8 +2,3 @@
 
 Ray schedules, retries and restarts; artifacts travel over the store's folder, where all nodes see it, or over a bucket.
 """
-
-from stagealign.execute.ray.crew import RayCrew
-from stagealign.execute.ray.joining import joined
-
-__all__ = ["RayCrew", "joined"]

@@ -4,13 +4,15 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 from stagealign.base.secrets import without_secrets
-from stagealign.execute.processes import log_of, quiet
+from stagealign.execute.executors import Execution
+from stagealign.execute.processes import Crew, log_of, quiet
+from stagealign.execute.ray.joining import joined
 from stagealign.execute.ray.looking import check_nodes
 from stagealign.execute.ray.nodes import Node, check_room
-from stagealign.grid.cell import Scale
 from stagealign.plan.needs import Needs, needs_of
 from stagealign.plan.plan import Plan
 from stagealign.store.artifact import Artifact
@@ -41,14 +43,30 @@ class Board:
         return news
 
 
+@contextmanager
+def opened(plan: Plan, store: Store, how: Execution) -> Iterator[Crew]:
+    """A Ray cluster as crew: the one at `how.address`, or one of our own. Raises CannotRun."""
+    with joined(how.address) as (ray, nodes):
+        yield RayCrew(ray, nodes, plan, store, how.workers)
+
+
+def _about(nodes: Sequence[Node]) -> str:
+    gpus = sum(node.gpus for node in nodes)
+    what = f"{sum(node.cpus for node in nodes)} cores" + f" and {gpus} GPUs" * bool(gpus)
+    return f"cluster: {len(nodes)} nodes with {what}: {', '.join(node.name for node in nodes)}"
+
+
 class RayCrew:
     """Tasks of a cluster that `joining.joined` has joined; raises CannotRun where it cannot build the plan."""
 
-    def __init__(self, ray: Any, nodes: Sequence[Node], plan: Plan, store: Store, scale: Scale, most: int | None):
+    def __init__(self, ray: Any, nodes: Sequence[Node], plan: Plan, store: Store, most: int | None):
+        """`most`: artifacts that may be under way at a time; None: all that the cluster has room for."""
         self.ray, self.store = ray, store
+        self.about = _about(nodes)
         store.home = store.home.absolute()
-        self.needs = {one.path: needs_of(one, scale, store.devices) for one in plan.missing}
-        check_room(self.needs, check_nodes(ray, nodes, store, keys=scale.key == "paper"))
+        devices = store.context.devices
+        self.needs = {item.artifact.path: needs_of(item.artifact, item.scale, devices) for item in plan.to_build}
+        check_room(self.needs, check_nodes(ray, nodes, store, keys=plan.scale.evaluation.judging is not None))
         self.size = most or len(plan.missing)
         self.slots = min(self.size, max(1, self._slots(nodes)))
         self._settings = {name: os.environ[name] for name in PASSED_ON if name in os.environ}

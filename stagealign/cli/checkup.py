@@ -1,0 +1,215 @@
+"""Looks a machine over: every artifact with its files, downloads, kept rows, results, and the environment.
+
+Reads only. Each finding says what is wrong and what to do; what was made before checksums were kept is counted as not
+checked.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stagealign.base.errors import BadData, Damaged, StagealignError
+from stagealign.cli.environment import environment_findings
+from stagealign.cli.finding import Finding
+from stagealign.data import assets, download
+from stagealign.grid import registry, scales
+from stagealign.pipeline.kinds import TASKS
+from stagealign.pipeline.rounds import plan_run
+from stagealign.store.folder import Store
+from stagealign.store.record import RECORD, check_files, read_record, remove
+from stagealign.store.results import read_results, result_path
+
+NOT_ARTIFACTS = ("assets", "meter", "alpaca", "fetched")
+
+
+def look(results: Path, deep: bool = False) -> list[Finding]:
+    """Everything that was found; `deep` reads every file of the store, which takes a while."""
+    store = Store()
+    parts = (store_findings(store, deep), asset_findings(store.home), kept_findings(store.home))
+    found = [finding for part in parts for finding in part]
+    return [*found, *result_findings(results), *environment_findings(store.home)]
+
+
+def store_findings(store: Store, deep: bool) -> Iterator[Finding]:
+    """Each artifact's record, files and parents, what a build left over, and drift from the registry."""
+    counts: Counter[str] = Counter()
+    known = planned()
+    for folder in _folders(store.home):
+        path = folder.relative_to(store.home).as_posix()
+        if folder.name.endswith(".part"):
+            yield _part(folder, path)
+            continue
+        try:
+            record = read_record(folder)
+            if record is None:
+                yield Finding("store", "wrong", f"{path}: files without a record, of unknown origin", remove(folder))
+                continue
+            check_files(folder, record, deep)
+            yield from _relations(store, path, record, known)
+        except StagealignError as error:
+            yield Finding("store", "wrong", str(error).partition("; ")[0], remove(folder))
+            continue
+        counts["sound" if "files" in record else "old"] += 1
+        strangers = _strangers(folder, record)
+        if strangers:
+            yield Finding(
+                "store", "note", f"{path}: files that its builder did not write: {', '.join(strangers[:3])}",
+                "look where they come from",
+            )  # fmt: skip
+    how = "by content" if deep else "by size; `--deep` reads their content"
+    if counts["sound"]:
+        yield Finding("store", "ok", f"{counts['sound']} artifacts are as they were written ({how})")
+    if counts["old"]:
+        yield Finding(
+            "store", "note", f"{counts['old']} artifacts are from before files were listed: not checked",
+            "nothing; or remove them to have them built and listed anew",
+        )  # fmt: skip
+    if not counts:
+        yield Finding("store", "ok", f"{store.home}: no artifacts yet")
+
+
+def planned() -> dict[str, set[str]]:
+    """Path -> fingerprints that the registry gives it now, over all cells and the seeds of their scales."""
+    found: dict[str, set[str]] = {}
+    for key in scales.SCALES:
+        for cell in registry.cells(key, extras=True):
+            if cell.scale.task not in TASKS:
+                continue
+            for seed in cell.scale.seeds:
+                for path, artifact in plan_run(cell, seed).artifacts.items():
+                    found.setdefault(path, set()).add(artifact.fingerprint)
+    return found
+
+
+def _folders(home: Path) -> Iterator[Path]:
+    """Folders of the store that hold files: artifacts, and what is not one."""
+    if not home.is_dir():
+        return
+    for name, folders, files in os.walk(home):
+        here = Path(name)
+        if here == home:
+            folders[:] = [one for one in folders if one not in NOT_ARTIFACTS]
+            continue
+        if RECORD in files or here.name.endswith(".part") or any(not one.endswith(".lock") for one in files):
+            folders[:] = [one for one in folders if (here / one / RECORD).exists() or _holds_artifacts(here / one)]
+            yield here
+
+
+def _holds_artifacts(folder: Path) -> bool:
+    return next(folder.rglob(RECORD), None) is not None
+
+
+def _part(folder: Path, path: str) -> Finding:
+    from filelock import FileLock, Timeout
+
+    lock = folder.with_name(f"{folder.name.split('.')[0]}.lock")
+    if lock.exists():
+        try:
+            with FileLock(lock, timeout=0):
+                pass
+        except (Timeout, OSError):
+            return Finding("store", "ok", f"{path}: is being built now")
+    return Finding(
+        "store", "note", f"{path}: left over by a build that was interrupted",
+        f"run its cell again, which takes it up; or {remove(folder)}",
+    )  # fmt: skip
+
+
+def _relations(store: Store, path: str, record: dict[str, Any], known: dict[str, set[str]]) -> Iterator[Finding]:
+    """Drift from the registry, and inputs that are not those it was made from."""
+    if path in known and record["fingerprint"] not in known[path]:
+        yield Finding(
+            "store", "wrong", f"{path}: built from another spec than the registry has now",
+            f"{remove(store.home / path)} to build it anew, or keep both with another STAGEALIGN_HOME",
+        )  # fmt: skip
+    for name, parent in record.get("inputs", {}).items():
+        try:
+            other = read_record(store.home / parent)
+        except Damaged:  # a finding of its own
+            continue
+        if other and other["fingerprint"] != record["identity"]["inputs"][name]:
+            yield Finding(
+                "store", "wrong", f"{path}: made from another {parent} than stands there now",
+                remove(store.home / path),
+            )  # fmt: skip
+
+
+def _strangers(folder: Path, record: dict[str, Any]) -> list[str]:
+    """Files at the top of an artifact that its record does not list."""
+    if "files" not in record:
+        return []
+    return sorted(one.name for one in folder.iterdir() if one.is_file() and one.name not in {RECORD, *record["files"]}
+                  and not one.name.endswith(".lock"))  # fmt: skip
+
+
+def asset_findings(home: Path) -> Iterator[Finding]:
+    """Each downloaded asset, by the hashes taken when it was unpacked."""
+    absent = []
+    for key, asset in assets.ASSETS.items():
+        place = download.folder(asset, home)
+        if not download.ready(asset, home):
+            absent.append(key)
+            if place.exists():
+                yield Finding("assets", "wrong", f"{place}: incomplete", "`stagealign fetch`")
+            continue
+        found = download.damaged(asset, home)
+        if found:
+            yield Finding("assets", "wrong", found, "`stagealign fetch`")
+        else:
+            yield Finding("assets", "ok", f"{key}: {asset.pinned}, by hash")
+    if absent:
+        yield Finding("assets", "note", f"not here: {', '.join(absent)}", "`stagealign fetch`, before going offline")
+
+
+def kept_findings(home: Path) -> Iterator[Finding]:
+    """Lines of the meter's and AlpacaEval's files that are not as they were written."""
+    from stagealign.store.kept import whole_row
+
+    for path in sorted([*home.glob("meter/*/*.jsonl"), *home.glob("alpaca/*.jsonl")]):
+        lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
+        bad = sum(whole_row(line) is None for line in lines)
+        name = path.relative_to(home).as_posix()
+        if bad:
+            yield Finding(
+                "kept", "wrong", f"{name}: {bad} of {len(lines)} lines are damaged",
+                "the same command asks them again; the others stay",
+            )  # fmt: skip
+        else:
+            yield Finding("kept", "ok", f"{name}: {len(lines)} lines")
+
+
+def result_findings(folder: Path) -> Iterator[Finding]:
+    """Each result file: readable, of this schema, at its own place and of the registry's spec."""
+    from stagealign.report.read.book import spec_moved
+
+    for key in scales.SCALES:
+        sound = 0
+        for path, found in read_results(folder, key):
+            if isinstance(found, BadData):
+                yield Finding("results", "wrong", *_split(str(found)))
+                continue
+            again = f"`stagealign run --scale {key} -k {found.get('cell')}`"
+            try:
+                moved = spec_moved(found)
+                placed = result_path(folder, found["scale"], found["cell"], found["seed"]) == path
+                state = found["state"]
+            except (KeyError, TypeError, AttributeError) as error:
+                yield Finding("results", "wrong", f"{path}: lacks what a result has ({error})", again)
+                continue
+            if moved:
+                yield Finding("results", "wrong", f"{path}: of another spec than the registry has now ({moved})", again)
+            elif not placed:
+                yield Finding("results", "wrong", f"{path}: holds another run than its name says", again)
+            elif state == "failed":
+                yield Finding("results", "note", f"{path}: failed, {found.get('reason')}", again)
+            else:
+                sound += 1
+        if sound:
+            yield Finding("results", "ok", f"{folder / key}: {sound} results are readable and of today's spec")
+
+
+def _split(text: str) -> tuple[str, str]:
+    what, _, do = text.rpartition("; ")
+    return (what, do) if what else (text, "")

@@ -1,0 +1,235 @@
+"""A finished cell's policy as a folder that others can load: weights, tokenizer, and a card that says what it is."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from stagealign.base.errors import BadData, CannotRun, StagealignError
+from stagealign.base.identity import plain
+from stagealign.base.version import __version__
+from stagealign.cli.variants import options
+from stagealign.data import assets
+from stagealign.grid.cell import Cell
+from stagealign.pipeline.result import describe
+from stagealign.pipeline.rounds import plan_run
+from stagealign.pipeline.run import Run, Step
+from stagealign.store.bucket import opened
+from stagealign.store.facts import code_version
+from stagealign.store.folder import Store
+from stagealign.store.record import RECORD
+from stagealign.store.results import read_result, result_path
+
+INDEX = "model.safetensors.index.json"
+CARD = "README.md"
+LICENCES = {
+    "meta-llama/Meta-Llama-3-8B-Instruct": "llama3",
+    "alignment-handbook/zephyr-7b-sft-full": "apache-2.0",
+    "microsoft/phi-2": "mit",
+    "Qwen/Qwen1.5-7B": "other",
+    "EleutherAI/pythia-2.8b": "apache-2.0",
+    "EleutherAI/pythia-160m": "apache-2.0",
+}
+"""Licence of each base, by the hub's names for licences; assets bring their own."""
+ASSET_BASES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""Hub id of the model that an asset is a copy of."""
+DATA = {
+    "films": "prompts ask for a one-sentence review of a film; off-policy candidates are human film reviews "
+    "(Rotten Tomatoes), on-policy ones are samples of the policy; an oracle learned from human ratings ranks both",
+    "smoke": "made-up prompts and texts: plumbing only, the numbers mean nothing",
+    "ultrafeedback": "UltraFeedback prompts; off-policy candidates are its own, on-policy ones are samples of the "
+    "policy; PairRM ranks both",
+}
+METRICS = ("gold", "clean_gold", "win_rate", "kl", "length", "degenerate", "truncated")
+"""Metrics of the card, of the test split."""
+
+
+def export(cell: Cell, seed: int, to: Path, results: Path, store: Store | None = None, push: str | None = None) -> Path:
+    """The folder with safetensors, tokenizer and model card of a cell's last policy at the recorded learning rate.
+
+    With `push` it is also uploaded as a private repository of that name. Raises StagealignError, before anything is
+    written, where the policy is not built, the folder is not empty or the base's licence is not known.
+    """
+    store = store or opened()
+    run = plan_run(cell, seed)
+    step = last_step(run)
+    record = store.record(step.policy)
+    again = f"stagealign run {options(cell)} --seeds {seed + 1}"
+    if record is None:
+        raise StagealignError(f"{run.id}: its policy is not in the store ({store.folder(step.policy)}); run `{again}`")
+    base, licence = base_of(cell)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise StagealignError(f"--to {str(to)!r}: exists and is not an empty folder; name a new one")
+    token = _hub_token() if push else None
+    measured = _measured(run, step, results)
+    weights = (store.record(run.weights) or {}).get("facts", {}).get("weights", "published")
+    part = to.with_name(f"{to.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    copy_policy(store.bring(step.policy), part)
+    text = card(run, step, record, base, licence, weights, measured, again)
+    (part / CARD).write_text(text, encoding="utf-8")
+    if to.exists():
+        to.rmdir()
+    part.rename(to)
+    if push:
+        _push(to, push, token)
+    return to
+
+
+def last_step(run: Run) -> Step:
+    """The last round's step at the learning rate recorded for its source."""
+    steps = run.rounds[-1]
+    rate = run.cell.scale.training.rate(steps[0].source)
+    return next(step for step in steps if step.learning_rate == rate)
+
+
+def base_of(cell: Cell) -> tuple[str, str]:
+    """Hub id of what the cell starts from, and its licence by the hub's name; an error where none is known."""
+    source = cell.checkpoint.source
+    if source.startswith("asset:"):
+        key = source.removeprefix("asset:")
+        base, licence = ASSET_BASES.get(key, key), assets.find(key).licence.lower()
+    else:
+        base, licence = source, LICENCES.get(source, "")
+    if not licence:
+        raise StagealignError(
+            f"{cell.id}: no licence is known for its base {source!r}; look it up and add it to LICENCES in "
+            "stagealign/export.py, as nothing is passed on without one"
+        )
+    return base, licence
+
+
+def copy_policy(policy: Path, to: Path) -> None:
+    """Copies weights, configuration and tokenizer; shards get the names that others expect."""
+    to.mkdir()
+    names: dict[str, str] = {}
+    if (policy / INDEX).exists():
+        index = json.loads((policy / INDEX).read_text(encoding="utf-8"))
+        shards = sorted(set(index["weight_map"].values()))
+        names = {name: f"model-{n:05}-of-{len(shards):05}.safetensors" for n, name in enumerate(shards, 1)}
+        index["weight_map"] = {tensor: names[shard] for tensor, shard in index["weight_map"].items()}
+        (to / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    for file in sorted(policy.iterdir()):
+        if file.is_file() and file.name not in (RECORD, INDEX):
+            shutil.copyfile(file, to / names.get(file.name, file.name))
+
+
+def _measured(run: Run, step: Step, results: Path) -> dict[str, Any] | None:
+    """The policy's rung of the run's result file; None where it holds none of this very policy."""
+    path = result_path(results, run.cell.scale.key, run.cell.id, run.seed)
+    if not path.exists():
+        return None
+    result = read_result(path)
+    rungs = [rung for entry in result["rounds"] for rung in entry["rungs"]]
+    found = [rung for rung in rungs if rung.get("fingerprint") == step.fingerprint and rung["state"] == "done"]
+    if rungs and not found:
+        raise BadData(
+            f"{path}: its numbers are of another policy than the store's; run `stagealign run --again "
+            f"{options(run.cell)}`"
+        )
+    return found[0] if found else None
+
+
+def card(
+    run: Run,
+    step: Step,
+    record: dict[str, Any],
+    base: str,
+    licence: str,
+    weights: str,
+    measured: dict[str, Any] | None,
+    again: str,
+) -> str:
+    """The model card: metadata, what this is and is not, data, numbers with intervals, spec, how to make it again."""
+    from huggingface_hub import ModelCardData
+
+    cell = run.cell
+    about = ModelCardData(
+        license=licence,
+        base_model=base,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["stagealign", "preference-alignment", cell.method.form, f"schedule:{cell.schedule}"],
+    )
+    facts = record["facts"]
+    made = [f"stagealign {__version__}", f"commit {facts.get('commit') or code_version()['commit'] or 'unknown'}"]
+    made += [f"{name} {version}" for name, version in facts.get("versions", {}).items() if name != "stagealign"]
+    sources = "; ".join(f"round {n} on {source.name}" for n, source in enumerate(cell.sources, 1))
+    origin = "The shape is that of" if weights == "random" else "The weights are derived from"
+    lines = [
+        "---", about.to_yaml().strip(), "---", "",
+        f"# {run.id}", "",
+        what_it_is(cell, base, weights), "",
+        f"{cell.method.name} ({cell.method.form}, beta {cell.method.beta:g}), {len(cell.sources)} round(s): {sources}.",
+        f"Learning rate of the last round: {step.learning_rate:g}. Asked for: {cell.scale.preference.wish}.", "",
+        "## Data", "", f"{_sentence(DATA.get(cell.scale.task, cell.scale.task))}. None of it is in this folder.", "",
+        "## Numbers", "", *_numbers(measured, again), "",
+        "## Licence", "",
+        f"{origin} {base}, licence `{licence}`; its terms go with them.", "",
+        "## Make it again", "", f"In a checkout of stagealign, {made[1]}:", "",
+        "```console", "$ pip install -e .", f"$ {again}",
+        f"$ stagealign export {cell.id} --scale {cell.scale.key} --seed {run.seed} --to DIR", "```", "",
+        f"Policy fingerprint `{record['fingerprint']}`; made with {', '.join(made)}, on {facts.get('hardware')}.", "",
+        "## Spec", "", "```json", json.dumps(plain(cell) | {"seed": run.seed}, indent=1, sort_keys=True), "```", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def what_it_is(cell: Cell, base: str, weights: str) -> str:
+    """One paragraph; a stand-in is called one, random weights are called random."""
+    trained = f"The policy of `{cell.id}` at scale {cell.scale.key} of a reproduction of arXiv 2508.10530."
+    if cell.checkpoint.stand_in_for:
+        return f"{trained} **It is a {describe(cell)}.** It is not {cell.checkpoint.stand_in_for}, nor trained from it."
+    if weights == "random":
+        return f"{trained} **It started from random weights in the shape of {base}**: plumbing, not a language model."
+    return f"{trained} It was trained from {base}."
+
+
+def _numbers(measured: dict[str, Any] | None, again: str) -> list[str]:
+    """The table of test metrics with their intervals."""
+    if measured is None:
+        return [f"Not measured: no result file of this policy was found. `{again}` measures it."]
+    test = measured["metrics"]["test"]
+    rows = {"gain in gold reward over the round's start": measured["gain"]["test"]}
+    rows |= {name.replace("_", " "): test[name] for name in METRICS if name in test}
+    lines = ["| test split | value | 95% interval | unit | n |", "|---|---|---|---|---|"]
+    for name, one in rows.items():
+        value = "not known" if one.get("value") is None else f"{one['value']:.3f}"
+        between = "not known" if not one.get("interval") else "[{:.3f}, {:.3f}]".format(*one["interval"])
+        lines.append(f"| {name} | {value} | {between} | {one['unit']} | {one['n']} |")
+    boundary = test.get("boundary")
+    if boundary:
+        low, high = boundary["interval"]
+        row = f"| boundary score | {boundary['score']:.3f} | [{low:.3f}, {high:.3f}] | share of votes won on-policy | "
+        lines.append(f"{row}{boundary['prompts']} |")
+    return lines
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _hub_token() -> str:
+    """The user's hub token; never written anywhere."""
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        raise CannotRun("--push: HF_HUB_OFFLINE is set; unset it, or export without --push")
+    token = get_token()
+    if token is None:
+        raise CannotRun("--push: no access token of the hub was found; log in with `hf auth login` or set HF_TOKEN")
+    return token
+
+
+def _push(folder: Path, repository: str, token: str | None) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        api = HfApi(token=token)
+        api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"stagealign {__version__}")
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise StagealignError(f"--push {repository}: {reason}; the folder {folder} is complete") from error

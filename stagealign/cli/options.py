@@ -1,0 +1,29 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Expression = Annotated[
+    str, typer.Option("-k", help="Which cells, as in pytest: 'zephyr and not slichf'.", metavar="EXPR")
+]
+ScaleKey = Annotated[str, typer.Option("--scale", help="smoke, lab or paper.")]
+Seeds = Annotated[int | None, typer.Option(help="How many seeds, from 0; the scale's own number by default.", min=1)]
+Results = Annotated[Path, typer.Option(help="Folder of result files.")]
+Reports = Annotated[Path, typer.Option(help="Folder that reports are written to.")]
+Workers = Annotated[int | None, typer.Option(help="Artifacts built side by side; as many as cores by default.", min=1)]
+Capability = Annotated[
+    bool, typer.Option("--capability", help="Also measure what policies can do besides (lm-eval; extra eval).")
+]
+Peft = Annotated[str | None, typer.Option(help="lora: train adapters; gives cells of their own.")]
+Sampler = Annotated[
+    str, typer.Option(help="What samples: transformers (our own sampler) or vllm; gives cells of their own.")
+]
+PolicyUrl = Annotated[str | None, typer.Option(help="Server that samples instead, loading each policy by its folder.")]
+Gold = Annotated[
+    str | None,
+    typer.Option(help="reward:ID_OR_PATH: a one-logit classifier evaluates instead; gives cells of their own."),
+]
+DEMO = "zephyr and dpo and (1off or 1on or 2off_off or 2off_on)"
+"""Cells of the demo, as `-k` takes them."""

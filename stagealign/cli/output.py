@@ -1,0 +1,54 @@
+"""What commands print and write: the terminal, and the one place that writes `--json`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from stagealign.base.terminal import Text
+from stagealign.store.files import check_target, write_text
+
+console = Console(soft_wrap=False, highlight=False)
+
+
+def line(text: str, style: str = "") -> None:
+    """One line, however long."""
+    console.print(Text(text, style=style), soft_wrap=True)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `1 h 05 min`, `4 min` or `12 s`."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def where(page: Path) -> None:
+    """Names the report."""
+    console.print(Text(f"report: {page.resolve()}"), soft_wrap=True)
+
+
+def wrote(paths: Sequence[Path]) -> None:
+    """Names written reports."""
+    for path in paths:
+        console.print(Text(f"wrote {path}"), soft_wrap=True)
+
+
+def check_json(json_file: str | None, html: Path | None = None) -> None:
+    """Raises CannotRun where the files that are asked for could not be written, before any work."""
+    for option, path in (("--json", json_file), ("--html", html)):
+        if path not in (None, "-"):
+            check_target(option, Path(str(path)))
+
+
+def write_json(json_file: str | None, value: object) -> None:
+    """Writes JSON where `--json` asks for it, whole or not at all; `-` is standard output."""
+    if json_file is None:
+        return
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    if json_file == "-":
+        print(text, end="")
+    else:
+        write_text(Path(json_file), text)

@@ -1,0 +1,101 @@
+"""Progress with a time left, and who is told how a run goes on."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from stagealign.base.terminal import Text
+from stagealign.cli.output import clock, console
+
+if TYPE_CHECKING:
+    from stagealign.data.download import Asset
+    from stagealign.plan.plan import Plan
+    from stagealign.store.artifact import Artifact
+
+
+class _Table(Progress):
+    """The bar over all work, and under it a row for each artifact that is being built."""
+
+    rows: Mapping[str, tuple[str, float]] = {}
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The bar; then path, where it is built and since when."""
+        yield from super().get_renderables()
+        table = Table.grid(padding=(0, 2))
+        for path, (place, since) in list(self.rows.items()):
+            table.add_row(Text(f"  {path}"), Text(place), Text(clock(time.monotonic() - since)))
+        yield table
+
+
+class RunProgress:
+    """Progress over the work that is left; the time left follows the speed measured so far."""
+
+    def __init__(self, bar: _Table, made: "Plan", count: int, lines: bool):
+        self.bar, self.total, self.count = bar, made.seconds, count
+        self.seconds_of = made.seconds_of
+        self.lines = lines or not bar.console.is_terminal
+        self.done, self.started = 0.0, time.monotonic()
+        self.running: dict[str, tuple[str, float]] = {}
+        bar.rows = self.running
+        self.task = bar.add_task("", total=max(self.total, 1.0), left=clock(self.total / count))
+
+    def heard(self, event: str, artifact: "Artifact", who: str = "") -> None:
+        """Takes note of an artifact that started, was built, found or failed, or that another process builds.
+
+        `who` builds it, or is waited for.
+        """
+        path = artifact.path
+        if event == "waiting":
+            self._say(f"waiting for {path}: {who} builds it")
+        elif event in ("started", "again"):
+            self.running[path] = (who, time.monotonic())
+            if event == "again":
+                self._say(f"again {path}, by {who}: who built it was lost")
+        else:
+            del self.running[path]
+            self.done += self.seconds_of[artifact.path]
+            if self.lines:
+                self._say(f"{event} {path} ({self._left()} left{f'; {who}' if who else ''})")
+        self.bar.update(self.task, completed=self.done, left=self._left())
+
+    def _say(self, line: str) -> None:
+        self.bar.console.print(Text(line), soft_wrap=True)
+
+    def _left(self) -> str:
+        spent = time.monotonic() - self.started
+        speed = self.done / spent if self.done > 60 else self.count
+        return clock((self.total - self.done) / max(speed, 0.01))
+
+    def wrote(self, path: Path) -> None:
+        """Names a result that was written."""
+        self._say(f"wrote {path}")
+
+
+@contextmanager
+def progress(made: "Plan", count: int, lines: bool = False) -> Iterator[RunProgress]:
+    """A bar over the plan's missing work by `count` workers, with what is being built where and the time left.
+
+    With `lines`, and wherever there is no terminal, each artifact that is done leaves a line.
+    """
+    columns = (BarColumn(24), TextColumn("{task.percentage:3.0f}%"), TextColumn("{task.fields[left]} left"))
+    with _Table(*columns, console=console, disable=not made.missing) as bar:
+        yield RunProgress(bar, made, count, lines)
+
+
+@contextmanager
+def download(asset: "Asset") -> Iterator[Callable[[float, float], None]]:
+    """A bar over one download, in megabytes."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(24),
+        TextColumn("{task.completed:.0f} of {task.total:.0f} MB"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(f"fetching {asset.package} {asset.version}", total=asset.size_mb)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

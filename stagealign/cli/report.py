@@ -1,0 +1,65 @@
+"""`stagealign report`: results to tables, figures and pages."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stagealign.base.errors import BadData
+from stagealign.cli.options import DEMO, Reports, Results, ScaleKey
+from stagealign.cli.output import line, wrote
+from stagealign.store.files import write_text
+
+
+def report(
+    scale: ScaleKey = "lab",
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; fail where reports do not match results.")
+    ] = False,
+    readme: Annotated[Path | None, typer.Option(help="Also refresh the demo's table in this file.")] = None,
+    results: Results = Path("results"),
+    reports: Reports = Path("reports"),
+) -> None:
+    """Writes tables and figures from the result files, and from nothing else."""
+    from stagealign.grid import registry
+
+    registry.scale(scale)
+    raise typer.Exit(0 if write_report(results, reports, scale, check, readme) else 1)
+
+
+def write_report(results: Path, reports: Path, scale: str, check: bool = False, readme: Path | None = None) -> bool:
+    """Whether the reports are written, or current where `check` only compares them."""
+    from stagealign.report import build as reporting
+
+    if not any((results / scale).glob("*-seed*.json")):
+        raise BadData(f"{results / scale}: no result files; run some first: `stagealign run --scale {scale}`")
+    front = _front(readme, results, reports) if readme else None
+    if check:
+        stale = reporting.check(results, reports, scale)
+        if readme and front != readme.read_text(encoding="utf-8"):
+            stale.append(str(readme))
+        checked(stale)
+        return not stale
+    wrote(reporting.write(results, reports, scale))
+    if readme and front is not None:
+        write_text(readme, front)
+        wrote([readme])
+    return True
+
+
+def _front(readme: Path, results: Path, reports: Path) -> str:
+    """The README's text with the demo's table, the meter's cost, speeds and attacks as the results give them now."""
+    from stagealign.grid.select import select
+    from stagealign.report.pages.front import with_demo, with_faults, with_meter, with_speed
+
+    text = with_demo(readme.read_text(encoding="utf-8"), results, select("lab", DEMO), reports.name)
+    return with_faults(with_speed(with_meter(text, results), results), results)
+
+
+def checked(stale: Sequence[str]) -> None:
+    """Says which reports are not what the results give."""
+    for name in stale:
+        line(f"not current: {name}; `stagealign report` writes it anew", "red")
+    if not stale:
+        line("reports match the results")

@@ -1,0 +1,50 @@
+"""The oracle, and what it labels: candidates to training pairs, completions to the votes of a boundary score."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stagealign.pipeline.kinds import JOINED_PAIRS
+from stagealign.pipeline.layout import Layout, Paths, make
+from stagealign.store.artifact import Artifact
+
+
+def oracle(at: Paths, ratings: Mapping[str, Artifact]) -> Artifact:
+    """The preference's oracle: fitted here, or fetched by the name that the scale or the preference gives it."""
+    row, weights = at.preference.oracle_kinds, at.scale.oracle_weights
+    params: dict[str, Any] = dict(row.params)
+    path = f"{at.shared}/oracle"
+    if at.preference.oracle_named:
+        params |= {"oracle": at.preference.oracle}
+        path = f"{at.asked}/oracle"
+    elif row.ready.fetches:
+        params |= {row.ready.fetches: weights, "revision": None}
+    learned = ratings if row.learns_from_ratings else {}
+    return make("oracle", row.ready, path, params, **learned)
+
+
+def pairs(at: Layout, candidates: Artifact) -> Artifact:
+    """Labelled candidates: part by part where they were sampled so, then joined."""
+    kind, path = at.preference.oracle_kinds.rank, f"{candidates.folder}/pairs"
+    parts = [name for name in candidates.inputs if name.startswith("part")]
+    if not parts:
+        return make("pairs", kind, path, at.labels, candidates=candidates, oracle=at.oracle)
+    labels = at.labels | {"part": True}
+    labelled = {
+        name: make(
+            "pairs",
+            kind,
+            f"{path}-{name.removeprefix('part')}of{len(parts)}",
+            labels,
+            candidates=candidates.inputs[name],
+            oracle=at.oracle,
+        )
+        for name in parts
+    }
+    # Parts first: so a plan labels one before it samples the next but one.
+    return make("pairs", JOINED_PAIRS, path, {}, **labelled, candidates=candidates)
+
+
+def votes(at: Layout, path: str, completions: Artifact, static: Artifact) -> Artifact:
+    """Votes between completions of a policy and static candidates of the same prompts."""
+    kind = at.preference.oracle_kinds.votes
+    return make("votes", kind, path, at.labels, completions=completions, static=static, oracle=at.oracle)

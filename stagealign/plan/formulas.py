@@ -1,0 +1,314 @@
+"""The arithmetic of each price: what an artifact is made of, to tokens, FLOPs, memory, disk and dollars."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stagealign.grid import models
+from stagealign.grid.cell import Scale
+from stagealign.grid.spec import Benchmark, Checkpoint, Shape
+from stagealign.plan import flops
+from stagealign.plan.flops import ALPACA_EVAL, LENGTHS, MINILM, PAIRRM
+from stagealign.store.artifact import LARGE, Artifact
+
+MICRO_PAIRS = 1
+"""Pairs in one forward on a GPU; execution, so memory is that of the least that works."""
+SAMPLED_ROWS = 256
+"""Candidates that are sampled side by side."""
+TEXT_BYTES = 12
+"""On disk a sampled token: its id and its text."""
+RATINGS = 4_763
+"""Sentences that the lab's gold reward learns from, of about 28 tokens; measured."""
+ITEMS = {"arc_challenge": 1_172, "gsm8k": 1_319, "hellaswag": 10_042}
+"""Items of lm-eval's tasks where a spec takes all of them; the data sets' published test splits."""
+ITEM_TOKENS, CHOICES = 70, 4
+"""Tokens of one item, or of one solved example before it, and answers that each is scored with; assumed."""
+
+
+Part = dict[str, Any]
+"""Fields of a `CostEstimate` that a formula fills in."""
+Formula = Callable[[Artifact, Scale], Part]
+
+
+@dataclass(frozen=True)
+class PricedModel:
+    """The language model that an artifact reads or makes."""
+
+    parameters: float
+    shape: Shape
+    half: bool
+    trained_layers: int | None
+
+    @property
+    def size(self) -> int:
+        return 2 if self.half else 4
+
+    @property
+    def bytes(self) -> float:
+        return self.parameters * self.size
+
+    @property
+    def trained(self) -> float:
+        """Weights that a round changes."""
+        if self.trained_layers is None:
+            return self.parameters
+        return self.trained_layers * flops.layer_weights(self.parameters, self.shape)
+
+
+def weights_of(artifact: Artifact, scale: Scale) -> PricedModel | None:
+    """The language model behind an artifact; None where there is none, or none whose shape is known."""
+    source = _source(artifact)
+    named = {one.asset or one.source: one for one in models.CHECKPOINTS[scale.key].values()}
+    checkpoint: Checkpoint | None = named.get(source or "")
+    if checkpoint is None or checkpoint.shape is None:
+        return None
+    half = scale.training.dtype != "float32"
+    return PricedModel(checkpoint.parameters, checkpoint.shape, half, scale.training.trained_layers)
+
+
+def _source(artifact: Artifact) -> str | None:
+    name: str | None = artifact.params.get("checkpoint") or artifact.params.get("asset")
+    if "weights" not in artifact.inputs and "policy" not in artifact.inputs:
+        return name
+    return _source(artifact.inputs.get("policy") or artifact.inputs["weights"])
+
+
+def _prompts(static: Artifact, scale: Scale) -> int:
+    """Prompts of a set of static candidates; all of its splits where no number is asked for."""
+    asked = static.params["prompts"]
+    if asked is not None:
+        return int(asked)
+    if tuple(static.params["splits"]) == ("train",):
+        return scale.training.pairs
+    sizes = static.inputs["films"].params
+    return int(sizes["test_prompts"] + sizes["validation_prompts"])
+
+
+def _texts(candidates: Artifact, scale: Scale) -> tuple[float, int, float]:
+    """(prompts, candidates a prompt, mean tokens) of candidates, static or sampled."""
+    lengths, parts = LENGTHS[scale.key], [one for name, one in candidates.inputs.items() if name.startswith("part")]
+    if parts:
+        prompts, count, mean = _texts(parts[0], scale)
+        return prompts * len(parts), count, mean
+    if "prompts" in candidates.inputs:
+        _, cut = candidates.params.get("part", (1, 1))
+        return _prompts(candidates.inputs["prompts"], scale) / cut, int(candidates.params["count"]), lengths.sampled
+    return _prompts(candidates, scale), 2, lengths.static
+
+
+def _pairs(artifact: Artifact, scale: Scale) -> tuple[float, float, float]:
+    """(tokens of all pairs, completion tokens, context) of the pairs that an artifact reads; a prompt counts once."""
+    prompts, _, mean = _texts(artifact.inputs["pairs"].inputs["candidates"], scale)
+    prompt = LENGTHS[scale.key].prompt
+    return prompts * (prompt + 2 * mean), prompts * 2 * mean, (prompt + mean) / 2
+
+
+def _free(artifact: Artifact, scale: Scale) -> Part:
+    """Text and counts: nothing beside the rest."""
+    return {}
+
+
+def _weights(artifact: Artifact, scale: Scale) -> Part:
+    lm = weights_of(artifact, scale)
+    return {"disk": lm.bytes} if lm else {}
+
+
+def _start(artifact: Artifact, scale: Scale) -> Part:
+    lm, lengths = weights_of(artifact, scale), LENGTHS[scale.key]
+    if lm is None:
+        return {}
+    row = lengths.conversation or lengths.prompt + lengths.static
+    tokens = artifact.inputs["reviews"].params["rows"] * artifact.params["epochs"] * row
+    frozen = 0.0
+    if lm.trained_layers is not None:
+        below = lm.shape.layers - lm.trained_layers
+        frozen = flops.body_flops(lm.parameters, lm.shape, tokens, row / 2, below)
+    work = flops.training_flops(
+        lm.parameters, lm.shape, tokens, tokens, row / 2, lm.trained_layers, recompute=lm.parameters > LARGE
+    )
+    memory = flops.training_memory(
+        lm.parameters, lm.shape, row, row, lm.trained, lm.half, checkpointing=lm.parameters > LARGE
+    )
+    return {"tokens": tokens, "flops": {"sft": work, "forward": frozen}, "loaded": lm.bytes, "memory": memory,
+            "disk": lm.bytes}  # fmt: skip
+
+
+def _sample(artifact: Artifact, scale: Scale) -> Part:
+    lm, lengths = weights_of(artifact, scale), LENGTHS[scale.key]
+    if lm is None:
+        return {}
+    prompts, count, mean = _texts(artifact, scale)
+    work = flops.sampling_flops(lm.parameters, lm.shape, prompts, lengths.own, prompts * count, mean)
+    rows = min(SAMPLED_ROWS, prompts * count)
+    memory = flops.sampling_memory(lm.parameters, lm.shape, rows, lengths.prompt + mean, lm.half)
+    tokens = prompts * count * mean
+    return {"tokens": tokens, "flops": work, "loaded": lm.bytes, "memory": memory, "disk": tokens * TEXT_BYTES}
+
+
+def _trunk(artifact: Artifact, scale: Scale) -> Part:
+    lm = weights_of(artifact, scale)
+    if lm is None or lm.trained_layers is None:
+        return {}
+    tokens, _, context = _pairs(artifact, scale)
+    work = flops.body_flops(lm.parameters, lm.shape, tokens, context, lm.shape.layers - lm.trained_layers)
+    disk = tokens * lm.shape.width * lm.size
+    return {"tokens": tokens, "flops": {"forward": work}, "loaded": lm.bytes, "memory": lm.bytes + disk, "disk": disk}
+
+
+def _reference(artifact: Artifact, scale: Scale) -> Part:
+    lm = weights_of(artifact, scale)
+    if lm is None:
+        return {}
+    tokens, scored, context = _pairs(artifact, scale)
+    work = flops.forward_flops(lm.parameters, lm.shape, tokens, scored, context, lm.trained_layers)
+    one = tokens / max(1, scored) * 4 * LENGTHS[scale.key].static
+    memory = lm.bytes + 34 * lm.shape.width * one + 4 * one * lm.shape.vocabulary
+    return {"tokens": tokens, "flops": {"forward": work}, "loaded": lm.bytes, "memory": memory, "disk": scored * 0.1}
+
+
+def _policy(artifact: Artifact, scale: Scale) -> Part:
+    lm = weights_of(artifact, scale)
+    if lm is None:
+        return {}
+    tokens, scored, context = _pairs(artifact, scale)
+    training = artifact.params["training"]
+    large, epochs, lora = lm.parameters > LARGE, training["epochs"], training.get("peft")
+    work = epochs * flops.training_flops(
+        lm.parameters, lm.shape, tokens, scored, context, lm.trained_layers, recompute=large, adapters=bool(lora)
+    )
+    longest = MICRO_PAIRS * 2 * training["max_length"]
+    moved = flops.adapter_weights(lm.parameters, lm.shape, lora["rank"], lm.trained_layers) if lora else lm.trained
+    memory = flops.training_memory(
+        lm.parameters, lm.shape, longest, longest, lm.trained, lm.half, checkpointing=large, moved=moved
+    )
+    return {"tokens": epochs * tokens, "flops": {"train": work}, "loaded": lm.bytes, "memory": memory,
+            "disk": lm.trained * lm.size}  # fmt: skip
+
+
+def _rank(artifact: Artifact, scale: Scale) -> Part:
+    if "weights" not in artifact.inputs["oracle"].params:
+        return {}
+    prompts, _, mean = _texts(artifact.inputs["candidates"], scale)
+    tokens = prompts * 2 * (LENGTHS[scale.key].prompt + 2 * mean)
+    return _read(tokens, disk=prompts * 2 * mean * TEXT_BYTES)
+
+
+def _votes(artifact: Artifact, scale: Scale) -> Part:
+    """Six pairs among four candidates, each in both orders."""
+    if "weights" not in artifact.inputs["oracle"].params:
+        return {}
+    prompts, _, mean = _texts(artifact.inputs["completions"], scale)
+    tokens = prompts * 12 * (LENGTHS[scale.key].prompt + mean + LENGTHS[scale.key].static)
+    return _read(tokens, disk=prompts * 100)
+
+
+def _read(tokens: float, disk: float) -> Part:
+    """PairRM over that many tokens."""
+    memory = 4 * PAIRRM.parameters + 65_536 * 34 * 1024 * 2
+    return {"tokens": tokens, "flops": {"encode": PAIRRM.flops(tokens)}, "loaded": 4 * PAIRRM.parameters,
+            "memory": memory, "disk": disk}  # fmt: skip
+
+
+def _embed(artifact: Artifact, scale: Scale) -> Part:
+    prompts, count, mean = _texts(artifact.inputs["candidates"], scale)
+    tokens = prompts * count * min(mean, 256)
+    return {"tokens": tokens, "flops": {"encode": MINILM.flops(tokens)}, "loaded": 4 * MINILM.parameters,
+            "disk": prompts * count * 384 * 4}  # fmt: skip
+
+
+def _gold(artifact: Artifact, scale: Scale) -> Part:
+    tokens = RATINGS * 28.0
+    return {"tokens": tokens, "flops": {"encode": 3 * MINILM.flops(tokens)}, "disk": 4 * MINILM.parameters}
+
+
+def _scores(artifact: Artifact, scale: Scale) -> Part:
+    """KL of the first completions, or of a judge's answers, under two models, and the gold reward."""
+    texts = artifact.inputs.get("answers", artifact.inputs["completions"])
+    lm, lengths = weights_of(texts, scale), LENGTHS[scale.key]
+    prompts, _, mean = _texts(texts, scale)
+    found: Part = {"disk": prompts * 100.0}
+    if lm is None or "reference" not in artifact.inputs:
+        return found
+    tokens = prompts * (lengths.prompt + mean)
+    work = {"forward": 2 * flops.forward_flops(lm.parameters, lm.shape, tokens, prompts * mean, lengths.prompt)}
+    memory = 2 * lm.bytes + 3 * 8 * mean * lm.shape.vocabulary * 4
+    return found | {"tokens": 2 * tokens, "flops": work, "loaded": 2 * lm.bytes, "memory": memory}
+
+
+def _annotations(artifact: Artifact, scale: Scale) -> Part:
+    """The judge's bill."""
+    return {"judge_dollars": ALPACA_EVAL.dollars(), "disk": ALPACA_EVAL.prompts * 2000.0}
+
+
+def _pairrm(artifact: Artifact, scale: Scale) -> Part:
+    """PairRM's weights, downloaded and written."""
+    return {"loaded": 4 * PAIRRM.parameters, "memory": 4 * PAIRRM.parameters, "disk": 4 * PAIRRM.parameters}
+
+
+def _gold_model(artifact: Artifact, scale: Scale) -> tuple[float, Shape, int]:
+    """Weights, shape and bytes a weight of a classifier that evaluates.
+
+    Its shape is taken from the scale's model that is nearest in size; a classifier of unknown size counts as large as
+    the scale's largest model.
+    """
+    known = [one for one in models.CHECKPOINTS[scale.key].values() if one.shape is not None]
+    parameters = scale.preference.gold_parameters or max(one.parameters for one in known)
+    nearest = min(known, key=lambda one: abs(one.parameters - parameters))
+    assert nearest.shape is not None
+    return parameters, nearest.shape, 4
+
+
+def _reward_model(artifact: Artifact, scale: Scale) -> Part:
+    """A classifier's weights, read and written in float32."""
+    parameters, _, size = _gold_model(artifact, scale)
+    return {"loaded": size * parameters, "memory": size * parameters, "disk": size * parameters}
+
+
+def _rewards(artifact: Artifact, scale: Scale) -> Part:
+    """A classifier over every completion and static candidate of the held-out prompts."""
+    parameters, shape, size = _gold_model(artifact, scale)
+    lengths = LENGTHS[scale.key]
+    prompts, count, mean = _texts(artifact.inputs["completions"], scale)
+    tokens = prompts * (count * (lengths.prompt + mean) + 2 * (lengths.prompt + lengths.static))
+    work = flops.body_flops(parameters, shape, tokens, (lengths.prompt + mean) / 2)
+    memory = size * parameters + 34 * shape.width * size / 2 * (lengths.prompt + mean)
+    return {"tokens": tokens, "flops": {"forward": work}, "loaded": size * parameters, "memory": memory,
+            "disk": prompts * 200.0}  # fmt: skip
+
+
+def _capability(artifact: Artifact, scale: Scale) -> Part:
+    """lm-eval over the spec's tasks; it holds the weights twice while it loads them."""
+    lm = weights_of(artifact, scale)
+    if lm is None:
+        return {}
+    tokens = sum(map(_task_tokens, artifact.params["tasks"]))
+    work = flops.forward_flops(lm.parameters, lm.shape, tokens, tokens, ITEM_TOKENS)
+    return {"tokens": tokens, "flops": {"forward": work}, "loaded": lm.bytes, "memory": 2 * lm.bytes, "disk": 1e5}
+
+
+def _task_tokens(benchmark: Benchmark) -> float:
+    """Tokens that lm-eval reads for one task: each item with its examples, once an answer."""
+    items = benchmark.items or ITEMS.get(benchmark.task, 1_000)
+    return items * CHOICES * (benchmark.shots + 1) * ITEM_TOKENS
+
+
+FORMULAS: Mapping[str, Formula] = {
+    "free": _free,
+    "weights": _weights,
+    "start": _start,
+    "sample": _sample,
+    "trunk": _trunk,
+    "reference": _reference,
+    "policy": _policy,
+    "pairrm": _pairrm,
+    "rank": _rank,
+    "votes": _votes,
+    "embed": _embed,
+    "fit_gold": _gold,
+    "reward_model": _reward_model,
+    "rewards": _rewards,
+    "scores": _scores,
+    "annotations": _annotations,
+    "capability": _capability,
+}
+"""By the price that a kind names."""
