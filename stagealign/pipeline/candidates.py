@@ -53,12 +53,15 @@ def sample(at: Paths, path: str, policy: Artifact, asked: Asked) -> Artifact:
 
 def held_out(at: Paths, films: Artifact) -> Artifact:
     """Static candidates of the prompts that evaluate."""
-    return _static(at, at.task.static, "held-out", {"splits": HELD_OUT, "prompts": None, "round": 1}, films)
+    return _static(at, "held-out", {"splits": HELD_OUT, "prompts": None, "round": 1}, films)
 
 
 def pool(at: Layout, number: int) -> Artifact:
     """Static candidates of one round's prompts."""
-    return _round_pool(at, at.task.static, f"static{prompt_set(at, number)}", number)
+    number = prompt_set(at, number)
+    count = at.training.pairs if at.training.fresh_prompts else None
+    drawn = {"splits": ("train",), "prompts": count, "round": number}
+    return _static(at, f"static{number}", drawn, at.prompts)
 
 
 def prompt_set(at: Paths, number: int) -> int:
@@ -75,7 +78,7 @@ def candidates(at: Layout, number: int, source: Source, start: Artifact) -> Arti
         writer = _writer(at, source.sampled_from)
         return candidates(writer, prompt_set(at, number), sources.SOURCES["on"], writer.start)
     if source.candidates:
-        return _round_pool(at, source.candidates, f"{source.key}{prompt_set(at, number)}", number)
+        return _of_source(at, number, source, source.candidates)
     if not source.on_policy:
         return pool(at, number)
     path, count = f"{folder(at, number, source, start)}/candidates", at.scale.parts
@@ -107,12 +110,14 @@ def _writer(at: Layout, model: str) -> Layout:
     return lay_out(replace(at.cell, model=models.MODELS[model], checkpoint=checkpoint), at.seed)
 
 
-def _round_pool(at: Layout, kind: Kind, name: str, number: int) -> Artifact:
-    count = at.training.pairs if at.training.fresh_prompts else None
-    drawn = {"splits": ("train",), "prompts": count, "round": prompt_set(at, number)}
-    return _static(at, kind, name, drawn, at.prompts)
+def _of_source(at: Layout, number: int, source: Source, kind: Kind) -> Artifact:
+    """Candidates that a source's own builder writes for the round's prompts, shared by all models."""
+    params = {"splits": ("train",), "count": 2, "seed": stream(at.seed, source.key)}
+    path = f"{at.asked}/seed{at.seed}/{source.key}{prompt_set(at, number)}/candidates"
+    return make("candidates", kind, path, params, prompts=pool(at, number))
 
 
-def _static(at: Paths, kind: Kind, name: str, drawn: dict[str, Any], films: Artifact) -> Artifact:
+def _static(at: Paths, name: str, drawn: dict[str, Any], films: Artifact) -> Artifact:
     params = {**drawn, "seed": at.seed, "sign": at.preference.sign}
-    return make("candidates", kind, f"{at.asked}/seed{at.seed}/{name}/candidates", params, films=films)
+    path = f"{at.asked}/seed{at.seed}/{name}/candidates"
+    return make("candidates", at.task.static, path, params, films=films)
