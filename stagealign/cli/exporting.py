@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from stagealign.pipeline.run import Run, Step
 from stagealign.store.bucket import opened
 from stagealign.store.facts import code_version
 from stagealign.store.folder import Store
-from stagealign.store.record import RECORD
+from stagealign.store.record import RECORD, Record
 from stagealign.store.results import read_result, result_path
 
 INDEX = "model.safetensors.index.json"
@@ -62,7 +63,7 @@ def export(cell: Cell, seed: int, to: Path, results: Path, store: Store | None =
         raise StagealignError(f"--to {str(to)!r}: exists and is not an empty folder; name a new one")
     token = _hub_token() if push else None
     measured = _measured(run, step, results)
-    weights = (store.record(run.weights) or {}).get("facts", {}).get("weights", "published")
+    weights = str(store.facts(run.weights).get("weights", "published"))
     part = to.with_name(f"{to.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +135,7 @@ def _measured(run: Run, step: Step, results: Path) -> dict[str, Any] | None:
 def card(
     run: Run,
     step: Step,
-    record: dict[str, Any],
+    record: Record,
     base: str,
     licence: str,
     weights: str,
@@ -152,7 +153,7 @@ def card(
         pipeline_tag="text-generation",
         tags=["stagealign", "preference-alignment", cell.method.form, f"schedule:{cell.schedule}"],
     )
-    facts = record["facts"]
+    facts: Mapping[str, Any] = record["facts"]
     made = [f"stagealign {__version__}", f"commit {facts.get('commit') or code_version()['commit'] or 'unknown'}"]
     made += [f"{name} {version}" for name, version in facts.get("versions", {}).items() if name != "stagealign"]
     sources = "; ".join(f"round {n} on {source.name}" for n, source in enumerate(cell.sources, 1))

@@ -118,7 +118,7 @@ def check_checkpoints(plan: Plan, store: Store, results: Path) -> None:
     fetched = [artifact for artifact in plan.artifacts.values() if artifact.kind.fetches]
     for artifact in fetched:
         if artifact.path in plan.ready and artifact.params["revision"] is None:
-            commit = (store.record(artifact) or {"facts": {}})["facts"].get("revision")
+            commit = store.facts(artifact).get("revision")
             if commit:
                 _check_unmoved(artifact, results / plan.scale.key, str(commit))
     wanted = [artifact for artifact in fetched if artifact.path not in plan.ready]

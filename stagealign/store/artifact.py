@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from stagealign.base.identity import fingerprint, plain
 from stagealign.base.kind import Kind
@@ -17,10 +17,18 @@ MICRO_BATCH = 4
 """Most pairs in one forward of one process where nothing else is asked for."""
 
 
-Identity = Mapping[str, object]
-"""What determines an artifact's content, as JSON-ready values."""
 Facts = Mapping[str, object]
-"""What a builder tells of its output, as JSON-ready values; never identity."""
+"""What a builder reports about its output, as JSON-ready values; never identity."""
+
+
+class Identity(TypedDict):
+    """What determines an artifact's content, as JSON-ready values."""
+
+    builder: str
+    version: int
+    params: Mapping[str, object]
+    inputs: Mapping[str, str]
+    """Fingerprint of each input, by its name."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ both do the work, and what was sent first is everybody's.
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -17,11 +17,11 @@ from typing import Any
 from stagealign.base.errors import CannotRun, Damaged, StagealignError
 from stagealign.base.secrets import without_secrets
 from stagealign.store.artifact import Artifact, Context
-from stagealign.store.checksums import damage
+from stagealign.store.checksums import WrittenFile, damage
 from stagealign.store.files import NO_ROOM
 from stagealign.store.folder import Store, Waiting
 from stagealign.store.locks import held
-from stagealign.store.record import RECORD, parsed_record, remove
+from stagealign.store.record import RECORD, Record, parsed_record, remove
 from stagealign.store.room import naming_room
 
 BUCKET = "STAGEALIGN_BUCKET"
@@ -126,7 +126,7 @@ class Bucketed(Store):
     def shared(self, artifact: Artifact) -> bool:
         return self._theirs(artifact) is not None
 
-    def record(self, artifact: Artifact) -> dict[str, Any] | None:
+    def record(self, artifact: Artifact) -> Record | None:
         return super().record(artifact) or self._theirs(artifact)
 
     def changes(self, artifact: Artifact) -> list[str] | None:
@@ -141,7 +141,7 @@ class Bucketed(Store):
         if super().record(artifact) is not None:
             return super().file(artifact, name)
         record = self._theirs(artifact)
-        if record is None or name not in record["files"]:
+        if record is None or name not in record.get("files", {}):
             return super().file(artifact, name)
         place = self.home / "fetched" / artifact.path
         self._fetch(artifact, place, {name: record["files"][name]})
@@ -163,7 +163,7 @@ class Bucketed(Store):
                 part.rename(folder)
         return folder
 
-    def obtain(self, artifact: Artifact, waiting: Waiting | None = None) -> tuple[dict[str, Any], bool]:
+    def obtain(self, artifact: Artifact, waiting: Waiting | None = None) -> tuple[Record, bool]:
         self.forget(artifact)
         there = self._theirs(artifact)
         if there is not None:
@@ -181,7 +181,7 @@ class Bucketed(Store):
                 shutil.rmtree(self.folder(artifact))  # somebody was faster, and others build from theirs
         return there or record, built
 
-    def _theirs(self, artifact: Artifact) -> dict[str, Any] | None:
+    def _theirs(self, artifact: Artifact) -> Record | None:
         """The bucket's record, where it is of this spec. Raises StoreDrift, Damaged."""
         record = self._read(artifact)
         if record is None:
@@ -191,14 +191,14 @@ class Bucketed(Store):
     def _folder(self, artifact: Artifact) -> str:
         return f"{without_secrets(self.url)}/{artifact.path}"
 
-    def _read(self, artifact: Artifact) -> dict[str, Any] | None:
+    def _read(self, artifact: Artifact) -> Record | None:
         """The bucket's record, of whatever spec."""
         self.look([artifact])
         text = self._seen[artifact.path]
         again = f"remove {self._folder(artifact)} to build it anew"
         return None if text is None else parsed_record(text, f"{self._folder(artifact)}/{RECORD}", again)
 
-    def _fetch(self, artifact: Artifact, place: Path, files: dict[str, Any]) -> None:
+    def _fetch(self, artifact: Artifact, place: Path, files: Mapping[str, WrittenFile]) -> None:
         """Fetches these files into `place`, each as its record says. Raises Damaged."""
         outside = [name for name in files if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
         if outside:
@@ -211,7 +211,7 @@ class Bucketed(Store):
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(Path(part) / name, place / name)
 
-    def _fetch_file(self, artifact: Artifact, place: Path, name: str, entry: Any) -> None:
+    def _fetch_file(self, artifact: Artifact, place: Path, name: str, entry: WrittenFile) -> None:
         """Fetches one file as its record says. Raises Damaged."""
         fs, root = self._bucket
         (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +225,7 @@ class Bucketed(Store):
             found = found.replace(str(place), "").lstrip("/")
             raise Damaged(f"{self._folder(artifact)}: {found}; remove it there to build it anew")
 
-    def _send(self, artifact: Artifact, record: dict[str, Any]) -> None:
+    def _send(self, artifact: Artifact, record: Record) -> None:
         """Files first, the record last: a half-sent artifact is no artifact."""
         fs, root = self._bucket
         folder, there = self.folder(artifact), f"{root}/{artifact.path}"

@@ -11,17 +11,16 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from stagealign.base.errors import StoreDrift
 from stagealign.base.identity import plain
 from stagealign.base.kind import code_at
-from stagealign.store.artifact import Artifact, Context, Work
-from stagealign.store.checksums import contents, sealed
+from stagealign.store.artifact import Artifact, Context, Facts, Work
+from stagealign.store.checksums import contents, seal_of
 from stagealign.store.facts import surroundings
 from stagealign.store.home import default_home
 from stagealign.store.locks import Held, held
-from stagealign.store.record import RECORD, check_files, differences, read_record, remove
+from stagealign.store.record import RECORD, Record, check_files, differences, read_record, remove
 from stagealign.store.room import naming_room
 
 SCRATCH = "scratch"
@@ -41,7 +40,7 @@ class Store:
     def folder(self, artifact: Artifact) -> Path:
         return self.home / artifact.path
 
-    def record(self, artifact: Artifact) -> dict[str, Any] | None:
+    def record(self, artifact: Artifact) -> Record | None:
         """The artifact's record, or None where it is not built yet.
 
         Raises StoreDrift where the folder was built from another spec, naming each changed field; Damaged where the
@@ -52,13 +51,16 @@ class Store:
         if record is None:
             return None
         self.fitting(record, artifact, str(folder), remove(folder))
-        check_files(folder, record, deep=False)
+        check_files(folder, record.get("files", {}), deep=False)
         return record
 
+    def facts(self, artifact: Artifact) -> Facts:
+        """Facts of a built artifact; empty if it is not built. Raises as `record` does."""
+        record = self.record(artifact)
+        return record["facts"] if record else {}
+
     @staticmethod
-    def fitting(
-        record: dict[str, Any], artifact: Artifact, place: str, removal: str, other: str = "STAGEALIGN_HOME"
-    ) -> dict[str, Any]:
+    def fitting(record: Record, artifact: Artifact, place: str, removal: str, other: str = "STAGEALIGN_HOME") -> Record:
         """The record, where it is of the artifact's spec. Raises StoreDrift, naming each changed field."""
         if record["fingerprint"] != artifact.fingerprint:
             changes = "; ".join(differences(record["identity"], artifact.identity)) or "the inputs' own inputs"
@@ -96,7 +98,7 @@ class Store:
         record = read_record(folder)
         found = self.differing(record, artifact)
         if record is not None and not found:
-            check_files(folder, record, deep=False)
+            check_files(folder, record.get("files", {}), deep=False)
         return found
 
     def standing(self, artifact: Artifact) -> tuple[list[str] | None, bool]:
@@ -105,7 +107,7 @@ class Store:
         return changes, changes == []
 
     @staticmethod
-    def differing(record: dict[str, Any] | None, artifact: Artifact) -> list[str] | None:
+    def differing(record: Record | None, artifact: Artifact) -> list[str] | None:
         """How a record differs from the artifact's spec, field by field; None without a record."""
         if record is None or record["fingerprint"] == artifact.fingerprint:
             return None if record is None else []
@@ -115,12 +117,11 @@ class Store:
         """Path of one of a built artifact's files, whose content is as it was written. Raises Damaged."""
         folder = self.folder(artifact)
         record = self.record(artifact)
-        written = (record or {}).get("files", {})
-        only = {"files": {name: written[name]}} if name in written else {}
-        check_files(folder, only, deep=True)
+        written = record.get("files", {}) if record else {}
+        check_files(folder, {name: written[name]} if name in written else {}, deep=True)
         return folder / name
 
-    def build(self, artifact: Artifact, waiting: Waiting | None = None) -> dict[str, Any]:
+    def build(self, artifact: Artifact, waiting: Waiting | None = None) -> Record:
         """The artifact's record, building it where it is missing; its inputs must be ready.
 
         One builder at a time: others wait and then reuse. `waiting` is told path and holder. Raises Damaged where an
@@ -128,7 +129,7 @@ class Store:
         """
         return self.obtain(artifact, waiting)[0]
 
-    def obtain(self, artifact: Artifact, waiting: Waiting | None = None) -> tuple[dict[str, Any], bool]:
+    def obtain(self, artifact: Artifact, waiting: Waiting | None = None) -> tuple[Record, bool]:
         """As `build`, and whether it was this call that built it."""
         ready = self.record(artifact)
         if ready is not None:
@@ -143,10 +144,11 @@ class Store:
                 made = self._make(artifact, folder, hold)
         return (made, True) if made is not None else self.obtain(artifact, waiting)
 
-    def _make(self, artifact: Artifact, folder: Path, hold: Held) -> dict[str, Any] | None:
+    def _make(self, artifact: Artifact, folder: Path, hold: Held) -> Record | None:
         """The record of what is built now; None where another machine took over meanwhile, and nothing of it counts."""
         for parent in artifact.inputs.values():
-            check_files(self.folder(parent), self.record(parent) or {}, deep=True)
+            made_from = self.record(parent)
+            check_files(self.folder(parent), made_from.get("files", {}) if made_from else {}, deep=True)
         own = f".{secrets.token_hex(4)}" * hold.replaced  # the replaced one may be alive, and write where it began
         part = folder.with_name(f"{folder.name}.{artifact.fingerprint}{own}.part")
         _clear(part)
@@ -156,14 +158,14 @@ class Store:
         try:
             facts = build(Work(plain(artifact.params), inputs, part, self.home, self.context)) or {}
             _remove_scratch(part)
-            record = {
+            record: Record = {
                 "fingerprint": artifact.fingerprint,
                 "identity": artifact.identity,
                 "inputs": {name: parent.path for name, parent in sorted(artifact.inputs.items())},
                 "facts": {**facts, **surroundings(), "seconds": round(time.monotonic() - started, 2)},
                 "files": contents(part, without=RECORD),
             }
-            record = sealed(record)
+            record["seal"] = seal_of(record)
             (part / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         except Exception:
             if hold.mine:
