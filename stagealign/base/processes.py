@@ -72,6 +72,7 @@ def end_process(process: subprocess.Popen[bytes]) -> None:
 
 
 def python_path() -> list[str]:
+    """Folders of PYTHONPATH, without empty ones."""
     return [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
 
 

@@ -79,9 +79,11 @@ class Checkpoint:
     parameters: float = 0.0
     """Number of weights, for cost estimates."""
     template: str | None = later_field(None)
-    """Name in `sft.TEMPLATES` of the chat template that a base model gets before SFT; None: the tokenizer's own."""
+    """Chat template that a base model gets before SFT, a key of `policy.start.TEMPLATES`; None: the tokenizer's own."""
     shape: Shape | None = field(default=None, metadata={"identity": False})
     """For cost estimates; the weights have it anyway."""
+    licence: str = field(default="", metadata={"identity": False})
+    """The base's licence, by the hub's name; empty if it is not known, or if an asset brings its own."""
     assumed: Mapping[str, str] = remarks_field()
 
     @property
@@ -116,7 +118,7 @@ class Method:
     key: str
     name: str
     form: str
-    """Name of a loss in `losses.LOSSES`."""
+    """Key of a loss in `train.losses.LOSSES`."""
     beta: float
     delta: float = 1.0
     """Hinge margin: the 1 of `relu(1 - ...)`, the delta of SLiC-HF."""
@@ -206,7 +208,7 @@ class Benchmark:
     """A task of lm-eval that tells what a policy can do besides what it is trained for."""
 
     task: str
-    """One of the project's own in `capability.LOCAL`, else lm-eval's name for one whose data are on the hub."""
+    """A key of `evaluate.capability.LOCAL`, else lm-eval's name of a task whose data are on the hub."""
     metrics: tuple[str, ...]
     """As lm-eval calls them, with a filter where it is not `none` (`exact_match,strict-match`); `margin` is ours."""
     items: int | None = None

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from stagealign.base.batching import LARGE_MODEL
 from stagealign.grid import models
 from stagealign.grid.cell import Scale
 from stagealign.grid.spec import Benchmark, Checkpoint
 from stagealign.plan import flops
 from stagealign.plan.flops import ALPACA_EVAL, LENGTHS, MINILM, PAIRRM, ModelSize
-from stagealign.store.artifact import LARGE, Artifact
+from stagealign.store.artifact import Artifact
 
 MICRO_PAIRS = 1
 """Pairs in one forward on a GPU; execution, so memory is that of the least that works."""
@@ -97,7 +98,7 @@ def _start(artifact: Artifact, scale: Scale) -> Part:
     if lm.trained_layers is not None:
         below = lm.shape.layers - lm.trained_layers
         frozen = flops.body_flops(lm, tokens, row / 2, below)
-    large = lm.parameters > LARGE
+    large = lm.parameters > LARGE_MODEL
     work = flops.training_flops(lm, tokens, tokens, row / 2, recompute=large)
     memory = flops.training_memory(lm, row, row, checkpointing=large)
     return {"tokens": tokens, "flops": {"sft": work, "forward": frozen}, "loaded": lm.bytes, "memory": memory,
@@ -143,7 +144,7 @@ def _policy(artifact: Artifact, scale: Scale) -> Part:
         return {}
     tokens, scored, context = _pairs(artifact, scale)
     training = artifact.params["training"]
-    large, epochs, lora = lm.parameters > LARGE, training["epochs"], training.get("peft")
+    large, epochs, lora = lm.parameters > LARGE_MODEL, training["epochs"], training.get("peft")
     work = epochs * flops.training_flops(lm, tokens, scored, context, recompute=large, adapters=bool(lora))
     longest = MICRO_PAIRS * 2 * training["max_length"]
     moved = flops.adapter_weights(lm, lora["rank"]) if lora else lm.trained

@@ -4,10 +4,9 @@ What all prompts share is prefilled once, each prompt once for all its candidate
 finished rows leave the batch. Chance comes from one stream a candidate, never from the batch.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from stagealign.policy.draw import additive, choose, draws
 from stagealign.policy.lm import LanguageModel, check_context, check_ends, end_ids, load, on_gpu
 from stagealign.policy.logps import shared_prefix
 from stagealign.policy.prefix_cache import ATTENTION, PrefixCache, shared_prefix_attention
-from stagealign.store.artifact import Work
+from stagealign.store.artifact import Facts, Work
 
 ROWS = 256
 """Candidates in one batch; execution, not identity."""
@@ -28,7 +27,7 @@ AttentionInterface.register(ATTENTION, shared_prefix_attention)
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SampledIds:
     """One sampled completion: token ids without the end token, whether it ended, log-prob at temperature 1 in nats."""
 
     ids: tuple[int, ...]
@@ -43,13 +42,12 @@ def generate(
     uniforms: Sequence[Sequence[Tensor]],
     decoding: Decoding,
     rows: int = ROWS,
-    done: Callable[[int], None] = lambda count: None,
     names: Sequence[str] = (),
-) -> list[list[Sampled]]:
+) -> list[list[SampledIds]]:
     """Completions of each prompt, one for each of its streams of draws.
 
-    `prompts` are token ids; `uniforms[i][j]` holds `max_new_tokens` draws of candidate j of prompt i; `done` is told
-    how many candidates a finished batch had. Raises BadNumbers, naming the prompt, where log-probs are not finite.
+    `prompts` are token ids; `uniforms[i][j]` holds `max_new_tokens` draws of candidate j of prompt i; `names` are
+    the prompts' in errors. Raises BadNumbers, naming the prompt, if log-probs are not finite.
     """
     check_context(lm, max(map(len, prompts)), decoding.max_new_tokens)
     before = lm.model.config._attn_implementation
@@ -58,7 +56,7 @@ def generate(
         prefix = list(prompts[0][: shared_prefix([prompt[:-1] for prompt in prompts])])
         cache = _prefill_shared(lm, prefix)
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-        results: list[list[Sampled]] = [[] for _ in prompts]
+        results: list[list[SampledIds]] = [[] for _ in prompts]
         width = max(1, rows // max(len(one) for one in uniforms))
         for start in range(0, len(order), width):
             batch = order[start : start + width]
@@ -72,13 +70,13 @@ def generate(
                     raise BadNumbers(
                         f"sampling: the policy's log-probs are not finite for prompt {name}; look at its weights"
                     )
-            done(sum(len(uniforms[i]) for i in batch))
         return results
     finally:
         lm.model.set_attn_implementation(before)
 
 
 def _prefill_shared(lm: LanguageModel, prefix: list[int]) -> PrefixCache:
+    """A cache with the keys and values of what all prompts share, which may be nothing."""
     cache = PrefixCache(lm.model.config.num_hidden_layers)
     if prefix:
         lm.body(input_ids=torch.tensor([prefix], device=lm.model.device), past_key_values=cache, shared=cache)
@@ -100,7 +98,7 @@ def _batch(
     tails: list[list[int]],
     uniforms: Sequence[Sequence[Tensor]],
     decoding: Decoding,
-) -> list[list[Sampled]]:
+) -> list[list[SampledIds]]:
     """Completions of one batch of prompts that share `prefix`."""
     device = lm.model.device
     width = max(map(len, tails))
@@ -136,9 +134,9 @@ def _batch(
             alive, token, pads = alive[going], token[going], pads[going]
             written = None if written is None else written[going]
         hidden = _step(lm, cache, len(prefix), token, pads)
-    grouped: list[list[Sampled]] = [[] for _ in tails]
+    grouped: list[list[SampledIds]] = [[] for _ in tails]
     for i, row_ids, stop, total in zip(owner.tolist(), ids, ended, logps, strict=True):
-        grouped[i].append(Sampled(tuple(row_ids), stop, round(total, 3)))
+        grouped[i].append(SampledIds(tuple(row_ids), stop, round(total, 3)))
     return grouped
 
 
@@ -194,7 +192,7 @@ def sample(
     return candidates
 
 
-def build(work: Work) -> dict[str, Any]:
+def build(work: Work) -> Facts:
     """Builder of `candidates`: samples of a policy on the prompts of a file."""
     lm = on_gpu(load(work.inputs["policy"], dtype=work.params["dtype"]))
     check_ends(lm, str(work.inputs["policy"]))

@@ -9,14 +9,6 @@ from typing import Any, TypedDict
 from stagealign.base.identity import fingerprint, plain
 from stagealign.base.kind import Kind
 
-LARGE = 1e9
-"""Weights from which activations are recomputed, and SFT's batch is cut in parts; execution, not identity."""
-
-
-MICRO_BATCH = 4
-"""Most pairs in one forward of one process where nothing else is asked for."""
-
-
 Facts = Mapping[str, object]
 """What a builder reports about its output, as JSON-ready values; never identity."""
 
