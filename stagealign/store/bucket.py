@@ -54,9 +54,10 @@ class Bucketed(Store):
         self.url = url.rstrip("/")
         self._seen: dict[str, bytes | None] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without connection and memory, as another process looks for itself."""
-        return {name: one for name, one in self.__dict__.items() if name != "_bucket"} | {"_seen": {}}
+    def __getstate__(self) -> dict[str, object]:
+        """State without connection and memory, as another process looks for itself."""
+        state = {name: value for name, value in self.__dict__.items() if name != "_bucket"}
+        return {**state, "_seen": {}}
 
     @property
     def place(self) -> str:
