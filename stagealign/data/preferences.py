@@ -1,4 +1,4 @@
-"""Preference data, from a file or the hub, in any shape of TRL's: checked row by row, without holding the rows."""
+"""Reader of preference data, from a file or the hub, in any of TRL's shapes; rows are checked one by one."""
 
 import re
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class PreferenceRow:
 
     @property
     def messages(self) -> Messages | None:
-        r"""The prompt for a chat template; None where it is plain text without turns.
+        r"""The prompt for a chat template; None if it is plain text without turns.
 
         Text in turns of `\n\nHuman:` and `\n\nAssistant:` (HH-RLHF) that ends with the latter is a conversation too.
         """
@@ -56,13 +56,13 @@ class PreferenceRow:
 
     @property
     def tie(self) -> bool:
-        """Whether the two candidates are the same text: kept, whoever compares them finds a tie."""
+        """Whether the two candidates are the same text; such a row is kept, and compares as a tie."""
         return self.chosen == self.rejected
 
 
 @dataclass(frozen=True)
 class PreferenceData:
-    """Chosen prompts in random order, and what became of every row: given = used + repeated + dropped + not chosen."""
+    """Chosen prompts in random order, and the fate of every row: given = used + repeated + dropped + not chosen."""
 
     source: str
     rows: Sequence[PreferenceRow]
@@ -88,7 +88,7 @@ class PreferenceData:
         return sum(row.tie for row in self.rows)
 
     def notes(self) -> list[str]:
-        """What a user should know about these rows, one sentence each."""
+        """Notes for the user about these rows, one sentence each."""
         notes = []
         if self.asked is not None and self.asked > len(self.rows):
             notes.append(f"{self.asked} prompts asked for, {len(self.rows)} found: all are used.")
@@ -154,20 +154,20 @@ def _preference(row: TableRow, explicit: bool) -> PreferenceRow:
     chosen, rejected = text_in(row, "chosen"), text_in(row, "rejected")
     prompt = text_in(row, "prompt") if explicit else None
     if isinstance(chosen, str) and isinstance(rejected, str):
-        made = _split_text(prompt, chosen, rejected)
+        preference = _split_text(prompt, chosen, rejected)
     elif isinstance(chosen, str) or isinstance(rejected, str):
         raise Unusable("one of `chosen` and `rejected` is text, the other a conversation")
     else:
-        made = _split_turns(prompt, chosen, rejected)
-    last = made.messages[-1]["content"] if made.messages else made.prompt_text
-    for name, text in (("prompt", last), ("chosen", made.chosen), ("rejected", made.rejected)):
+        preference = _split_turns(prompt, chosen, rejected)
+    last = preference.messages[-1]["content"] if preference.messages else preference.prompt_text
+    for name, text in (("prompt", last), ("chosen", preference.chosen), ("rejected", preference.rejected)):
         if not text.strip():
             raise Unusable(f"empty `{name}`")
-    return made
+    return preference
 
 
 def _split_turns(prompt: str | Messages | None, chosen: Messages, rejected: Messages) -> PreferenceRow:
-    """Prompt and completions of two conversations that part at their last turn. Raises Unusable where they do not."""
+    """Prompt and completions of two conversations that part at their last turn. Raises Unusable if they do not."""
     if not chosen[-1]["role"] == rejected[-1]["role"] == "assistant":
         raise Unusable("the last turn of `chosen` or `rejected` is not the assistant's")
     shared = chosen[:-1]
@@ -185,7 +185,7 @@ def _split_turns(prompt: str | Messages | None, chosen: Messages, rejected: Mess
 
 
 def _split_text(prompt: str | Messages | None, chosen: str, rejected: str) -> PreferenceRow:
-    """Prompt and completions of two texts. Raises Unusable where an implicit prompt cannot be told."""
+    """Prompt and completions of two texts. Raises Unusable if an implicit prompt cannot be told."""
     if prompt is not None:
         turns = isinstance(prompt, str) and prompt.rstrip().endswith(ANSWER)
         if turns and chosen.startswith(str(prompt)) and rejected.startswith(str(prompt)):

@@ -45,7 +45,7 @@ class Candidate:
     """Ran into the token limit without ending."""
     tokens: int | None = None
     token_ids: tuple[int, ...] | None = None
-    """What was sampled, without the end token; None for human text."""
+    """Sampled token ids, without the end token; None for human text."""
     logp: float | None = None
     """Log-probability under the policy that sampled it, at temperature 1, in nats, end token included."""
 
@@ -152,14 +152,14 @@ def asked_prompts(folder: Path, splits: Iterable[str], part: Sequence[int] | Non
     `part` is (k, n): the k-th of n parts of them, from 1. Raises BadData for a part without prompts.
     """
     rows, wanted = read_rows(folder / "prompts.jsonl", Prompt), set(splits)
-    every = list({one.text: one for one in rows if one.split in wanted}.values())
+    every = list({prompt.text: prompt for prompt in rows if prompt.split in wanted}.values())
     if part is None:
         return every
     k, n = part
-    found = every[len(every) * (k - 1) // n : len(every) * k // n]
-    if not found:
+    asked = every[len(every) * (k - 1) // n : len(every) * k // n]
+    if not asked:
         raise BadData(f"{folder / 'prompts.jsonl'}: {len(every)} prompts cannot be cut into the scale's {n} parts")
-    return found
+    return asked
 
 
 def sampled_facts(candidates: Sequence[Candidate]) -> dict[str, int]:
@@ -184,5 +184,5 @@ class Drops(Counter[str]):
     """Rows left out, by reason; part of every result."""
 
     def check(self, given: int, used: int) -> None:
-        """Raises AssertionError where rows went missing without a reason."""
+        """Raises AssertionError if rows went missing without a reason."""
         assert given == used + self.total(), f"{given} rows in, {used} used, {self.total()} dropped: {dict(self)}"

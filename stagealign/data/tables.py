@@ -35,7 +35,7 @@ class Tally:
     """Rows left out, by reason, with the numbers of the first few."""
 
     unit: str
-    """What the numbers count: `line` of a file, or `row` of a table from 1, without its header."""
+    """Unit of the numbers: `line` of a file, or `row` of a table from 1, without its header."""
     drops: Drops = field(default_factory=Drops)
     examples: dict[str, list[int]] = field(default_factory=dict)
 
@@ -78,7 +78,7 @@ def local_file(source: str) -> Path | None:
 def numbered_rows(source: str, columns: Iterable[str], split: str | None = None) -> tuple[str, Numbered]:
     """(unit of the numbers, numbered rows) of a file or hub data set.
 
-    `columns` are those whose values are needed; the others are None where the format allows to leave them unread.
+    `columns` are those whose values are needed; the others are None if the format allows to leave them unread.
     """
     path = local_file(source)
     if path is None:

@@ -1,4 +1,4 @@
-"""Text and conversations in the cells of a row: read as meant, or refused with a reason that can be counted."""
+"""Text and conversations in the cells of a row; an unusable cell is refused with a reason that is counted."""
 
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -11,7 +11,7 @@ Messages: TypeAlias = tuple[Message, ...]
 
 
 class Unusable(Exception):
-    """Why a row cannot be used; the text is the reason that is counted, so it holds nothing of the row."""
+    """A row cannot be used; the text is the reason that is counted, so it quotes nothing of the row."""
 
 
 def text_in(row: TableRow, column: str) -> str | Messages:
@@ -27,7 +27,7 @@ def text_in(row: TableRow, column: str) -> str | Messages:
 
 
 def given_in(row: TableRow, column: str) -> Any:
-    """The value of a cell. Raises Unusable where there is none."""
+    """The value of a cell. Raises Unusable if there is none."""
     if column not in row:
         raise Unusable(f"no `{column}`")
     if row[column] is MISFIT:

@@ -69,7 +69,7 @@ def build_prompts(work: Work) -> Facts:
 
 
 def _read(data: str, split: str, content: str | None, count: int | None) -> PreferenceData:
-    """Preferences of one split, from where this machine has them. Raises BadData where local files have changed."""
+    """Preferences of one split, from where this machine has them. Raises BadData if local files have changed."""
     _same(data, content)
     local = local_copy(data, split)
     return read_preferences(str(local) if local else data, count, split=None if local else split)
@@ -135,7 +135,7 @@ def build_sft(work: Work) -> Facts:
 
 
 def _messages(row: TableRow) -> list[dict[str, str]] | None:
-    """The row's conversation as role and content; None where it has none that ends with the assistant's words."""
+    """The row's conversation as role and content; None if the last turn is not the assistant's."""
     given = row.get("messages")
     if not isinstance(given, list) or not given:
         return None

@@ -24,7 +24,7 @@ class Scale:
     data: str | None = later_field(None)
     """Hub data set `name@revision` that the task reads; None where its data comes inside registry packages."""
     oracle_weights: str | None = later_field(None)
-    """Hub id of the oracle's weights; None where it is fitted here."""
+    """Hub id of the oracle's weights; None if it is fitted here."""
     engine: Engine | None = field(default=None, metadata={"identity": "where it differs"})
     """None: our own sampler, `policy.sample`."""
     parts: int = field(default=1, metadata={"identity": False})
@@ -54,7 +54,7 @@ class Cell:
     sources: tuple[Source, ...]
     scale: Scale
     beyond_paper: bool = field(default=False, metadata={"identity": False})
-    """A model with a method that the authors did not run on it."""
+    """Whether the authors did not run the method on this model."""
 
     @property
     def id(self) -> str:
@@ -73,7 +73,7 @@ class Cell:
 
     @property
     def extra(self) -> bool:
-        """Whether the cell is beyond the grid, so that it runs only where what makes it so is asked for by name."""
+        """Whether the cell is beyond the grid: it runs only if what makes it so is asked for by name."""
         return bool(self.extra_words)
 
     @property

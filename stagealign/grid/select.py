@@ -17,7 +17,7 @@ Predicate = Callable[[str], bool]
 def select(scale_key: str, expression: str = "") -> list[Cell]:
     """Cells of one scale that a `-k` expression matches, as pytest would match them; extra ones only where named.
 
-    Raises StagealignError where the expression is malformed or matches nothing.
+    Raises StagealignError if the expression is malformed or matches nothing.
     """
     every = cells(scale_key, extras=True)
     matches = matcher(expression)

@@ -27,7 +27,7 @@ TOKEN_BYTES = 36
 
 
 def with_scale(text: str) -> str:
-    """`text` with the tables between its two marks made anew. Raises BadData where the marks are not there."""
+    """`text` with the tables between its two marks rebuilt. Raises BadData if the marks are missing."""
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:

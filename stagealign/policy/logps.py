@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 CAUSAL_COST, MASKED_COST = 1.2, 1.6
-"""What a square of attention costs, to the same arithmetic in a linear layer (measured on CPUs, where no kernel skips
-much of a square below 1,024 tokens)."""
+"""Cost of a square of attention, relative to the same arithmetic in a linear layer. Measured on CPUs, where no kernel
+skips much of a square below 1,024 tokens."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def pack_trees(pairs: Sequence[PairTokens], rows: Sequence[Sequence[int]]) -> Pa
 
 
 def _spans(pairs: Sequence[PairTokens], row: Sequence[int], shared: int) -> dict[int, tuple[int, int, int, int]]:
-    """Where in its row each pair's own prompt, chosen and rejected start, and where it ends."""
+    """By pair, the start of its own prompt, chosen and rejected in its row, and its end."""
     spans, here = {}, shared
     for number in row:
         chosen = here + len(pairs[number].prompt) - shared
@@ -172,7 +172,7 @@ def _tree_mask(size: int, shared: int, spans: Sequence[tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class _Scored:
-    """What is scored, one entry a completion, and the places of all tokens, as they are laid out pair by pair."""
+    """Parts of a layout, collected pair by pair: scored completions, and the places of all tokens."""
 
     place: list[Tensor] = field(default_factory=list)
     predictor: list[Tensor] = field(default_factory=list)

@@ -27,7 +27,7 @@ def join_candidates(work: Work) -> Facts:
 
 
 def join_pairs(work: Work) -> Facts:
-    """Builder of `pairs` from those of the parts; facts as of `labels.to_pairs`. Raises BadData where none is left."""
+    """Builder of `pairs` from those of the parts; facts as of `labels.to_pairs`. Raises BadData if none is left."""
     parts = {name: folder for name, folder in work.inputs.items() if name != "candidates"}
     rows = [row for name in _ordered(parts) for row in read_rows(parts[name] / "pairs.jsonl", Pair)]
     facts = _summed(parts)
@@ -43,14 +43,14 @@ def _ordered(parts: Mapping[str, Path]) -> list[str]:
 
 
 def _summed(parts: Mapping[str, Path]) -> Facts:
-    """The parts' own facts: counts added up, all else where it is the same in all."""
+    """Facts of the parts together: counts added up, other facts kept if all parts share them."""
     records = [read_record(parts[name]) for name in _ordered(parts)]
     every: list[Facts] = [record["facts"] if record else {} for record in records]
-    return {name: found for name in every[0] if (found := _together([one.get(name) for one in every])) is not None}
+    return {name: found for name in every[0] if (found := _together([facts.get(name) for facts in every])) is not None}
 
 
 def _together(values: Sequence[Any]) -> Any:
-    """Sum of whole numbers, sum by key of counts, what all share; None where they differ."""
+    """Sum of whole numbers, sum by key of counts, what all share; None if they differ."""
     if all(isinstance(one, int) and not isinstance(one, bool) for one in values):
         return sum(values)
     if all(isinstance(one, dict) and all(isinstance(count, int) for count in one.values()) for one in values):

@@ -57,7 +57,7 @@ def generate(
         cache = _prefill_shared(lm, prefix)
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         results: list[list[SampledIds]] = [[] for _ in prompts]
-        width = max(1, rows // max(len(one) for one in uniforms))
+        width = max(1, rows // max(map(len, uniforms)))
         for start in range(0, len(order), width):
             batch = order[start : start + width]
             tails = [list(prompts[i][len(prefix) :]) for i in batch]
@@ -65,7 +65,7 @@ def generate(
                 batch, _batch(lm, cache, prefix, tails, [uniforms[i] for i in batch], decoding), strict=True
             ):
                 results[i] = sampled
-                if not all(isfinite(one.logp) for one in sampled):
+                if not all(isfinite(completion.logp) for completion in sampled):
                     name = names[i] if names else f"number {i + 1}"
                     raise BadNumbers(
                         f"sampling: the policy's log-probs are not finite for prompt {name}; look at its weights"
@@ -107,7 +107,7 @@ def _batch(
     owner = torch.tensor([i for i, streams in enumerate(uniforms) for _ in streams], device=device)
     cache.pick(owner)
     hidden, pads = hidden[owner], pads[owner]
-    chance = torch.stack([one for streams in uniforms for one in streams]).to(device)
+    chance = torch.stack([draw for streams in uniforms for draw in streams]).to(device)
     ends = torch.tensor(end_ids(lm), device=device)
     alive = torch.arange(len(owner), device=device)
     ids: list[list[int]] = [[] for _ in owner]
@@ -121,11 +121,11 @@ def _batch(
         if written is not None:
             written.scatter_add_(1, token[:, None], torch.ones_like(token[:, None], dtype=written.dtype))
         over = torch.isin(token, ends)
-        for row, one, log_prob, stop in zip(alive.tolist(), token.tolist(), logp.tolist(), over.tolist(), strict=True):
+        for row, new, log_prob, stop in zip(alive.tolist(), token.tolist(), logp.tolist(), over.tolist(), strict=True):
             logps[row] += log_prob
             ended[row] = stop
             if not stop:
-                ids[row].append(one)
+                ids[row].append(new)
         if over.all() or step + 1 == decoding.max_new_tokens:
             break
         if over.any():
@@ -184,11 +184,10 @@ def sample(
     texts = generate(lm, ids, uniforms, decoding, rows, names=[prompt.hash for prompt in unique])
     candidates = []
     for prompt, sampled in zip(unique, texts, strict=True):
-        for j, one in enumerate(sampled):
-            text = lm.tokenizer.decode(list(one.ids), skip_special_tokens=True).strip()
-            candidates.append(
-                Candidate(prompt.text, text, "on", j, not one.ended, len(one.ids) + one.ended, one.ids, one.logp)
-            )
+        for j, completion in enumerate(sampled):
+            text = lm.tokenizer.decode(list(completion.ids), skip_special_tokens=True).strip()
+            cut, length = not completion.ended, len(completion.ids) + completion.ended
+            candidates.append(Candidate(prompt.text, text, "on", j, cut, length, completion.ids, completion.logp))
     return candidates
 
 

@@ -70,12 +70,12 @@ def build_checkpoint(work: Work) -> Facts:
 
 
 def commit_of(name: str) -> str:
-    """Commit that a checkpoint's newest revision is at now. Raises CannotRun where the hub does not say."""
+    """Commit of a checkpoint's newest revision. Raises CannotRun if the hub does not say."""
     return _snapshot(name, None, ["config.json"]).name
 
 
 def check_checkpoint(name: str, revision: str | None, as_is: bool) -> None:
-    """Raises StagealignError where a published checkpoint cannot be had, or its tokenizer or template not be used.
+    """Raises StagealignError if a published checkpoint cannot be had, or its tokenizer or template not be used.
 
     Fetches its small files alone. One that is a policy `as_is`, without SFT, must have a template and end by it.
     """

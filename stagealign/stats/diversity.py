@@ -1,6 +1,6 @@
 """How different the candidates of one prompt are: n-grams, self-BLEU, embeddings; and whether measures agree.
 
-Pure functions of texts and vectors. A measure is None where it has no value: one candidate alone, or no word at all.
+Pure functions of texts and vectors. A measure is None if it has no value: one candidate alone, or no word at all.
 """
 
 import math
@@ -17,7 +17,7 @@ from stagealign.stats.statistics import Metric, spearman
 
 Array = NDArray[np.float64]
 MORE = {"distinct_2": 1, "self_bleu": -1, "embedding": 1, "surprise": 1, "surprise_gap": 1}
-"""Measure of diversity -> 1 where a larger number means more of it, -1 where a smaller one does."""
+"""Measure of diversity -> 1 if a larger number means more of it, -1 if a smaller one does."""
 ORDER = 4
 """Longest n-grams of BLEU."""
 DECIDED = 1.96
@@ -97,7 +97,7 @@ def self_bleu(texts: Sequence[str]) -> float | None:
     if len(texts) < 2:
         return None
     split = [words(text) for text in texts]
-    return sum(bleu(one, split[:i] + split[i + 1 :]) for i, one in enumerate(split)) / len(split)
+    return sum(bleu(text, split[:i] + split[i + 1 :]) for i, text in enumerate(split)) / len(split)
 
 
 def mean_distance(vectors: NDArray[Any]) -> float | None:
@@ -118,7 +118,7 @@ def mean_distance(vectors: NDArray[Any]) -> float | None:
 def rank_agreement(measures: Mapping[str, Mapping[str, float]]) -> dict[str, Agreement]:
     """Rank correlation over prompts of each two measures, as `a, b` -> {value, n}; measures point the same way first.
 
-    `measures` maps names of `MORE` to numbers by prompt hash. The value is None where one of the two is constant.
+    `measures` maps names of `MORE` to numbers by prompt hash. The value is None if one of the two is constant.
     """
     found: dict[str, Agreement] = {}
     for one, other in combinations([name for name in MORE if measures.get(name)], 2):

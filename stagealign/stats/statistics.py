@@ -177,7 +177,7 @@ def finite_values(values: Sequence[float]) -> Array:
 def as_columns(*tables: Gains) -> Array:
     """[prompts, tables], rows in the order of the prompt hash.
 
-    Raises ValueError where the tables do not share their prompts.
+    Raises ValueError if the tables do not share their prompts.
     """
     for other in tables[1:]:
         paired_differences(tables[0], other)

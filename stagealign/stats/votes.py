@@ -79,7 +79,7 @@ class BoundaryScore:
     score: float
     """In [0, 1]."""
     standard_error: float | None
-    """Of `score`, prompts as clusters; None for a single prompt. 0 where all prompts voted alike: use `interval`."""
+    """Standard error of `score`, prompts as clusters; None for one prompt, 0 if all voted alike: use `interval`."""
     interval: tuple[float, float]
     """95%, for a number of prompts fixed beforehand; under a look after every prompt use `Decision.interval`."""
     prompts: int

@@ -1,4 +1,4 @@
-"""A store with an object store behind it: what is not here is fetched from there, what is built here is sent there.
+"""A store backed by an object store: missing artifacts are fetched from it, and built ones are sent to it.
 
 For machines that share no folder. The bucket has the store's own layout, and a record is sent last, so an artifact is
 there whole or not at all. Object stores have no locks: of two commands that build the same artifact at the same time
@@ -31,7 +31,7 @@ BUCKET = "STAGEALIGN_BUCKET"
 def opened(context: Context = Context()) -> Store:  # noqa: B008, it is frozen
     """The user's store: a folder, and the bucket behind it where `$STAGEALIGN_BUCKET` names one.
 
-    Raises CannotRun where the bucket cannot be reached.
+    Raises CannotRun if the bucket cannot be reached.
     """
     url = os.environ.get(BUCKET, "").strip()
     if not url:
@@ -42,7 +42,7 @@ def opened(context: Context = Context()) -> Store:  # noqa: B008, it is frozen
 
 
 class Bucketed(Store):
-    """A folder of artifacts on this machine, and all of everybody's in the bucket."""
+    """A folder of artifacts on this machine, and the bucket with those of all machines."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Bucketed(Store):
 
     @contextmanager
     def _said(self) -> Iterator[None]:
-        """Names the bucket in whatever its library raises; nothing is swallowed."""
+        """Adds the bucket's name to every error of its library."""
         try:
             yield
         except (StagealignError, FileNotFoundError):
@@ -91,7 +91,7 @@ class Bucketed(Store):
             ) from error
 
     def check(self) -> None:
-        """Raises CannotRun where the bucket cannot be reached; an empty one is fine."""
+        """Raises CannotRun if the bucket cannot be reached; an empty one is fine."""
         fs, root = self._bucket
         with self._said():
             fs.exists(root)
@@ -103,7 +103,7 @@ class Bucketed(Store):
             fs.pipe_file(f"{root}/{name}", text.encode()) if text else fs.rm_file(f"{root}/{name}")
 
     def note(self, name: str) -> str | None:
-        """A note of the bucket; None where there is none."""
+        """A note of the bucket; None if there is none."""
         fs, root = self._bucket
         try:
             with self._said():
@@ -183,7 +183,7 @@ class Bucketed(Store):
         return there or record, built
 
     def _theirs(self, artifact: Artifact) -> Record | None:
-        """The bucket's record, where it is of this spec. Raises StoreDrift, Damaged."""
+        """The bucket's record, checked to be of this spec. Raises StoreDrift, Damaged."""
         record = self._read(artifact)
         if record is None:
             return None
@@ -193,10 +193,10 @@ class Bucketed(Store):
         return f"{without_secrets(self.url)}/{artifact.path}"
 
     def _read(self, artifact: Artifact) -> Record | None:
-        """The bucket's record, of whatever spec."""
+        """The bucket's record, of any spec."""
         self.look([artifact])
         text = self._seen[artifact.path]
-        again = f"remove {self._folder(artifact)} to build it anew"
+        again = f"remove {self._folder(artifact)} to rebuild it"
         return None if text is None else parsed_record(text, f"{self._folder(artifact)}/{RECORD}", again)
 
     def _fetch(self, artifact: Artifact, place: Path, files: Mapping[str, WrittenFile]) -> None:
@@ -224,10 +224,10 @@ class Bucketed(Store):
             found = f"{name} is missing"
         if found:
             found = found.replace(str(place), "").lstrip("/")
-            raise Damaged(f"{self._folder(artifact)}: {found}; remove it there to build it anew")
+            raise Damaged(f"{self._folder(artifact)}: {found}; remove it there to rebuild it")
 
     def _send(self, artifact: Artifact, record: Record) -> None:
-        """Files first, the record last: a half-sent artifact is no artifact."""
+        """Sends files first and the record last, so that a half-sent artifact does not count."""
         fs, root = self._bucket
         folder, there = self.folder(artifact), f"{root}/{artifact.path}"
         if "files" not in record:

@@ -45,7 +45,7 @@ def contents(folder: Path, without: str) -> dict[str, WrittenFile]:
 
 
 def damage(folder: Path, files: Mapping[str, WrittenFile], deep: bool) -> str | None:
-    """What is wrong with the first file that is not as `contents` saw it; None where all are.
+    """The first file that differs from what `contents` saw, and how; None if all are the same.
 
     Sizes only, unless `deep`: then contents too.
     """
@@ -91,5 +91,5 @@ def whole(line: bytes) -> dict[str, object] | None:
 
 
 def broken(value: Mapping[str, object]) -> bool:
-    """Whether an object read from JSON has a seal that is not its own; one without a seal cannot be told."""
+    """Whether an object read from JSON has a seal that is not its own; False for one without a seal."""
     return SEAL in value and value[SEAL] != _seal_of_read(value)

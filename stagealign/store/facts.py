@@ -26,7 +26,7 @@ class Surroundings(CodeVersion):
     versions: dict[str, str]
     hardware: str
     threads: int | None
-    """Of torch; None if it is not loaded."""
+    """Threads of torch; None if it is not loaded."""
     peak_memory_mib: int
 
 
@@ -57,7 +57,7 @@ def package_versions() -> dict[str, str]:
 
 @lru_cache
 def hardware() -> str:
-    """Processor and core count, and the GPU where torch is loaded and sees one."""
+    """Processor and core count, and the GPU if torch is loaded and sees one."""
     model = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -15,7 +15,7 @@ RECORD = "record.json"
 
 
 class Record(TypedDict):
-    """What an artifact was built from, and what it holds."""
+    """The spec and the inputs that an artifact was built from, its facts and its files."""
 
     fingerprint: str
     identity: Identity
@@ -29,17 +29,17 @@ class Record(TypedDict):
 
 
 def read_record(folder: Path) -> Record | None:
-    """The record in a folder, of whatever spec; None where there is none. Raises Damaged."""
+    """The record in a folder, of any spec; None if there is none. Raises Damaged."""
     path = folder / RECORD
     try:
         text = path.read_bytes()
     except FileNotFoundError:
         return None
-    return parsed_record(text, str(path), f"remove the folder to build it anew: {remove(folder)}")
+    return parsed_record(text, str(path), f"remove the folder to rebuild it: {remove(folder)}")
 
 
 def parsed_record(text: bytes, path: str, again: str) -> Record:
-    """A record from its text, which stands at `path`; `again` says how to build anew. Raises Damaged."""
+    """A record from its text, which stands at `path`; `again` says how to rebuild the artifact. Raises Damaged."""
     try:
         read: Any = json.loads(text.decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -61,10 +61,10 @@ def _own(record: Record) -> bool:
 
 
 def check_files(folder: Path, files: Mapping[str, WrittenFile], deep: bool) -> None:
-    """Raises Damaged where a file is not as its record says: by its size or, `deep`, by its content."""
+    """Raises Damaged if a file is not as its record says: by its size or, `deep`, by its content."""
     found = damage(folder, files, deep)
     if found:
-        raise Damaged(f"{found}; remove the folder to build it anew: {remove(folder)}")
+        raise Damaged(f"{found}; remove the folder to rebuild it: {remove(folder)}")
 
 
 def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
@@ -77,5 +77,5 @@ def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
 
 
 def remove(folder: Path) -> str:
-    """The command that makes room for a folder to be built anew."""
+    """The command that removes a folder, so that it is rebuilt."""
     return f"`rm -r {shlex.quote(str(folder))}`"

@@ -28,7 +28,7 @@ LOG = "processes.log"
 def cut(batch: int, processes: int, micro_batch: int | None) -> tuple[int, int]:
     """(micro-batch, accumulation): how each process gets through its share of a global batch.
 
-    Raises StagealignError, naming the choices, where the global batch cannot be split evenly.
+    Raises StagealignError, naming the choices, if the global batch cannot be split evenly.
     """
     if batch % processes:
         choices = [str(n) for n in range(1, batch + 1) if batch % n == 0]

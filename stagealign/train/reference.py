@@ -1,4 +1,4 @@
-"""What a round computes once: reference log-probs, and the trunk (the output of the frozen layers)."""
+"""Values that a round computes once: reference log-probs, and the trunk (the output of the frozen layers)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class TrainingSet:
     reference: Tensor
     """(pairs, 2): reference log-probs of chosen and rejected, in nats."""
     trunk: Tensor | None = None
-    """(tokens of all pairs, d): output of the frozen layers; None where every layer learns."""
+    """(tokens of all pairs, d): output of the frozen layers; None if every layer learns."""
     prompts: Sequence[str] = ()
     """Prompt hash of each pair, for errors."""
 

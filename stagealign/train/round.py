@@ -1,4 +1,4 @@
-"""One round of training, from artifacts to a policy."""
+"""One round of training: artifacts in, a policy out."""
 
 import gc
 import os
@@ -24,7 +24,7 @@ from stagealign.train.sharding import model_split
 from stagealign.train.trainer import RoundSettings, align, train
 
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
-"""What torch's allocators say."""
+"""Words of torch's allocators."""
 
 
 def within_memory(
@@ -37,7 +37,7 @@ def within_memory(
 ) -> tuple[LanguageModel, list[dict[str, float]], int]:
     """(policy, curve, micro-batch) of a round; where memory runs out, it starts again in smaller micro-batches.
 
-    The global batch stays, and so do the numbers. `again` loads the starting policy again. Raises CannotRun where not
+    The global batch stays, and so do the numbers. `again` loads the starting policy again. Raises CannotRun if not
     even one pair fits.
     """
     micro, _ = cut(settings.batch, 1, settings.micro_batch)

@@ -80,7 +80,7 @@ class PreferenceTrainer(Trainer):
         self.step_places: list[int] = []
 
     def collate(self, places: list[int]) -> dict[str, Tensor]:
-        """What one forward needs of these pairs."""
+        """Inputs of one forward: the pairs' numbers."""
         return {"places": torch.tensor(places)}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> BatchOrder:
@@ -133,7 +133,7 @@ class PreferenceTrainer(Trainer):
             self.sums[name] += value
 
     def _check(self, values: Tensor, what: str) -> None:
-        """Raises BadNumbers, naming step and prompts, where one of the last micro-batch's `values` is not finite."""
+        """Raises BadNumbers, naming step and prompts, if one of the last micro-batch's `values` is not finite."""
         if not torch.isfinite(values).all():
             places = self.step_places[-len(values) :]
             self._stop(what, [place for place, one in zip(places, values.tolist(), strict=True) if not isfinite(one)])
