@@ -127,14 +127,12 @@ def rank(name: str, folder: Path) -> None:
                 torch.cuda.synchronize()
             clock.append(time.perf_counter())
 
-    settings = train.Settings(
+    settings = train.RoundSettings(
         5e-7, BATCH, 1, 0.0, "constant", 1.0, "bfloat16", order_seed=0, resume=False, checkpoint_steps=1000,
-        micro_batch=min(shape.micro_batch, BATCH // int(os.environ.get("WORLD_SIZE", "1"))),
+        gather=False, micro_batch=min(shape.micro_batch, BATCH // int(os.environ.get("WORLD_SIZE", "1"))),
         activation_checkpointing=shape.checkpointing,
     )  # fmt: skip
-    train.train(
-        LanguageModel(model, None), data, replace(DPO), settings, folder / "scratch", callbacks=(Clock(),), gather=False
-    )  # type: ignore[arg-type]
+    train.train(LanguageModel(model, None), data, replace(DPO), settings, folder / "scratch", callbacks=(Clock(),))  # type: ignore[arg-type]
     seconds = (clock[-1] - clock[0]) / (len(clock) - 1)
     tokens = sum(pair.tokens for pair in pairs[:BATCH])
     length = shape.prompt + shape.completion

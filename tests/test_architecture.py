@@ -110,3 +110,44 @@ def test_command_line_starts_without_heavy_libraries():
     code = f"import sys, stagealign.cli.app; print(*sorted({HEAVY!r} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not found, f"the command line also imports {', '.join(found)}; import them where they are used"
+
+
+def public_signatures(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """(name, annotation) of each parameter and result of public functions, and of public methods of public classes."""
+    bodies = [tree.body, *(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name[0] != "_")]
+    for node in (node for body in bodies for node in body):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if node.name.startswith("_") and not node.name.endswith("__"):
+            continue
+        given = node.args
+        taken = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+        annotations = [argument.annotation for argument in taken if argument is not None]
+        yield from ((node.name, ast.unparse(one)) for one in [*annotations, node.returns] if one is not None)
+
+
+@pytest.mark.parametrize("package", list(MAY_IMPORT)[: list(MAY_IMPORT).index("boundary")])
+def test_no_public_signature_hides_what_a_mapping_holds(package):
+    """A record is a typed structure, from `base` to `execute`: `dict[str, Any]` tells a reader nothing."""
+    wrong = [
+        f"{path.relative_to(ROOT)}: {name}: {annotation}"
+        for path in modules()
+        if package_of(path) == package
+        for name, annotation in public_signatures(tree_of(path))
+        if "dict[str, Any]" in annotation.replace("'", "").replace("Dict", "dict")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_check_of_signatures_finds_them():
+    text = """
+def public(given: list[dict[str, Any]]) -> "dict[str, Any]": ...
+def _private(given: dict[str, Any]): ...
+class Public:
+    def __init__(self, given: dict[str, Any]): ...
+    def method(self) -> dict[str, object]: ...
+class _Private:
+    def method(self) -> dict[str, Any]: ...
+"""
+    found = [name for name, annotation in public_signatures(ast.parse(text)) if "dict[str, Any]" in annotation]
+    assert found == ["public", "public", "__init__"]

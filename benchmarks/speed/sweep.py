@@ -89,7 +89,7 @@ def _policy(form: str, beta: float, seed: int, start: Artifact, rows: Artifact, 
 def _forwards(store: Store, goals: list[Artifact]) -> int:
     """Completions that the records say were scored by a reference."""
     made = {goal.inputs["reference"].path: goal.inputs["reference"] for goal in goals}
-    return sum((store.record(one) or {})["facts"]["forwards"] for one in made.values())
+    return sum(store.facts(one)["forwards"] for one in made.values())
 
 
 def build_start(work: Work) -> dict[str, Any]:

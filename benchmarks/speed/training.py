@@ -136,13 +136,13 @@ def ours(
     """Trains `lm` with the engine, its reference log-probs included; `lean`: in the least memory it can do with."""
     from stagealign.grid.methods import DPO
     from stagealign.train.reference import TrainingSet, reference_logps, tokenize
-    from stagealign.train.trainer import Settings, align
+    from stagealign.train.trainer import RoundSettings, align
 
     tokens = tokenize(lm, pairs, max_length)
     with autocast(bf16, device):
         reference = reference_logps(lm, tokens, None, None)
     dtype = "bfloat16" if bf16 or lm.model.dtype.itemsize == 2 else "float32"
-    settings = Settings(rate, BATCH, 1, 0.0, "linear", 1.0, dtype, SEED, resume=False)
+    settings = RoundSettings(rate, BATCH, 1, 0.0, "linear", 1.0, dtype, SEED, resume=False)
     if lean:
         settings = replace(settings, micro_batch=1, activation_checkpointing=True)
     with autocast(bf16, device):

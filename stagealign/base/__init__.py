@@ -1,1 +1,1 @@
-"""What every room may use: errors, identities, secrets, words, the client of a chat server."""
+"""Parts that every package uses: errors, identities, secrets, words, the client of a chat server."""

@@ -45,7 +45,7 @@ class StoreDrift(StagealignError):
 
 
 class Damaged(StagealignError):
-    """A file that is not as it was written, with the command that makes it anew."""
+    """A file that is not as it was written, with the command that rebuilds it."""
 
 
 class BadNumbers(StagealignError):

@@ -13,7 +13,7 @@ def remarks_field() -> Any:
 
 
 def later_field(default: Any) -> Any:
-    """Field that came after results were made: no identity where it holds its default, so that they stand."""
+    """Field that was added after results were made: no identity while it holds its default, so that they stand."""
     return field(default=default, metadata={"identity": "where it differs"})
 
 
@@ -40,8 +40,8 @@ def plain(value: Any) -> Any:
 
 def _determines(value: Any, f: "Field[Any]") -> bool:
     """Whether a field with this value belongs to what determines content."""
-    told: bool | str = f.metadata.get("identity", True)
-    return value != f.default if isinstance(told, str) else told
+    determines: bool | str = f.metadata.get("identity", True)
+    return value != f.default if isinstance(determines, str) else determines
 
 
 def _text(key: Any) -> str:

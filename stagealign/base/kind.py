@@ -1,4 +1,4 @@
-"""A kind of artifact: the one row that says what builds it and what planning must know of it."""
+"""A kind of artifact: one row with its builder and everything that planning must know about it."""
 
 import importlib
 from collections.abc import Callable
@@ -8,10 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Kind:
-    """What makes an artifact. `name` and `version` are identity; the rest may change without moving a fingerprint."""
+    """A builder and the facts that planning needs. `name` and `version` are identity; the rest moves no fingerprint."""
 
     name: str
-    """Part of every fingerprint, so it stays as it is for ever, wherever the code moves."""
+    """Part of every fingerprint, so it never changes, wherever the code moves."""
     place: str = field(default="", compare=False)
     """`module:function`, called with a `Work`, returns facts; imported only to build. Empty: `name` is the place."""
     version: int = 1
@@ -21,7 +21,7 @@ class Kind:
     light: float = field(default=0.0, compare=False)
     """Seconds on one laptop core beyond the work that `price` counts; measured in the lab, nothing on a GPU."""
     trains: bool = field(default=False, compare=False)
-    """Whether `--devices` spreads it."""
+    """Whether `--devices` spreads it over processes."""
     fetches: str = field(default="", compare=False)
     """Parameter that names weights on a hub, where building it downloads them."""
 

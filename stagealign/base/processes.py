@@ -37,7 +37,7 @@ class Job:
 def run_all(jobs: Sequence[Job]) -> list[int]:
     """Exit codes of processes that know nothing of each other: none waits for another.
 
-    Once one fails the others are ended, and all end when this one does, or is told to. Raises StagealignError where a
+    Once one fails the others are ended, and all end when this one does, or is told to. Raises StagealignError if a
     command cannot be started.
     """
     running: list[subprocess.Popen[bytes]] = []
@@ -46,23 +46,23 @@ def run_all(jobs: Sequence[Job]) -> list[int]:
             for job in jobs:
                 with job.log.open("w", encoding="utf-8") as said:
                     running.append(subprocess.Popen(job.words, stdout=said, stderr=said, env=job.environment))
-            while any(one.poll() is None for one in running) and not any(one.poll() for one in running):
+            while any(process.poll() is None for process in running) and not any(process.poll() for process in running):
                 time.sleep(0.1)
     except OSError as error:
         raise StagealignError(f"{jobs[0].words[0]}: {error.strerror}; name a program that is installed") from error
     except ToldToEnd:
-        for one in running:
-            end_process(one)
+        for process in running:
+            end_process(process)
         os.kill(os.getpid(), signal.SIGTERM)
         raise
     finally:
-        for one in running:
-            end_process(one)
-    return [one.returncode for one in running]
+        for process in running:
+            end_process(process)
+    return [process.returncode for process in running]
 
 
 def end_process(process: subprocess.Popen[bytes]) -> None:
-    """Ends a launcher, which ends its processes; by force where it does not within half a minute."""
+    """Ends a launcher, which ends its processes; by force if it has not done so within half a minute."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -72,6 +72,7 @@ def end_process(process: subprocess.Popen[bytes]) -> None:
 
 
 def python_path() -> list[str]:
+    """Folders of PYTHONPATH, without empty ones."""
     return [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
 
 

@@ -1,4 +1,4 @@
-"""Whether a value read from a file has the shape that its readers rely on: the first place where it has not."""
+"""Shapes of values read from files: a value is checked, and the first place that does not fit is named."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -28,7 +28,7 @@ class Map:
 
 
 def misfit(value: Any, shape: Any, where: str = "") -> str | None:
-    """`rounds.0.source is a list, text expected`, or None where the value fits.
+    """`rounds.0.source is a list, text expected`, or None if the value fits.
 
     A shape is one of the words above, a list of one shape (a list of any length) or of several (of that length), a
     mapping (an object with these keys; one that ends in `?` may be absent), an `Or` or a `Map`.
@@ -37,7 +37,7 @@ def misfit(value: Any, shape: Any, where: str = "") -> str | None:
 
 
 def _fitting(shape: Any) -> Fits:
-    """What tells whether a value has the shape; made once a shape, and naming no place, as nearly all values fit."""
+    """Predicate for a shape, made once a shape; it names no place, as nearly all values fit."""
     known = _made.get(id(shape))
     if known is None or known[0] is not shape:
         _made[id(shape)] = known = (shape, _make(shape))

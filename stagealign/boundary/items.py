@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, overload
 from stagealign.boundary.sampling import Item
 
 if TYPE_CHECKING:
-    from stagealign.data.preferences import Preference
+    from stagealign.data.preferences import PreferenceRow
 
 
 class Items(Sequence[Item]):
     """The prompts of preference data, each made when it is asked for."""
 
-    def __init__(self, rows: "Sequence[Preference]"):
+    def __init__(self, rows: "Sequence[PreferenceRow]"):
         self._rows = rows
 
     def __len__(self) -> int:
@@ -26,5 +26,5 @@ class Items(Sequence[Item]):
         return [_item(row) for row in self._rows[at]] if isinstance(at, slice) else _item(self._rows[at])
 
 
-def _item(row: "Preference") -> Item:
+def _item(row: "PreferenceRow") -> Item:
     return Item(row.hash, row.prompt_text, (row.chosen, row.rejected), row.messages)

@@ -8,7 +8,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from stagealign.base.errors import BadData, Damaged, StagealignError
 from stagealign.cli.environment import environment_findings
@@ -18,7 +17,7 @@ from stagealign.grid import registry, scales
 from stagealign.pipeline.kinds import TASKS
 from stagealign.pipeline.rounds import plan_run
 from stagealign.store.folder import Store
-from stagealign.store.record import RECORD, check_files, read_record, remove
+from stagealign.store.record import RECORD, Record, check_files, read_record, remove
 from stagealign.store.results import read_results, result_path
 
 NOT_ARTIFACTS = ("assets", "meter", "alpaca", "fetched")
@@ -46,7 +45,7 @@ def store_findings(store: Store, deep: bool) -> Iterator[Finding]:
             if record is None:
                 yield Finding("store", "wrong", f"{path}: files without a record, of unknown origin", remove(folder))
                 continue
-            check_files(folder, record, deep)
+            check_files(folder, record.get("files", {}), deep)
             yield from _relations(store, path, record, known)
         except StagealignError as error:
             yield Finding("store", "wrong", str(error).partition("; ")[0], remove(folder))
@@ -117,7 +116,7 @@ def _part(folder: Path, path: str) -> Finding:
     )  # fmt: skip
 
 
-def _relations(store: Store, path: str, record: dict[str, Any], known: dict[str, set[str]]) -> Iterator[Finding]:
+def _relations(store: Store, path: str, record: Record, known: dict[str, set[str]]) -> Iterator[Finding]:
     """Drift from the registry, and inputs that are not those it was made from."""
     if path in known and record["fingerprint"] not in known[path]:
         yield Finding(
@@ -136,7 +135,7 @@ def _relations(store: Store, path: str, record: dict[str, Any], known: dict[str,
             )  # fmt: skip
 
 
-def _strangers(folder: Path, record: dict[str, Any]) -> list[str]:
+def _strangers(folder: Path, record: Record) -> list[str]:
     """Files at the top of an artifact that its record does not list."""
     if "files" not in record:
         return []

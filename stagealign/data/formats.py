@@ -1,4 +1,4 @@
-"""Rows of JSON, CSV and parquet files, with their numbers."""
+"""Readers of JSON, CSV and parquet files: numbered rows, one at a time."""
 
 import codecs
 import csv
@@ -6,7 +6,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -14,17 +14,18 @@ from typing import IO, Any, TypeAlias
 from stagealign.base.errors import BadData
 from stagealign.base.words import kind_of, why
 
-Row: TypeAlias = dict[str, Any]
-Numbered: TypeAlias = Iterator[tuple[int, Row]]
+TableRow: TypeAlias = Mapping[str, Any]
+"""Values by column, as the format has them."""
+Numbered: TypeAlias = Iterator[tuple[int, TableRow]]
 LONGEST = 1 << 26
-"""Bytes that a row may have; a longer one is a file in another format, or an attack on memory."""
+"""Most bytes of a row; a longer one means another format, or an attack on memory."""
 CHUNK = 1 << 18
 MISFIT = object()
 """In place of every cell of a CSV row that has more or fewer than the header."""
 EXAMPLES = 3
 """Row numbers that a message names."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a cell starts with that a spreadsheet takes for a formula."""
+"""Starts of a cell that a spreadsheet takes for a formula."""
 PYTHON_TEXT = re.compile(r"\[\{\s*'(role|content|from|value)'\s*:")
 
 
@@ -36,7 +37,7 @@ def file_ending(path: Path) -> str:
 
 @contextmanager
 def _opened(path: Path, source: str) -> Iterator[IO[bytes]]:
-    """The file in bytes, decompressed; what goes wrong while it is read becomes BadData."""
+    """The file in bytes, decompressed; an error while it is read becomes BadData."""
     zipped = path.name.lower().endswith(".gz")
     try:
         with gzip.open(path) if zipped else open(path, "rb") as file:
@@ -66,6 +67,7 @@ def _lines(path: Path, source: str) -> Iterator[tuple[int, str]]:
 
 
 def jsonl_rows(path: Path, source: str) -> Numbered:
+    """Objects of a file with one a line, numbered by line; empty lines are passed over. Raises BadData."""
     for number, line in _lines(path, source):
         if not line.strip():
             continue
@@ -78,7 +80,7 @@ def jsonl_rows(path: Path, source: str) -> Numbered:
 
 
 def json_rows(path: Path, source: str) -> Numbered:
-    """Objects of a list, or one after the other, parsed as they are read."""
+    """Objects of a list, or one after the other, parsed as they are read; numbered from 1. Raises BadData."""
     decoder = json.JSONDecoder()
     with _opened(path, source) as file:
         text = _Text(file, source)
@@ -116,7 +118,7 @@ class _Text:
         self._ended = False
 
     def more(self) -> bool:
-        """Whether there was more; what is held doubles, so that a long value is not parsed again too often."""
+        """Reads more text; False at the end. The buffer doubles, so that a long value is seldom parsed again."""
         if self._ended:
             return False
         self.held, self.at = self.held[self.at :], 0
@@ -158,6 +160,10 @@ class _Text:
 
 
 def csv_rows(path: Path, source: str) -> Numbered:
+    """Rows of a CSV file with a header, numbered from 1; a cell is text, or a conversation in JSON. Raises BadData.
+
+    A row with more or fewer cells than the header has MISFIT in every column.
+    """
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST))  # the default refuses texts above 128 KiB
     reader = csv.reader((line for _, line in _lines(path, source)), strict=True)
     header: list[str] | None = None
@@ -185,7 +191,7 @@ def csv_rows(path: Path, source: str) -> Numbered:
 
 
 def _cell(text: str, where: str) -> Any:
-    """A CSV cell: a conversation where it is one in JSON, else its text."""
+    """A CSV cell: its conversation if it holds one in JSON, else its text."""
     if not text.startswith("["):
         return text
     if PYTHON_TEXT.match(text):
@@ -199,6 +205,7 @@ def _cell(text: str, where: str) -> Any:
 
 
 def parquet_rows(path: Path, source: str, wanted: frozenset[str]) -> Numbered:
+    """Rows of a parquet file, numbered from 1; columns that are not `wanted` are not read, and None. Raises BadData."""
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
@@ -219,7 +226,8 @@ def parquet_rows(path: Path, source: str, wanted: frozenset[str]) -> Numbered:
         raise BadData(f"{source}{at}: not a sound parquet file ({why(error)}); write or copy it again") from error
 
 
-def json_object(row: Any, where: str) -> Row:
+def json_object(row: Any, where: str) -> TableRow:
+    """The row, checked to be an object. Raises BadData, naming `where` it stands."""
     if not isinstance(row, dict):
         raise BadData(f"{where}: {kind_of(row)} found; an object with a value for each column is expected")
     return row

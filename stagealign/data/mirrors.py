@@ -1,4 +1,4 @@
-"""Where a hub data set is read from: the hub, or local files that stand in for it; its place is never identity."""
+"""Local copies of hub data sets; their content is identity, their place is not."""
 
 import os
 from functools import lru_cache
@@ -12,9 +12,9 @@ MIRROR = "STAGEALIGN_DATA"
 
 
 def local_copy(data: str, split: str) -> Path | None:
-    """The local file of one split of `owner/name@revision`; None where no mirror is set: the hub is asked then.
+    """The local file of one split of `owner/name@revision`; None if no mirror is set: the hub is asked then.
 
-    A split in several parts is not looked for: join them into one file. Raises BadData where the mirror is set and the
+    A split in several parts is not looked for: join them into one file. Raises BadData if the mirror is set and the
     split is not in it, so that a misspelt folder does not become a download.
     """
     mirror = os.environ.get(MIRROR)
@@ -32,7 +32,7 @@ def local_copy(data: str, split: str) -> Path | None:
 
 
 def content_of(data: str) -> str | None:
-    """What local copies hold, as a hash of all files in the data set's folder; None where the hub's pin says it.
+    """Names and hashes of all local copies of a data set; None without a mirror, as the hub's pin then says it.
 
     Identity, for a local file may hold anything; its path is not.
     """

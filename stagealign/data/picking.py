@@ -1,4 +1,4 @@
-"""Prompts chosen at random from a stream of rows; what is put aside of them lies on disk, not in memory.
+"""Random choice of prompts from a stream of rows; their values lie on disk, not in memory.
 
 The choice is by a keyed hash of the prompt's text: the order is random by seed, does not depend on the order or the
 format of the file, and the first prompts of a larger choice are those of a smaller one.
@@ -21,7 +21,7 @@ GroupT = TypeVar("GroupT", bound="_Group")
 
 
 class Shelf(Generic[ItemT]):
-    """Values in a temporary file that is gone when nobody needs it; a place is a number, whatever lies there."""
+    """Values in a temporary file, each found by its place; the file is removed with the object."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the finalizer
@@ -70,7 +70,7 @@ class Shelved(Sequence[ItemT]):
 
 
 class _Group(Protocol):
-    """What is kept of the rows of one prompt."""
+    """State of the rows of one prompt."""
 
     rows: int
 
@@ -89,7 +89,7 @@ class Pick(Generic[GroupT]):
         self._worst: list[int] = []  # negated hashes: a heap with the largest hash on top
 
     def group(self, prompt: str, new: Callable[[], GroupT]) -> GroupT | None:
-        """The prompt's group, a new one where it has none; None, and the row is left out, where it is not chosen."""
+        """The prompt's group, created at its first row; None if the prompt is not chosen, and the row is left out."""
         digest = hashlib.blake2b(prompt.encode(), key=self._key, digest_size=16).digest()
         mark = -int.from_bytes(digest, "big")
         if mark in self._groups:
@@ -118,7 +118,7 @@ def positive(prompts: int | None) -> None:
 
 
 def some(source: str, given: int, used: int, tally: Tally) -> None:
-    """Raises BadData where no row is left."""
+    """Raises BadData if no row is left."""
     if not given:
         raise BadData(empty(source))
     if not used:
@@ -126,5 +126,5 @@ def some(source: str, given: int, used: int, tally: Tally) -> None:
 
 
 def empty(source: str) -> str:
-    """What is said of a file without rows."""
+    """Error text for a file without rows."""
     return f"{source}: no rows found; give a file with at least one"

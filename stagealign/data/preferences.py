@@ -1,4 +1,4 @@
-"""Preference data, from a file or the hub, in any shape of TRL's: checked row by row, without holding the rows."""
+"""Reader of preference data, from a file or the hub, in any of TRL's shapes; rows are checked one by one."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from itertools import takewhile
 
 from stagealign.base.errors import BadData
 from stagealign.base.words import listed
-from stagealign.data.formats import Row
+from stagealign.data.formats import TableRow
 from stagealign.data.picking import Pick, Shelf, Shelved, positive, some
 from stagealign.data.records import Drops, prompt_hash
 from stagealign.data.tables import Tally, numbered_rows
@@ -20,7 +20,7 @@ NEEDED = "needed are `chosen` and `rejected`, and `prompt` unless it is the star
 
 
 @dataclass(frozen=True)
-class Preference:
+class PreferenceRow:
     """One prompt with its two static candidates."""
 
     prompt: str | Messages
@@ -35,7 +35,7 @@ class Preference:
 
     @property
     def messages(self) -> Messages | None:
-        r"""The prompt for a chat template; None where it is plain text without turns.
+        r"""The prompt for a chat template; None if it is plain text without turns.
 
         Text in turns of `\n\nHuman:` and `\n\nAssistant:` (HH-RLHF) that ends with the latter is a conversation too.
         """
@@ -56,16 +56,16 @@ class Preference:
 
     @property
     def tie(self) -> bool:
-        """Whether the two candidates are the same text: kept, whoever compares them finds a tie."""
+        """Whether the two candidates are the same text; such a row is kept, and compares as a tie."""
         return self.chosen == self.rejected
 
 
 @dataclass(frozen=True)
 class PreferenceData:
-    """Chosen prompts in random order, and what became of every row: given = used + repeated + dropped + not chosen."""
+    """Chosen prompts in random order, and the fate of every row: given = used + repeated + dropped + not chosen."""
 
     source: str
-    rows: Sequence[Preference]
+    rows: Sequence[PreferenceRow]
     given: int
     repeated: int
     """Rows whose prompt is in `rows` from an earlier row; that row's candidates are the ones kept."""
@@ -88,7 +88,7 @@ class PreferenceData:
         return sum(row.tie for row in self.rows)
 
     def notes(self) -> list[str]:
-        """What a user should know about these rows, one sentence each."""
+        """Notes for the user about these rows, one sentence each."""
         notes = []
         if self.asked is not None and self.asked > len(self.rows):
             notes.append(f"{self.asked} prompts asked for, {len(self.rows)} found: all are used.")
@@ -118,7 +118,7 @@ def read_preferences(
     positive(prompts)
     unit, rows = numbered_rows(source, ("prompt", "chosen", "rejected"), split)
     pick: Pick[_Merged] = Pick(prompts, seed)
-    shelf: Shelf[Preference] = Shelf()
+    shelf: Shelf[PreferenceRow] = Shelf()
     tally, given, explicit = Tally(unit), 0, False
     for number, row in rows:
         if not given:  # the first row names the columns, as a header does
@@ -147,27 +147,27 @@ def read_preferences(
     )
 
 
-def _preference(row: Row, explicit: bool) -> Preference:
+def _preference(row: TableRow, explicit: bool) -> PreferenceRow:
     """The row's prompt and candidates. Raises Unusable."""
     if ("prompt" in row) != explicit:
         raise Unusable("`prompt` is in some rows only, unlike in the first")
     chosen, rejected = text_in(row, "chosen"), text_in(row, "rejected")
     prompt = text_in(row, "prompt") if explicit else None
     if isinstance(chosen, str) and isinstance(rejected, str):
-        made = _split_text(prompt, chosen, rejected)
+        preference = _split_text(prompt, chosen, rejected)
     elif isinstance(chosen, str) or isinstance(rejected, str):
         raise Unusable("one of `chosen` and `rejected` is text, the other a conversation")
     else:
-        made = _split_turns(prompt, chosen, rejected)
-    last = made.messages[-1]["content"] if made.messages else made.prompt_text
-    for name, text in (("prompt", last), ("chosen", made.chosen), ("rejected", made.rejected)):
+        preference = _split_turns(prompt, chosen, rejected)
+    last = preference.messages[-1]["content"] if preference.messages else preference.prompt_text
+    for name, text in (("prompt", last), ("chosen", preference.chosen), ("rejected", preference.rejected)):
         if not text.strip():
             raise Unusable(f"empty `{name}`")
-    return made
+    return preference
 
 
-def _split_turns(prompt: str | Messages | None, chosen: Messages, rejected: Messages) -> Preference:
-    """Prompt and completions of two conversations that part at their last turn. Raises Unusable where they do not."""
+def _split_turns(prompt: str | Messages | None, chosen: Messages, rejected: Messages) -> PreferenceRow:
+    """Prompt and completions of two conversations that part at their last turn. Raises Unusable if they do not."""
     if not chosen[-1]["role"] == rejected[-1]["role"] == "assistant":
         raise Unusable("the last turn of `chosen` or `rejected` is not the assistant's")
     shared = chosen[:-1]
@@ -181,16 +181,16 @@ def _split_turns(prompt: str | Messages | None, chosen: Messages, rejected: Mess
         before = shared
     if not before:
         raise Unusable("no prompt before the completions")
-    return Preference(before, chosen[-1]["content"], rejected[-1]["content"])
+    return PreferenceRow(before, chosen[-1]["content"], rejected[-1]["content"])
 
 
-def _split_text(prompt: str | Messages | None, chosen: str, rejected: str) -> Preference:
-    """Prompt and completions of two texts. Raises Unusable where an implicit prompt cannot be told."""
+def _split_text(prompt: str | Messages | None, chosen: str, rejected: str) -> PreferenceRow:
+    """Prompt and completions of two texts. Raises Unusable if an implicit prompt cannot be told."""
     if prompt is not None:
         turns = isinstance(prompt, str) and prompt.rstrip().endswith(ANSWER)
         if turns and chosen.startswith(str(prompt)) and rejected.startswith(str(prompt)):
             chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-        return Preference(prompt, chosen, rejected)
+        return PreferenceRow(prompt, chosen, rejected)
     if ANSWER in chosen or ANSWER in rejected:
         cut = chosen.rfind(ANSWER) + len(ANSWER)
         if ANSWER not in chosen or chosen[:cut] != rejected[: rejected.rfind(ANSWER) + len(ANSWER)]:
@@ -199,7 +199,7 @@ def _split_text(prompt: str | Messages | None, chosen: str, rejected: str) -> Pr
         cut = _shared(chosen, rejected)
         if not cut:
             raise Unusable("no `prompt`, and no start that `chosen` and `rejected` share")
-    return Preference(chosen[:cut], chosen[cut:], rejected[cut:])
+    return PreferenceRow(chosen[:cut], chosen[cut:], rejected[cut:])
 
 
 def _shared(a: str, b: str) -> int:
@@ -225,10 +225,10 @@ class _Merged:
     rows: int = 0
 
 
-def _merged(shelf: Shelf[Preference], first: Preference) -> _Merged:
+def _merged(shelf: Shelf[PreferenceRow], first: PreferenceRow) -> _Merged:
     return _Merged(shelf.put(first))
 
 
-def _present(source: str, row: Row, column: str) -> None:
+def _present(source: str, row: TableRow, column: str) -> None:
     if column not in row:
         raise BadData(f"{source}: column {column!r} missing; found: {listed(row)}; {NEEDED}")

@@ -1,12 +1,13 @@
-"""Rows that rooms hand to each other: prompts, candidates, pairs. Joined by prompt hash, never by position."""
+"""Rows of the files that artifacts exchange: prompts, candidates, pairs. Joined by prompt hash, never by position."""
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from stagealign.base.errors import BadData
 from stagealign.base.shapes import ANY, FLAG, NUMBER, TEXT, WHOLE, Or, misfit
@@ -44,7 +45,7 @@ class Candidate:
     """Ran into the token limit without ending."""
     tokens: int | None = None
     token_ids: tuple[int, ...] | None = None
-    """What was sampled, without the end token; None for human text."""
+    """Sampled token ids, without the end token; None for human text."""
     logp: float | None = None
     """Log-probability under the policy that sampled it, at temperature 1, in nats, end token included."""
 
@@ -63,7 +64,8 @@ class Pair:
     rejected_truncated: bool = False
 
 
-Row = TypeVar("Row", Prompt, Candidate, Pair)
+RowT = TypeVar("RowT")
+"""A dataclass whose fields are text, numbers, flags, or one of these or null."""
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> int:
@@ -76,11 +78,15 @@ def write_rows(path: Path, rows: Iterable[Any]) -> int:
     return count
 
 
-def read_dicts(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a JSON-lines file.
+def read_dicts(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Objects of a JSON-lines file, with values as JSON has them.
 
     Raises BadData for a line that is not UTF-8 or not a JSON object, naming file and line.
     """
+    return _objects(path)
+
+
+def _objects(path: Path) -> Iterator[dict[str, Any]]:
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
             try:
@@ -95,14 +101,14 @@ def read_dicts(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def read_rows(path: Path, kind: type[Row]) -> list[Row]:
-    """Rows of `path` as `kind`.
+def read_rows(path: Path, kind: type[RowT]) -> list[RowT]:
+    """Rows of `path` as `kind`, a dataclass.
 
-    Raises BadData where a row lacks a column, has an unknown one or a value of another kind.
+    Raises BadData if a row lacks a column, has an unknown one or a value of another kind.
     """
     rows = []
-    shape = SHAPES[kind]
-    for number, row in enumerate(read_dicts(path), 1):
+    shape, columns = _shape_of(kind)  # type: ignore[arg-type]
+    for number, row in enumerate(_objects(path), 1):
         if isinstance(row.get("token_ids"), list):
             wrong = misfit(row["token_ids"], IDS, "token_ids")
             row["token_ids"] = tuple(row["token_ids"])
@@ -111,13 +117,12 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
         try:
             rows.append(kind(**row))
         except TypeError as error:
-            columns = ", ".join(kind.__dataclass_fields__)
             raise BadData(
                 f"{path}, line {number}: columns {', '.join(row)[:200]} do not fit {kind.__name__} ({columns})"
             ) from error
         wrong = wrong or misfit({name: value for name, value in row.items() if name != "token_ids"}, shape)
         if wrong:
-            raise BadData(f"{path}, line {number}: {wrong}; build the artifact anew")
+            raise BadData(f"{path}, line {number}: {wrong}; build the artifact again")
     return rows
 
 
@@ -131,11 +136,14 @@ def _shape(annotation: Any) -> Any:
 
 
 IDS = [WHOLE]
-SHAPES: dict[type, dict[str, Any]] = {
-    kind: {f"{name}?": _shape(one.type) for name, one in kind.__dataclass_fields__.items()}
-    for kind in (Prompt, Candidate, Pair)
-}
-"""Of a row of each kind in a file."""
+
+
+@cache
+def _shape_of(kind: type) -> tuple[dict[str, Any], str]:
+    """(shape of a row of this kind in a file, its columns in words)."""
+    hints = get_type_hints(kind)
+    columns = [column.name for column in fields(kind)]
+    return {f"{name}?": _shape(hints[name]) for name in columns}, ", ".join(columns)
 
 
 def asked_prompts(folder: Path, splits: Iterable[str], part: Sequence[int] | None = None) -> list[Prompt]:
@@ -144,18 +152,18 @@ def asked_prompts(folder: Path, splits: Iterable[str], part: Sequence[int] | Non
     `part` is (k, n): the k-th of n parts of them, from 1. Raises BadData for a part without prompts.
     """
     rows, wanted = read_rows(folder / "prompts.jsonl", Prompt), set(splits)
-    every = list({one.text: one for one in rows if one.split in wanted}.values())
+    every = list({prompt.text: prompt for prompt in rows if prompt.split in wanted}.values())
     if part is None:
         return every
     k, n = part
-    found = every[len(every) * (k - 1) // n : len(every) * k // n]
-    if not found:
+    asked = every[len(every) * (k - 1) // n : len(every) * k // n]
+    if not asked:
         raise BadData(f"{folder / 'prompts.jsonl'}: {len(every)} prompts cannot be cut into the scale's {n} parts")
-    return found
+    return asked
 
 
 def sampled_facts(candidates: Sequence[Candidate]) -> dict[str, int]:
-    """What a record tells of sampled candidates."""
+    """Facts of sampled candidates: how many, their tokens, and how many were cut or empty."""
     return {
         "candidates": len(candidates),
         "tokens": sum(candidate.tokens or 0 for candidate in candidates),
@@ -176,5 +184,5 @@ class Drops(Counter[str]):
     """Rows left out, by reason; part of every result."""
 
     def check(self, given: int, used: int) -> None:
-        """Raises AssertionError where rows went missing without a reason."""
+        """Raises AssertionError if rows went missing without a reason."""
         assert given == used + self.total(), f"{given} rows in, {used} used, {self.total()} dropped: {dict(self)}"

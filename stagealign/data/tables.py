@@ -1,6 +1,6 @@
-"""Rows of a table, one by one: a local file in any of the usual formats, or a hub data set.
+"""Numbered rows of a table, one at a time: a local file in any of the usual formats, or a hub data set.
 
-What cannot be read is BadData that names file and row; no row is skipped in silence, and no file is held in memory.
+An unreadable row is BadData that names file and row. No row is skipped silently, and no file is held in memory.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ class Tally:
     """Rows left out, by reason, with the numbers of the first few."""
 
     unit: str
-    """What the numbers count: `line` of a file, or `row` of a table from 1, without its header."""
+    """Unit of the numbers: `line` of a file, or `row` of a table from 1, without its header."""
     drops: Drops = field(default_factory=Drops)
     examples: dict[str, list[int]] = field(default_factory=dict)
 
@@ -55,7 +55,7 @@ class Tally:
 
 
 def local_file(source: str) -> Path | None:
-    """The file that `source` names; None where it can only be a hub data set. Raises BadData for what is neither."""
+    """The file that `source` names; None if it can only be a hub data set. Raises BadData if it is neither."""
     if not source or "\0" in source:
         raise BadData(f"data {source!r}: no name; give a file or a hub data set `name[:config][@revision]`")
     path = Path(os.path.expanduser(source))
@@ -76,9 +76,9 @@ def local_file(source: str) -> Path | None:
 
 
 def numbered_rows(source: str, columns: Iterable[str], split: str | None = None) -> tuple[str, Numbered]:
-    """(what the numbers count, numbered rows) of a file or hub data set.
+    """(unit of the numbers, numbered rows) of a file or hub data set.
 
-    `columns` are those whose values are needed: where the format allows it the others are not read, and are None.
+    `columns` are those whose values are needed; the others are None if the format allows to leave them unread.
     """
     path = local_file(source)
     if path is None:
@@ -99,7 +99,7 @@ def digest_of(path: Path) -> str:
 
 
 def _hub_rows(source: str, split: str | None) -> Numbered:
-    """Rows of a hub data set, streamed. It never runs code of the data set: `trust_remote_code` is not set."""
+    """Rows of a hub data set, streamed, without running its code: `trust_remote_code` is not set."""
     match = HUB.fullmatch(source)
     if match is None:
         raise BadData(f"{source!r}: neither a file nor a hub data set; the latter is `name[:config][@revision]`")

@@ -1,20 +1,20 @@
-"""Text and conversations in the cells of a row: read as meant, or refused with a reason that can be counted."""
+"""Text and conversations in the cells of a row; an unusable cell is refused with a reason that is counted."""
 
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from stagealign.base.words import kind_of
-from stagealign.data.formats import MISFIT, Row
+from stagealign.data.formats import MISFIT, TableRow
 
 Message: TypeAlias = Mapping[str, str]
 Messages: TypeAlias = tuple[Message, ...]
 
 
 class Unusable(Exception):
-    """Why a row cannot be used; the text is the reason that is counted, so it holds nothing of the row."""
+    """A row cannot be used; the text is the reason that is counted, so it quotes nothing of the row."""
 
 
-def text_in(row: Row, column: str) -> str | Messages:
+def text_in(row: TableRow, column: str) -> str | Messages:
     """Text or conversation in a column. Raises Unusable."""
     value = given_in(row, column)
     if isinstance(value, str):
@@ -26,8 +26,8 @@ def text_in(row: Row, column: str) -> str | Messages:
     raise Unusable(f"`{column}` is {kind_of(value)}, not text or a list of messages")
 
 
-def given_in(row: Row, column: str) -> Any:
-    """The value of a cell. Raises Unusable where there is none."""
+def given_in(row: TableRow, column: str) -> Any:
+    """The value of a cell. Raises Unusable if there is none."""
     if column not in row:
         raise Unusable(f"no `{column}`")
     if row[column] is MISFIT:

@@ -1,9 +1,7 @@
-"""The smoke's data: plumbing, nothing to learn."""
-
-from typing import Any
+"""The smoke's data: toy prompts and texts, with nothing to learn."""
 
 from stagealign.data.records import Candidate, Prompt, read_rows, write_rows
-from stagealign.store.artifact import Work
+from stagealign.store.artifact import Facts, Work
 
 WEATHER = (
     "rain",
@@ -23,7 +21,7 @@ WEATHER = (
 )
 
 
-def build_smoke(work: Work) -> dict[str, Any]:
+def build_smoke(work: Work) -> Facts:
     """Builder of `films` at smoke scale: toy prompts that need no download; they measure nothing."""
     test, validation = work.params["test_prompts"], work.params["validation_prompts"]
     splits = ["test"] * test + ["validation"] * validation
@@ -35,7 +33,7 @@ def build_smoke(work: Work) -> dict[str, Any]:
     return {"prompts": len(prompts)}
 
 
-def build_smoke_static(work: Work) -> dict[str, Any]:
+def build_smoke_static(work: Work) -> Facts:
     """Builder of `static` at smoke scale: a long and a short toy sentence a prompt."""
     count, number = work.params["prompts"], work.params["round"]
     prompts = [p for p in read_rows(work.inputs["films"] / "prompts.jsonl", Prompt) if p.split in work.params["splits"]]

@@ -3,33 +3,42 @@
 Read at a pinned revision from the hub, or from local files (`mirrors.py`), by the reader of users' preference data.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from stagealign.base.errors import BadData
 from stagealign.base.identity import stream
-from stagealign.data.formats import Row
+from stagealign.data.formats import TableRow
 from stagealign.data.mirrors import content_of, local_copy
 from stagealign.data.preferences import PreferenceData, read_preferences
-from stagealign.data.records import Candidate, Drops, Prompt, read_dicts, read_rows, write_rows
+from stagealign.data.records import Candidate, Drops, Prompt, read_rows, write_rows
 from stagealign.data.tables import numbered_rows
-from stagealign.store.artifact import Work
+from stagealign.store.artifact import Facts, Work
 
 SPLITS = {"train": "train_prefs", "test": "test_prefs"}
-"""Our name of a split and theirs."""
+"""Our name of a split -> the data set's."""
 SFT_SPLIT = "train_sft"
 
 
-def build_prompts(work: Work) -> dict[str, Any]:
+@dataclass(frozen=True)
+class StaticPair:
+    """The two static candidates of a prompt, in the data set's order."""
+
+    prompt: str
+    first: str
+    second: str
+
+
+def build_prompts(work: Work) -> Facts:
     """Builder of `films` for UltraFeedback: prompts with their split, and the two static candidates of each.
 
     Rows that repeat a prompt are merged: the candidates of the first are kept, and the others counted. Which of the two
-    GPT-4 preferred is dropped; the oracle labels them anew. A prompt of both splits stays with the test split. Test
+    GPT-4 preferred is dropped; the oracle labels them again. A prompt of both splits stays with the test split. Test
     prompts are chosen by hash; those not needed are left out, and counted. Raises BadData.
     """
-    data, facts = work.params["data"], {}
+    data, facts = work.params["data"], dict[str, dict[str, object]]()
     prompts: list[Prompt] = []
-    texts: list[dict[str, str]] = []
+    texts: list[StaticPair] = []
     seen: set[str] = set()
     for split, count in (("test", work.params["test_prompts"]), ("train", None)):
         found = _read(data, SPLITS[split], work.params["content"], count)
@@ -42,7 +51,7 @@ def build_prompts(work: Work) -> dict[str, Any]:
             else:
                 seen.add(row.hash)
                 prompts.append(Prompt(row.prompt_text, split))
-                texts.append({"prompt": row.prompt_text, "first": row.chosen, "second": row.rejected})
+                texts.append(StaticPair(row.prompt_text, row.chosen, row.rejected))
         used = sum(prompt.split == split for prompt in prompts)
         drops.check(found.given, used + found.repeated + found.not_chosen)
         facts[split] = {
@@ -60,20 +69,20 @@ def build_prompts(work: Work) -> dict[str, Any]:
 
 
 def _read(data: str, split: str, content: str | None, count: int | None) -> PreferenceData:
-    """Preferences of one split, from where this machine has them. Raises BadData where local files have changed."""
+    """Preferences of one split, from where this machine has them. Raises BadData if local files have changed."""
     _same(data, content)
     local = local_copy(data, split)
     return read_preferences(str(local) if local else data, count, split=None if local else split)
 
 
 def _same(data: str, content: str | None) -> None:
-    """Raises BadData where the local files are not those that the plan was made with."""
+    """Raises BadData if the local files are other ones than the plan was made with."""
     now = content_of(data)
     if now != content:
         raise BadData(f"{data}: planned from {content or 'the hub'}, found {now or 'no local copy'}; plan again")
 
 
-def build_static(work: Work) -> dict[str, Any]:
+def build_static(work: Work) -> Facts:
     """Builder of `static` for UltraFeedback: chosen and rejected of each prompt, in an order that tells nothing.
 
     Rounds share their prompts unless a number is asked for; then each has its own, in a seeded order.
@@ -88,7 +97,7 @@ def build_static(work: Work) -> dict[str, Any]:
         if number * count > len(prompts):
             raise BadData(f"{number} rounds of {count} prompts: only {len(prompts)} found; lower training.pairs")
         prompts = prompts[(number - 1) * count : number * count]
-    texts = {row["prompt"]: (row["first"], row["second"]) for row in read_dicts(folder / "static.jsonl")}
+    texts = {row.prompt: (row.first, row.second) for row in read_rows(folder / "static.jsonl", StaticPair)}
     candidates = []
     for prompt in prompts:
         pair = list(texts[prompt.text])
@@ -99,7 +108,7 @@ def build_static(work: Work) -> dict[str, Any]:
     return {"prompts": len(prompts), "candidates": len(candidates)}
 
 
-def build_sft(work: Work) -> dict[str, Any]:
+def build_sft(work: Work) -> Facts:
     """Builder of `reviews` for base models: conversations of UltraChat, as rows with `messages`."""
     data = work.params["data"]
     _same(data, work.params["content"])
@@ -107,7 +116,7 @@ def build_sft(work: Work) -> dict[str, Any]:
     _, rows = numbered_rows(str(local) if local else data, ("messages",), None if local else SFT_SPLIT)
     drops, kept = Drops(), 0
 
-    def conversations() -> Iterator[dict[str, Any]]:
+    def conversations() -> Iterator[Mapping[str, object]]:
         nonlocal kept
         for _, row in rows:
             messages = _messages(row)
@@ -125,8 +134,8 @@ def build_sft(work: Work) -> dict[str, Any]:
     return {"rows": kept, "drops": dict(drops)}
 
 
-def _messages(row: Row) -> list[dict[str, str]] | None:
-    """The row's conversation as role and content; None where it has none that ends with the assistant's words."""
+def _messages(row: TableRow) -> list[dict[str, str]] | None:
+    """The row's conversation as role and content; None if the last turn is not the assistant's."""
     given = row.get("messages")
     if not isinstance(given, list) or not given:
         return None

@@ -192,7 +192,9 @@ def metrics(values: Mapping[str, Values], absent: Mapping[str, str]) -> dict[str
     for name, unit in UNITS.items():
         numbers = list(values.get(name, {}).values())
         reason = absent.get(name, "no prompt has a value")
-        nothing = {"value": None, "unit": unit, "n": 0, "standard_error": None, "interval": None, "reason": reason}
+        nothing: Metric = {
+            "value": None, "unit": unit, "n": 0, "standard_error": None, "interval": None, "reason": reason
+        }  # fmt: skip
         found[name] = mean_metric(numbers, unit) if numbers else nothing
     return found
 

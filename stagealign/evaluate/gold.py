@@ -58,7 +58,7 @@ def fit_gold(work: Work) -> dict[str, Any]:
         use_cpu=not torch.cuda.is_available(),
         seed=work.params["seed"] % 2**32,
     )
-    data = Dataset.from_list([row | {"length": len(row["text"])} for row in learn])
+    data = Dataset.from_list([{**row, "length": len(row["text"])} for row in learn])
     trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(stop_unless_finite("fine-tuning of the gold reward"))

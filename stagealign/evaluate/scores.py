@@ -159,7 +159,7 @@ def degenerate(completion: str, limit: float) -> bool:
 def policy_metrics(
     completions: Sequence[Candidate],
     readings: Mapping[str, Reading],
-    votes: Sequence[dict[str, Any]],
+    votes: Sequence[Mapping[str, Any]],
     kl: Mapping[int, float],
     repetition_limit: float,
     unit: str,
@@ -209,7 +209,7 @@ def policy_metrics(
     return metrics
 
 
-def boundary(votes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def boundary(votes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Boundary score by cross votes with its interval, and the reading by top candidate beside it."""
     cross = boundary_score([(row["on"], row["off"]) for row in votes])
     top = boundary_score([(row["top_on"], row["top_off"]) for row in votes])

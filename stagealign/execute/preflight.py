@@ -55,9 +55,12 @@ def check_machine(plan: Plan, store: Store, how: Execution) -> None:
 
 
 def check_devices(plan: Plan, how: Execution) -> None:
-    """Raises CannotRun or StagealignError where devices or packages do not do for what is asked."""
+    """Raises CannotRun or StagealignError if a loss is unknown, or devices or packages do not do for what is asked."""
     from stagealign.train.launch import check
+    from stagealign.train.losses import loss_of
 
+    for run in plan.runs:
+        loss_of(run.cell.method.form)
     training = plan.scale.training
     check(how.devices, training.batch, training.trained_layers, gpu_count() if how.here else how.devices.count)
     if any(run.cell.scale.training.peft for run in plan.runs) and find_spec("peft") is None:
@@ -118,7 +121,7 @@ def check_checkpoints(plan: Plan, store: Store, results: Path) -> None:
     fetched = [artifact for artifact in plan.artifacts.values() if artifact.kind.fetches]
     for artifact in fetched:
         if artifact.path in plan.ready and artifact.params["revision"] is None:
-            commit = (store.record(artifact) or {"facts": {}})["facts"].get("revision")
+            commit = store.facts(artifact).get("revision")
             if commit:
                 _check_unmoved(artifact, results / plan.scale.key, str(commit))
     wanted = [artifact for artifact in fetched if artifact.path not in plan.ready]

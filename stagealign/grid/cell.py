@@ -1,4 +1,4 @@
-"""A scale, and one entry of the grid."""
+"""A scale, and a cell: one entry of the grid at that scale."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from stagealign.grid.spec import Checkpoint, Decoding, Engine, Evaluation, Metho
 
 @dataclass(frozen=True)
 class Scale:
-    """The one dial: sizes and checkpoints, never the code path."""
+    """Sizes and checkpoints of one grid; never another code path."""
 
     key: str
     name: str
@@ -24,13 +24,13 @@ class Scale:
     data: str | None = later_field(None)
     """Hub data set `name@revision` that the task reads; None where its data comes inside registry packages."""
     oracle_weights: str | None = later_field(None)
-    """Hub id of the oracle's weights; None where it is fitted here."""
+    """Hub id of the oracle's weights; None if it is fitted here."""
     engine: Engine | None = field(default=None, metadata={"identity": "where it differs"})
-    """None: our own sampler, `sample.py`."""
+    """None: our own sampler, `policy.sample`."""
     parts: int = field(default=1, metadata={"identity": False})
     """Artifacts that a round's on-policy candidates are sampled in; all together hold what one would."""
     processor: str = field(default="cpu", metadata={"identity": False})
-    """What it is made for: `cpu`, or a key of `plan.flops.GPUS`."""
+    """Processor that it is made for: `cpu`, or a key of `plan.flops.GPUS`."""
     replicates: bool = field(default=False, metadata={"identity": False})
     """Whether it has the paper's own models, so that its claims are the paper's."""
     plumbing: bool = field(default=False, metadata={"identity": False})
@@ -54,7 +54,7 @@ class Cell:
     sources: tuple[Source, ...]
     scale: Scale
     beyond_paper: bool = field(default=False, metadata={"identity": False})
-    """A model with a method that the authors did not run on it."""
+    """Whether the authors did not run the method on this model."""
 
     @property
     def id(self) -> str:
@@ -63,7 +63,7 @@ class Cell:
 
     @property
     def row(self) -> dict[str, str]:
-        """Key and name of the method as ids and reports have it: with what else samples or evaluates, never mixed."""
+        """Key and name of the method in ids and reports; another sampler or gold reward is part of both."""
         key, name, preference = self.method.key, self.method.name, self.scale.preference
         if self.scale.engine:
             key, name = f"{key}_{self.scale.engine.key}", f"{name}, samples: {self.scale.engine.key}"
@@ -73,12 +73,12 @@ class Cell:
 
     @property
     def extra(self) -> bool:
-        """Whether the cell is beyond the grid, so that it runs only where what makes it so is asked for by name."""
+        """Whether the cell is beyond the grid: it runs only if what makes it so is asked for by name."""
         return bool(self.extra_words)
 
     @property
     def extra_words(self) -> tuple[tuple[str, str], ...]:
-        """What must be named to ask for the cell, each with what may stand in its place: (word, instead)."""
+        """Words that must be named to ask for the cell, each with what may stand in its place: (word, instead)."""
         words = [(source.key, "") for source in self.sources if source.extra]
         if self.method.variant_of:
             words += [(self.method.key, ""), (self.method.key, self.method.variant_of)]
@@ -89,4 +89,9 @@ class Cell:
     @property
     def keywords(self) -> tuple[str, ...]:
         """Names that `-k` finds besides the id."""
-        return (self.id, self.scale.key, self.checkpoint.source.replace("-", "").replace("_", "").lower())
+        return (self.id, self.scale.key, self.source_keyword)
+
+    @property
+    def source_keyword(self) -> str:
+        """The checkpoint's source in lower case, without the signs that `-k` takes for others."""
+        return self.checkpoint.source.replace("-", "").replace("_", "").lower()

@@ -69,9 +69,15 @@ def _at_beta(method: Method, beta: float) -> Method:
     return replace(method, beta=beta, assumed={**method.assumed, "beta": TRL_DEFAULT})
 
 
-_SMALL = [_at_beta(base, 0.1) for base in BASES]
-METHODS = {
-    "paper": _table(BASES, betas=(0.05, 0.1)),
-    "lab": _table(_SMALL, betas=(0.01, 0.5)),
-    "smoke": {base.key: base for base in _SMALL},
-}
+def tables(bases: Iterable[Method]) -> dict[str, dict[str, Method]]:
+    """By scale, then by key: these methods as the scale has them, and their variants."""
+    bases = list(bases)
+    small = [_at_beta(base, 0.1) for base in bases]
+    return {
+        "paper": _table(bases, betas=(0.05, 0.1)),
+        "lab": _table(small, betas=(0.01, 0.5)),
+        "smoke": {base.key: base for base in small},
+    }
+
+
+METHODS = tables(BASES)

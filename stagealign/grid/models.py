@@ -1,4 +1,4 @@
-"""The five models and where each starts from, by scale."""
+"""The models, and the checkpoint that each starts from, by scale. A new one: a row of both tables, here alone."""
 
 from stagealign.grid.recipes import HANDBOOK, INFERRED
 from stagealign.grid.spec import Checkpoint, Model, Sft, Shape
@@ -48,12 +48,14 @@ CHECKPOINTS = {
             gated=True,
             parameters=8.03e9,
             shape=Shape(layers=32, width=4096, vocabulary=128_256, key_width=1024),
+            licence="llama3",
             assumed={"source": INFERRED + ", strongly"},
         ),
         "zephyr": Checkpoint(
             "alignment-handbook/zephyr-7b-sft-full",  # its files changed once, so the newest commit must be looked up
             parameters=7.24e9,
             shape=Shape(layers=32, width=4096, vocabulary=32_000, key_width=1024),
+            licence="apache-2.0",
             assumed={"source": INFERRED + ", fairly strongly"},
         ),
         "phi2": Checkpoint(
@@ -63,6 +65,7 @@ CHECKPOINTS = {
             parameters=2.78e9,
             template="zephyr",
             shape=Shape(layers=32, width=2560, vocabulary=51_200, key_width=2560),
+            licence="mit",
             assumed={"source": INFERRED, "template": HANDBOOK},
         ),
         "qwen": Checkpoint(
@@ -71,6 +74,7 @@ CHECKPOINTS = {
             sft=PAPER_SFT,
             parameters=7.72e9,
             shape=Shape(layers=32, width=4096, vocabulary=151_936, key_width=4096),
+            licence="other",
             assumed={"source": "version and size not found"},
         ),
         "pythia": Checkpoint(
@@ -80,6 +84,7 @@ CHECKPOINTS = {
             parameters=2.78e9,
             template="zephyr",
             shape=Shape(layers=32, width=2560, vocabulary=50_304, key_width=2560),
+            licence="apache-2.0",
             assumed={"source": "size not found", "template": HANDBOOK},
         ),
     },
@@ -97,6 +102,7 @@ CHECKPOINTS = {
             "50f5173d932e8e61f858120bcb800b97af589f46",
             parameters=162e6,
             shape=Shape(layers=12, width=768, vocabulary=50_304, key_width=768),
+            licence="apache-2.0",
         )
     },
 }

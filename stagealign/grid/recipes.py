@@ -1,4 +1,4 @@
-"""Recipes that unpublished values are taken from."""
+"""Names of the recipes that unpublished values are taken from."""
 
 HANDBOOK = "alignment-handbook, zephyr-7b-beta DPO recipe"
 SIMPO = "SimPO, DPO baseline of Llama-3-Instruct"

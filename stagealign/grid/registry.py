@@ -47,19 +47,19 @@ def cells(scale_key: str, extras: bool = False) -> list[Cell]:
         for method in METHODS[scale_key].values()
         for schedule, sources in SCHEDULES.items()
     ]
-    return [one for one in found if _makes_sense(one) and (extras or not one.extra)]
+    return [cell for cell in found if _makes_sense(cell) and (extras or not cell.extra)]
 
 
-def _makes_sense(one: Cell) -> bool:
-    """Whether every writer of this cell's candidates is another model of the scale, and what is extra is one thing.
+def _makes_sense(cell: Cell) -> bool:
+    """Whether all writers of this cell's candidates are other models of the scale, and at most one thing is extra.
 
     A variant of the reference alone differs from its method in later rounds only.
     """
-    writers = {source.sampled_from for source in one.sources if source.sampled_from}
-    more = bool(writers) + bool(one.method.variant_of) + one.beyond_paper
-    if one.method.reference != "round" and len(one.sources) == 1:
+    writers = {source.sampled_from for source in cell.sources if source.sampled_from}
+    more = bool(writers) + bool(cell.method.variant_of) + cell.beyond_paper
+    if cell.method.reference != "round" and len(cell.sources) == 1:
         return False
-    return more < 2 and one.model.key not in writers and writers <= CHECKPOINTS[one.scale.key].keys()
+    return more < 2 and cell.model.key not in writers and writers <= CHECKPOINTS[cell.scale.key].keys()
 
 
 def cell(cell_id: str, scale_key: str = "lab") -> Cell:

@@ -1,4 +1,4 @@
-"""Preferences and scales."""
+"""The scales: sizes, decoding, training and evaluation of each grid."""
 
 from stagealign.grid.cell import Scale
 from stagealign.grid.preferences import PREFERENCES

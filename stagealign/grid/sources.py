@@ -1,4 +1,4 @@
-"""Where a round's candidates come from, and the schedules."""
+"""Sources of a round's candidates, and the schedules: the source of each round."""
 
 from stagealign.grid.spec import Source
 

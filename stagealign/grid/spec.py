@@ -1,4 +1,4 @@
-"""Frozen values that say what is built: everything here is identity, nothing here is about this machine."""
+"""Frozen values that determine what is built: all of it is identity, none of it concerns this machine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from stagealign.base.kind import Kind
 
 @dataclass(frozen=True)
 class Shape:
-    """What a decoder's cost follows from, besides its number of weights."""
+    """Sizes that a decoder's cost follows from, besides its number of weights."""
 
     layers: int
     width: int
@@ -33,17 +33,17 @@ class Decoding:
     presence_penalty: float = later_field(0.0)
     """Taken off the logit of every token that the completion holds already."""
     frequency_penalty: float = later_field(0.0)
-    """The same, as often as it holds it."""
+    """Taken off the logit of a token, once for each time that the completion holds it."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What samples in place of our own sampler; all of it is part of what makes the samples."""
+    """A sampler other than our own; all of it is identity of its samples."""
 
     key: str
     """`vllm`, or `served` for an OpenAI-compatible server; part of the ids of its cells."""
     version: str | None
-    """None where a server does not tell its own."""
+    """None if a server does not tell its own."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -57,7 +57,7 @@ class Sft:
     learning_rate: float
     batch: int
     rotten_share: float | None = None
-    """Share of rotten reviews among the rows; None where the data is not film reviews."""
+    """Share of rotten reviews among the rows; None if the data is not film reviews."""
     revision: str | None = later_field(None)
     """Commit of a hub data set; None for what comes inside a registry package."""
     max_length: int | None = later_field(None)
@@ -79,14 +79,16 @@ class Checkpoint:
     parameters: float = 0.0
     """Number of weights, for cost estimates."""
     template: str | None = later_field(None)
-    """Name in `sft.TEMPLATES` of the chat template that a base model gets before SFT; None: the tokenizer's own."""
+    """Chat template that a base model gets before SFT, a key of `policy.start.TEMPLATES`; None: the tokenizer's own."""
     shape: Shape | None = field(default=None, metadata={"identity": False})
     """For cost estimates; the weights have it anyway."""
+    licence: str = field(default="", metadata={"identity": False})
+    """The base's licence, by the hub's name; empty if it is not known, or if an asset brings its own."""
     assumed: Mapping[str, str] = remarks_field()
 
     @property
     def asset(self) -> str | None:
-        """Key of the asset that holds the weights; None where they come from elsewhere."""
+        """Key of the asset that holds the weights; None if they come from elsewhere."""
         kind, _, name = self.source.partition(":")
         return name if kind == "asset" else None
 
@@ -97,7 +99,7 @@ class Checkpoint:
 
     @property
     def pinned(self) -> bool:
-        """Whether a revision is named, or none is needed; the others are resolved and recorded at the first fetch."""
+        """Whether a revision is named or none is needed; else it is resolved and recorded at the first fetch."""
         return self.revision is not None or ":" in self.source
 
 
@@ -116,7 +118,7 @@ class Method:
     key: str
     name: str
     form: str
-    """Name of a loss in `losses.LOSSES`."""
+    """Key of a loss in `train.losses.LOSSES`."""
     beta: float
     delta: float = 1.0
     """Hinge margin: the 1 of `relu(1 - ...)`, the delta of SLiC-HF."""
@@ -140,7 +142,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a round's candidates come from."""
+    """A source of a round's candidates."""
 
     key: str
     name: str
@@ -154,7 +156,7 @@ class Source:
 
     @property
     def pool(self) -> str:
-        """Where the candidates come from: `policy`, `start of MODEL`, `data set` (its own) or `static` (the task's)."""
+        """Origin of the candidates: `policy`, `start of MODEL`, `data set` (its own) or `static` (the task's)."""
         if self.on_policy:
             return "policy"
         if self.sampled_from:
@@ -189,7 +191,7 @@ class Training:
     trained_layers: int | None = None
     """Only the top N decoder layers and the final norm learn; None trains everything."""
     dtype: str = "float32"
-    """Of the arithmetic; bfloat16 keeps the weights that the optimizer moves in float32."""
+    """Type of the arithmetic; with bfloat16 the optimizer still moves float32 weights."""
     fresh_prompts: bool = later_field(True)
     """Whether each round has prompts of its own; otherwise every round uses all training prompts."""
     peft: Lora | None = field(default=None, metadata={"identity": "where it differs"})
@@ -203,14 +205,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A task of lm-eval that tells what a policy can do besides what it is trained for."""
+    """A task of lm-eval that measures what a policy can do besides what it is trained for."""
 
     task: str
-    """One of the project's own in `capability.LOCAL`, else lm-eval's name for one whose data are on the hub."""
+    """A key of `evaluate.capability.LOCAL`, else lm-eval's name of a task whose data are on the hub."""
     metrics: tuple[str, ...]
-    """As lm-eval calls them, with a filter where it is not `none` (`exact_match,strict-match`); `margin` is ours."""
+    """lm-eval's names, with a filter unless it is `none` (`exact_match,strict-match`); `margin` is ours."""
     items: int | None = None
-    """At most so many, None for all; of a hub task with subtasks, so many of each."""
+    """Most items, None for all; of a hub task with subtasks, the most of each."""
     shots: int = 0
     """Solved examples before each item."""
 
@@ -238,7 +240,7 @@ class Evaluation:
     repetition_limit: float = 0.2
     """A completion with a larger share of repeated bigrams is degenerate."""
     capability: tuple[Benchmark, ...] = ()
-    """What `stagealign run --capability` measures of the start and of the policy that each round ends with."""
+    """Tasks that `stagealign run --capability` gives to the start and to the policy that each round ends with."""
     judging: Judging | None = field(default=None, metadata={"identity": "where it differs"})
-    """None where the gold reward is a scorer of single texts."""
+    """None if the gold reward is a scorer of single texts."""
     assumed: Mapping[str, str] = remarks_field()

@@ -1,4 +1,4 @@
-"""Cells that are trained, sampled or evaluated otherwise."""
+"""Variants of cells: with adapters, another sampler or another gold reward."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -9,7 +9,7 @@ from stagealign.grid.recipes import HANDBOOK
 from stagealign.grid.spec import Engine, Lora
 
 LORA_RATE = {"paper": 5e-6}
-"""Learning rate of adapters by scale, where the full one would hardly move them (handbook's QLoRA recipe of Zephyr)."""
+"""Learning rate of adapters by scale, where the full rate would hardly move them (handbook's QLoRA recipe of Zephyr)."""
 
 
 def adapted(chosen: Iterable[Cell], peft: str | None) -> list[Cell]:
@@ -19,33 +19,33 @@ def adapted(chosen: Iterable[Cell], peft: str | None) -> list[Cell]:
         return cells
     if peft != "lora":
         raise StagealignError(f"--peft {peft!r}: unknown; the one choice is lora")
-    return [_with_lora(one) for one in cells]
+    return [_with_lora(cell) for cell in cells]
 
 
-def _with_lora(one: Cell) -> Cell:
-    method = replace(one.method, key=f"{one.method.key}_lora", name=f"{one.method.name}, LoRA")
-    training = replace(one.scale.training, peft=Lora(), assumed={**one.scale.training.assumed, "peft": HANDBOOK})
-    if one.scale.key in LORA_RATE:
-        rate = LORA_RATE[one.scale.key]
+def _with_lora(cell: Cell) -> Cell:
+    method = replace(cell.method, key=f"{cell.method.key}_lora", name=f"{cell.method.name}, LoRA")
+    training = replace(cell.scale.training, peft=Lora(), assumed={**cell.scale.training.assumed, "peft": HANDBOOK})
+    if cell.scale.key in LORA_RATE:
+        rate = LORA_RATE[cell.scale.key]
         training = replace(training, ladder=(rate,), learning_rate=dict.fromkeys(training.learning_rate, rate))
-    return replace(one, method=method, scale=replace(one.scale, training=training))
+    return replace(cell, method=method, scale=replace(cell.scale, training=training))
 
 
 def evaluated_by(chosen: Iterable[Cell], gold: str) -> list[Cell]:
     """The cells with a one-logit classifier as gold reward, `reward:NAME`: cells of their own, as their numbers differ.
 
-    Training is the same and shared. Raises BadSpec where the classifier is the oracle that labels the pairs.
+    Training is the same and shared. Raises BadSpec if the classifier is the oracle that labels the pairs.
     """
     found = []
-    for one in chosen:
-        preference = replace(one.scale.preference, gold=gold)
-        if preference.rewarded == one.scale.oracle_weights:
+    for cell in chosen:
+        preference = replace(cell.scale.preference, gold=gold)
+        if preference.rewarded == cell.scale.oracle_weights:
             raise BadSpec(f"--gold {gold}: it is the oracle that labels the training pairs; name another scorer")
-        evaluation = replace(one.scale.evaluation, judging=None)
-        found.append(replace(one, scale=replace(one.scale, preference=preference, evaluation=evaluation)))
+        evaluation = replace(cell.scale.evaluation, judging=None)
+        found.append(replace(cell, scale=replace(cell.scale, preference=preference, evaluation=evaluation)))
     return found
 
 
 def sampled_by(chosen: Iterable[Cell], engine: Engine | None) -> list[Cell]:
     """The cells with another sampler: cells of their own, called `zephyr-dpo_vllm-1on`, as their numbers differ."""
-    return [replace(one, scale=replace(one.scale, engine=engine)) if engine else one for one in chosen]
+    return [replace(cell, scale=replace(cell.scale, engine=engine)) if engine else cell for cell in chosen]

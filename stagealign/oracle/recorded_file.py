@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from stagealign.base.errors import BadData
 from stagealign.base.words import listed, short
-from stagealign.data.formats import Row
+from stagealign.data.formats import TableRow
 from stagealign.data.picking import Pick, Shelf, Shelved, empty, positive, some
 from stagealign.data.tables import Tally, digest_of, local_file, numbered_rows
 from stagealign.data.texts import Unusable, given_in, prompt_text, text_in
@@ -69,7 +69,7 @@ class _Pairs:
         self.pairs: dict[Pair, Verdict] = {}
         self.sides: dict[bool, tuple[int, Any]] = {}
 
-    def add(self, number: int, row: Row) -> None:
+    def add(self, number: int, row: TableRow) -> None:
         prompt, a, b = _prompt(row), _completion(row, "a"), _completion(row, "b")
         share = self._share(number, row)
         first = pair_order(a, b)
@@ -82,7 +82,7 @@ class _Pairs:
         else:
             verdict.backward, verdict.backwards = verdict.backward + 1 - share, verdict.backwards + 1
 
-    def _share(self, number: int, row: Row) -> float | None:
+    def _share(self, number: int, row: TableRow) -> float | None:
         """Share by which `a` is preferred; None for a failed judgment. Raises BadData for what could mean anything."""
         if "preference" not in row:
             raise Unusable("no `preference`")
@@ -142,7 +142,7 @@ class _Scores:
         self.pick: Pick[_Scored] = Pick(prompts, seed)
         self.shelf: Shelf[_Row] = Shelf()
 
-    def add(self, number: int, row: Row) -> None:
+    def add(self, number: int, row: TableRow) -> None:
         prompt, completion = _prompt(row), _completion(row, "completion")
         where = f"{self.source}, {self.tally.unit} {number}, column"
         source = given_in(row, "source")
@@ -202,7 +202,7 @@ class _Scores:
         return RecordedPrompt(rows[0].prompt, sides["on"], sides["off"])
 
 
-def _form(source: str, row: Row) -> Literal["pairs", "scores"]:
+def _form(source: str, row: TableRow) -> Literal["pairs", "scores"]:
     """Form of a recorded file, by the columns of its first row. Raises BadData for neither and for both."""
     missing = {form: [name for name in columns if name not in row] for form, columns in RECORDED.items()}
     if not missing["pairs"] and not missing["scores"]:
@@ -221,7 +221,7 @@ def _form(source: str, row: Row) -> Literal["pairs", "scores"]:
     )
 
 
-def _prompt(row: Row) -> str:
+def _prompt(row: TableRow) -> str:
     """Prompt of a recorded row as text. Raises Unusable."""
     text = prompt_text(text_in(row, "prompt"))
     if not text.strip():
@@ -229,7 +229,7 @@ def _prompt(row: Row) -> str:
     return text
 
 
-def _completion(row: Row, column: str) -> str:
+def _completion(row: TableRow, column: str) -> str:
     """Completion of a recorded row; it may be empty, as policies' are. Raises Unusable."""
     value = text_in(row, column)
     if isinstance(value, str):

@@ -33,6 +33,8 @@ class Task:
 
     prompts: Kind
     static: Kind
+    words: str = ""
+    """What the data is, in words for a model card."""
     conversations: Kind | None = None
     """Rows of supervised fine-tuning; None where no start of the scale is fine-tuned."""
     ratings: Kind | None = None
@@ -45,17 +47,22 @@ class Task:
 
 TASKS = {
     "films": Task(
+        words="prompts ask for a one-sentence review of a film; off-policy candidates are human film reviews "
+        "(Rotten Tomatoes), on-policy ones are samples of the policy; an oracle learned from human ratings ranks both",
         prompts=Kind("stagealign.sources:build_films", "stagealign.data.films:build_films", price="free"),
         static=Kind("stagealign.sources:build_static", "stagealign.data.films:build_static", price="free", light=1.0),
         conversations=Kind("stagealign.sources:build_sft", "stagealign.data.films:build_sft", price="free"),
         ratings=Kind("stagealign.sources:build_ratings", "stagealign.data.films:build_ratings", price="free"),
     ),
     "smoke": Task(
+        words="made-up prompts and texts: plumbing only, the numbers mean nothing",
         prompts=Kind("stagealign.sources:build_smoke", "stagealign.data.toy:build_smoke", price="free"),
         static=Kind("stagealign.sources:build_smoke_static", "stagealign.data.toy:build_smoke_static", price="free"),
         embeds=False,
     ),
     "ultrafeedback": Task(
+        words="UltraFeedback prompts; off-policy candidates are its own, on-policy ones are samples of the policy; "
+        "PairRM ranks both",
         prompts=Kind(
             "stagealign.ultrafeedback:build_prompts", "stagealign.data.ultrafeedback:build_prompts", price="free"
         ),

@@ -52,7 +52,7 @@ class Paths:
         return f"{self.shared}/{self.cell.model.key}/seed{self.seed}"
 
     @property
-    def labels(self) -> dict[str, Any]:
+    def labels(self) -> dict[str, object]:
         """Parameters of everything that the oracle labels."""
         return {"oracle": self.preference.oracle, "sign": self.preference.sign}
 
@@ -86,7 +86,7 @@ def make(role: str, kind: Kind, path: str, params: Mapping[str, Any], **inputs: 
     return Artifact(path, kind, params, inputs, role)
 
 
-def trained(training: Training) -> dict[str, Any]:
-    """What of the spec's training determines one round's policy, as JSON-ready values."""
+def trained(training: Training) -> dict[str, object]:
+    """The part of the spec's training that determines one round's policy, as JSON-ready values."""
     left_out = ("pairs", "ladder", "learning_rate")
     return {name: value for name, value in plain(training).items() if name not in left_out}

@@ -13,7 +13,7 @@ from stagealign.pipeline.rounds import plan_run
 from stagealign.pipeline.run import Run, Step
 from stagealign.store.artifact import Artifact
 from stagealign.store.folder import Store
-from stagealign.store.record import remove
+from stagealign.store.record import Record, remove
 from stagealign.store.results import SCHEMA, Result
 
 FACTS = ("seconds", "peak_memory_mib", "hardware", "threads", "commit", "dirty", "versions")
@@ -34,7 +34,7 @@ def result(run: Run, store: Store, fresh: set[str] | None = None) -> Result:
     complete = plan_run(cell, run.seed)
     training = cell.scale.training
     rounds = [_round(steps, training.rate(steps[0].source), store, fresh) for steps in complete.rounds]
-    weights = (store.record(run.weights) or {}).get("facts", {}).get("weights", "published")
+    weights = str(store.facts(run.weights).get("weights", "published"))
     return {
         "schema": SCHEMA,
         "state": "done",
@@ -49,9 +49,7 @@ def result(run: Run, store: Store, fresh: set[str] | None = None) -> Result:
         "preference": plain(cell.scale.preference),
         "scorers": {
             name: {
-                key: value
-                for key, value in (store.record(a) or {}).get("facts", {}).items()
-                if key in ("spearman", "learned_from", "held_out")
+                key: value for key, value in store.facts(a).items() if key in ("spearman", "learned_from", "held_out")
             }
             for name, a in (("oracle", run.oracle), ("gold", run.gold))
         },
@@ -107,7 +105,7 @@ def describe(cell: Cell) -> str:
     return checkpoint.source
 
 
-def _made(record: Mapping[str, Any]) -> dict[str, Any]:
+def _made(record: Record) -> dict[str, Any]:
     """One artifact's entry of the result: what it is and how it was made."""
     facts = record["facts"]
     resolved = {"revision": facts["revision"]} if facts.get("revision") else {}
@@ -157,7 +155,6 @@ def _samples(run: Run, store: Store) -> list[dict[str, Any]]:
 
 def _round(steps: tuple[Step, ...], recorded: float, store: Store, fresh: set[str]) -> dict[str, Any]:
     first = steps[0]
-    pairs = store.record(first.pairs) or {}
     start = _scores(first.start_scores, store)
     return {
         "round": first.number,
@@ -166,7 +163,7 @@ def _round(steps: tuple[Step, ...], recorded: float, store: Store, fresh: set[st
         "start": start,
         "pairs": {
             key: value
-            for key, value in pairs.get("facts", {}).items()
+            for key, value in store.facts(first.pairs).items()
             if key in ("pairs", "ties", "margin", "truncated", "drops")
         },
         "data": _read(first.data, "data.json", store),
@@ -180,8 +177,8 @@ def _rung(step: Step, start: dict[str, Any], store: Store, fresh: set[str]) -> d
         "learning_rate": step.learning_rate,
         "fingerprint": step.fingerprint,
     }
-    policy, scores = store.record(step.policy), store.record(step.scores)
-    if policy is None or scores is None:
+    policy = store.record(step.policy)
+    if policy is None or store.record(step.scores) is None:
         return rung | {"state": "not run"}
     from stagealign.stats.statistics import paired_gain
 
@@ -192,8 +189,9 @@ def _rung(step: Step, start: dict[str, Any], store: Store, fresh: set[str]) -> d
             after = {key: values[place] for key, values in metrics[split]["prompts"].items()}
             before = {key: values[place] for key, values in start[split]["prompts"].items()}
             gains[name][split] = paired_gain(after, before, metrics[split]["gold"]["unit"])
-    reference = store.record(step.reference) or {}
-    forwards = reference.get("facts", {}).get("forwards", 0)
+    trained: Mapping[str, Any] = policy["facts"]
+    reference: Mapping[str, Any] = store.facts(step.reference)
+    forwards = reference.get("forwards", 0)
     computed = forwards if step.reference.path in fresh else 0
     fresh.discard(step.reference.path)
     return rung | {
@@ -202,10 +200,10 @@ def _rung(step: Step, start: dict[str, Any], store: Store, fresh: set[str]) -> d
         **gains,
         "kl": metrics["test"]["kl"],
         "training": {
-            "curve": policy["facts"]["curve"],
-            "pairs_per_second": round(policy["facts"]["pairs"] / max(policy["facts"]["seconds"], 0.01), 2),
-            "cut": policy["facts"]["cut"],
+            "curve": trained["curve"],
+            "pairs_per_second": round(trained["pairs"] / max(trained["seconds"], 0.01), 2),
+            "cut": trained["cut"],
             "reference": {"computed": computed, "reused": forwards - computed},
-            **{key: policy["facts"][key] for key in ("lowered",) if key in policy["facts"]},
+            **{key: trained[key] for key in ("lowered",) if key in trained},
         },
     }

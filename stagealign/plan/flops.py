@@ -92,31 +92,59 @@ LENGTHS = {
 }  # fmt: skip
 
 
-def layer_weights(parameters: float, shape: Shape) -> float:
-    """Weights of one decoder layer: all but embedding and head, over the layers."""
-    tables = shape.vocabulary * shape.width * (1 if shape.tied else 2)
-    return (parameters - tables) / shape.layers
+@dataclass(frozen=True)
+class ModelSize:
+    """Size of a decoder, the part of it that learns, and the bytes of its weights."""
+
+    parameters: float
+    shape: Shape
+    half: bool = False
+    """Whether a weight has 2 bytes (bfloat16) rather than 4 (float32)."""
+    trained_layers: int | None = None
+    """Number of top layers that learn; None: every weight learns."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of one weight."""
+        return 2 if self.half else 4
+
+    @property
+    def bytes(self) -> float:
+        """Bytes of all weights."""
+        return self.parameters * self.size
+
+    @property
+    def layer(self) -> float:
+        """Weights of one decoder layer: all but embedding and head, over the layers."""
+        tables = self.shape.vocabulary * self.shape.width * (1 if self.shape.tied else 2)
+        return (self.parameters - tables) / self.shape.layers
+
+    @property
+    def trained(self) -> float:
+        """Weights that a round changes."""
+        return self.parameters if self.trained_layers is None else self.trained_layers * self.layer
 
 
-def adapter_weights(parameters: float, shape: Shape, rank: int, layers: int | None = None) -> float:
-    """Weights of low-rank adapters on every linear layer of `layers` decoder layers (None: all), three in its MLP.
+def adapter_weights(model: ModelSize, rank: int) -> float:
+    """Weights of low-rank adapters on every linear layer of the decoder layers that learn, three in each MLP.
 
-    A linear layer of inputs x outputs has rank x (inputs + outputs) of them; the MLP's width follows from the layer's
+    A linear layer of inputs x outputs has rank x (inputs + outputs) of them. The MLP's width follows from the layer's
     weights, less those of attention.
     """
-    width, keys = shape.width, shape.key_width
+    width, keys = model.shape.width, model.shape.key_width
     attention = 2 * width * width + 2 * width * keys
-    inner = (layer_weights(parameters, shape) - attention) / width  # three times the MLP's width
-    return rank * (shape.layers if layers is None else layers) * (4 * width + 2 * (width + keys) + 3 * width + inner)
+    inner = (model.layer - attention) / width  # three times the MLP's width
+    layers = model.shape.layers if model.trained_layers is None else model.trained_layers
+    return rank * layers * (4 * width + 2 * (width + keys) + 3 * width + inner)
 
 
-def body_flops(parameters: float, shape: Shape, tokens: float, context: float, layers: int | None = None) -> float:
+def body_flops(model: ModelSize, tokens: float, context: float, layers: int | None = None) -> float:
     """FLOPs of one forward of `layers` decoder layers (None: all): 2 a weight and token, and attention.
 
     A token attends to `context` others on average: 2 x width for the scores and as many for the mix, 2 FLOPs each.
     """
-    count = shape.layers if layers is None else layers
-    return count * tokens * (2 * layer_weights(parameters, shape) + 4 * shape.width * context)
+    count = model.shape.layers if layers is None else layers
+    return count * tokens * (2 * model.layer + 4 * model.shape.width * context)
 
 
 def head_flops(shape: Shape, tokens: float) -> float:
@@ -124,56 +152,41 @@ def head_flops(shape: Shape, tokens: float) -> float:
     return 2 * tokens * shape.vocabulary * shape.width
 
 
-def forward_flops(
-    parameters: float, shape: Shape, tokens: float, scored: float, context: float, layers: int | None = None
-) -> float:
-    """FLOPs of one forward that scores `scored` of the tokens."""
-    return body_flops(parameters, shape, tokens, context, layers) + head_flops(shape, scored)
+def forward_flops(model: ModelSize, tokens: float, scored: float, context: float, layers: int | None = None) -> float:
+    """FLOPs of one forward of `layers` decoder layers (None: all) that scores `scored` of the tokens."""
+    return body_flops(model, tokens, context, layers) + head_flops(model.shape, scored)
 
 
 def training_flops(
-    parameters: float,
-    shape: Shape,
-    tokens: float,
-    scored: float,
-    context: float,
-    trained: int | None = None,
-    recompute: bool = False,
-    adapters: bool = False,
+    model: ModelSize, tokens: float, scored: float, context: float, recompute: bool = False, adapters: bool = False
 ) -> float:
     """FLOPs of forward and backward: 3 forwards of what learns, 2 of what is frozen, 1 more where it is recomputed.
 
-    Only the `trained` top layers are run (None: all): where the rest is frozen its output is kept in the trunk. With
-    `adapters` every weight that the gradient passes is frozen; the adapters' own arithmetic is small beside it.
+    Only the layers that learn are run; the output of the frozen ones is kept in the trunk. With `adapters` every
+    weight that the gradient passes is frozen; the adapters' own arithmetic is small beside it.
     """
-    body = body_flops(parameters, shape, tokens, context, trained)
+    body = body_flops(model, tokens, context, model.trained_layers)
     learns = 2 if adapters else 3
-    return (learns + recompute) * body + (learns if trained is None else 2) * head_flops(shape, scored)
+    head = learns if model.trained_layers is None else 2
+    return (learns + recompute) * body + head * head_flops(model.shape, scored)
 
 
 def sampling_flops(
-    parameters: float, shape: Shape, prompts: float, prompt_tokens: float, rows: float, sampled_tokens: float
+    model: ModelSize, prompts: float, prompt_tokens: float, rows: float, sampled_tokens: float
 ) -> dict[str, float]:
     """FLOPs by kind: `forward` reads each prompt once, `decode` writes every row's tokens one by one."""
-    read = body_flops(parameters, shape, prompts * prompt_tokens, prompt_tokens / 2)
+    read = body_flops(model, prompts * prompt_tokens, prompt_tokens / 2)
     tokens = rows * sampled_tokens
-    written = body_flops(parameters, shape, tokens, prompt_tokens + sampled_tokens / 2) + head_flops(shape, tokens)
+    written = body_flops(model, tokens, prompt_tokens + sampled_tokens / 2) + head_flops(model.shape, tokens)
     return {"forward": read, "decode": written}
 
 
 def training_memory(
-    parameters: float,
-    shape: Shape,
-    micro_tokens: float,
-    scored: float,
-    trained: float,
-    half: bool,
-    checkpointing: bool,
-    moved: float | None = None,
+    model: ModelSize, micro_tokens: float, scored: float, checkpointing: bool, moved: float | None = None
 ) -> float:
     """Peak bytes on one device: weights + gradients + optimizer states + activations + logits.
 
-    `trained` weights lie where gradients pass; `moved` is what the optimizer moves, where adapters stand for them.
+    `moved` is the number of weights that the optimizer moves; None: all that learn. Adapters move fewer.
 
     weights      2 a weight in bfloat16, 4 in float32
     gradients    as many a trained weight
@@ -184,22 +197,21 @@ def training_memory(
     logits       12 a scored position and vocabulary entry: float32 logits, their log-softmax and its gradient
     Source: Rajbhandari et al. 1910.02054 (states); Korthikanti et al. 2205.05198, equation 1 (activations).
     """
-    size = 2 if half else 4
-    states = parameters * size + (trained if moved is None else moved) * (size + 8 + (4 if half else 0))
+    size, shape, trained = model.size, model.shape, model.trained
+    states = model.parameters * size + (trained if moved is None else moved) * (size + 8 + (4 if model.half else 0))
     whole = 34 * shape.width * (size / 2)
-    layers = shape.layers * trained / parameters if trained < parameters else shape.layers
+    layers = shape.layers * trained / model.parameters if trained < model.parameters else shape.layers
     kept = layers * size * shape.width + whole if checkpointing else layers * whole
     return states + micro_tokens * kept + 12 * scored * shape.vocabulary
 
 
-def sampling_memory(parameters: float, shape: Shape, rows: float, tokens: float, half: bool) -> float:
+def sampling_memory(model: ModelSize, rows: float, tokens: float) -> float:
     """Peak bytes of sampling: weights, and keys and values of every row's tokens in every layer."""
-    size = 2 if half else 4
-    return size * (parameters + rows * tokens * shape.layers * 2 * shape.key_width)
+    return model.size * (model.parameters + rows * tokens * model.shape.layers * 2 * model.shape.key_width)
 
 
 @dataclass(frozen=True)
-class Encoder:
+class EncoderSize:
     """An encoder that reads texts."""
 
     layer_parameters: float
@@ -210,9 +222,9 @@ class Encoder:
         return 2 * self.layer_parameters * tokens
 
 
-PAIRRM = Encoder(303e6, 435e6)
+PAIRRM = EncoderSize(303e6, 435e6)
 """DeBERTa-v3-large: 24 layers of width 1,024."""
-MINILM = Encoder(10.6e6, 22.7e6)
+MINILM = EncoderSize(10.6e6, 22.7e6)
 """all-MiniLM-L6-v2: 6 layers of width 384."""
 
 

@@ -1,15 +1,15 @@
 """The arithmetic of each price: what an artifact is made of, to tokens, FLOPs, memory, disk and dollars."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from stagealign.base.batching import LARGE_MODEL
 from stagealign.grid import models
 from stagealign.grid.cell import Scale
-from stagealign.grid.spec import Benchmark, Checkpoint, Shape
+from stagealign.grid.spec import Benchmark, Checkpoint
 from stagealign.plan import flops
-from stagealign.plan.flops import ALPACA_EVAL, LENGTHS, MINILM, PAIRRM
-from stagealign.store.artifact import LARGE, Artifact
+from stagealign.plan.flops import ALPACA_EVAL, LENGTHS, MINILM, PAIRRM, ModelSize
+from stagealign.store.artifact import Artifact
 
 MICRO_PAIRS = 1
 """Pairs in one forward on a GPU; execution, so memory is that of the least that works."""
@@ -30,32 +30,7 @@ Part = dict[str, Any]
 Formula = Callable[[Artifact, Scale], Part]
 
 
-@dataclass(frozen=True)
-class PricedModel:
-    """The language model that an artifact reads or makes."""
-
-    parameters: float
-    shape: Shape
-    half: bool
-    trained_layers: int | None
-
-    @property
-    def size(self) -> int:
-        return 2 if self.half else 4
-
-    @property
-    def bytes(self) -> float:
-        return self.parameters * self.size
-
-    @property
-    def trained(self) -> float:
-        """Weights that a round changes."""
-        if self.trained_layers is None:
-            return self.parameters
-        return self.trained_layers * flops.layer_weights(self.parameters, self.shape)
-
-
-def weights_of(artifact: Artifact, scale: Scale) -> PricedModel | None:
+def weights_of(artifact: Artifact, scale: Scale) -> ModelSize | None:
     """The language model behind an artifact; None where there is none, or none whose shape is known."""
     source = _source(artifact)
     named = {one.asset or one.source: one for one in models.CHECKPOINTS[scale.key].values()}
@@ -63,7 +38,7 @@ def weights_of(artifact: Artifact, scale: Scale) -> PricedModel | None:
     if checkpoint is None or checkpoint.shape is None:
         return None
     half = scale.training.dtype != "float32"
-    return PricedModel(checkpoint.parameters, checkpoint.shape, half, scale.training.trained_layers)
+    return ModelSize(checkpoint.parameters, checkpoint.shape, half, scale.training.trained_layers)
 
 
 def _source(artifact: Artifact) -> str | None:
@@ -122,13 +97,10 @@ def _start(artifact: Artifact, scale: Scale) -> Part:
     frozen = 0.0
     if lm.trained_layers is not None:
         below = lm.shape.layers - lm.trained_layers
-        frozen = flops.body_flops(lm.parameters, lm.shape, tokens, row / 2, below)
-    work = flops.training_flops(
-        lm.parameters, lm.shape, tokens, tokens, row / 2, lm.trained_layers, recompute=lm.parameters > LARGE
-    )
-    memory = flops.training_memory(
-        lm.parameters, lm.shape, row, row, lm.trained, lm.half, checkpointing=lm.parameters > LARGE
-    )
+        frozen = flops.body_flops(lm, tokens, row / 2, below)
+    large = lm.parameters > LARGE_MODEL
+    work = flops.training_flops(lm, tokens, tokens, row / 2, recompute=large)
+    memory = flops.training_memory(lm, row, row, checkpointing=large)
     return {"tokens": tokens, "flops": {"sft": work, "forward": frozen}, "loaded": lm.bytes, "memory": memory,
             "disk": lm.bytes}  # fmt: skip
 
@@ -138,9 +110,9 @@ def _sample(artifact: Artifact, scale: Scale) -> Part:
     if lm is None:
         return {}
     prompts, count, mean = _texts(artifact, scale)
-    work = flops.sampling_flops(lm.parameters, lm.shape, prompts, lengths.own, prompts * count, mean)
+    work = flops.sampling_flops(lm, prompts, lengths.own, prompts * count, mean)
     rows = min(SAMPLED_ROWS, prompts * count)
-    memory = flops.sampling_memory(lm.parameters, lm.shape, rows, lengths.prompt + mean, lm.half)
+    memory = flops.sampling_memory(lm, rows, lengths.prompt + mean)
     tokens = prompts * count * mean
     return {"tokens": tokens, "flops": work, "loaded": lm.bytes, "memory": memory, "disk": tokens * TEXT_BYTES}
 
@@ -150,7 +122,7 @@ def _trunk(artifact: Artifact, scale: Scale) -> Part:
     if lm is None or lm.trained_layers is None:
         return {}
     tokens, _, context = _pairs(artifact, scale)
-    work = flops.body_flops(lm.parameters, lm.shape, tokens, context, lm.shape.layers - lm.trained_layers)
+    work = flops.body_flops(lm, tokens, context, lm.shape.layers - lm.trained_layers)
     disk = tokens * lm.shape.width * lm.size
     return {"tokens": tokens, "flops": {"forward": work}, "loaded": lm.bytes, "memory": lm.bytes + disk, "disk": disk}
 
@@ -160,7 +132,7 @@ def _reference(artifact: Artifact, scale: Scale) -> Part:
     if lm is None:
         return {}
     tokens, scored, context = _pairs(artifact, scale)
-    work = flops.forward_flops(lm.parameters, lm.shape, tokens, scored, context, lm.trained_layers)
+    work = flops.forward_flops(lm, tokens, scored, context, lm.trained_layers)
     one = tokens / max(1, scored) * 4 * LENGTHS[scale.key].static
     memory = lm.bytes + 34 * lm.shape.width * one + 4 * one * lm.shape.vocabulary
     return {"tokens": tokens, "flops": {"forward": work}, "loaded": lm.bytes, "memory": memory, "disk": scored * 0.1}
@@ -172,15 +144,11 @@ def _policy(artifact: Artifact, scale: Scale) -> Part:
         return {}
     tokens, scored, context = _pairs(artifact, scale)
     training = artifact.params["training"]
-    large, epochs, lora = lm.parameters > LARGE, training["epochs"], training.get("peft")
-    work = epochs * flops.training_flops(
-        lm.parameters, lm.shape, tokens, scored, context, lm.trained_layers, recompute=large, adapters=bool(lora)
-    )
+    large, epochs, lora = lm.parameters > LARGE_MODEL, training["epochs"], training.get("peft")
+    work = epochs * flops.training_flops(lm, tokens, scored, context, recompute=large, adapters=bool(lora))
     longest = MICRO_PAIRS * 2 * training["max_length"]
-    moved = flops.adapter_weights(lm.parameters, lm.shape, lora["rank"], lm.trained_layers) if lora else lm.trained
-    memory = flops.training_memory(
-        lm.parameters, lm.shape, longest, longest, lm.trained, lm.half, checkpointing=large, moved=moved
-    )
+    moved = flops.adapter_weights(lm, lora["rank"]) if lora else lm.trained
+    memory = flops.training_memory(lm, longest, longest, checkpointing=large, moved=moved)
     return {"tokens": epochs * tokens, "flops": {"train": work}, "loaded": lm.bytes, "memory": memory,
             "disk": lm.trained * lm.size}  # fmt: skip
 
@@ -230,7 +198,7 @@ def _scores(artifact: Artifact, scale: Scale) -> Part:
     if lm is None or "reference" not in artifact.inputs:
         return found
     tokens = prompts * (lengths.prompt + mean)
-    work = {"forward": 2 * flops.forward_flops(lm.parameters, lm.shape, tokens, prompts * mean, lengths.prompt)}
+    work = {"forward": 2 * flops.forward_flops(lm, tokens, prompts * mean, lengths.prompt)}
     memory = 2 * lm.bytes + 3 * 8 * mean * lm.shape.vocabulary * 4
     return found | {"tokens": 2 * tokens, "flops": work, "loaded": 2 * lm.bytes, "memory": memory}
 
@@ -245,34 +213,33 @@ def _pairrm(artifact: Artifact, scale: Scale) -> Part:
     return {"loaded": 4 * PAIRRM.parameters, "memory": 4 * PAIRRM.parameters, "disk": 4 * PAIRRM.parameters}
 
 
-def _gold_model(artifact: Artifact, scale: Scale) -> tuple[float, Shape, int]:
-    """Weights, shape and bytes a weight of a classifier that evaluates.
+def _gold_model(scale: Scale) -> ModelSize:
+    """Size of the classifier that evaluates, in float32.
 
-    Its shape is taken from the scale's model that is nearest in size; a classifier of unknown size counts as large as
-    the scale's largest model.
+    Its shape is that of the scale's model that is nearest in size. A classifier of unknown size counts as large as the
+    scale's largest model.
     """
-    known = [one for one in models.CHECKPOINTS[scale.key].values() if one.shape is not None]
-    parameters = scale.preference.gold_parameters or max(one.parameters for one in known)
-    nearest = min(known, key=lambda one: abs(one.parameters - parameters))
+    known = [checkpoint for checkpoint in models.CHECKPOINTS[scale.key].values() if checkpoint.shape is not None]
+    parameters = scale.preference.gold_parameters or max(checkpoint.parameters for checkpoint in known)
+    nearest = min(known, key=lambda checkpoint: abs(checkpoint.parameters - parameters))
     assert nearest.shape is not None
-    return parameters, nearest.shape, 4
+    return ModelSize(parameters, nearest.shape)
 
 
 def _reward_model(artifact: Artifact, scale: Scale) -> Part:
     """A classifier's weights, read and written in float32."""
-    parameters, _, size = _gold_model(artifact, scale)
-    return {"loaded": size * parameters, "memory": size * parameters, "disk": size * parameters}
+    weights = _gold_model(scale).bytes
+    return {"loaded": weights, "memory": weights, "disk": weights}
 
 
 def _rewards(artifact: Artifact, scale: Scale) -> Part:
     """A classifier over every completion and static candidate of the held-out prompts."""
-    parameters, shape, size = _gold_model(artifact, scale)
-    lengths = LENGTHS[scale.key]
+    model, lengths = _gold_model(scale), LENGTHS[scale.key]
     prompts, count, mean = _texts(artifact.inputs["completions"], scale)
     tokens = prompts * (count * (lengths.prompt + mean) + 2 * (lengths.prompt + lengths.static))
-    work = flops.body_flops(parameters, shape, tokens, (lengths.prompt + mean) / 2)
-    memory = size * parameters + 34 * shape.width * size / 2 * (lengths.prompt + mean)
-    return {"tokens": tokens, "flops": {"forward": work}, "loaded": size * parameters, "memory": memory,
+    work = flops.body_flops(model, tokens, (lengths.prompt + mean) / 2)
+    memory = model.bytes + 34 * model.shape.width * model.size / 2 * (lengths.prompt + mean)
+    return {"tokens": tokens, "flops": {"forward": work}, "loaded": model.bytes, "memory": memory,
             "disk": prompts * 200.0}  # fmt: skip
 
 
@@ -282,7 +249,7 @@ def _capability(artifact: Artifact, scale: Scale) -> Part:
     if lm is None:
         return {}
     tokens = sum(map(_task_tokens, artifact.params["tasks"]))
-    work = flops.forward_flops(lm.parameters, lm.shape, tokens, tokens, ITEM_TOKENS)
+    work = flops.forward_flops(lm, tokens, tokens, ITEM_TOKENS)
     return {"tokens": tokens, "flops": {"forward": work}, "loaded": lm.bytes, "memory": 2 * lm.bytes, "disk": 1e5}
 
 

@@ -271,5 +271,6 @@ def _revisions(artifacts: Iterable[Artifact], store: Store) -> dict[str, str | N
         source = next(iter(named), None)
         if source and "revision" in artifact.params and artifact.params["revision"] is None:
             built = store.changes(artifact) == []
-            found[str(source)] = (store.record(artifact) or {})["facts"].get("revision") if built else None
+            commit = store.facts(artifact).get("revision") if built else None
+            found[str(source)] = None if commit is None else str(commit)
     return found

@@ -11,7 +11,7 @@ from stagealign.grid import models, registry, select
 from stagealign.grid.cell import Cell
 from stagealign.grid.spec import Shape
 from stagealign.plan import flops as cost
-from stagealign.plan.flops import GIB, GPUS, LENGTHS, PAIRRM, Processor
+from stagealign.plan.flops import GIB, GPUS, LENGTHS, PAIRRM, ModelSize, Processor
 from stagealign.plan.plan import Plan, make_plan
 from stagealign.store.folder import Store
 
@@ -27,7 +27,7 @@ TOKEN_BYTES = 36
 
 
 def with_scale(text: str) -> str:
-    """`text` with the tables between its two marks made anew. Raises BadData where the marks are not there."""
+    """`text` with the tables between its two marks rebuilt. Raises BadData if the marks are missing."""
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:
@@ -127,39 +127,39 @@ def _breaks() -> str:
     per_pair = lengths.prompt + 2 * lengths.sampled
     h200 = GPUS["h200"]
 
-    def memory(parameters: float, shape: Shape) -> float:
-        return cost.training_memory(parameters, shape, longest, longest, parameters, True, True) / GIB
+    def memory(model: ModelSize) -> float:
+        return cost.training_memory(model, longest, longest, checkpointing=True) / GIB
 
-    def hours(parameters: float, shape: Shape, count: float) -> float:
+    def hours(model: ModelSize, count: float) -> float:
         tokens, scored = count * per_pair, count * 2 * lengths.sampled
-        flops = cost.training_flops(parameters, shape, tokens, scored, per_pair / 4, recompute=True)
+        flops = cost.training_flops(model, tokens, scored, per_pair / 4, recompute=True)
         return h200.seconds({"train": flops}) / 3600
 
-    def sampling(parameters: float, shape: Shape, count: float) -> float:
-        flops = cost.sampling_flops(parameters, shape, count, lengths.prompt, 2 * count, lengths.sampled)
+    def sampling(model: ModelSize, count: float) -> float:
+        flops = cost.sampling_flops(model, count, lengths.prompt, 2 * count, lengths.sampled)
         return h200.seconds(flops) / 3600
 
-    large, small = (LARGE, LARGE_SHAPE), (eight.parameters, eight.shape)
-    states = memory(*large)
-    whole = cost.sampling_memory(*large, 64, lengths.prompt + lengths.sampled, True) / GIB
+    large, small = ModelSize(LARGE, LARGE_SHAPE, half=True), ModelSize(eight.parameters, eight.shape, half=True)
+    states = memory(large)
+    whole = cost.sampling_memory(large, 64, lengths.prompt + lengths.sampled) / GIB
     nothing = Store(Path("/nonexistent/stagealign"))
     policies = len(make_plan(select.select("paper", "llama3"), scale.seeds, nothing).by_role["policy"])
     ranked = PAIRRM.flops(pairs * 2 * per_pair)
     rows = [
-        ["training memory, GiB", f"{memory(*small):.0f}", f"{states:,.0f}", "the same",
+        ["training memory, GiB", f"{memory(small):.0f}", f"{states:,.0f}", "the same",
          f"70B: {states:,.0f} / {h200.memory_gib:.0f} = {states / h200.memory_gib:.1f}, so at least "
          f"{-(-states // h200.memory_gib):.0f} H200, in practice {2 * NODE}; sharded states (FSDP, ZeRO-3)"],
-        ["one round of training, GPU-hours", f"{hours(*small, pairs):.1f}", f"{hours(*large, pairs):.0f}",
-         f"{hours(*small, MANY):.0f}",
-         f"both: {hours(*large, MANY):,.0f}; {hours(*large, MANY) / 64 / 24:.1f} days on 64, so a round must resume"],
+        ["one round of training, GPU-hours", f"{hours(small, pairs):.1f}", f"{hours(large, pairs):.0f}",
+         f"{hours(small, MANY):.0f}",
+         f"both: {hours(large, MANY):,.0f}; {hours(large, MANY) / 64 / 24:.1f} days on 64, so a round must resume"],
         ["sampling memory, 64 rows, GiB",
-         f"{cost.sampling_memory(*small, 64, lengths.prompt + lengths.sampled, True) / GIB:.0f}", f"{whole:.0f}",
+         f"{cost.sampling_memory(small, 64, lengths.prompt + lengths.sampled) / GIB:.0f}", f"{whole:.0f}",
          "the same", f"70B: {whole:.0f} against {h200.memory_gib:.0f}: tensor parallel over two GPUs"],
-        ["sampling a round, GPU-hours", f"{sampling(*small, pairs):.1f}", f"{sampling(*large, pairs):.0f}",
-         f"{sampling(*small, MANY):.0f}", "a round's candidates are one artifact: it would be cut in parts"],
+        ["sampling a round, GPU-hours", f"{sampling(small, pairs):.1f}", f"{sampling(large, pairs):.0f}",
+         f"{sampling(small, MANY):.0f}", "a round's candidates are one artifact: it would be cut in parts"],
         ["PairRM labels of a round, GPU-hours", f"{h200.seconds({'encode': ranked}) / 3600:.2f}", "the same",
          f"{h200.seconds({'encode': ranked * MANY / pairs}) / 3600:.1f}", "it reads texts, not weights; data-parallel"],
-        ["disk of one model's policies, GiB", f"{policies * 2 * small[0] / GIB:,.0f}",
+        ["disk of one model's policies, GiB", f"{policies * 2 * small.parameters / GIB:,.0f}",
          f"{policies * 2 * LARGE / GIB:,.0f}", "the same",
          f"{policies} policies (DPO and SLiC-HF): keep the last round's alone, or low-rank adapters"],
         ["a round's token ids in memory, GiB", f"{pairs * per_pair * TOKEN_BYTES / GIB:.1f}", "the same",

@@ -25,15 +25,15 @@ IDENTITY_FILES = (
     "*.model",
     "chat_template*",
 )
-"""What of a local folder may change a score: weights, config, tokenizer and chat template; not records beside them."""
+"""Files of a local folder that may change a score: weights, config, tokenizer and chat template."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib")
-"""What may hold a pickle, which runs code when it is read."""
+"""Files that may hold a pickle, which runs code when it is read."""
 LARGEST_HEADER = 100_000_000
 """Bytes; the safetensors library's own limit."""
 
 
 def check_weights(name: str, revision: str | None = None) -> None:
-    """Raises StagealignError where a checkpoint's weights would be anything but its own safetensors.
+    """Raises StagealignError if a checkpoint's weights would be anything but its own safetensors.
 
     Of a local folder each file's start is looked at: a pickle is one whatever it is called.
     """
@@ -84,7 +84,7 @@ def _conversion(name: str, pickled: Sequence[str]) -> str:
 
 
 def _file_of(name: str, file: str, revision: str | None) -> str | None:
-    """Local path of one file of a checkpoint, from its folder or the hub; None where it has none."""
+    """Local path of one file of a checkpoint, from its folder or the hub; None if it has none."""
     from transformers.utils import cached_file
 
     found: str | None = cached_file(
@@ -115,7 +115,7 @@ def _check_index(name: str, path: Path) -> None:
 
 
 def _not_safetensors(path: Path) -> str | None:
-    """What a file is that is no whole safetensors file; None where it is one, by its header and its size."""
+    """Why a file is not a whole safetensors file, by its header and its size; None if it is one."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(9)
@@ -150,7 +150,7 @@ def _kind(start: bytes) -> str:
 def read_config(name: str, revision: str | None = None) -> Any:
     """Config of a checkpoint, from a local folder or the hub; nothing large is read.
 
-    Raises StagealignError where there is none, where transformers does not know it, or where it asks for remote code.
+    Raises StagealignError if there is none, where transformers does not know it, or where it asks for remote code.
     """
     try:
         raw, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
@@ -165,7 +165,7 @@ def read_config(name: str, revision: str | None = None) -> Any:
 
 
 def read_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Tokenizer of a checkpoint. Raises StagealignError where there is none that transformers can build."""
+    """Tokenizer of a checkpoint. Raises StagealignError if there is none that transformers can build."""
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
@@ -181,7 +181,7 @@ def read_weights(
 ) -> PreTrainedModel:
     """Model in evaluation mode, on the GPU where there is one; `architecture` is what has `from_pretrained`.
 
-    Raises StagealignError where there are no safetensors, or where they lack a weight: transformers would draw it at
+    Raises StagealignError if there are no safetensors, or where they lack a weight: transformers would draw it at
     random, and a random head scores without a complaint.
     """
     check_weights(name, revision)
@@ -206,7 +206,7 @@ def read_weights(
 
 
 def check_missing(name: str, model: PreTrainedModel, loaded: Any, advice: str) -> None:
-    """Raises StagealignError where the files lacked a weight: it was drawn at random."""
+    """Raises StagealignError if the files lacked a weight: it was drawn at random."""
     missing = sorted(loaded["missing_keys"])
     if missing:
         raise StagealignError(
@@ -224,7 +224,7 @@ def floating(dtype: str) -> torch.dtype:
 
 
 def weights_identity(name: str, config: Any) -> str:
-    """What was loaded, whatever its place: `ID@COMMIT` of the hub, or a hash of a local folder's files."""
+    """Identity of a loaded checkpoint: `ID@COMMIT` of the hub, or a hash of a local folder's files."""
     folder = Path(name)
     if not folder.is_dir():
         return f"{name}@{getattr(config, '_commit_hash', None) or 'unknown'}"

@@ -37,6 +37,7 @@ def freeze_below(model: PreTrainedModel, top_layers: int) -> None:
 
 
 def layer_count(model: PreTrainedModel) -> int:
+    """Number of decoder layers."""
     return len(model.base_model.layers)
 
 

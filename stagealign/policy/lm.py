@@ -75,7 +75,7 @@ class LanguageModel:
 def load(folder: str | Path, revision: str | None = None, dtype: str = "float32") -> LanguageModel:
     """A model in evaluation mode with its tokenizer, from a local folder or the hub; safetensors only, no remote code.
 
-    Raises StagealignError where the checkpoint lacks an EOS token, a weight or safetensors, or asks for remote code.
+    Raises StagealignError if the checkpoint lacks an EOS token, a weight or safetensors, or asks for remote code.
     """
     name = str(folder)
     read_config(name, revision)
@@ -98,26 +98,26 @@ def load(folder: str | Path, revision: str | None = None, dtype: str = "float32"
 
 
 def on_gpu(lm: LanguageModel) -> LanguageModel:
-    """The model on this machine's GPU, where it has one; the same object."""
+    """The same object, its model moved to this machine's GPU if it has one."""
     if torch.cuda.is_available():
         lm.model.to("cuda")
     return lm
 
 
 def tensor(path: Path, name: str) -> Tensor:
-    """A tensor of a safetensors file. Raises Damaged, also where the store could not tell by a checksum."""
+    """A tensor of a safetensors file. Raises Damaged, also for files from before the store had checksums."""
     from safetensors.torch import load_file
 
     try:
         return load_file(path)[name]
     except (OSError, SafetensorError, KeyError) as error:
-        raise Damaged(f"{path}: damaged ({error}); build it anew after {remove(path.parent)}") from error
+        raise Damaged(f"{path}: damaged ({error}); rebuild it after {remove(path.parent)}") from error
 
 
 def load_shape(folder: str | Path) -> LanguageModel:
     """A local checkpoint's architecture without its weights, and its tokenizer: for what needs token ids only.
 
-    Raises StagealignError where the checkpoint lacks an EOS token.
+    Raises StagealignError if the checkpoint lacks an EOS token.
     """
     tokenizer = read_tokenizer(str(folder))
     check_tokenizer(tokenizer, str(folder))
@@ -131,7 +131,7 @@ def load_shape(folder: str | Path) -> LanguageModel:
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, chat: bool = False) -> None:
     """Gives a tokenizer without a pad token its EOS to pad with (padding is always masked).
 
-    Raises StagealignError where there is no EOS token, as a completion could never end, or, with `chat`, no template.
+    Raises StagealignError if there is no EOS token, as a completion could never end, or, with `chat`, no template.
     """
     if chat and not tokenizer.chat_template:
         raise StagealignError(
@@ -148,7 +148,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, chat: bool = 
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raises StagealignError where a chat template cannot be used: it fails, or leaves out how an answer starts.
+    """Raises StagealignError if a chat template cannot be used: it fails, or leaves out how an answer starts.
 
     A template that ends the user's turn so that the answer follows at once (`[/INST]`) needs no generation prompt.
     """
@@ -163,7 +163,7 @@ def check_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase, name: str) -> int | None:
-    """Id of the special token that the chat template puts after an answer; None where it puts none there."""
+    """Id of the special token that the chat template puts after an answer; None if it puts none there."""
     if not tokenizer.chat_template:
         return None
     after = _rendered(tokenizer, name, [*USER, ANSWER]).rpartition(ANSWER["content"])[2]
@@ -173,7 +173,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, name: str) -> int | None:
 
 
 def check_ends(lm: LanguageModel, name: str) -> None:
-    """Raises StagealignError where the token that ends a turn in the chat template would not end a completion."""
+    """Raises StagealignError if the token that ends a turn in the chat template would not end a completion."""
     end = turn_end(lm.tokenizer, name)
     if end is not None and end not in end_ids(lm):
         ours, theirs = lm.tokenizer.eos_token, lm.tokenizer.convert_ids_to_tokens(end)
@@ -209,7 +209,7 @@ def end_ids(lm: LanguageModel) -> list[int]:
 
 
 def check_context(lm: LanguageModel, prompt_tokens: int, new_tokens: int) -> None:
-    """Raises BadData where the longest prompt and what is to be sampled do not fit the model's context."""
+    """Raises BadData if the longest prompt and what is to be sampled do not fit the model's context."""
     limit = lm.model.config.max_position_embeddings
     if prompt_tokens + new_tokens > limit:
         raise BadData(
@@ -253,7 +253,7 @@ def save(lm: LanguageModel, folder: Path, start: Path | None = None, top_layers:
 
 
 def link(source: Path, target: Path) -> None:
-    """Hard link where the file system has them, else a copy."""
+    """Links `source` at `target`, or copies it if the file system has no hard links."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)

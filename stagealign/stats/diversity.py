@@ -1,6 +1,6 @@
 """How different the candidates of one prompt are: n-grams, self-BLEU, embeddings; and whether measures agree.
 
-Pure functions of texts and vectors. A measure is None where it has no value: one candidate alone, or no word at all.
+Pure functions of texts and vectors. A measure is None if it has no value: one candidate alone, or no word at all.
 """
 
 import math
@@ -8,21 +8,39 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stagealign.stats.statistics import spearman
+from stagealign.stats.statistics import Metric, spearman
 
 Array = NDArray[np.float64]
-Metric = Mapping[str, Any]
 MORE = {"distinct_2": 1, "self_bleu": -1, "embedding": 1, "surprise": 1, "surprise_gap": 1}
-"""Measure of diversity -> 1 where a larger number means more of it, -1 where a smaller one does."""
+"""Measure of diversity -> 1 if a larger number means more of it, -1 if a smaller one does."""
 ORDER = 4
 """Longest n-grams of BLEU."""
 DECIDED = 1.96
 """Standard errors by which two sets must differ before one counts as more diverse."""
+
+
+class Agreement(TypedDict):
+    """Rank correlation of two measures over `n` prompts; `value` is None if one of the two is constant."""
+
+    value: float | None
+    n: int
+
+
+class Concordance(TypedDict):
+    """Number of comparisons that two measures decide alike, oppositely, or not both; and Kendall's tau of the decided.
+
+    `tau` is None without a comparison that both decide.
+    """
+
+    same: int
+    opposite: int
+    undecided: int
+    tau: float | None
 
 
 def words(text: str) -> list[str]:
@@ -79,7 +97,7 @@ def self_bleu(texts: Sequence[str]) -> float | None:
     if len(texts) < 2:
         return None
     split = [words(text) for text in texts]
-    return sum(bleu(one, split[:i] + split[i + 1 :]) for i, one in enumerate(split)) / len(split)
+    return sum(bleu(text, split[:i] + split[i + 1 :]) for i, text in enumerate(split)) / len(split)
 
 
 def mean_distance(vectors: NDArray[Any]) -> float | None:
@@ -97,12 +115,12 @@ def mean_distance(vectors: NDArray[Any]) -> float | None:
     return float(np.mean([max(0.0, 1 - a @ b) for a, b in combinations(rows, 2)]))
 
 
-def rank_agreement(measures: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+def rank_agreement(measures: Mapping[str, Mapping[str, float]]) -> dict[str, Agreement]:
     """Rank correlation over prompts of each two measures, as `a, b` -> {value, n}; measures point the same way first.
 
-    `measures` maps names of `MORE` to numbers by prompt hash. The value is None where one of the two is constant.
+    `measures` maps names of `MORE` to numbers by prompt hash. The value is None if one of the two is constant.
     """
-    found = {}
+    found: dict[str, Agreement] = {}
     for one, other in combinations([name for name in MORE if measures.get(name)], 2):
         shared = sorted(measures[one].keys() & measures[other].keys())
         ours, theirs = ([MORE[name] * measures[name][prompt] for prompt in shared] for name in (one, other))
@@ -111,7 +129,7 @@ def rank_agreement(measures: Mapping[str, Mapping[str, float]]) -> dict[str, dic
     return found
 
 
-def larger(first: Metric, second: Metric) -> int | None:
+def larger(first: Metric | Mapping[str, Any], second: Metric | Mapping[str, Any]) -> int | None:
     """1 where the first metric is the larger, -1 where the second is, 0 where it cannot be told.
 
     Both are taken as means over independent prompts; where they share prompts that errs on the side of 0. None where
@@ -124,7 +142,7 @@ def larger(first: Metric, second: Metric) -> int | None:
     return int(np.sign(a - b)) if abs(a - b) > DECIDED * math.hypot(error_a, error_b) else 0
 
 
-def concordance(orders: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def concordance(orders: Sequence[tuple[int, int]]) -> Concordance:
     """How often two measures order two sets alike: `same`, `opposite`, `undecided`, and Kendall's tau of the decided.
 
     `orders` holds what each measure says of two sets (1, -1, or 0 for undecided), one entry a comparison. tau is None

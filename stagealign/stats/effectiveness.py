@@ -41,14 +41,10 @@ def effectiveness_ratio(
     ratio["reason"] = _no_ratio(off)
     if ratio["reason"] is None:
         ratios = samples[:, 0] / samples[:, 1]
-        ratio |= {"value": on["value"] / off["value"], "interval": percentiles(ratios)}
+        ratio["value"], ratio["interval"] = on["value"] / off["value"], percentiles(ratios)
         ratio["standard_error"] = float(ratios.std(ddof=1))
-    return ratio | {
-        "seeds": len(tables),
-        "on": on,
-        "off": off,
-        "difference": summary(differences, samples[:, 0] - samples[:, 1], unit),
-    }
+    difference = summary(differences, samples[:, 0] - samples[:, 1], unit)
+    return {**ratio, "seeds": len(tables), "on": on, "off": off, "difference": difference}
 
 
 def gain_at_kl(points: Sequence[tuple[float, float]], kl: float) -> float | None:
@@ -78,7 +74,7 @@ def ratio_at_matched_kl(
     kl = matched_kl(on_ladders, off_ladders)
     on = [_gains_at_kl(ladder, kl) for ladder in on_ladders]
     off = [_gains_at_kl(ladder, kl) for ladder in off_ladders]
-    return effectiveness_ratio(on, off, rng, unit) | {"kl": kl}
+    return {**effectiveness_ratio(on, off, rng, unit), "kl": kl}
 
 
 def best_rung(validation: Mapping[Rung, Sequence[float]]) -> Rung:

@@ -1,4 +1,4 @@
-"""Stops where a number is not finite, by the names of the prompts it belongs to; and tells a collapsed policy."""
+"""Checks for numbers that are not finite, with the prompts that they belong to, and for collapsed policies."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ the lab moved by at most 0.72."""
 
 
 def check_finite(values: Sequence[float], prompts: Sequence[str], what: str, advice: str) -> None:
-    """Raises BadNumbers, naming the prompts by their hashes, where a value is NaN or infinite."""
+    """Raises BadNumbers, naming the prompts by their hashes, if a value is NaN or infinite."""
     bad = list(dict.fromkeys(name for one, name in zip(values, prompts, strict=True) if not math.isfinite(one)))
     if bad:
         raise BadNumbers(f"{what}: not finite for {prompts_named(bad)}; {advice}")

@@ -1,18 +1,16 @@
 """Means, paired gains and effectiveness ratios with intervals: numpy only, every source of chance is handed in.
 
-A metric is `{"value", "unit", "n", "standard_error", "interval"}`; its interval is `[low, high]` at 95%, or None where
-one value alone gives none. A gain table is `{prompt hash: gain}`; a list of them has one entry a seed.
+A gain table is `{prompt hash: gain}`; a list of them has one entry a seed.
 """
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from statistics import NormalDist
-from typing import Any, TypeVar
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-Metric = dict[str, Any]
 Gains = Mapping[str, float]
 Ladder = Sequence[tuple[float, Gains]]
 """Rungs of one source and seed as (KL in nats a completion, gain by prompt hash)."""
@@ -22,6 +20,34 @@ LEVEL = 0.95
 POWER = 0.8
 DRAWS = 2000
 """Bootstrap samples; a 95% bound then moves by about 3% of the interval's width from one generator to another."""
+
+
+class Metric(TypedDict):
+    """A number with its uncertainty. A field typed `Any` is a number or, in the case that it names, None."""
+
+    value: Any
+    """None if it is not known; `reason` then says why."""
+    unit: str
+    n: int
+    """Number of independent cases: prompts, seeds or votes."""
+    standard_error: Any
+    """None if one value alone gives none."""
+    interval: Any
+    """[low, high] at 95%; None if one value alone gives none."""
+    reason: NotRequired[str | None]
+    seeds: NotRequired[int]
+    between_seeds: NotRequired[float | None]
+    """Standard deviation of the seeds' values; None for one seed."""
+    over_prompts: NotRequired[float | None]
+    """Mean standard error of one seed's mean over its prompts."""
+    on: NotRequired["Metric"]
+    """Of a ratio: its numerator."""
+    off: NotRequired["Metric"]
+    """Of a ratio: its denominator."""
+    difference: NotRequired["Metric"]
+    """Of a ratio: numerator minus denominator."""
+    kl: NotRequired[float]
+    """KL at which a ratio was taken, in nats a completion."""
 
 
 def mean_metric(values: Sequence[float], unit: str) -> Metric:
@@ -137,6 +163,7 @@ def _z(level: float) -> float:
 
 
 def finite_values(values: Sequence[float]) -> Array:
+    """The values [n] as float64. Raises ValueError for no values, or one that is not finite."""
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         raise ValueError("no values; a mean needs at least one")
@@ -150,7 +177,7 @@ def finite_values(values: Sequence[float]) -> Array:
 def as_columns(*tables: Gains) -> Array:
     """[prompts, tables], rows in the order of the prompt hash.
 
-    Raises ValueError where the tables do not share their prompts.
+    Raises ValueError if the tables do not share their prompts.
     """
     for other in tables[1:]:
         paired_differences(tables[0], other)
@@ -189,6 +216,7 @@ def _counts(rows: NDArray[np.int64]) -> Array:
 
 
 def summary(gains: Sequence[Gains], samples: Array, unit: str) -> Metric:
+    """Mean gain over seeds, with the error and interval of its bootstrap `samples` [draws]."""
     arrays = [finite_values(list(table.values())) for table in gains]
     means = np.array([array.mean() for array in arrays])
     alone = any(len(array) == 1 for array in arrays)
@@ -206,6 +234,7 @@ def summary(gains: Sequence[Gains], samples: Array, unit: str) -> Metric:
 
 
 def percentiles(samples: Array) -> list[float]:
+    """The 95% percentile interval [low, high] of bootstrap `samples` [draws]."""
     low, high = np.percentile(samples, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return [float(low), float(high)]
 

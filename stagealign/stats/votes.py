@@ -79,7 +79,7 @@ class BoundaryScore:
     score: float
     """In [0, 1]."""
     standard_error: float | None
-    """Of `score`, prompts as clusters; None for a single prompt. 0 where all prompts voted alike: use `interval`."""
+    """Standard error of `score`, prompts as clusters; None for one prompt, 0 if all voted alike: use `interval`."""
     interval: tuple[float, float]
     """95%, for a number of prompts fixed beforehand; under a look after every prompt use `Decision.interval`."""
     prompts: int
@@ -145,6 +145,7 @@ def _scores(scores: Sequence[float], source: str) -> Array:
 
 
 def valid_votes(on: float, off: float) -> tuple[float, float]:
+    """(votes for on, votes for off) of one prompt, checked. Raises BadData for a negative number, or none at all."""
     if not (on >= 0 and off >= 0 and 0 < on + off < math.inf):
         raise BadData(f"votes ({on!r}, {off!r}): not a share of at least one vote; leave a prompt without votes out")
     return float(on), float(off)

@@ -1,1 +1,1 @@
-"""What stands on disk: artifacts and their records, results, kept rows, locks, checksums, a bucket."""
+"""Files on disk: artifacts and their records, results, kept rows, locks, checksums, a bucket."""

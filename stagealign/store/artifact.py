@@ -1,31 +1,31 @@
-"""An artifact: what to build, from what, and where it will stand."""
+"""An artifact (a unit of cached work), its identity, and what its builder is given."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from stagealign.base.identity import fingerprint, plain
 from stagealign.base.kind import Kind
 
-LARGE = 1e9
-"""Weights from which activations are recomputed, and SFT's batch is cut in parts; execution, not identity."""
-
-
-MICRO_BATCH = 4
-"""Most pairs in one forward of one process where nothing else is asked for."""
-
-
-Identity = Mapping[str, object]
-"""What determines an artifact's content, as JSON-ready values."""
 Facts = Mapping[str, object]
-"""What a builder tells of its output, as JSON-ready values; never identity."""
+"""What a builder reports about its output, as JSON-ready values; never identity."""
+
+
+class Identity(TypedDict):
+    """What determines an artifact's content, as JSON-ready values."""
+
+    builder: str
+    version: int
+    params: Mapping[str, object]
+    inputs: Mapping[str, str]
+    """Fingerprint of each input, by its name."""
 
 
 @dataclass(frozen=True)
 class Devices:
-    """How a round's work is spread."""
+    """How a round's training is spread over processes."""
 
     count: int = 1
     """Processes, one a GPU; on a machine without one, CPU processes over gloo."""
@@ -45,7 +45,7 @@ class Devices:
 
 @dataclass(frozen=True)
 class Context:
-    """What builders may use and no identity knows: no output may depend on it."""
+    """Settings that builders use and no identity holds: no output may depend on them."""
 
     devices: Devices = field(default_factory=Devices)
     """How training is spread."""
@@ -59,18 +59,18 @@ class Context:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A unit of cached work: what to build, from what, and where it will stand."""
+    """A unit of cached work: its builder, parameters and inputs, and the path of its folder."""
 
     path: str
     kind: Kind
     params: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, "Artifact"] = field(default_factory=dict)
     role: str = ""
-    """What it is for, in tables: `candidates`, `pairs`, `policy`, ...; not identity."""
+    """Its purpose, in tables: `candidates`, `pairs`, `policy`, ...; not identity."""
 
     @cached_property
     def identity(self) -> Identity:
-        """All that determines the content, in clear text."""
+        """Everything that determines the content, in clear text."""
         return {
             "builder": self.kind.name,
             "version": self.kind.version,
@@ -84,22 +84,22 @@ class Artifact:
 
     @property
     def folder(self) -> str:
-        """Path of what stands around it."""
+        """Path of the folder around it."""
         return self.path.rpartition("/")[0]
 
-    def lineage(self, found: dict[str, "Artifact"] | None = None) -> dict[str, "Artifact"]:
-        """By path, all that this artifact is made from and then itself, each once, parents first; added to `found`."""
-        found = {} if found is None else found
-        if self.path not in found:
+    def lineage(self, collected: dict[str, "Artifact"] | None = None) -> dict[str, "Artifact"]:
+        """By path, everything that this artifact is made from and then itself, parents first; added to `collected`."""
+        collected = {} if collected is None else collected
+        if self.path not in collected:
             for parent in self.inputs.values():
-                parent.lineage(found)
-            found[self.path] = self
-        return found
+                parent.lineage(collected)
+            collected[self.path] = self
+        return collected
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a builder is given."""
+    """Arguments of a builder."""
 
     params: Mapping[str, Any]
     inputs: Mapping[str, Path]

@@ -1,4 +1,4 @@
-"""A store with an object store behind it: what is not here is fetched from there, what is built here is sent there.
+"""A store backed by an object store: missing artifacts are fetched from it, and built ones are sent to it.
 
 For machines that share no folder. The bucket has the store's own layout, and a record is sent last, so an artifact is
 there whole or not at all. Object stores have no locks: of two commands that build the same artifact at the same time
@@ -8,7 +8,7 @@ both do the work, and what was sent first is everybody's.
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -17,11 +17,11 @@ from typing import Any
 from stagealign.base.errors import CannotRun, Damaged, StagealignError
 from stagealign.base.secrets import without_secrets
 from stagealign.store.artifact import Artifact, Context
-from stagealign.store.checksums import damage
+from stagealign.store.checksums import WrittenFile, damage
 from stagealign.store.files import NO_ROOM
 from stagealign.store.folder import Store, Waiting
 from stagealign.store.locks import held
-from stagealign.store.record import RECORD, parsed_record, remove
+from stagealign.store.record import RECORD, Record, parsed_record, remove
 from stagealign.store.room import naming_room
 
 BUCKET = "STAGEALIGN_BUCKET"
@@ -31,7 +31,7 @@ BUCKET = "STAGEALIGN_BUCKET"
 def opened(context: Context = Context()) -> Store:  # noqa: B008, it is frozen
     """The user's store: a folder, and the bucket behind it where `$STAGEALIGN_BUCKET` names one.
 
-    Raises CannotRun where the bucket cannot be reached.
+    Raises CannotRun if the bucket cannot be reached.
     """
     url = os.environ.get(BUCKET, "").strip()
     if not url:
@@ -42,7 +42,7 @@ def opened(context: Context = Context()) -> Store:  # noqa: B008, it is frozen
 
 
 class Bucketed(Store):
-    """A folder of artifacts on this machine, and all of everybody's in the bucket."""
+    """A folder of artifacts on this machine, and the bucket with those of all machines."""
 
     def __init__(
         self,
@@ -54,9 +54,10 @@ class Bucketed(Store):
         self.url = url.rstrip("/")
         self._seen: dict[str, bytes | None] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without connection and memory, as another process looks for itself."""
-        return {name: one for name, one in self.__dict__.items() if name != "_bucket"} | {"_seen": {}}
+    def __getstate__(self) -> dict[str, object]:
+        """State without connection and memory, as another process looks for itself."""
+        state = {name: value for name, value in self.__dict__.items() if name != "_bucket"}
+        return {**state, "_seen": {}}
 
     @property
     def place(self) -> str:
@@ -74,7 +75,7 @@ class Bucketed(Store):
 
     @contextmanager
     def _said(self) -> Iterator[None]:
-        """Names the bucket in whatever its library raises; nothing is swallowed."""
+        """Adds the bucket's name to every error of its library."""
         try:
             yield
         except (StagealignError, FileNotFoundError):
@@ -90,7 +91,7 @@ class Bucketed(Store):
             ) from error
 
     def check(self) -> None:
-        """Raises CannotRun where the bucket cannot be reached; an empty one is fine."""
+        """Raises CannotRun if the bucket cannot be reached; an empty one is fine."""
         fs, root = self._bucket
         with self._said():
             fs.exists(root)
@@ -102,7 +103,7 @@ class Bucketed(Store):
             fs.pipe_file(f"{root}/{name}", text.encode()) if text else fs.rm_file(f"{root}/{name}")
 
     def note(self, name: str) -> str | None:
-        """A note of the bucket; None where there is none."""
+        """A note of the bucket; None if there is none."""
         fs, root = self._bucket
         try:
             with self._said():
@@ -126,7 +127,7 @@ class Bucketed(Store):
     def shared(self, artifact: Artifact) -> bool:
         return self._theirs(artifact) is not None
 
-    def record(self, artifact: Artifact) -> dict[str, Any] | None:
+    def record(self, artifact: Artifact) -> Record | None:
         return super().record(artifact) or self._theirs(artifact)
 
     def changes(self, artifact: Artifact) -> list[str] | None:
@@ -141,7 +142,7 @@ class Bucketed(Store):
         if super().record(artifact) is not None:
             return super().file(artifact, name)
         record = self._theirs(artifact)
-        if record is None or name not in record["files"]:
+        if record is None or name not in record.get("files", {}):
             return super().file(artifact, name)
         place = self.home / "fetched" / artifact.path
         self._fetch(artifact, place, {name: record["files"][name]})
@@ -163,7 +164,7 @@ class Bucketed(Store):
                 part.rename(folder)
         return folder
 
-    def obtain(self, artifact: Artifact, waiting: Waiting | None = None) -> tuple[dict[str, Any], bool]:
+    def obtain(self, artifact: Artifact, waiting: Waiting | None = None) -> tuple[Record, bool]:
         self.forget(artifact)
         there = self._theirs(artifact)
         if there is not None:
@@ -181,8 +182,8 @@ class Bucketed(Store):
                 shutil.rmtree(self.folder(artifact))  # somebody was faster, and others build from theirs
         return there or record, built
 
-    def _theirs(self, artifact: Artifact) -> dict[str, Any] | None:
-        """The bucket's record, where it is of this spec. Raises StoreDrift, Damaged."""
+    def _theirs(self, artifact: Artifact) -> Record | None:
+        """The bucket's record, checked to be of this spec. Raises StoreDrift, Damaged."""
         record = self._read(artifact)
         if record is None:
             return None
@@ -191,14 +192,14 @@ class Bucketed(Store):
     def _folder(self, artifact: Artifact) -> str:
         return f"{without_secrets(self.url)}/{artifact.path}"
 
-    def _read(self, artifact: Artifact) -> dict[str, Any] | None:
-        """The bucket's record, of whatever spec."""
+    def _read(self, artifact: Artifact) -> Record | None:
+        """The bucket's record, of any spec."""
         self.look([artifact])
         text = self._seen[artifact.path]
-        again = f"remove {self._folder(artifact)} to build it anew"
+        again = f"remove {self._folder(artifact)} to rebuild it"
         return None if text is None else parsed_record(text, f"{self._folder(artifact)}/{RECORD}", again)
 
-    def _fetch(self, artifact: Artifact, place: Path, files: dict[str, Any]) -> None:
+    def _fetch(self, artifact: Artifact, place: Path, files: Mapping[str, WrittenFile]) -> None:
         """Fetches these files into `place`, each as its record says. Raises Damaged."""
         outside = [name for name in files if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
         if outside:
@@ -211,7 +212,7 @@ class Bucketed(Store):
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(Path(part) / name, place / name)
 
-    def _fetch_file(self, artifact: Artifact, place: Path, name: str, entry: Any) -> None:
+    def _fetch_file(self, artifact: Artifact, place: Path, name: str, entry: WrittenFile) -> None:
         """Fetches one file as its record says. Raises Damaged."""
         fs, root = self._bucket
         (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -223,10 +224,10 @@ class Bucketed(Store):
             found = f"{name} is missing"
         if found:
             found = found.replace(str(place), "").lstrip("/")
-            raise Damaged(f"{self._folder(artifact)}: {found}; remove it there to build it anew")
+            raise Damaged(f"{self._folder(artifact)}: {found}; remove it there to rebuild it")
 
-    def _send(self, artifact: Artifact, record: dict[str, Any]) -> None:
-        """Files first, the record last: a half-sent artifact is no artifact."""
+    def _send(self, artifact: Artifact, record: Record) -> None:
+        """Sends files first and the record last, so that a half-sent artifact does not count."""
         fs, root = self._bucket
         folder, there = self.folder(artifact), f"{root}/{artifact.path}"
         if "files" not in record:

@@ -8,9 +8,19 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 SEAL = "seal"
+
+
+class WrittenFile(TypedDict):
+    """Size and checksum of a file, as it was written."""
+
+    bytes: int
+    sha256: str
+    """64 hex digits."""
+
+
 _digests: dict[tuple[int, int, int, int], str] = {}
 """By device, inode, size and time of change: a large file is read once a process, however many names it has."""
 
@@ -25,8 +35,8 @@ def file_digest(path: Path) -> str:
     return _digests[key]
 
 
-def contents(folder: Path, without: str) -> dict[str, dict[str, Any]]:
-    """Size in bytes and sha256 of every file below a folder, by its path there; `without` names one at its top."""
+def contents(folder: Path, without: str) -> dict[str, WrittenFile]:
+    """Size and checksum of every file below a folder, by its path there; `without` names one file at its top."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / without)
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
@@ -34,8 +44,8 @@ def contents(folder: Path, without: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def damage(folder: Path, files: Mapping[str, Mapping[str, Any]], deep: bool) -> str | None:
-    """What is wrong with the first file that is not as `contents` saw it; None where all are.
+def damage(folder: Path, files: Mapping[str, WrittenFile], deep: bool) -> str | None:
+    """The first file that differs from what `contents` saw, and how; None if all are the same.
 
     Sizes only, unless `deep`: then contents too.
     """
@@ -54,24 +64,24 @@ def damage(folder: Path, files: Mapping[str, Mapping[str, Any]], deep: bool) -> 
     return None
 
 
-def seal_of(value: Mapping[str, Any]) -> str:
+def seal_of(value: Mapping[str, object]) -> str:
     """Checksum of a JSON object less its seal, 16 hex digits; white space and the order of keys do not matter."""
     return _seal_of_read(json.loads(json.dumps(value)))
 
 
-def _seal_of_read(value: Mapping[str, Any]) -> str:
+def _seal_of_read(value: Mapping[str, object]) -> str:
     """The seal of what was read from JSON, where keys are text and numbers have been written once."""
     unsealed = {key: one for key, one in value.items() if key != SEAL}
     canonical = json.dumps(unsealed, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+def sealed(value: Mapping[str, object]) -> dict[str, object]:
     """The object with its seal."""
     return {**value, SEAL: seal_of(value)}
 
 
-def whole(line: bytes) -> dict[str, Any] | None:
+def whole(line: bytes) -> dict[str, object] | None:
     """The JSON object of one kept line; None for half a line of a kill, and for one that is not as it was written."""
     try:
         row: Any = json.loads(line)
@@ -80,6 +90,6 @@ def whole(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and not broken(row) else None
 
 
-def broken(value: Mapping[str, Any]) -> bool:
-    """Whether an object read from JSON has a seal that is not its own; one without a seal cannot be told."""
+def broken(value: Mapping[str, object]) -> bool:
+    """Whether an object read from JSON has a seal that is not its own; False for one without a seal."""
     return SEAL in value and value[SEAL] != _seal_of_read(value)

@@ -8,12 +8,29 @@ import sys
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 RECORDED_PACKAGES = ("stagealign", "torch", "transformers", "trl", "accelerate", "scikit-learn", "spacy", "numpy")
 
 
-def surroundings() -> dict[str, Any]:
+class CodeVersion(TypedDict):
+    """Commit of a checkout and whether it had uncommitted changes; None outside a checkout."""
+
+    commit: str | None
+    dirty: bool | None
+
+
+class Surroundings(CodeVersion):
+    """Versions, hardware and peak memory of the process that built something."""
+
+    versions: dict[str, str]
+    hardware: str
+    threads: int | None
+    """Threads of torch; None if it is not loaded."""
+    peak_memory_mib: int
+
+
+def surroundings() -> Surroundings:
     """Facts about where something was built; never identity."""
     torch = sys.modules.get("torch")
     scale = 1 if sys.platform == "darwin" else 1024
@@ -40,7 +57,7 @@ def package_versions() -> dict[str, str]:
 
 @lru_cache
 def hardware() -> str:
-    """Processor and core count, and the GPU where torch is loaded and sees one."""
+    """Processor and core count, and the GPU if torch is loaded and sees one."""
     model = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -55,7 +72,7 @@ def hardware() -> str:
 
 
 @lru_cache
-def code_version() -> dict[str, Any]:
+def code_version() -> CodeVersion:
     """Commit of this checkout and whether it has uncommitted changes; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
 

@@ -7,19 +7,19 @@ from pathlib import Path
 from stagealign.base.errors import CannotRun
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-"""What a disk says that is full, read-only or somebody else's."""
+"""Errors of a disk that is full, read-only or not the user's."""
 
 
 def write_text(path: Path, text: str) -> None:
     """Puts `text` at `path` as UTF-8 with its own line ends.
 
-    Raises CannotRun where folder or disk do not take it; what stood there before stays.
+    Raises CannotRun if folder or disk do not take it; what stood there before stays.
     """
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Puts `data` at `path`. Raises CannotRun where folder or disk do not take it; what stood there before stays."""
+    """Puts `data` at `path`. Raises CannotRun if folder or disk do not take it; what stood there before stays."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

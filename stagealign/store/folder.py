@@ -11,23 +11,22 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from stagealign.base.errors import StoreDrift
 from stagealign.base.identity import plain
 from stagealign.base.kind import code_at
-from stagealign.store.artifact import Artifact, Context, Work
-from stagealign.store.checksums import contents, sealed
+from stagealign.store.artifact import Artifact, Context, Facts, Work
+from stagealign.store.checksums import contents, seal_of
 from stagealign.store.facts import surroundings
 from stagealign.store.home import default_home
 from stagealign.store.locks import Held, held
-from stagealign.store.record import RECORD, check_files, differences, read_record, remove
+from stagealign.store.record import RECORD, Record, check_files, differences, read_record, remove
 from stagealign.store.room import naming_room
 
 SCRATCH = "scratch"
-"""Folder in a builder's output that is not part of it; all that the next build finds of a killed one."""
+"""Folder in a builder's output that is not part of it; the next build finds it after a kill."""
 Waiting = Callable[[str, str], None]
-"""Is told path and holder of what is waited for."""
+"""Called with path and holder of an artifact that another process builds."""
 
 
 class Store:
@@ -41,10 +40,10 @@ class Store:
     def folder(self, artifact: Artifact) -> Path:
         return self.home / artifact.path
 
-    def record(self, artifact: Artifact) -> dict[str, Any] | None:
-        """The artifact's record, or None where it is not built yet.
+    def record(self, artifact: Artifact) -> Record | None:
+        """The artifact's record, or None if it is not built yet.
 
-        Raises StoreDrift where the folder was built from another spec, naming each changed field; Damaged where the
+        Raises StoreDrift if the folder was built from another spec, naming each changed field; Damaged where the
         record is not as it was written, or a file has another size than it was written with.
         """
         folder = self.folder(artifact)
@@ -52,43 +51,46 @@ class Store:
         if record is None:
             return None
         self.fitting(record, artifact, str(folder), remove(folder))
-        check_files(folder, record, deep=False)
+        check_files(folder, record.get("files", {}), deep=False)
         return record
 
+    def facts(self, artifact: Artifact) -> Facts:
+        """Facts of a built artifact; empty if it is not built. Raises as `record` does."""
+        record = self.record(artifact)
+        return record["facts"] if record else {}
+
     @staticmethod
-    def fitting(
-        record: dict[str, Any], artifact: Artifact, place: str, removal: str, other: str = "STAGEALIGN_HOME"
-    ) -> dict[str, Any]:
-        """The record, where it is of the artifact's spec. Raises StoreDrift, naming each changed field."""
+    def fitting(record: Record, artifact: Artifact, place: str, removal: str, other: str = "STAGEALIGN_HOME") -> Record:
+        """The record, checked to be of the artifact's spec. Raises StoreDrift, naming each changed field."""
         if record["fingerprint"] != artifact.fingerprint:
             changes = "; ".join(differences(record["identity"], artifact.identity)) or "the inputs' own inputs"
             raise StoreDrift(
-                f"{place}: built from another spec: {changes}. Nothing is reused in silence; build it anew after "
+                f"{place}: built from another spec: {changes}. Nothing is reused silently; rebuild it after "
                 f"{removal}, or keep both with another {other}"
             )
         return record
 
     @property
     def place(self) -> str:
-        """Where all that build for it must meet."""
+        """Place that all machines which build for this store share."""
         return str(self.home)
 
     def shared(self, artifact: Artifact) -> bool:
-        """Whether it is built, where all that build for this store can have it. Raises as `record` does."""
+        """Whether it is built, in the place that all machines share. Raises as `record` does."""
         return self.record(artifact) is not None
 
     def look(self, artifacts: Iterable[Artifact]) -> None:
-        """Says that these will be asked for, so that they can be looked up at once; a folder needs none of it."""
+        """Prefetches the records of these artifacts in one request. No-op for a local folder."""
 
     def forget(self, artifact: Artifact) -> None:
-        """Says that somebody else may have built it meanwhile; a folder is looked at each time."""
+        """Forgets an artifact's record, as another machine may have built it since. No-op for a local folder."""
 
     def bring(self, artifact: Artifact) -> Path:
         """Folder of a built artifact on this machine."""
         return self.folder(artifact)
 
     def changes(self, artifact: Artifact) -> list[str] | None:
-        """How what stands at the artifact's path differs from its spec, field by field; None where nothing is there.
+        """Fields in which the artifact built at this path differs from the spec; None if nothing is built there.
 
         Raises Damaged, as `record` does.
         """
@@ -96,40 +98,39 @@ class Store:
         record = read_record(folder)
         found = self.differing(record, artifact)
         if record is not None and not found:
-            check_files(folder, record, deep=False)
+            check_files(folder, record.get("files", {}), deep=False)
         return found
 
     def standing(self, artifact: Artifact) -> tuple[list[str] | None, bool]:
-        """(`changes`, whether what is built is where all that build for this store can have it). Raises Damaged."""
+        """(`changes`, whether the artifact is built in the place that all machines share). Raises Damaged."""
         changes = self.changes(artifact)
         return changes, changes == []
 
     @staticmethod
-    def differing(record: dict[str, Any] | None, artifact: Artifact) -> list[str] | None:
-        """How a record differs from the artifact's spec, field by field; None without a record."""
+    def differing(record: Record | None, artifact: Artifact) -> list[str] | None:
+        """Fields in which a record differs from the artifact's spec; None without a record."""
         if record is None or record["fingerprint"] == artifact.fingerprint:
             return None if record is None else []
         return list(differences(record["identity"], artifact.identity)) or ["the inputs' own inputs"]
 
     def file(self, artifact: Artifact, name: str) -> Path:
-        """Path of one of a built artifact's files, whose content is as it was written. Raises Damaged."""
+        """Path of one of a built artifact's files, its content checked. Raises Damaged."""
         folder = self.folder(artifact)
         record = self.record(artifact)
-        written = (record or {}).get("files", {})
-        only = {"files": {name: written[name]}} if name in written else {}
-        check_files(folder, only, deep=True)
+        written = record.get("files", {}) if record else {}
+        check_files(folder, {name: written[name]} if name in written else {}, deep=True)
         return folder / name
 
-    def build(self, artifact: Artifact, waiting: Waiting | None = None) -> dict[str, Any]:
+    def build(self, artifact: Artifact, waiting: Waiting | None = None) -> Record:
         """The artifact's record, building it where it is missing; its inputs must be ready.
 
-        One builder at a time: others wait and then reuse. `waiting` is told path and holder. Raises Damaged where an
+        One builder at a time: others wait and then reuse. `waiting` is told path and holder. Raises Damaged if an
         input is not as it was written.
         """
         return self.obtain(artifact, waiting)[0]
 
-    def obtain(self, artifact: Artifact, waiting: Waiting | None = None) -> tuple[dict[str, Any], bool]:
-        """As `build`, and whether it was this call that built it."""
+    def obtain(self, artifact: Artifact, waiting: Waiting | None = None) -> tuple[Record, bool]:
+        """(record, whether this call built it); else as `build`."""
         ready = self.record(artifact)
         if ready is not None:
             return ready, False
@@ -140,13 +141,14 @@ class Store:
                 ready = self.record(artifact)
                 if ready is not None:
                     return ready, False
-                made = self._make(artifact, folder, hold)
-        return (made, True) if made is not None else self.obtain(artifact, waiting)
+                record = self._make(artifact, folder, hold)
+        return (record, True) if record is not None else self.obtain(artifact, waiting)
 
-    def _make(self, artifact: Artifact, folder: Path, hold: Held) -> dict[str, Any] | None:
-        """The record of what is built now; None where another machine took over meanwhile, and nothing of it counts."""
+    def _make(self, artifact: Artifact, folder: Path, hold: Held) -> Record | None:
+        """Record of the artifact, built now; None if another machine took over, so that nothing of it counts."""
         for parent in artifact.inputs.values():
-            check_files(self.folder(parent), self.record(parent) or {}, deep=True)
+            known = self.record(parent)
+            check_files(self.folder(parent), known.get("files", {}) if known else {}, deep=True)
         own = f".{secrets.token_hex(4)}" * hold.replaced  # the replaced one may be alive, and write where it began
         part = folder.with_name(f"{folder.name}.{artifact.fingerprint}{own}.part")
         _clear(part)
@@ -156,14 +158,14 @@ class Store:
         try:
             facts = build(Work(plain(artifact.params), inputs, part, self.home, self.context)) or {}
             _remove_scratch(part)
-            record = {
+            record: Record = {
                 "fingerprint": artifact.fingerprint,
                 "identity": artifact.identity,
                 "inputs": {name: parent.path for name, parent in sorted(artifact.inputs.items())},
                 "facts": {**facts, **surroundings(), "seconds": round(time.monotonic() - started, 2)},
                 "files": contents(part, without=RECORD),
             }
-            record = sealed(record)
+            record["seal"] = seal_of(record)
             (part / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         except Exception:
             if hold.mine:
@@ -180,7 +182,7 @@ class Store:
 
 
 def _clear(part: Path) -> None:
-    """An empty `part`, but for the builder's own scratch, which a killed build may have left to go on from."""
+    """Empties `part`, but for the builder's own scratch, from which it may resume a killed build."""
     part.mkdir(parents=True, exist_ok=True)
     for path in part.iterdir():
         if path.name != SCRATCH:
@@ -188,7 +190,7 @@ def _clear(part: Path) -> None:
 
 
 def _remove_scratch(part: Path) -> None:
-    """Takes the scratch out of what is finished; renamed first, so that a kill leaves no half of it to go on from."""
+    """Removes the scratch of a finished build; renamed first, so that a kill leaves no half of it to resume from."""
     scratch = part / SCRATCH
     if scratch.exists():
         shutil.rmtree(scratch.rename(part / f"{SCRATCH}.over"))

@@ -1,4 +1,4 @@
-"""Where the store is."""
+"""The folder of the store."""
 
 import os
 from pathlib import Path

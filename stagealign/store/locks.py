@@ -27,7 +27,7 @@ POLL = 0.2
 UNNAMED = 2.0
 """Seconds that a holder has to name itself."""
 REFUSED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-"""What a file system without locks answers."""
+"""Errors of a file system without locks."""
 
 
 class Held:
@@ -48,7 +48,7 @@ class Held:
 def held(place: Path, waiting: Callable[[str], None] = lambda holder: None) -> Iterator[Held]:
     """Holds `place`, waiting as long as a living process has it; `waiting` is told each holder once, in words.
 
-    Raises OSError where the folder cannot be written.
+    Raises OSError if the folder cannot be written.
     """
     from filelock import FileLock, SoftFileLock
 
@@ -90,11 +90,11 @@ def holder(place: Path) -> str | None:
 
 
 class _Watch:
-    """What a waiter sees of the holder, and since when nothing has moved."""
+    """A waiter's view of the holder: who it is, and since when its marker has not changed."""
 
     def __init__(self, place: Path, waiting: Callable[[str], None]):
         self.place, self.waiting = place, waiting
-        self.told: str | None = None
+        self.named: str | None = None
         self.began = time.monotonic()
         self.seen: tuple[Any, float] = (None, self.began)
 
@@ -103,13 +103,13 @@ class _Watch:
         who = holder(self.place)
         if who is None and time.monotonic() - self.began > UNNAMED:
             who = "another process"
-        if who not in (None, self.told):
-            self.told = who
+        if who not in (None, self.named):
+            self.named = who
             self.waiting(str(who))
         return ""
 
     def gone(self) -> str:
-        """`dead` or `silent` where the holder is to be replaced; else nothing."""
+        """`dead` or `silent` if the holder is to be replaced; else empty."""
         self.look()
         state: Any = None
         with suppress(OSError):
@@ -123,7 +123,7 @@ class _Watch:
 
 
 def _zombie(who: str | None) -> bool:
-    """Whether a holder on this machine has ended and only its parent has not asked for its exit code yet."""
+    """Whether a holder on this machine has ended, but its parent has not yet read its exit code."""
     found = re.fullmatch(r"pid (\d+) on (.*)", who or "")
     if not found or found[2] != socket.gethostname():
         return False
@@ -133,7 +133,7 @@ def _zombie(who: str | None) -> bool:
 
 
 def _acquire(lock: Any, gone: Callable[[], str]) -> bool:
-    """Whether a silent holder was replaced to get this lock; `gone` is asked after each try that was in vain."""
+    """Whether a silent holder was replaced to get this lock; `gone` is called after each failed try."""
     from filelock import Timeout
 
     replaced = False

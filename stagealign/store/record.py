@@ -4,54 +4,67 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 from stagealign.base.errors import Damaged
 from stagealign.base.identity import fingerprint
-from stagealign.store.checksums import broken, damage
+from stagealign.store.artifact import Facts, Identity
+from stagealign.store.checksums import WrittenFile, broken, damage
 
 RECORD = "record.json"
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record in a folder, of whatever spec; None where there is none. Raises Damaged."""
+class Record(TypedDict):
+    """The spec and the inputs that an artifact was built from, its facts and its files."""
+
+    fingerprint: str
+    identity: Identity
+    inputs: Mapping[str, str]
+    """Path of each input, by its name."""
+    facts: Facts
+    files: NotRequired[Mapping[str, WrittenFile]]
+    """By path in the artifact's folder; absent from records of before files were listed."""
+    seal: NotRequired[str]
+    """Checksum of all the rest; there whenever `files` is."""
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record in a folder, of any spec; None if there is none. Raises Damaged."""
     path = folder / RECORD
     try:
         text = path.read_bytes()
     except FileNotFoundError:
         return None
-    return parsed_record(text, str(path), f"remove the folder to build it anew: {remove(folder)}")
+    return parsed_record(text, str(path), f"remove the folder to rebuild it: {remove(folder)}")
 
 
-def parsed_record(text: bytes, path: str, again: str) -> dict[str, Any]:
-    """A record from its text, which stands at `path`; `again` says how to build anew. Raises Damaged."""
+def parsed_record(text: bytes, path: str, again: str) -> Record:
+    """A record from its text, which stands at `path`; `again` says how to rebuild the artifact. Raises Damaged."""
     try:
-        record: Any = json.loads(text.decode("utf-8"))
+        read: Any = json.loads(text.decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise Damaged(f"{path}: damaged record ({error}); {again}") from error
-    if not isinstance(record, dict) or not {"fingerprint", "identity"} <= record.keys():
+    if not isinstance(read, dict) or not {"fingerprint", "identity"} <= read.keys():
         raise Damaged(f"{path}: not a record; {again}")
+    record = cast(Record, read)
     # The seal is over all of it; the fingerprint holds for the identity of records from before there were seals.
     if broken(record) or (("files" in record) != ("seal" in record)) or not _own(record):
         raise Damaged(f"{path}: damaged record (its content changed since it was written); {again}")
     return record
 
 
-def _own(record: Mapping[str, Any]) -> bool:
+def _own(record: Record) -> bool:
     try:
         return bool(record["fingerprint"] == fingerprint(record["identity"]))
     except TypeError:  # a value that no identity has
         return False
 
 
-def check_files(folder: Path, record: Mapping[str, Any], deep: bool) -> None:
-    """Raises Damaged where a file is not as the record says: by its size or, `deep`, by its content.
-
-    A record from before files were listed says nothing, so nothing is checked.
-    """
-    found = damage(folder, record.get("files", {}), deep)
+def check_files(folder: Path, files: Mapping[str, WrittenFile], deep: bool) -> None:
+    """Raises Damaged if a file is not as its record says: by its size or, `deep`, by its content."""
+    found = damage(folder, files, deep)
     if found:
-        raise Damaged(f"{found}; remove the folder to build it anew: {remove(folder)}")
+        raise Damaged(f"{found}; remove the folder to rebuild it: {remove(folder)}")
 
 
 def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
@@ -64,5 +77,5 @@ def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
 
 
 def remove(folder: Path) -> str:
-    """The command that makes room for a folder to be built anew."""
+    """The command that removes a folder, so that it is rebuilt."""
     return f"`rm -r {shlex.quote(str(folder))}`"

@@ -1,4 +1,4 @@
-"""What to tell a user whose disk is full."""
+"""Errors that tell a user how to get on with a full disk."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ SMALLEST = 1 << 14
 
 @contextmanager
 def naming_room(folder: Path) -> Iterator[None]:
-    """Tells what to do where a full, read-only or foreign disk is in the way."""
+    """Turns errors of a full, read-only or foreign disk into one that says what to do."""
     try:
         yield
     except StagealignError:
@@ -29,7 +29,7 @@ def naming_room(folder: Path) -> Iterator[None]:
 
 
 def room_error(folder: Path, error: Exception) -> StagealignError | None:
-    """What to tell a user where a full, read-only or foreign disk is why `error` came; None where it is not.
+    """The error for a user if a full, read-only or foreign disk caused `error`; else None.
 
     Libraries raise it as no OSError, and torch without a word of it: then the free space tells.
     """

@@ -1,4 +1,4 @@
-"""Low-rank adapters."""
+"""Low-rank adapters (LoRA): added before a round, merged into the weights after it."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from stagealign.grid.spec import Lora
 
 
 def add_adapters(model: PreTrainedModel, lora: Lora, trained_layers: int | None = None) -> None:
-    """Puts LoRA adapters into the model's linear layers (the top ones where only those learn); all else is frozen.
+    """Adds LoRA adapters to the model's linear layers, to the top ones if only those learn; freezes all else.
 
     Their first weights come from a fixed seed. Raises CannotRun without the extra `lora`.
     """
@@ -33,7 +33,7 @@ def add_adapters(model: PreTrainedModel, lora: Lora, trained_layers: int | None 
 
 
 def merge_adapters(model: nn.Module) -> None:
-    """Adds what the adapters learned to the weights and takes them out again."""
+    """Adds the adapters' change to the weights and removes the adapters."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in list(model.named_modules()):

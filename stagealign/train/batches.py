@@ -1,4 +1,4 @@
-"""The order of pairs, and what one batch holds."""
+"""The order in which pairs are trained on, batch by batch."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from stagealign.base.identity import stream
 from stagealign.policy.logps import PairTokens
 
 
-class Places(Dataset[int]):
+class PairNumbers(Dataset[int]):
     """The pairs' numbers; the collator looks the pairs up."""
 
     def __init__(self, count: int):
@@ -54,7 +54,7 @@ class BatchOrder(Sampler[int]):
 
 
 class EpochOf(TrainerCallback):
-    """Tells the order which epoch begins; over several processes accelerate's loader does not pass it on."""
+    """Sets the order's epoch when it begins; over several processes accelerate's loader does not pass it on."""
 
     def __init__(self, order: BatchOrder):
         self.order = order

@@ -1,4 +1,4 @@
-"""Where a round trains: over how many processes, how they share the model and the batch. Execution, never identity."""
+"""How a round is spread over processes, and how they share the model and the batch. Execution, never identity."""
 
 import json
 import os
@@ -6,27 +6,29 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from stagealign.base.batching import MICRO_BATCH
 from stagealign.base.errors import CannotRun, StagealignError
 from stagealign.base.processes import ToldToEnd, end_process, gpu_count, python_path, told_to_end
-from stagealign.store.artifact import MICRO_BATCH, Devices
+from stagealign.store.artifact import Devices, Facts
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 SHARDINGS = ("replicate", "fsdp2", "zero3")
 """How processes share a model: names of the `accelerate` configurations in `configs/`."""
 FAILURE = "failure.txt"
-"""A process leaves the reason here when the input is at fault."""
+"""File in which a process leaves its reason to fail, if the input is at fault."""
 LOG = "processes.log"
 
 
 def cut(batch: int, processes: int, micro_batch: int | None) -> tuple[int, int]:
     """(micro-batch, accumulation): how each process gets through its share of a global batch.
 
-    Raises StagealignError, naming the choices, where the global batch cannot be split evenly.
+    Raises StagealignError, naming the choices, if the global batch cannot be split evenly.
     """
     if batch % processes:
         choices = [str(n) for n in range(1, batch + 1) if batch % n == 0]
@@ -48,7 +50,7 @@ def cut(batch: int, processes: int, micro_batch: int | None) -> tuple[int, int]:
 
 
 def check(devices: Devices, batch: int, trained_layers: int | None, gpus: int) -> None:
-    """Raises, before anything is built, where this machine or this batch cannot be spread so."""
+    """Raises, before anything is built, if this machine or this batch cannot be spread so."""
     if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
         raise StagealignError(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']}: this command was itself started by a launcher, once a process; "
@@ -87,15 +89,15 @@ def launch(sharding: str, count: int) -> list[str]:
     return [*words, "--num_processes", str(count), "--main_process_port", "0"]
 
 
-def spread(devices: Devices, work: dict[str, Any], out: Path, batch: int, trained_layers: int | None) -> dict[str, Any]:
-    """Facts of a round that was trained by processes of its own; their first one writes everything into `out`.
+def spread(devices: Devices, work: Mapping[str, object], out: Path, batch: int, trained_layers: int | None) -> Facts:
+    """Facts of a round that is trained by processes of its own; the first one writes everything into `out`.
 
-    `work` is what a process needs to know, as JSON. Raises StagealignError with the reason of the process that failed.
+    `work` describes the round, as JSON. Raises StagealignError with the reason of the process that failed.
     """
     gpus = gpu_count()
     check(devices, batch, trained_layers, gpus)
     described, facts, failure, log = (out / name for name in ("work.json", "facts.json", FAILURE, LOG))
-    described.write_text(json.dumps(work | {"devices": asdict(devices)}), encoding="utf-8")
+    described.write_text(json.dumps({**work, "devices": asdict(devices)}), encoding="utf-8")
     for old in (facts, failure):
         old.unlink(missing_ok=True)
     words = command(devices, trained_layers, gpus, described)
@@ -106,10 +108,10 @@ def spread(devices: Devices, work: dict[str, Any], out: Path, batch: int, traine
     if code or not facts.exists():
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-30:])
         raise StagealignError(f"{shlex.join(words)}: ended with {code} and no policy; the end of {log}:\n{tail}")
-    found: dict[str, Any] = json.loads(facts.read_text(encoding="utf-8"))
+    result: Facts = json.loads(facts.read_text(encoding="utf-8"))
     for file in (described, facts, log):
         file.unlink()
-    return found
+    return result
 
 
 def _run(words: list[str], said: Any, count: int) -> int:

@@ -1,4 +1,4 @@
-"""Log-probs of packed pairs."""
+"""The forward of a model in training: packed pairs in, log-probs out."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,20 +1,20 @@
-"""Reference log-probs, and the output of frozen layers."""
+"""Values that a round computes once: reference log-probs, and the trunk (the output of the frozen layers)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stagealign.base.batching import MICRO_BATCH
 from stagealign.data.records import Pair, prompt_hash, read_rows
 from stagealign.policy.layers import top_of, trunk_of
 from stagealign.policy.lm import LanguageModel, load, on_gpu, tensor
 from stagealign.policy.logps import Packed, PairTokens, completion_logps, pack, repack, to_device, unpack
 from stagealign.stats.finite import check_finite
-from stagealign.store.artifact import MICRO_BATCH, Work
+from stagealign.store.artifact import Facts, Work
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class TrainingSet:
     reference: Tensor
     """(pairs, 2): reference log-probs of chosen and rejected, in nats."""
     trunk: Tensor | None = None
-    """(tokens of all pairs, d): output of the frozen layers; None where every layer learns."""
+    """(tokens of all pairs, d): output of the frozen layers; None if every layer learns."""
     prompts: Sequence[str] = ()
     """Prompt hash of each pair, for errors."""
 
@@ -92,14 +92,14 @@ def reference_logps(
 
 
 def token_offsets(tokens: Sequence[PairTokens]) -> list[int]:
-    """Where each pair's tokens start when all are laid end to end."""
+    """Start of each pair's tokens when all are laid end to end."""
     starts = [0]
     for pair in tokens[:-1]:
         starts.append(starts[-1] + pair.tokens)
     return starts
 
 
-def build_trunk(work: Work) -> dict[str, Any]:
+def build_trunk(work: Work) -> Facts:
     """Builder of `trunk`: output of the layers that no round trains, for every token of a set of pairs."""
     lm = on_gpu(load(work.inputs["weights"], dtype=work.params["dtype"]))
     pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
@@ -109,19 +109,20 @@ def build_trunk(work: Work) -> dict[str, Any]:
     return {"pairs": len(pairs), "tokens": len(states)}
 
 
-def build_reference(work: Work) -> dict[str, Any]:
+def build_reference(work: Work) -> Facts:
     """Builder of `reference`: the reference model's log-probs of a set of pairs, once for all who train on it."""
     lm = on_gpu(load(work.inputs["policy"], dtype=work.params["dtype"]))
     pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
     tokens = tokenize(lm, pairs, work.params["max_length"])
-    logps = reference_logps(lm, tokens, kept_trunk(work), work.params["trained_layers"])
+    logps = reference_logps(lm, tokens, trunk_input(work), work.params["trained_layers"])
     prompts = [prompt_hash(pair.prompt) for pair in pairs]
     check_finite(logps.sum(1).tolist(), prompts, "reference log-probs", "look at the policy that the round starts from")
     save_file({"reference": logps}, work.out / "reference.safetensors")
     return {"forwards": 2 * len(pairs), "tokens": sum(p.tokens for p in tokens), "cut": sum(p.cut for p in tokens)}
 
 
-def kept_trunk(work: Work) -> Tensor | None:
+def trunk_input(work: Work) -> Tensor | None:
+    """Trunk output among the inputs, shape (tokens of all pairs, d); None if every layer learns."""
     if "trunk" not in work.inputs:
         return None
     return tensor(work.inputs["trunk"] / "trunk.safetensors", "trunk")

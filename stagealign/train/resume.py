@@ -1,4 +1,4 @@
-"""Checkpoints of a training that was interrupted."""
+"""Checkpoints from which an interrupted round resumes."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ WHOLE = "whole"
 
 
 def last_checkpoint(scratch: Path) -> str | None:
-    """The last whole checkpoint, and the only one that is left: what a kill left half written goes."""
+    """The last whole checkpoint, or None; all others, such as one that a kill left half written, are removed."""
     whole = {int(path.parent.name.rpartition("-")[2]): path.parent for path in scratch.glob(f"*/{WHOLE}")}
     last = whole[max(whole)] if whole else None
     if not int(os.environ.get("RANK", "0")):

@@ -1,29 +1,30 @@
-"""One round of training, from artifacts to a policy."""
+"""One round of training: artifacts in, a policy out."""
 
 import gc
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from stagealign.base.errors import CannotRun
 from stagealign.data.records import Pair, prompt_hash, read_rows
 from stagealign.grid.spec import Lora, Method
 from stagealign.policy.lm import LanguageModel, load, save, tensor
-from stagealign.store.artifact import Work
+from stagealign.store.artifact import Facts, Work
 from stagealign.store.folder import SCRATCH
 from stagealign.train.adapters import add_adapters, merge_adapters
 from stagealign.train.launch import cut, spread
-from stagealign.train.reference import TrainingSet, kept_trunk, tokenize
+from stagealign.train.reference import TrainingSet, tokenize, trunk_input
 from stagealign.train.sharding import model_split
-from stagealign.train.trainer import Settings, align, train
+from stagealign.train.trainer import RoundSettings, align, train
 
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
-"""What torch's allocators say."""
+"""Words of torch's allocators."""
 
 
 def within_memory(
@@ -31,12 +32,12 @@ def within_memory(
     again: Callable[[], LanguageModel],
     data: TrainingSet,
     method: Method,
-    settings: Settings,
+    settings: RoundSettings,
     scratch: Path,
 ) -> tuple[LanguageModel, list[dict[str, float]], int]:
     """(policy, curve, micro-batch) of a round; where memory runs out, it starts again in smaller micro-batches.
 
-    The global batch stays, and so do the numbers. `again` loads the starting policy anew. Raises CannotRun where not
+    The global batch stays, and so do the numbers. `again` loads the starting policy again. Raises CannotRun if not
     even one pair fits.
     """
     micro, _ = cut(settings.batch, 1, settings.micro_batch)
@@ -58,7 +59,7 @@ def _fits(
     lm: LanguageModel,
     data: TrainingSet,
     method: Method,
-    settings: Settings,
+    settings: RoundSettings,
     scratch: Path,
     curve: list[dict[str, float]],
 ) -> bool:
@@ -72,7 +73,7 @@ def _fits(
     return True
 
 
-def build_policy(work: Work) -> dict[str, Any]:
+def build_policy(work: Work) -> Facts:
     """Builder of `policy`: one round of preference optimisation, here or in processes of its own."""
     if not work.context.devices.launched:
         facts = train_round(work)
@@ -88,39 +89,23 @@ def build_policy(work: Work) -> dict[str, Any]:
     return spread(work.context.devices, given, work.out, training["batch"], training["trained_layers"])
 
 
-def train_round(work: Work) -> dict[str, Any] | None:
+def train_round(work: Work) -> Facts | None:
     """Trains one round and writes the policy; facts in the first process, None in the others.
 
     bfloat16 is the arithmetic's; the optimizer moves float32 weights, as 16 bits lose a step of 5e-7.
     """
-    training = work.params["training"]
     pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
-    settings = Settings(
-        learning_rate=work.params["learning_rate"],
-        order_seed=work.params["seed"],
-        peft=Lora(**training["peft"]) if training.get("peft") else None,
-        micro_batch=work.context.devices.micro_batch,
-        activation_checkpointing=work.context.devices.activation_checkpointing,
-        **{
-            name: training[name]
-            for name in ("batch", "epochs", "warmup", "schedule", "max_grad_norm", "dtype", "trained_layers")
-        },
-    )
-    method = Method(**work.params["method"])
-
-    def start() -> LanguageModel:
-        return load(work.inputs["policy"], dtype="float32")
-
-    lm = start()
-    tokens = tokenize(lm, pairs, training["max_length"])
+    settings, method = _settings(work), Method(**work.params["method"])
+    lm = _start(work)
+    tokens = tokenize(lm, pairs, work.params["training"]["max_length"])
     reference = tensor(work.inputs["reference"] / "reference.safetensors", "reference")
-    data = TrainingSet(tokens, reference, kept_trunk(work), [prompt_hash(pair.prompt) for pair in pairs])
+    data = TrainingSet(tokens, reference, trunk_input(work), [prompt_hash(pair.prompt) for pair in pairs])
     scratch = work.out / SCRATCH / model_split()  # a checkpoint in parts is of no use to a process that has the whole
-    lowered: dict[str, Any] = {}
+    lowered: Facts = {}
     if work.context.devices.launched:
         curve, weights = train(lm, data, method, settings, scratch)
     else:
-        lm, curve, micro = within_memory(lm, start, data, method, settings, scratch)
+        lm, curve, micro = within_memory(lm, partial(_start, work), data, method, settings, scratch)
         weights = None
         planned, _ = cut(settings.batch, 1, settings.micro_batch)
         if micro != planned:
@@ -128,14 +113,8 @@ def train_round(work: Work) -> dict[str, Any] | None:
     if int(os.environ.get("RANK", "0")):
         return None
     if weights is not None:  # this process holds its part of the model only
-        lm = start()
-        if settings.peft:
-            add_adapters(lm.model, settings.peft)
-        lm.model.load_state_dict(weights)
-    if settings.peft:
-        merge_adapters(lm.model)
-    lm.model.to(getattr(torch, training["dtype"]))
-    save(lm, work.out, start=work.inputs["policy"], top_layers=settings.trained_layers)
+        lm = _gathered(work, settings, weights)
+    _write_policy(lm, work, settings)
     return {
         "pairs": len(pairs),
         "tokens": sum(p.tokens for p in tokens),
@@ -143,3 +122,39 @@ def train_round(work: Work) -> dict[str, Any] | None:
         "curve": curve,
         **lowered,
     }
+
+
+def _settings(work: Work) -> RoundSettings:
+    """The round's settings: its parameters, and how this machine spreads it."""
+    training, devices = work.params["training"], work.context.devices
+    names = ("batch", "epochs", "warmup", "schedule", "max_grad_norm", "dtype", "trained_layers")
+    return RoundSettings(
+        learning_rate=work.params["learning_rate"],
+        order_seed=work.params["seed"],
+        peft=Lora(**training["peft"]) if training.get("peft") else None,
+        micro_batch=devices.micro_batch,
+        activation_checkpointing=devices.activation_checkpointing,
+        **{name: training[name] for name in names},
+    )
+
+
+def _start(work: Work) -> LanguageModel:
+    """The policy that the round starts from, in float32."""
+    return load(work.inputs["policy"], dtype="float32")
+
+
+def _gathered(work: Work, settings: RoundSettings, weights: Mapping[str, Tensor]) -> LanguageModel:
+    """The whole model with these trained weights."""
+    lm = _start(work)
+    if settings.peft:
+        add_adapters(lm.model, settings.peft)
+    lm.model.load_state_dict(weights)
+    return lm
+
+
+def _write_policy(lm: LanguageModel, work: Work, settings: RoundSettings) -> None:
+    """Writes the trained policy in the round's dtype; adapters are merged into the weights."""
+    if settings.peft:
+        merge_adapters(lm.model)
+    lm.model.to(getattr(torch, settings.dtype))
+    save(lm, work.out, start=work.inputs["policy"], top_layers=settings.trained_layers)

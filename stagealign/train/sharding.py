@@ -1,4 +1,4 @@
-"""model_split What sharded training needs of torch."""
+"""Sharded training: how a model is split over processes, and what torch and accelerate must be told."""
 
 import os
 
@@ -30,7 +30,7 @@ def allow_fsdp_on_cpu() -> None:
 
 
 def model_split() -> str:
-    """How this process and its fellows hold the model: names the folder of their checkpoints."""
+    """How the processes hold the model: `zero3`, `fsdp2` or `whole`; names the folder of their checkpoints."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
         return "zero3"
     return "fsdp2" if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true" else "whole"

@@ -1,11 +1,11 @@
-"""The engine: policy + pairs + loss -> policy. One loop for every method, on transformers.Trainer.
+"""The trainer: policy + pairs + loss -> policy. One loop for every method, on transformers.Trainer.
 
-What does not change while a round trains is computed once: the reference log-probs of a set of pairs, shared by all
-methods, betas, learning rates and cells, and, where lower layers are frozen, those layers' output.
+What stays the same while a round trains is computed once: the reference log-probs of a set of pairs, which all methods,
+betas, learning rates and cells share, and the output of the layers that are frozen.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -23,9 +23,9 @@ from stagealign.policy.lm import LanguageModel
 from stagealign.policy.logps import pack, to_device
 from stagealign.stats.finite import prompts_named
 from stagealign.train.adapters import add_adapters
-from stagealign.train.batches import NO_PAIR, BatchOrder, EpochOf, Places
+from stagealign.train.batches import NO_PAIR, BatchOrder, EpochOf, PairNumbers
 from stagealign.train.launch import cut
-from stagealign.train.losses import LOSSES, Constants, Logps, log_ratio_margin
+from stagealign.train.losses import Constants, Logps, log_ratio_margin, loss_of
 from stagealign.train.packed_forward import packed_forward
 from stagealign.train.reference import TrainingSet, token_offsets
 from stagealign.train.resume import CHECKPOINT_STEPS, WHOLE, last_checkpoint, remove_checkpoints
@@ -33,8 +33,8 @@ from stagealign.train.sharding import allow_fsdp_on_cpu, keep_logps_whole, model
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How a round is trained: identity up to `peft`, then execution."""
+class RoundSettings:
+    """Settings of a round: identity up to `peft`, execution from `micro_batch` on."""
 
     learning_rate: float
     batch: int
@@ -51,20 +51,23 @@ class Settings:
     activation_checkpointing: bool = False
     checkpoint_steps: int = CHECKPOINT_STEPS
     resume: bool = True
+    """Whether training goes on from its own checkpoint."""
+    gather: bool = True
+    """Whether the first process gets the weights of a model that is split over processes."""
 
 
 NOTED = ("pairs", "pair_loss", "margin", "accuracy", "kl")
-"""What is summed over the pairs of a step."""
+"""Quantities that are summed over the pairs of a step."""
 
 
 class PreferenceTrainer(Trainer):
     """transformers.Trainer whose loss is one of `losses.LOSSES` on packed pairs."""
 
-    def __init__(self, data: TrainingSet, method: Method, settings: Settings, **given: Any):
-        super().__init__(train_dataset=Places(len(data.tokens)), data_collator=self.collate, **given)
+    def __init__(self, data: TrainingSet, method: Method, settings: RoundSettings, **given: Any):
+        super().__init__(train_dataset=PairNumbers(len(data.tokens)), data_collator=self.collate, **given)
         self.model_accepts_loss_kwargs = False
         self.data, self.settings = data, settings
-        self.loss = LOSSES[method.form]
+        self.loss = loss_of(method.form)
         self.constants = Constants(method.beta, method.delta, method.sft_weight)
         self.offsets = token_offsets(data.tokens)
         self.last_batch = len(data.tokens) % settings.batch or settings.batch
@@ -76,15 +79,15 @@ class PreferenceTrainer(Trainer):
         self.sums = dict.fromkeys(NOTED, 0.0)
         self.step_places: list[int] = []
 
-    def collate(self, places: list[int]) -> dict[str, Any]:
-        """What one forward needs of these pairs."""
+    def collate(self, places: list[int]) -> dict[str, Tensor]:
+        """Inputs of one forward: the pairs' numbers."""
         return {"places": torch.tensor(places)}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> BatchOrder:
         return self.order
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: Any, inputs: Mapping[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Mean loss over the global batch, as this micro-batch's share times micro-batches and processes.
 
@@ -130,7 +133,7 @@ class PreferenceTrainer(Trainer):
             self.sums[name] += value
 
     def _check(self, values: Tensor, what: str) -> None:
-        """Raises BadNumbers, naming step and prompts, where one of the last micro-batch's `values` is not finite."""
+        """Raises BadNumbers, naming step and prompts, if one of the last micro-batch's `values` is not finite."""
         if not torch.isfinite(values).all():
             places = self.step_places[-len(values) :]
             self._stop(what, [place for place, one in zip(places, values.tolist(), strict=True) if not isfinite(one)])
@@ -174,7 +177,7 @@ class PreferenceTrainer(Trainer):
 
 
 def align(
-    lm: LanguageModel, data: TrainingSet, method: Method, settings: Settings, scratch: Path
+    lm: LanguageModel, data: TrainingSet, method: Method, settings: RoundSettings, scratch: Path
 ) -> list[dict[str, float]]:
     """Trains the policy in place; returns one entry a step: step, loss, margin (beta x nats), accuracy, grad_norm, kl.
 
@@ -189,25 +192,49 @@ def train(
     lm: LanguageModel,
     data: TrainingSet,
     method: Method,
-    settings: Settings,
+    settings: RoundSettings,
     scratch: Path,
     callbacks: Sequence[TrainerCallback] = (),
-    gather: bool = True,
 ) -> tuple[list[dict[str, float]], dict[str, Tensor] | None]:
-    """As `align`; beside the curve the weights by name where the model is split and `gather` asks for them, else None.
+    """(curve as of `align`, weights by name of a model that is split over processes).
 
-    In all processes but the first, the weights that come back are empty.
+    The weights are None if the model is whole or `settings.gather` is off, and empty in all processes but the first.
     """
-    model: Any = lm.model
+    model = _learning(lm, data, settings)
+    arguments = _arguments(settings, len(data.tokens), scratch)
+    if arguments.device.type == "cpu":
+        allow_fsdp_on_cpu()
+    model.train()
+    if settings.activation_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    with packed_forward(model):
+        trainer = PreferenceTrainer(data, method, settings, model=model, args=arguments, callbacks=list(callbacks))
+        trainer.remove_callback(PrinterCallback)
+        if trainer.is_fsdp_enabled and settings.dtype == "bfloat16":
+            keep_logps_whole(trainer)
+        trainer.train(resume_from_checkpoint=last_checkpoint(scratch) if settings.resume else None)
+    split = settings.gather and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if split else None
+    lm.model.eval()
+    return [_curve_entry(entry) for entry in trainer.state.log_history if "pair_loss" in entry], weights
+
+
+def _learning(lm: LanguageModel, data: TrainingSet, settings: RoundSettings) -> Any:
+    """The part of the model that runs in training, with only the weights trainable that learn."""
     if settings.trained_layers is not None:
         freeze_below(lm.model, settings.trained_layers)
     if settings.peft is not None:
         add_adapters(lm.model, settings.peft, settings.trained_layers)
     if settings.trained_layers is not None and data.trunk is not None:
-        model = top_of(lm.model, settings.trained_layers)
+        return top_of(lm.model, settings.trained_layers)
+    return lm.model
+
+
+def _arguments(settings: RoundSettings, pairs: int, scratch: Path) -> TrainingArguments:
+    """Arguments of transformers' Trainer for this process's share of a round on so many pairs."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     micro_batch, accumulation = cut(settings.batch, processes, settings.micro_batch)
-    steps = settings.epochs * -(-len(data.tokens) // settings.batch)
+    steps = settings.epochs * -(-pairs // settings.batch)
     arguments = TrainingArguments(
         output_dir=str(scratch),
         per_device_train_batch_size=micro_batch,
@@ -233,21 +260,7 @@ def train(
     )
     if processes == 1:
         arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer spreads over all GPUs that it sees
-    if arguments.device.type == "cpu":
-        allow_fsdp_on_cpu()
-    model.train()
-    if settings.activation_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    with packed_forward(model):
-        trainer = PreferenceTrainer(data, method, settings, model=model, args=arguments, callbacks=list(callbacks))
-        trainer.remove_callback(PrinterCallback)
-        if trainer.is_fsdp_enabled and settings.dtype == "bfloat16":
-            keep_logps_whole(trainer)
-        trainer.train(resume_from_checkpoint=last_checkpoint(scratch) if settings.resume else None)
-    split = gather and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if split else None
-    lm.model.eval()
-    return [_curve_entry(entry) for entry in trainer.state.log_history if "pair_loss" in entry], weights
+    return arguments
 
 
 def _curve_entry(entry: dict[str, Any]) -> dict[str, float]:

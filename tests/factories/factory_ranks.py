@@ -49,7 +49,7 @@ def do(job: Job, folder: Path) -> None:
     given = dict(job.settings)
     if "peft" in given:
         given["peft"] = Lora(**given["peft"])
-    settings = train.Settings(**asdict(SETTINGS) | given)
+    settings = train.RoundSettings(**asdict(SETTINGS) | given)
     lm = smollm2() if job.shape == "smollm2" else build_tiny(job.shape, tied=job.shape == "tied")
     data = data_of(lm, pairs_of(job.pairs), settings.trained_layers)
     note = train.PreferenceTrainer._note

@@ -149,6 +149,15 @@ def test_extra_cells_run_only_where_their_source_is_named(expression, extras):
     assert [cell for cell in chosen if not cell.extra] == [c for c in registry.cells("lab") if matches(c.keywords)]
 
 
+@pytest.mark.parametrize("expression", ["qwen and slichf", "pythia and slichf"])
+def test_a_model_whose_checkpoint_is_named_after_it_is_asked_for_by_name(expression):
+    """At paper scale `qwen` stands in the hub id too, and still names the model."""
+    chosen = select.select("paper", expression)
+    assert len(chosen) == 6
+    assert all(cell.beyond_paper for cell in chosen)
+    assert not any(cell.extra for cell in select.select("paper", "qwen") + select.select("paper", "slichf"))
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_no_name_is_inside_another(scale):
     """`-k` matches substrings of ids and of file and function names, so none may hold a cell id."""

@@ -1,6 +1,7 @@
 """Costs worked by hand: FLOPs, memory, time and dollars; and estimates of time beside real runs of the lab."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,21 +15,22 @@ from stagealign.plan.price import estimate
 ROOT = Path(__file__).resolve().parents[2]
 TOY = Shape(layers=2, width=10, vocabulary=50, key_width=5)
 """With 1,400 weights: 2 tables of 500, so 200 a layer."""
+SIZE = cost.ModelSize(1400, TOY)
 
 
 def test_flops_of_a_toy_by_hand():
-    assert cost.layer_weights(1400, TOY) == 200
-    assert cost.layer_weights(900, Shape(2, 10, 50, 5, tied=True)) == 200
+    assert SIZE.layer == 200
+    assert cost.ModelSize(900, Shape(2, 10, 50, 5, tied=True)).layer == 200
     # A token: 2 layers x (2 x 200 for the weights + 4 x 10 x 3 for attending to 3 others) = 1,040.
-    assert cost.body_flops(1400, TOY, tokens=7, context=3) == 7 * 1040
-    assert cost.body_flops(1400, TOY, tokens=7, context=3, layers=1) == 7 * 520
+    assert cost.body_flops(SIZE, tokens=7, context=3) == 7 * 1040
+    assert cost.body_flops(SIZE, tokens=7, context=3, layers=1) == 7 * 520
     # The head: 2 x 50 x 10 = 1,000 a scored token.
-    assert cost.forward_flops(1400, TOY, tokens=7, scored=4, context=3) == 7 * 1040 + 4000
-    assert cost.training_flops(1400, TOY, 7, 4, 3) == 3 * (7 * 1040 + 4000)
-    assert cost.training_flops(1400, TOY, 7, 4, 3, recompute=True) == 4 * 7 * 1040 + 3 * 4000
+    assert cost.forward_flops(SIZE, tokens=7, scored=4, context=3) == 7 * 1040 + 4000
+    assert cost.training_flops(SIZE, 7, 4, 3) == 3 * (7 * 1040 + 4000)
+    assert cost.training_flops(SIZE, 7, 4, 3, recompute=True) == 4 * 7 * 1040 + 3 * 4000
     # One of two layers learns, from the trunk's output: the head only passes its gradient on.
-    assert cost.training_flops(1400, TOY, 7, 4, 3, trained=1) == 3 * 7 * 520 + 2 * 4000
-    sampled = cost.sampling_flops(1400, TOY, prompts=2, prompt_tokens=6, rows=4, sampled_tokens=8)
+    assert cost.training_flops(replace(SIZE, trained_layers=1), 7, 4, 3) == 3 * 7 * 520 + 2 * 4000
+    sampled = cost.sampling_flops(SIZE, prompts=2, prompt_tokens=6, rows=4, sampled_tokens=8)
     assert sampled["forward"] == 12 * 2 * (400 + 40 * 3)
     assert sampled["decode"] == 32 * 2 * (400 + 40 * 10) + 32 * 1000
 
@@ -36,12 +38,13 @@ def test_flops_of_a_toy_by_hand():
 def test_adapters_of_llama_3_by_hand():
     """Rank 128 on q and o (4096 x 4096), k and v (4096 x 1024), gate, up and down (4096 x 14336), in 32 layers."""
     llama = models.CHECKPOINTS["paper"]["llama3"]
+    size = cost.ModelSize(llama.parameters, llama.shape)
     by_hand = 32 * 128 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
-    assert cost.adapter_weights(llama.parameters, llama.shape, 128) == pytest.approx(by_hand, rel=0.01)
-    assert cost.adapter_weights(llama.parameters, llama.shape, 128, 8) == pytest.approx(by_hand / 4, rel=0.01)
+    assert cost.adapter_weights(size, 128) == pytest.approx(by_hand, rel=0.01)
+    assert cost.adapter_weights(replace(size, trained_layers=8), 128) == pytest.approx(by_hand / 4, rel=0.01)
     # Nothing but the adapters learns: 2 forwards' worth a pass, and 1 more where it is recomputed.
-    assert cost.training_flops(1400, TOY, 7, 4, 3, adapters=True) == 2 * (7 * 1040 + 4000)
-    assert cost.training_flops(1400, TOY, 7, 4, 3, recompute=True, adapters=True) == 3 * 7 * 1040 + 2 * 4000
+    assert cost.training_flops(SIZE, 7, 4, 3, adapters=True) == 2 * (7 * 1040 + 4000)
+    assert cost.training_flops(SIZE, 7, 4, 3, recompute=True, adapters=True) == 3 * 7 * 1040 + 2 * 4000
 
 
 def test_a_round_of_adapters_is_estimated_as_one():
@@ -56,15 +59,12 @@ def test_a_round_of_adapters_is_estimated_as_one():
 
 
 def test_memory_of_a_toy_by_hand():
+    half = replace(SIZE, half=True)
     # float32, all learns: 4 + 4 + 8 a weight; 34 x 10 x 2 bytes a layer and token; 12 x 50 a scored one.
-    assert cost.training_memory(1400, TOY, 3, 2, 1400, half=False, checkpointing=False) == (
-        16 * 1400 + 3 * 2 * 680 + 2 * 600
-    )
+    assert cost.training_memory(SIZE, 3, 2, checkpointing=False) == (16 * 1400 + 3 * 2 * 680 + 2 * 600)
     # bfloat16: 2 + 2 + 8 and the float32 copy's 4; with checkpointing 2 x 10 a layer, and one whole one.
-    assert cost.training_memory(1400, TOY, 3, 2, 1400, half=True, checkpointing=True) == (
-        16 * 1400 + 3 * (2 * 20 + 340) + 2 * 600
-    )
-    assert cost.sampling_memory(1400, TOY, rows=4, tokens=9, half=True) == 2 * (1400 + 4 * 9 * 2 * 2 * 5)
+    assert cost.training_memory(half, 3, 2, checkpointing=True) == (16 * 1400 + 3 * (2 * 20 + 340) + 2 * 600)
+    assert cost.sampling_memory(half, rows=4, tokens=9) == 2 * (1400 + 4 * 9 * 2 * 2 * 5)
 
 
 def test_time_and_dollars_by_hand():
@@ -78,16 +78,15 @@ def test_time_and_dollars_by_hand():
 def test_what_is_known_of_real_models():
     """An 8B model: 16 bytes a weight are 120 GiB, so one H200 trains it with recomputed activations and not without."""
     llama = models.CHECKPOINTS["paper"]["llama3"]
-    assert cost.layer_weights(llama.parameters, llama.shape) == pytest.approx(218e6, rel=0.01)
-    kept, recomputed = (
-        cost.training_memory(8.03e9, llama.shape, 4096, 4096, 8.03e9, True, again) / cost.GIB for again in (False, True)
-    )
+    size = cost.ModelSize(llama.parameters, llama.shape, half=True)
+    assert size.layer == pytest.approx(218e6, rel=0.01)
+    kept, recomputed = (cost.training_memory(size, 4096, 4096, again) / cost.GIB for again in (False, True))
     assert recomputed < cost.GPUS["h200"].memory_gib < kept
     assert all(gpu.source and gpu.dollars > 0 and gpu.gpu for gpu in cost.GPUS.values())
     assert not cost.CPU.gpu
     for scale in scales.SCALES:
         for checkpoint in models.CHECKPOINTS[scale].values():
-            assert 0.5e6 < cost.layer_weights(checkpoint.parameters, checkpoint.shape) < 0.3e9, checkpoint.source
+            assert 0.5e6 < cost.ModelSize(checkpoint.parameters, checkpoint.shape).layer < 0.3e9, checkpoint.source
 
 
 @pytest.mark.parametrize("scale", list(scales.SCALES))

@@ -198,7 +198,7 @@ def test_a_large_models_batch_in_parts_gives_the_same_weights(tmp_path, tiny, mo
               "dtype": "float32", "seed": 0, "template": "zephyr"}  # fmt: skip
     made = {}
     for name, large in (("whole", 1e9), ("parts", 0)):
-        monkeypatch.setattr(sft, "LARGE", large)
+        monkeypatch.setattr(sft, "LARGE_MODEL", large)
         (tmp_path / name).mkdir()
         sft.build_start(Work(params, {"weights": tmp_path / "weights", "reviews": reviews}, tmp_path / name, tmp_path))
         made[name] = lm.load(tmp_path / name).model.state_dict()

@@ -132,7 +132,7 @@ def test_a_damaged_file_of_the_bucket_is_never_built_from(shared, harm):
     one.obtain(LEAF)
     file = there / "made/leaf/text"
     {"flip": lambda: file.write_text("lead"), "cut": lambda: file.write_text("lea"), "remove": file.unlink}[harm]()
-    with pytest.raises(Damaged, match=r"bucket/made/leaf: .*text.*remove it there to build it anew"):
+    with pytest.raises(Damaged, match=r"bucket/made/leaf: .*text.*remove it there to rebuild it"):
         two.obtain(TREE)
     with pytest.raises(Damaged, match="made/leaf"):
         two.file(LEAF, "text")

@@ -16,10 +16,10 @@ from stagealign.policy.lm import load, save
 from stagealign.train import trainer as train
 from stagealign.train.batches import BatchOrder
 from stagealign.train.reference import TrainingSet, reference_logps, tokenize, trunk_states
-from stagealign.train.trainer import Settings, align
+from stagealign.train.trainer import RoundSettings, align
 
 DPO, HINGE = METHODS["lab"]["dpo"], METHODS["lab"]["slichf"]
-SETTINGS = Settings(
+SETTINGS = RoundSettings(
     learning_rate=1e-3,
     batch=4,
     epochs=1,

@@ -79,7 +79,7 @@ class Answers:
         for line in self.path.read_bytes().split(b"\n"):
             if not line.strip():
                 continue
-            row = whole(line)
+            row: Any = whole(line)
             try:
                 if row is None:
                     raise ValueError

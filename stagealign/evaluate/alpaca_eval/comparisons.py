@@ -7,7 +7,7 @@ from typing import Any
 
 from stagealign.base.errors import BadData
 from stagealign.base.words import kind_of, listed, short
-from stagealign.data.formats import MISFIT, Row
+from stagealign.data.formats import MISFIT, TableRow
 from stagealign.data.tables import Tally, local_file, numbered_rows
 
 COLUMNS = ("prompt_index", "generator", "preference", "baseline_chars", "model_chars")
@@ -109,13 +109,15 @@ def read_weights(source: str) -> dict[str, tuple[float, float, float]]:
     return found
 
 
-def _rows(source: str, columns: tuple[str, ...], also: tuple[str, ...] = ()) -> tuple[str, Iterable[tuple[int, Row]]]:
+def _rows(
+    source: str, columns: tuple[str, ...], also: tuple[str, ...] = ()
+) -> tuple[str, Iterable[tuple[int, TableRow]]]:
     """(what the numbers count, rows) of a file whose first row has these columns, and one of `also`."""
     if local_file(source) is None:
         raise BadData(f"{source}: no such file; give a .parquet, .csv, .jsonl or .json file")
     unit, rows = numbered_rows(source, (*columns, *also))
 
-    def checked() -> Iterable[tuple[int, Row]]:
+    def checked() -> Iterable[tuple[int, TableRow]]:
         for place, (number, row) in enumerate(rows):
             missing = [column for column in columns if column not in row]
             missing += also[:1] if also and not any(column in row for column in also) else []
@@ -134,7 +136,7 @@ def _whole(source: str, tally: Tally, found: Mapping[Any, Any]) -> None:
         raise BadData(f"{source}: no rows; give the whole file")
 
 
-def _comparison(row: Row) -> tuple[str, Comparison]:
+def _comparison(row: TableRow) -> tuple[str, Comparison]:
     generator = row.get("generator")
     if generator is MISFIT:
         raise _Unusable("more or fewer cells than the header")
@@ -149,7 +151,7 @@ def _comparison(row: Row) -> tuple[str, Comparison]:
     return generator, Comparison(_index(row), preference, baseline, model)
 
 
-def _preference(row: Row) -> float | None:
+def _preference(row: TableRow) -> float | None:
     value = row.get("preference")
     if value is None or (isinstance(value, str) and value.strip().lower() in ("", "nan", "null", "none")):
         return None
@@ -158,7 +160,7 @@ def _preference(row: Row) -> float | None:
     return _number(row, "preference")
 
 
-def _index(row: Row) -> int:
+def _index(row: TableRow) -> int:
     name = next((one for one in INDEX if one in row), INDEX[0])
     value = _number({INDEX[0]: row.get(name)}, INDEX[0])
     if value != int(value):
@@ -166,7 +168,7 @@ def _index(row: Row) -> int:
     return int(value)
 
 
-def _number(row: Row, column: str) -> float:
+def _number(row: TableRow, column: str) -> float:
     value = row.get(column)
     if value is MISFIT:
         raise _Unusable("more or fewer cells than the header")

@@ -8,7 +8,7 @@ from typing import Any
 
 from stagealign.base.errors import BadData
 from stagealign.base.words import kind_of, listed, short
-from stagealign.data.formats import Row
+from stagealign.data.formats import TableRow
 from stagealign.data.records import prompt_hash
 from stagealign.evaluate.alpaca_eval.answers import Answer
 from stagealign.evaluate.alpaca_eval.rows import PROMPT, Battle, Item, column, index_of, quoted, rows_of
@@ -30,7 +30,7 @@ COLUMNS = (
 @dataclass(frozen=True)
 class _Record:
     number: int
-    row: Row
+    row: TableRow
     prompt: str
     """The prompt's text, or its index as text, for messages."""
     item: Item | None
@@ -69,7 +69,7 @@ def annotations(source: str, battle: Battle) -> tuple[dict[str, Answer], list[st
     return {one.item.hash: _answer(one.row.get("preference")) for one in records if one.item}, sorted(judges)
 
 
-def _records(source: str, rows: list[tuple[int, Row]], battle: Battle) -> list[_Record]:
+def _records(source: str, rows: list[tuple[int, TableRow]], battle: Battle) -> list[_Record]:
     by_hash = {item.hash: item for item in battle.items}
     by_index = {item.index: item for item in battle.items}
     found = []
@@ -88,13 +88,13 @@ def _records(source: str, rows: list[tuple[int, Row]], battle: Battle) -> list[_
     return found
 
 
-def _generator(row: Row) -> str | None:
+def _generator(row: TableRow) -> str | None:
     """Who wrote the model's completion, where the row says so."""
     value = row.get("generator_2", row.get("generator"))
     return value if isinstance(value, str) else None
 
 
-def _same(row: Row, item: Item) -> bool:
+def _same(row: TableRow, item: Item) -> bool:
     """Whether the row was made for these texts, as far as it tells."""
     texts = {"output_1": item.baseline, "output_2": item.model}
     lengths = {"baseline_chars": item.baseline, "model_chars": item.model}

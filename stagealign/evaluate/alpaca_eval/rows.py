@@ -11,7 +11,7 @@ from typing import Any
 
 from stagealign.base.errors import BadData
 from stagealign.base.words import kind_of, listed, short
-from stagealign.data.formats import Row
+from stagealign.data.formats import TableRow
 from stagealign.data.records import prompt_hash
 from stagealign.data.tables import digest_of, local_file, numbered_rows
 
@@ -89,7 +89,7 @@ def file_facts(source: str) -> dict[str, str]:
     return {"name": path.name, "sha256": digest_of(path)}
 
 
-def rows_of(source: str, columns: Iterable[str]) -> list[tuple[int, Row]]:
+def rows_of(source: str, columns: Iterable[str]) -> list[tuple[int, TableRow]]:
     """Numbered rows of a file with all `columns` that it has. Raises BadData, also for an empty file."""
     if local_file(source) is None:
         raise BadData(f"{source}: no such file; a .json, .jsonl, .csv or .parquet file is expected")
@@ -100,7 +100,7 @@ def rows_of(source: str, columns: Iterable[str]) -> list[tuple[int, Row]]:
     return rows
 
 
-def column(row: Row, names: Iterable[str]) -> str | None:
+def column(row: TableRow, names: Iterable[str]) -> str | None:
     """The first of `names` that the row has."""
     return next((name for name in names if name in row), None)
 
@@ -135,7 +135,7 @@ def _completions(source: str, generator: str | None = None) -> dict[str, _Told]:
     return found
 
 
-def _told(source: str, number: int, row: Row) -> _Told:
+def _told(source: str, number: int, row: TableRow) -> _Told:
     where = f"{source}, row {number}"
     texts = []
     for names in (PROMPT, COMPLETION):
@@ -156,7 +156,7 @@ def _told(source: str, number: int, row: Row) -> _Told:
     return _Told(number, texts[0], texts[1], name, index_of(row, where))
 
 
-def index_of(row: Row, where: str) -> int | None:
+def index_of(row: TableRow, where: str) -> int | None:
     """The row's `prompt_index`; None where it has none. Raises BadData for one that is no whole number."""
     value = row.get("prompt_index")
     if value is None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from stagealign.base import server
 from stagealign.base.errors import CannotRun, StagealignError
@@ -44,8 +44,22 @@ def versions() -> dict[str, str]:
     return {**found, "python": ".".join(platform.python_version_tuple()[:2]), "stagealign's files": code()}
 
 
-def about_here(place: str, bucket: bool, note: str, written: str) -> dict[str, Any]:
-    """What a node says of itself; `note` is the name of what the driver wrote into the store, a folder or a bucket."""
+class NodeReport(TypedDict):
+    """What a node found on itself."""
+
+    versions: dict[str, str]
+    store: bool
+    """Whether it sees the driver's store, and may write there."""
+    why: str
+    """Why it does not see the store, where its library says so."""
+    device_memory: int | None
+    """Bytes of its largest GPU; None without one."""
+    keys: list[str]
+    """Those of `KEYS` that are set."""
+
+
+def about_here(place: str, bucket: bool, note: str, written: str) -> NodeReport:
+    """This node's report; `note` is the name of what the driver wrote into the store, a folder or a bucket."""
     why = ""
     try:
         seen = Bucketed(place).note(note) == written if bucket else _holds(Path(place), note, written)
@@ -112,7 +126,7 @@ def _ask(ray: Any, nodes: Sequence[Node], store: Store, note: str, written: str)
     """By node, what it says of itself; `absent` where its Python has no such stagealign."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def look(place: str, bucket: bool, name: str, text: str) -> dict[str, Any]:  # in here, so that it travels as it is
+    def look(place: str, bucket: bool, name: str, text: str) -> Any:  # in here, so that it travels as it is
         try:
             return about_here(place, bucket, name, text)
         except ImportError as error:

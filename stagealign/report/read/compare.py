@@ -11,7 +11,7 @@ from stagealign.base.errors import BadData
 from stagealign.base.identity import stream
 from stagealign.report.read.rungs import SPLIT, after, value
 from stagealign.report.read.verdicts import ALPHA, holm, normal
-from stagealign.stats.statistics import mean_over_seeds, paired_differences, pooled_score
+from stagealign.stats.statistics import Metric, mean_over_seeds, paired_differences, pooled_score
 from stagealign.store.results import Result, read_results
 
 PLACES = {"gold reward": 0, "clean gold reward": 1}
@@ -157,6 +157,6 @@ def _column(metrics: Metrics, place: int) -> dict[str, float]:
     return {key: pair[place] for key, pair in metrics[SPLIT]["prompts"].items()}
 
 
-def _score(side: list[Metrics]) -> dict[str, Any]:
+def _score(side: list[Metrics]) -> Metric:
     found = [m[SPLIT]["boundary"] for m in side]
     return pooled_score([value(one["score"]) or 0.0 for one in found], [one["interval"] for one in found])

@@ -197,7 +197,8 @@ def _side(start: Start, source: str, rate: float, rungs: dict[int, Rung]) -> Sid
 
 def unit(rungs: dict[int, Rung]) -> str:
     """Unit of the rungs' gains."""
-    return str((rung_metric(next(iter(rungs.values())), "gain") or {}).get("unit", "reward"))
+    metric = rung_metric(next(iter(rungs.values())), "gain")
+    return metric.get("unit", "reward") if metric else "reward"
 
 
 def rung_metric(rung: Rung, kind: str) -> Metric | None:

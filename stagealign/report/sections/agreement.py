@@ -17,7 +17,7 @@ from stagealign.report.read.rungs import Start
 from stagealign.report.sections.rows import Row, Table, policy_name
 from stagealign.report.sections.words import DASH, count, gain, rate, signed
 from stagealign.stats import effectiveness
-from stagealign.stats.diversity import MORE, concordance, larger
+from stagealign.stats.diversity import MORE, Concordance, concordance, larger
 
 
 def orders(measured: Sequence[DataSet]) -> Table:
@@ -95,7 +95,7 @@ def agreement_words(measured: Sequence[DataSet], names: Sequence[str]) -> dict[A
     return found
 
 
-def agreements(measured: Sequence[DataSet]) -> list[tuple[tuple[str, str], dict[str, Any], list[float]]]:
+def agreements(measured: Sequence[DataSet]) -> list[tuple[tuple[str, str], Concordance, list[float]]]:
     """For each two measures: their concordance over sources, and their rank correlation in each set."""
     rows = []
     for names in combinations(NAMES, 2):
