@@ -1,6 +1,6 @@
-"""Opens what the boundary meter needs, cheapest check first: the data, the oracle, the policy; then measures.
+"""Entry point of the boundary meter: opens data, oracle and policy, cheapest check first, then measures.
 
-Everything a user can have wrong is an error before a token is sampled.
+Every mistake in a request is an error before a token is sampled.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -41,12 +41,14 @@ def measure_boundary(
     heard: Heard = lambda done, total, score: None,
     **options: Any,
 ) -> Measurement:
-    """Which stage a policy is in with respect to preference data, and so what to collect next.
+    """The stage that a policy is in with respect to preference data, and what to collect next.
 
-    `policy`: hub id or local folder of a causal language model; `data`: a file or hub data set of preferences in any of
-    TRL's shapes; `options` are the other fields of `BoundaryRequest` (`oracle`, `prompts`, `decide`, ...). With
-    `oracle="recorded:FILE"` of scored candidates neither policy nor data is needed. Raises StagealignError for what
-    cannot be measured, before anything is sampled.
+    `policy`: hub id or local folder of a causal language model. `data`: file or hub data set of preferences, in any of
+    TRL's shapes. `options`: the other fields of `BoundaryRequest` (`oracle`, `prompts`, `decide`, `sampler`, ...).
+    `oracle="recorded:FILE"` of scored candidates needs neither policy nor data. `heard` is called with (prompts done,
+    prompts in all, score so far) after each batch.
+
+    Raises StagealignError for a request that cannot be measured, before anything is sampled.
     """
     request = BoundaryRequest(policy, data, **options)
     check(request)
@@ -65,7 +67,7 @@ def measure_boundary(
 
 
 def _said(request: BoundaryRequest, unused: Sequence[str] = ()) -> dict[str, Any]:
-    """The request as a measurement tells it: only what was given, without secrets, and the version that measured."""
+    """The request as a measurement shows it: fields that were given, without secrets, and our version."""
     from stagealign.base.version import __version__
 
     left_out = {"keep", *unused} | ({"sampler"} if request.sampler == OWN else set())
@@ -75,30 +77,30 @@ def _said(request: BoundaryRequest, unused: Sequence[str] = ()) -> dict[str, Any
 
 
 class Remembered:
-    """Source of a measurement whose candidates were scored beforehand."""
+    """Verdicts of candidates that were scored beforehand."""
 
     def __init__(self, recorded: "Recorded"):
         self.most_votes = recorded.most_votes
         self.phases = Phases()
 
     def measured(self, items: "Sequence[RecordedPrompt]") -> Iterator[Measured]:
-        """Each recorded prompt as if it had been sampled and judged."""
+        """Yields each recorded prompt as if it had been sampled and judged now."""
         for row in items:
             contest = row.contest
             item = MeterPrompt(prompt_hash(row.prompt), row.prompt, contest.off)
             yield item, SampledPrompt(contest.on, 0, 0, seconds=0.0), replace(row.judged, seconds=0.0)
 
     def oracle_tokens(self) -> int:
-        """None are billed."""
+        """Always 0: nothing is billed."""
         return 0
 
     def damage(self) -> dict[str, str]:
-        """No call kept anything."""
+        """Always empty: nothing is kept."""
         return {}
 
 
 def measure_recorded(recorded: "Recorded", decide: float | None, heard: Heard) -> Measurement:
-    """The measurement of candidates that were scored beforehand."""
+    """The measurement of candidates that were scored beforehand; nothing is sampled."""
     data = {
         "data": recorded.path,
         "rows given": recorded.given,
@@ -148,7 +150,7 @@ def _facts(rows: "PreferenceData") -> dict[str, Any]:
 
 
 def _epoch_tokens(rows: "PreferenceData", count: Callable[[str], int] | None) -> float | None:
-    """Tokens that one DPO epoch over all rows would train on, estimated from the first prompts measured."""
+    """Tokens that one DPO epoch over all rows would train on, estimated from the first 50; None if they are unknown."""
     if count is None:
         return None
     some = rows.rows[:50]

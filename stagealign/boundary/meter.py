@@ -1,7 +1,7 @@
 """The boundary meter: a policy and preference data in, the stage and what to collect next out.
 
-Stands alone: no cell, no training. Measures in batches, keeps every candidate and verdict, and stops as soon as the
-decision that was asked for is made.
+It needs no cell and no training. It measures in batches, keeps every candidate and verdict, and stops once the
+requested decision is made.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,27 +35,27 @@ PAPER_COST_SHARE = 0.032
 
 
 class VerdictSource(Protocol):
-    """Where `measure` gets its prompts' verdicts from."""
+    """Gives `measure` the verdicts of its prompts."""
 
     most_votes: int
-    """Most comparisons across sources that a prompt has."""
+    """Largest number of comparisons across sources of one prompt."""
     phases: Phases
 
     def measured(self, items: Sequence[Any]) -> Iterator[Measured]:
-        """Each prompt with its candidates and their verdict, in order, as they come."""
+        """Yields each prompt with its candidates and their verdict, in order."""
         ...
 
     def oracle_tokens(self) -> int:
-        """Tokens that a served oracle has billed in this call."""
+        """Tokens that a served oracle billed in this call."""
         ...
 
     def damage(self) -> Mapping[str, str]:
-        """What of the rows that earlier calls kept is not as it was written, in words; empty where all is."""
+        """Corrupt rows among those kept by earlier calls, in words; empty if there are none."""
         ...
 
 
 class Meter:
-    """Measures prompt by prompt; what was kept of earlier calls is not measured again."""
+    """Samples and judges prompt by prompt; kept samples and verdicts of earlier calls are reused."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Meter:
         billed: Callable[[], int] = lambda: 0,
         phases: Phases | None = None,
     ):
-        """`billed` tells the tokens that a served oracle has billed so far; `phases`, what this call spent before."""
+        """`billed` returns the tokens billed by a served oracle so far; `phases`: spent by this call before now."""
         self.samples, self.oracle = Samples(sampler, sampled, phases), oracle
         self.verdicts = verdicts
         self.oracle_tokens = billed
@@ -75,20 +75,20 @@ class Meter:
         self._counted = 0
 
     def measured(self, items: Sequence[MeterPrompt]) -> Iterator[Measured]:
-        """Samples what is missing of these prompts, then gives their verdicts one by one."""
+        """Samples the prompts that are not kept, then yields (prompt, candidates, verdict) one by one."""
         contests = self.samples.contests(items)
         for (item, sampled), verdict in zip(contests, self._judge(contests), strict=True):
             yield item, sampled, verdict
 
     def damage(self) -> dict[str, str]:
-        """How many kept lines were damaged, and where; they are measured again."""
+        """Number of corrupt kept lines and their files; those prompts are measured again."""
         damaged = [kept for kept in (self.samples.kept, self.verdicts) if kept.damaged]
         where = ", ".join(str(kept.path) for kept in damaged)
         lines = f"{sum(kept.damaged for kept in damaged)} in {where}"
         return {"damaged lines, measured again": lines} if damaged else {}
 
     def _judge(self, batch: Sequence[tuple[MeterPrompt, SampledPrompt]]) -> Iterator[Judged]:
-        """The oracle's verdicts, asking for those that are not kept; a failed one is asked again on the next call."""
+        """Yields a verdict a prompt; the oracle judges those that are not kept. Failed verdicts are not kept."""
         kept = [
             Judged((), (), failed=one.failed, seconds=0.0) if one.failed is not None else self._verdict(item, one)
             for item, one in batch
@@ -108,12 +108,12 @@ class Meter:
             yield verdict
 
     def _billed(self) -> int:
-        """Tokens billed since this was asked last: about one verdict's, where several are under way at a time."""
+        """Tokens billed since the last call; approximate for one verdict, as several are under way at a time."""
         before, self._counted = self._counted, self.oracle_tokens()
         return self._counted - before
 
     def _verdict(self, item: MeterPrompt, sampled: SampledPrompt) -> Judged | None:
-        """The kept verdict, where it is on these very texts: the data or the samples may be others by now."""
+        """The kept verdict on exactly these texts; None if there is none, or data or samples have changed since."""
         row = self.verdicts.get(item.key)
         if row is None or row.get("texts") != texts_of(item, sampled):
             return None
@@ -121,12 +121,12 @@ class Meter:
 
 
 def texts_of(item: MeterPrompt, sampled: SampledPrompt) -> str:
-    """What a verdict is about."""
+    """Fingerprint of the texts that a verdict is about."""
     return fingerprint([item.prompt, sampled.completions, item.off])
 
 
 def batches(items: Sequence[Any], growing: bool) -> Iterator[Sequence[Any]]:
-    """The prompts in order: small batches that grow where a decision may come early, else large ones."""
+    """Batches of the prompts in order: `growing` starts small, for a decision that may come early; else large."""
     size, start = (FIRST_BATCH if growing else LARGEST_BATCH), 0
     while start < len(items):
         yield items[start : start + size]
@@ -178,7 +178,7 @@ def conclude(
     epoch_tokens: float | None,
     stopped: str | None = None,
 ) -> Measurement:
-    """The answer from what was counted."""
+    """The measurement that follows from the votes. Raises BadData if the oracle failed on every prompt."""
     if not tally.prompts:
         raise BadData(
             f"oracle: it failed on all {tally.counts['failures']} prompts, the first with {tally.failure}; nothing was "
@@ -218,7 +218,7 @@ def conclude(
 
 
 def _cost(tally: VoteTally, source: VerdictSource, epoch_tokens: float | None) -> dict[str, Any]:
-    """What the prompts measured have cost, in whatever call, and what this call has."""
+    """Tokens and seconds spent on the measured prompts in all calls, and in this one."""
     tokens = tally.spent["sampled_tokens"]
     return {
         "sampled_tokens": tokens,
@@ -236,13 +236,13 @@ def _cost(tally: VoteTally, source: VerdictSource, epoch_tokens: float | None) -
 
 
 def kept_at(home: Path, policy: Mapping[str, Any], oracle: Mapping[str, Any]) -> tuple[Kept, Kept]:
-    """Candidates of a policy and verdicts of an oracle on them, as earlier calls left them."""
+    """Kept candidates of a policy, and kept verdicts of an oracle on them."""
     columns = [*VERDICT_COLUMNS, "texts"]
     return samples_at(home, policy), Kept(_folder(home, policy) / f"verdicts-{fingerprint(oracle)}.jsonl", columns)
 
 
 def samples_at(home: Path, policy: Mapping[str, Any]) -> Kept:
-    """Candidates of a policy, as earlier calls left them."""
+    """Kept candidates of a policy."""
     return Kept(_folder(home, policy) / "candidates.jsonl", list(SampledPrompt.__dataclass_fields__))
 
 

@@ -1,4 +1,4 @@
-"""The prompts of preference data, as the meter takes them."""
+"""Prompts of preference data, as the meter takes them."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, overload
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class MeterPrompts(Sequence[MeterPrompt]):
-    """The prompts of preference data, each made when it is asked for."""
+    """Prompts of preference data as a sequence; each is built when it is read, so the data may be large."""
 
     def __init__(self, rows: "Sequence[Preference]"):
         self._rows = rows

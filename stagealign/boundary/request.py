@@ -1,4 +1,4 @@
-"""What a user asks of the meter, and what is wrong with it."""
+"""A request to the meter, and its checks."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,10 +12,10 @@ from stagealign.oracle.open import METER, ORACLES, kind_of, usages
 
 @dataclass(frozen=True)
 class BoundaryRequest:
-    """What a user asks of the meter."""
+    """A request to the meter; the options of `stagealign boundary`."""
 
     policy: str | None = None
-    """Hub id or local folder; the model's name where `policy_url` is given."""
+    """Hub id or local folder; with `policy_url` the model's name on that server."""
     data: str | None = None
     oracle: str = "pairrm"
     prompts: int | None = 2000
@@ -29,19 +29,19 @@ class BoundaryRequest:
     policy_url: str | None = None
     judge_url: str | None = None
     max_judge_tokens: int | None = None
-    """Tokens that a served judge may bill in this call; it is asked no more once they are spent."""
+    """Tokens that a served judge may bill in this call; the measurement ends once they are spent."""
     keep: bool = True
-    """Whether candidates and verdicts are kept for the next call."""
+    """Whether candidates and verdicts are kept for later calls."""
 
 
 DEFAULTS = asdict(BoundaryRequest()) | {"decoding": BoundaryRequest().decoding}
 SAMPLING = ("policy", "data", "split", "template", "sampler", "policy_url", "decoding")
-"""Fields of a request that only matter where a policy is sampled."""
+"""Fields that only matter if a policy is sampled."""
 DECODING = "--temperature, --top-p, --top-k or --max-new-tokens"
 
 
 def check(request: BoundaryRequest) -> None:
-    """Raises StagealignError for options that no measurement can have."""
+    """Raises StagealignError for options that are unknown, out of range or in conflict."""
     kind, rest = kind_of(request.oracle)
     if kind not in METER or (ORACLES[kind].needs_name and not rest):
         raise StagealignError(f"--oracle {request.oracle!r}: {_unknown(kind)}; one of {usages()}")
@@ -73,7 +73,7 @@ def _unknown(kind: str) -> str:
 
 
 def unused(request: BoundaryRequest, names: Sequence[str], beside: str, why: str) -> None:
-    """Raises StagealignError for an option that was given and that nothing would use."""
+    """Raises StagealignError for a field that differs from its default and would not be used, for the reason `why`."""
     given = [name for name in names if getattr(request, name) != DEFAULTS[name]]
     if given:
         named = DECODING if given[0] == "decoding" else f"--{given[0].replace('_', '-')}"
@@ -87,7 +87,7 @@ def nothing_to_sample(request: BoundaryRequest) -> None:
 
 
 def needs_policy_and_data(request: BoundaryRequest) -> None:
-    """Raises StagealignError where there is nothing to sample."""
+    """Raises StagealignError if policy or data is missing."""
     if not request.policy or not request.data:
         raise StagealignError(
             f"--oracle {request.oracle}: needs --policy and --data; only `recorded:FILE` of scored candidates does not"

@@ -1,4 +1,4 @@
-"""What the policy writes for each prompt of the data."""
+"""Completions of the policy for each prompt of the data, kept for later calls."""
 
 import time
 from collections import defaultdict
@@ -11,25 +11,25 @@ from stagealign.scoring.contest import Judged
 from stagealign.store.kept import Kept
 
 COMPLETIONS, STATIC = 2, 2
-"""Candidates a prompt: sampled, the paper's number, and static, its chosen and rejected."""
+"""Candidates a prompt: on-policy ones (the paper's number), and static ones (its chosen and rejected)."""
 
 
 @dataclass(frozen=True)
 class SampledPrompt:
-    """What the policy wrote for one prompt."""
+    """Completions of the policy for one prompt."""
 
     completions: tuple[str, ...]
     tokens: int
     truncated: int
     failed: str | None = None
-    """Why there are no completions; the prompt then counts as a failure and is asked again on the next call."""
+    """Reason why there are none; the prompt then counts as a failure and is sampled again by the next call."""
     seconds: float | None = None
-    """That sampling took; None where nobody took the time."""
+    """Spent on sampling; None if not timed."""
 
 
 @dataclass(frozen=True)
 class MeterPrompt:
-    """One prompt of the data: what is sampled for, and its static candidates."""
+    """One prompt of the data with its static candidates."""
 
     key: str
     """Prompt hash."""
@@ -39,7 +39,7 @@ class MeterPrompt:
 
 
 PromptSampler = Callable[[Sequence[MeterPrompt]], Iterable[SampledPrompt]]
-"""What the policy wrote, one an item and in order; one that gives them one by one loses less when it is interrupted."""
+"""Prompts to completions, in order. A generator loses less if it is interrupted."""
 Measured = tuple[MeterPrompt, SampledPrompt, Judged]
 GivenT = TypeVar("GivenT")
 END: Any = object()
@@ -47,15 +47,15 @@ END: Any = object()
 
 @dataclass
 class Phases:
-    """Seconds and tokens of each phase, of this call only."""
+    """Seconds and sampled tokens of this call, by phase."""
 
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     tokens: int = 0
-    """SampledPrompt by the policy."""
+    """Number of tokens that the policy sampled."""
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Adds the seconds spent inside to a phase."""
+        """Adds the seconds spent inside the context to a phase."""
         started = time.monotonic()
         try:
             yield
@@ -63,7 +63,7 @@ class Phases:
             self.seconds[name] += time.monotonic() - started
 
     def laps(self, name: str, give: Callable[[], Iterable[GivenT]], count: int) -> Iterator[tuple[GivenT, float]]:
-        """Each of the `count` things that `give` gives, with its seconds; what the call itself took is shared."""
+        """Yields each of the `count` values of `give()` with its seconds; those of the call are shared equally."""
         before = self.seconds[name]
         with self.timed(name):
             found = iter(give())
@@ -78,15 +78,15 @@ class Phases:
 
 
 class Samples:
-    """What the policy wrote; of earlier calls' prompts what was kept of it."""
+    """Completions of a policy: kept ones of earlier calls, and new ones for the other prompts."""
 
     def __init__(self, sampler: PromptSampler, kept: Kept, phases: Phases | None = None):
-        """`phases`: what this call spent before."""
+        """`phases`: spent by this call before now."""
         self.sampler, self.kept = sampler, kept
         self.phases = phases or Phases()
 
     def contests(self, items: Sequence[MeterPrompt]) -> list[tuple[MeterPrompt, SampledPrompt]]:
-        """Each prompt with the policy's completions, sampling those that are not kept."""
+        """Each prompt with the policy's completions, in order; samples and keeps those that are missing."""
         missing = [item for item in items if item.key not in self.kept]
         failed: dict[str, SampledPrompt] = {}
         if missing:

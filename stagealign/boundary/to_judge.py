@@ -1,4 +1,4 @@
-"""The pairs that somebody has to judge, for people and models that fill them in: `recorded:FILE` reads them back."""
+"""Files of pairs to judge, by people or models; `recorded:FILE` reads them back."""
 
 import csv
 import io
@@ -25,22 +25,22 @@ from stagealign.store.kept import Kept
 ENDINGS = (".csv", ".jsonl")
 COLUMNS = ("prompt", "a", "b", "preference")
 OTHERS = ("oracle", "decide", "judge_url", "max_judge_tokens")
-"""Options of a measurement that writing pairs has no use for."""
+"""Options of a measurement that do not apply to writing pairs."""
 
 
 @dataclass(frozen=True)
 class WrittenPairs:
-    """What was written to be judged."""
+    """A file of pairs to judge, as it was written."""
 
     path: Path
     pairs: int
     prompts: int
-    """That were sampled, those without a pair to judge included."""
+    """Number of prompts sampled, including those without a pair to judge."""
     failed: int
-    """Prompts that the policy did not answer: they have no pairs."""
+    """Number of prompts that the policy did not answer; they have no pairs."""
     notes: tuple[str, ...]
     then: str
-    """The command that measures once the file is filled in."""
+    """Command that measures with the file once it is filled in."""
     reasons: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -50,13 +50,13 @@ def write_pairs(
     heard: Heard = lambda done, total, score: None,
     others: Mapping[str, object] | None = None,
 ) -> WrittenPairs:
-    """Samples the policy and writes each pair that a measurement of `request` asks about, `preference` left empty.
+    """Samples the policy and writes each pair that a measurement of `request` compares, with `preference` left empty.
 
-    The rows of a prompt stand together, prompts in the order in which they are measured, so that the first of them can
-    be judged alone (`--prompts`). Which text is `a`, and the order of a prompt's pairs, are drawn by chance: nothing
-    in the file tells on-policy from off-policy texts. Equal texts tie and are left out. In a CSV file a text that a
-    spreadsheet would take for a formula has an apostrophe before it, which is taken off when the file is read back.
-    `others`: what else was asked for by option, which is an error. Raises StagealignError before anything is sampled.
+    The rows of a prompt stand together, and prompts stand in the order of the measurement, so the first of them can be
+    judged alone (`--prompts`). Sides and the order of a prompt's pairs are random: nothing in the file tells on-policy
+    from off-policy texts. Equal texts tie and are left out. In a CSV file, an apostrophe stands before a text that a
+    spreadsheet would read as a formula; reading the file removes it. `others`: further options of the command, an
+    error if given. Raises StagealignError before anything is sampled.
     """
     _check(request, path, others or {})
     from stagealign.data.preferences import read_preferences
@@ -102,7 +102,7 @@ def _check(request: BoundaryRequest, path: Path, others: Mapping[str, object]) -
 def _pairs(
     seed: int, key: str, prompt: str, on: Sequence[str], off: Sequence[str]
 ) -> Iterator[Mapping[str, str | None]]:
-    """The prompt's pairs across the two sources, each once, in an order and on sides drawn by chance."""
+    """Yields the prompt's pairs across the two sources, each once, in random order and on random sides."""
     chance = random.Random(stream(seed, "pairs to judge", key))
     pairs = list(dict.fromkeys((a, b) for a in on for b in off if a.strip() != b.strip()))
     chance.shuffle(pairs)
@@ -112,7 +112,7 @@ def _pairs(
 
 
 def _encoded(rows: Sequence[Mapping[str, str | None]], ending: str) -> bytes:
-    """The file's bytes; a CSV file starts with a byte order mark, without which Excel misreads UTF-8."""
+    """Content of the file. CSV starts with a byte order mark, without which Excel misreads UTF-8."""
     if ending == ".jsonl":
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     text = io.StringIO()
@@ -123,7 +123,7 @@ def _encoded(rows: Sequence[Mapping[str, str | None]], ending: str) -> bytes:
 
 
 def _then(request: BoundaryRequest, path: Path) -> str:
-    """The command that measures with the judgments."""
+    """Command that measures with the judgments."""
     words = ["stagealign", "boundary"]
     given = {**asdict(request), **asdict(request.decoding)}
     defaults = {**DEFAULTS, **asdict(DEFAULTS["decoding"])}

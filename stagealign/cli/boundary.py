@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from stagealign.boundary.to_judge import WrittenPairs
 
 
-Policy = Annotated[str | None, typer.Option(help="Hub id or local folder; with --policy-url the served model's name.")]
-Data = Annotated[str | None, typer.Option(help="File or hub data set of preferences, in any of TRL's shapes.")]
+PolicyName = Annotated[
+    str | None, typer.Option(help="Hub id or local folder; with --policy-url the served model's name.")
+]
+DataName = Annotated[str | None, typer.Option(help="File or hub data set of preferences, in any of TRL's shapes.")]
 OracleName = Annotated[str, typer.Option(help="pairrm, reward:ID, completion-reward:ID, judge:MODEL or recorded:FILE.")]
-Prompts = Annotated[int, typer.Option(help="Most prompts to measure.", min=1)]
+PromptCount = Annotated[int, typer.Option(help="Most prompts to measure.", min=1)]
 Decide = Annotated[float | None, typer.Option(help="Stop once a stage is named at this level, e.g. 0.95.")]
 Seed = Annotated[int, typer.Option(help="Chooses prompts and samples.")]
 Split = Annotated[str | None, typer.Option(help="Split of a hub data set.")]
@@ -33,7 +35,7 @@ TopP = Annotated[float, typer.Option(help="The paper's 0.9.")]
 TopK = Annotated[int, typer.Option(help="The paper's 50.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longer completions are cut and counted.")]
 Template = Annotated[str, typer.Option(help="auto: the tokenizer's chat template; none: plain text.")]
-Sampler = Annotated[str, typer.Option(help="What samples: transformers (our own sampler) or vllm.")]
+SamplerKey = Annotated[str, typer.Option(help="What samples: transformers (our own sampler) or vllm.")]
 PolicyUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible server of the policy.")]
 JudgeUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible server of the judge.")]
 MaxJudgeTokens = Annotated[
@@ -48,10 +50,10 @@ PairsFile = Annotated[
 
 
 def boundary(
-    policy: Policy = None,
-    data: Data = None,
+    policy: PolicyName = None,
+    data: DataName = None,
     oracle: OracleName = "pairrm",
-    prompts: Prompts = 2000,
+    prompts: PromptCount = 2000,
     decide: Decide = None,
     seed: Seed = 0,
     split: Split = None,
@@ -60,7 +62,7 @@ def boundary(
     top_k: TopK = 50,
     max_new_tokens: MaxNewTokens = 512,
     template: Template = "auto",
-    sampler: Sampler = "transformers",
+    sampler: SamplerKey = "transformers",
     policy_url: PolicyUrl = None,
     judge_url: JudgeUrl = None,
     max_judge_tokens: MaxJudgeTokens = None,
@@ -98,7 +100,7 @@ def boundary(
 
 @contextmanager
 def measuring(quiet: bool) -> Iterator[Callable[[int, int, float], None]]:
-    """A bar over the prompts of a boundary measurement, with the score so far and the time left."""
+    """Progress bar over the prompts of a measurement, with the score so far and the time left; hidden if `quiet`."""
     columns = (
         BarColumn(24),
         TextColumn("{task.completed} of at most {task.total} prompts, score {task.fields[score]}"),
@@ -114,7 +116,7 @@ def measuring(quiet: bool) -> Iterator[Callable[[int, int, float], None]]:
 
 
 def measurement(found: "Measurement") -> None:
-    """The meter's answer: one sentence, then what could mislead, then the cost."""
+    """Prints the meter's answer: one sentence, then what could mislead, then the cost."""
     from stagealign.report.pages.meter import careful, caveat_rows, fact_rows
 
     console.print(Text(found.sentence, style="bold"))
@@ -136,7 +138,7 @@ def measurement(found: "Measurement") -> None:
 
 
 def to_judge(found: "WrittenPairs") -> None:
-    """What was written to be judged, and how to go on."""
+    """Prints how many pairs were written, and the command that measures with them."""
     for line in found.notes:
         console.print(Text(line, style="yellow"), soft_wrap=True)
     for reason, times in found.reasons.items():

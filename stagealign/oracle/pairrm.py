@@ -1,7 +1,7 @@
-"""PairRM: compares two candidates side by side; our own class for the checkpoint `llm-blender/PairRM-hf`.
+"""PairRM, which compares two candidates side by side: our own class for the checkpoint `llm-blender/PairRM-hf`.
 
-The library of its authors does not import on transformers 5. A DeBERTa-v3 encoder reads prompt and two candidates in
-one row; a head of two layers scores each candidate from the states at its mark and at the prompt's.
+Its authors' library does not import on transformers 5. A DeBERTa-v3 encoder reads a prompt and two candidates in one
+row; a head of two layers scores each candidate from the states at its mark and at the prompt's mark.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,9 +33,9 @@ PROMPT_TOKENS, CANDIDATE_TOKENS, ALL_TOKENS = 1224, 412, 2048
 MARKS = {"source_prefix_id": "<|source|>", "cand1_prefix_id": "<|candidate1|>", "cand2_prefix_id": "<|candidate2|>"}
 """Names in config.json, and tokens, of the marks before prompt, first and second candidate."""
 ALONE = 600
-"""Tokens from which a row is read alone on a CPU: two of 700 took 15% longer side by side, two of 1,085 took 30%."""
+"""Tokens from which a row is a batch of its own on a CPU: two of 700 in one batch took 15% longer, of 1,085 30%."""
 WINDOW = 64
-"""Contests that are tokenised and sorted together; execution, not identity."""
+"""Contests that are tokenized and sorted together; execution, not identity."""
 
 
 class PairRM(DebertaV2PreTrainedModel):
@@ -57,7 +57,7 @@ class PairRM(DebertaV2PreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """How much better the first candidate is, shape (B,), above 0 where it wins; each mark once a row."""
+        """Logits that the first candidate is better, shape (B,); above 0 it wins. A row has each mark once."""
         states = self.pretrained_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         prompt, first, second = (states[input_ids == getattr(self.config, name)] for name in MARKS)
         scores = [self.head_layer(torch.cat([prompt, one], dim=-1)) for one in (first, second)]
@@ -67,13 +67,13 @@ class PairRM(DebertaV2PreTrainedModel):
 
 @dataclass(frozen=True)
 class PromptRows:
-    """One prompt's tokens, ready to be put together with any two of its candidates."""
+    """Token ids of one prompt and its candidates, to be joined for any two of them."""
 
     prompt: list[int]
     candidates: list[list[int]]
     """Each without its mark."""
     cut: list[bool]
-    """Whether a candidate is judged on less than the whole text, its own or the prompt's."""
+    """Whether a candidate is judged on cut text, its own or the prompt's."""
     marks: tuple[int, int, int]
     start: list[int]
 
@@ -85,16 +85,16 @@ class PromptRows:
 
 
 class PairRMOracle:
-    """Oracle of the boundary meter that ranks a prompt's candidates by PairRM.
+    """Oracle that ranks a prompt's candidates by PairRM.
 
-    Each pair is asked in both orders: a beats b by (logit(a, b) - logit(b, a)) / 2, which changes its sign with the
-    order. Each pair across the two sources votes for itself. A candidate's score, which the reading by the top
-    candidate uses, is the mean of what it beats each other candidate by, those of its own source included, as in the
-    paper's one listwise ranking of four. Equal texts tie without being asked.
+    Each pair is compared in both orders: a beats b by (logit(a, b) - logit(b, a)) / 2, which changes its sign with the
+    order. Each pair across the two sources is a vote. A candidate's score is the mean of its margins over all other
+    candidates, those of its own source included, as in the paper's listwise ranking of four; the reading by the top
+    candidate uses it. Equal texts tie without a comparison.
 
-    A prompt is cut to 1,224 tokens. What it leaves of 2,048 is halved between the two candidates, so each has at least
-    412, as in the checkpoint's README; the library's limit depended on the longest prompt of a batch. Marks and
-    separators that stand in a text are taken out of it: they would be read as ours.
+    A prompt is cut to 1,224 tokens. The rest of 2,048 is halved between the two candidates, so each has at least 412,
+    as in the checkpoint's README; the library's limit depends on the longest prompt of a batch. Marks and separators
+    in a text are removed, as they would be read as ours.
 
     Source: Jiang et al. 2023, LLM-Blender (arXiv 2306.02561); the checkpoint's README.
     """
@@ -106,7 +106,7 @@ class PairRMOracle:
         weights: str,
         batch_tokens: int | None = None,
     ):
-        """`weights` names what was loaded; `batch_tokens` bounds a batch with its padding, and memory with it."""
+        """`weights`: identity of the loaded weights. `batch_tokens`: most tokens of a batch, padding included."""
         self.model, self.tokenizer, self.weights = model, tokenizer, weights
         self.batch_tokens = batch_tokens or (65_536 if model.device.type == "cuda" else 4_096)
         marks = [int(getattr(model.config, name)) for name in MARKS]
@@ -127,12 +127,12 @@ class PairRMOracle:
         }
 
     def judge(self, contests: Sequence[Contest]) -> Iterator[Judged]:
-        """One verdict a contest, in order; `WINDOW` contests at a time."""
+        """Yields one verdict a contest, in order; `WINDOW` contests at a time."""
         for start in range(0, len(contests), WINDOW):
             yield from self._judge(contests[start : start + WINDOW])
 
     def logits(self, rows: Sequence[tuple[str, str, str]]) -> list[float]:
-        """How much better the first candidate is, in this order alone, of each (prompt, first, second)."""
+        """Logit that the first candidate is better of each (prompt, first, second), in this order alone."""
         return self._run([self._tokens(prompt, [first, second]).row(0, 1) for prompt, first, second in rows])
 
     def _judge(self, contests: Sequence[Contest]) -> Iterator[Judged]:
@@ -157,15 +157,15 @@ class PairRMOracle:
         return PromptRows(front, [[*ids[:room], *end] for ids in others], cut, self._marks, start)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of marked texts without the mark, which is read with the text: it may change the first token."""
+        """Token ids of marked texts, mark removed; it is tokenized with the text, as it may change the first token."""
         found = self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
         return [[one for one in ids if one not in self._reserved] for ids in found]
 
     @torch.inference_mode()
     def _run(self, rows: Sequence[list[int]], together: int = 1) -> list[float]:
-        """Logits of rows; each `together` of them are equally long and share a batch, as the two orders of a pair.
+        """Logits of rows; each `together` rows in turn are equally long (both orders of a pair) and share a batch.
 
-        On a CPU a long row goes alone: its attention alone fills the cache.
+        On a CPU a long row is a batch of its own, as its attention fills the cache.
         """
         out = [0.0] * len(rows)
         pad = self.tokenizer.pad_token_id or 0
@@ -185,7 +185,7 @@ def verdict(
     cut: Sequence[bool],
     logits: Mapping[tuple[int, int], tuple[float, float]],
 ) -> Judged:
-    """Verdict of one contest from the logits of its distinct texts, (a, b) -> (a first, b first)."""
+    """Verdict of one contest from the logits of its distinct texts: (a, b) -> (logit a first, logit b first)."""
     if not all(isfinite(value) for pair in logits.values() for value in pair):
         return Judged((), (), failed="PairRM gave a number that is not finite")
     beats = dict.fromkeys(((i, i) for i in range(len(unique))), 0.0)
@@ -211,13 +211,13 @@ def load(
 ) -> PairRMOracle:
     """PairRM from a local folder or the hub, ready to judge; safetensors only, no remote code.
 
-    Raises StagealignError for a checkpoint that is not a PairRM, before its weights are read where config.json shows.
+    Raises StagealignError for a checkpoint that is not a PairRM, before its weights are read if config.json shows it.
     """
     hint = f"use {PUBLISHED!r} or a local copy of it"
     config = read_config(name, revision)
     if config.model_type != "deberta-v2":
         raise StagealignError(f"checkpoint {name!r}: of type {config.model_type!r}, PairRM is 'deberta-v2'; {hint}")
-    lacking = [one for one in MARKS if getattr(config, one, None) is None]
+    lacking = [name for name in MARKS if getattr(config, name, None) is None]
     if lacking:
         raise StagealignError(f"checkpoint {name!r}: config.json has no {', '.join(lacking)}: not a PairRM; {hint}")
     tokenizer = read_tokenizer(name, revision)
@@ -235,7 +235,7 @@ def load(
 
 
 def fetch(work: Work) -> Facts:
-    """Builder of `oracle` where it is PairRM: the published weights, checked; the record says which commit it was."""
+    """Builder of `oracle` for PairRM: the published weights, checked; the record has their commit."""
     oracle = load(work.params["weights"], work.params["revision"])
     oracle.model.save_pretrained(work.out)
     oracle.tokenizer.save_pretrained(work.out)

@@ -1,4 +1,4 @@
-"""Recorded judgments, from a file: preferences between texts, or candidates that were scored beforehand."""
+"""Reader of recorded judgments: preferences between two texts, or candidates scored beforehand."""
 
 import math
 from dataclasses import dataclass
@@ -22,19 +22,19 @@ PREFERENCES = (
 
 
 def read_recorded(path: str | Path, prompts: int | None = None, seed: int = 0) -> Recorded:
-    """Recorded judgments of a file; its first row tells which of the two forms it has.
+    """Recorded judgments of a file; its first row decides which of two forms it has.
 
-    Form `pairs` has columns prompt, a, b, preference. A preference is how far `a` is preferred, in [0, 1]: above 0.5
-    `a` wins, below it `b`, 0.5 is a tie. `"a"`, `"b"` and `"tie"` say the same, and so does AlpacaEval's scale from 1
-    (`a` wins) over 1.5 to 2 (`b` wins); a file with numbers on both sides of 1 could mean either and is refused.
+    Form `pairs` has columns prompt, a, b, preference. A preference is the share by which `a` is preferred, in [0, 1]:
+    above 0.5 `a` wins, below it `b`, 0.5 is a tie. `"a"`, `"b"` and `"tie"` are the same as 1, 0 and 0.5. AlpacaEval's
+    scale from 1 (`a` wins) over 1.5 to 2 (`b` wins) is read, too; a file with numbers on both sides of 1 is an error.
     The records of a pair, in either order, are averaged.
 
-    Form `scores` has columns prompt, source (`on` or `off`), completion, score; any number of each a prompt.
-    A prompt without candidates of one source is dropped. `prompts` of them are chosen as in `read_preferences`, and
-    their text is put aside on disk; form `pairs`, which is looked up, keeps all, in memory for some 400 bytes a pair.
+    Form `scores` has columns prompt, source (`on` or `off`), completion, score, with any number of each a prompt.
+    A prompt without candidates of one source is dropped. `prompts` of them are chosen as in `read_preferences`; their
+    text lies on disk. Form `pairs` keeps all rows, in about 400 bytes of memory a pair.
 
-    A judgment or score that is empty, null or not finite is a failure and never a tie: a pair of which no judgment is
-    left, or a prompt of which a score is missing, has no verdict, and counts in `failures`. Raises BadData.
+    An empty, null or infinite judgment or score is a failure, not a tie. A pair without another judgment, or a prompt
+    with a missing score, has no verdict and counts in `failures`. Raises BadData.
     """
     positive(prompts)
     source = str(path)
@@ -59,7 +59,7 @@ def read_recorded(path: str | Path, prompts: int | None = None, seed: int = 0) -
 
 
 class _Pairs:
-    """Collects a recorded file of pairs."""
+    """Reader of form `pairs`."""
 
     def __init__(self, source: str, tally: Tally):
         self.source, self.tally = source, tally
@@ -81,7 +81,7 @@ class _Pairs:
             verdict.backward, verdict.backwards = verdict.backward + 1 - share, verdict.backwards + 1
 
     def _share(self, number: int, row: Row) -> float | None:
-        """Share by which `a` is preferred; None for a failed judgment. Raises BadData for what could mean anything."""
+        """Share by which `a` is preferred; None for a failed judgment. Raises BadData for an ambiguous scale."""
         if "preference" not in row:
             raise Unusable("no `preference`")
         value = row["preference"]
@@ -111,10 +111,10 @@ class _Pairs:
 
 
 class _ScoredRow(NamedTuple):
-    """One scored candidate as it lies on the shelf."""
+    """One scored candidate, as stored on the shelf."""
 
     before: int
-    """Place of the prompt's row before it, -1 for its first."""
+    """Place of the prompt's previous row; -1 for the first."""
     source: str
     completion: str
     score: float
@@ -123,17 +123,17 @@ class _ScoredRow(NamedTuple):
 
 @dataclass(slots=True)
 class _Scored:
-    """All that is held in memory of a prompt's rows."""
+    """Rows of one prompt, as held in memory."""
 
     number: int
     last: int = -1
-    """Place of its last row with a score."""
+    """Place of its last row with a score; -1 if it has none."""
     rows: int = 0
     failed: bool = False
 
 
 class _Scores:
-    """Collects a recorded file of scores."""
+    """Reader of form `scores`."""
 
     def __init__(self, source: str, tally: Tally, prompts: int | None, seed: int):
         self.source, self.tally = source, tally
@@ -161,7 +161,7 @@ class _Scores:
             group.last = self.shelf.put(_ScoredRow(group.last, source, completion, score, prompt))
 
     def result(self, given: int, digest: str) -> Recorded:
-        """Sorts out prompts that cannot be voted on; a failed one is told from one that never had two sources."""
+        """Drops prompts that cannot vote: those with a failed score, and those without one of the two sources."""
         shelf: Shelf[RecordedPrompt] = Shelf()
         places, used, failures, most_votes = [], 0, 0, 0
         for group in self.pick.in_order():
@@ -228,7 +228,7 @@ def _prompt(row: Row) -> str:
 
 
 def _completion(row: Row, column: str) -> str:
-    """Completion of a recorded row; it may be empty, as policies' are. Raises Unusable."""
+    """Completion of a recorded row, possibly empty. Raises Unusable."""
     value = text_in(row, column)
     if isinstance(value, str):
         return value
@@ -238,7 +238,7 @@ def _completion(row: Row, column: str) -> str:
 
 
 def _number(value: Any, where: str, fix: str) -> float | None:
-    """`value` as a finite number; None where it is empty, null or not finite. Raises BadData for anything else."""
+    """`value` as a finite number; None if it is empty, null or not finite. Raises BadData for anything else."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:

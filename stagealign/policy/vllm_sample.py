@@ -1,12 +1,11 @@
-"""Samples by vLLM (extra `vllm`): all candidates of a prompt in one request, one process a GPU, by its own `LLM` API.
+"""Samples by vLLM (extra `vllm`): all candidates of a prompt in one request, one process a GPU, by the `LLM` API.
 
-Token ids, end tokens, truncation and text are those of `sample.py`: prompts are given as token ids, vLLM gets no
-tokenizer, and the end tokens are told to it. What differs is chance: vLLM draws in its own way, and what it samples
-depends on what else is in the batch, on the GPU and on its version, seed or not. So the same command may give other
-samples; version and settings are identity, and what was sampled is what the artifact holds.
+Token ids, end tokens, truncation and text are those of `sample.py`: prompts are token ids, vLLM gets no tokenizer, and
+the end tokens are given to it. Only chance differs: samples of vLLM depend on the rest of the batch, on the GPU and on
+its version, with or without a seed, so a second run may sample other texts. Version and settings are identity.
 
-`LLM(data_parallel_size=N)` is refused by vLLM since 0.11.1, so each GPU has a process that knows of no other and takes
-its own prompts (`vllm_worker`). What it answers is kept chunk by chunk; a killed build goes on from there.
+vLLM refuses `LLM(data_parallel_size=N)` since 0.11.1, so each GPU has an independent process with its own prompts
+(`vllm_worker`). Answers are kept chunk by chunk; a killed build continues from there.
 
 Checked against vLLM 0.31 on a CPU (real engine, random weights); not run on a GPU yet.
 """
@@ -29,12 +28,12 @@ from stagealign.store.artifact import Facts, Work
 from stagealign.store.folder import SCRATCH
 
 PYTHON = "STAGEALIGN_VLLM_PYTHON"
-"""Variable that names the Python of another environment, where vLLM cannot be installed beside this package."""
+"""Environment variable: Python of another environment that has vLLM, if it cannot be installed beside this package."""
 Answers = Mapping[str, list[SampledText]]
 """Completions by prompt hash."""
 WORKER = Path(__file__).with_name("vllm_worker.py")
 OLDEST, NEWEST = (0, 22), (0, 33)
-"""Versions that are taken; 0.31 was run, of the others the documented signatures were read."""
+"""Accepted versions: 0.31 was run; for the others, the documented signatures were read."""
 CHUNK = 1024
 """Prompts of one process between two writes; execution, not identity."""
 SETTINGS: Mapping[str, object] = {
@@ -45,7 +44,7 @@ SETTINGS: Mapping[str, object] = {
     "skip_tokenizer_init": True,
     "trust_remote_code": False,
 }
-"""What `LLM` is told besides model, dtype, length and seed; part of identity."""
+"""Arguments of `LLM` besides model, dtype, length and seed; part of identity."""
 
 
 def engine(url: str | None = None, decoding: Decoding | None = None, home: Path | None = None) -> Engine:
@@ -67,7 +66,7 @@ def engine(url: str | None = None, decoding: Decoding | None = None, home: Path 
 
 
 def _installed() -> dict[str, str]:
-    """Name and version of the distribution that has vLLM. Raises CannotRun where there is none."""
+    """Name and version of the distribution that has vLLM. Raises CannotRun if there is none."""
     words = [python(), "-I", str(WORKER), "--installed"]
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=True)
@@ -94,7 +93,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def build(work: Work) -> Facts:
-    """Builder of `candidates` by vLLM: samples of a policy on the prompts of a file; facts as of `sample.build`."""
+    """Builder of `candidates` by vLLM: samples of a policy on the prompts of a file; facts as in `sample.build`."""
     from stagealign.policy import lm
 
     _check_planned(work)

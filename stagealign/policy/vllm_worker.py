@@ -1,7 +1,7 @@
 """One vLLM process: token ids from a file, samples appended to another. Runs in vLLM's own environment.
 
-It imports nothing but the standard library and vLLM, for vLLM pins a transformers and a torch of its own: most of its
-versions cannot be installed beside this package. `vllm_sample` and `vllm_process` start it.
+It imports only the standard library and vLLM: vLLM pins its own transformers and torch, so most versions cannot be
+installed beside this package. `vllm_sample` and `vllm_process` start it.
 """
 
 import json
@@ -54,7 +54,7 @@ class SamplingWork(TypedDict):
 
 
 def installed() -> dict[str, str] | None:
-    """Name and version of the distribution that has vLLM in this environment, found without importing it."""
+    """Name and version of the distribution that has vLLM here, without importing it; None if there is none."""
     try:
         return {"name": "vllm", "version": metadata.version("vllm")}
     except metadata.PackageNotFoundError:  # or a build of it by another name
@@ -115,7 +115,7 @@ def read(path: str) -> SamplingWork:
 
 
 def close_line(file: BinaryIO) -> None:
-    """Ends half a line that a kill left, so that the next one is whole."""
+    """Ends a line that a kill left half written, so that the next line is whole."""
     if file.seek(0, 2):
         file.seek(-1, 2)
         if file.read() != b"\n":
