@@ -110,8 +110,8 @@ def measure_recorded(recorded: "Recorded", decide: float | None, heard: Heard) -
         "dropped": str(recorded.tally),
         "prompts without a score": recorded.failures,
     }
-    found = measure(recorded.prompts, Remembered(recorded), data, decide, heard)
-    return replace(found, caveats={**found.caveats, "truncated_by_policy": None, "cut_for_oracle": None})
+    measurement = measure(recorded.prompts, Remembered(recorded), data, decide, heard)
+    return replace(measurement, caveats={**measurement.caveats, "truncated_by_policy": None, "cut_for_oracle": None})
 
 
 def _measure(request: BoundaryRequest, oracle: Oracle | None, heard: Heard) -> Measurement:
@@ -129,11 +129,13 @@ def _measure(request: BoundaryRequest, oracle: Oracle | None, heard: Heard) -> M
     kept = kept_at(default_home(), policy.identity, oracle.identity) if request.keep else (Kept(None), Kept(None))
     meter = Meter(policy.sampler, oracle, *kept, billed_by(oracle), phases)
     if isinstance(oracle, RecordedOracle):
-        contests = (one for batch in batches(items, growing=False) for one in meter.samples.contests(batch))
-        oracle.check(Contest(item.prompt, one.completions, item.off) for item, one in contests if one.failed is None)
+        sampled = (pair for batch in batches(items, growing=False) for pair in meter.samples.contests(batch))
+        oracle.check(
+            Contest(item.prompt, written.completions, item.off) for item, written in sampled if written.failed is None
+        )
     facts = {**_facts(rows), **policy.facts}
-    found = measure(items, meter, facts, request.decide, heard, _epoch_tokens(rows, policy.count))
-    return replace(found, notes=(*policy.notes, *found.notes))
+    measurement = measure(items, meter, facts, request.decide, heard, _epoch_tokens(rows, policy.count))
+    return replace(measurement, notes=(*policy.notes, *measurement.notes))
 
 
 def _facts(rows: "PreferenceData") -> dict[str, Any]:

@@ -15,12 +15,12 @@ from stagealign.boundary.measurement import ADVICE, Measurement
 from stagealign.boundary.sampling import (
     COMPLETIONS,
     STATIC,
+    KeptSamples,
     Measured,
     MeterPrompt,
     Phases,
     PromptSampler,
     SampledPrompt,
-    Samples,
 )
 from stagealign.boundary.tally import Looks, VoteTally
 from stagealign.scoring.contest import VERDICT_COLUMNS, BudgetSpent, Contest, Judged, Oracle, judged_of
@@ -55,7 +55,7 @@ class VerdictSource(Protocol):
 
 
 class Meter:
-    """Samples and judges prompt by prompt; kept samples and verdicts of earlier calls are reused."""
+    """KeptSamples and judges prompt by prompt; kept samples and verdicts of earlier calls are reused."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Meter:
         phases: Phases | None = None,
     ):
         """`billed` returns the tokens billed by a served oracle so far; `phases`: spent by this call before now."""
-        self.samples, self.oracle = Samples(sampler, sampled, phases), oracle
+        self.samples, self.oracle = KeptSamples(sampler, sampled, phases), oracle
         self.verdicts = verdicts
         self.oracle_tokens = billed
         self.most_votes = COMPLETIONS * STATIC
@@ -75,7 +75,7 @@ class Meter:
         self._counted = 0
 
     def measured(self, items: Sequence[MeterPrompt]) -> Iterator[Measured]:
-        """Samples the prompts that are not kept, then yields (prompt, candidates, verdict) one by one."""
+        """KeptSamples the prompts that are not kept, then yields (prompt, candidates, verdict) one by one."""
         contests = self.samples.contests(items)
         for (item, sampled), verdict in zip(contests, self._judge(contests), strict=True):
             yield item, sampled, verdict
@@ -90,21 +90,23 @@ class Meter:
     def _judge(self, batch: Sequence[tuple[MeterPrompt, SampledPrompt]]) -> Iterator[Judged]:
         """Yields a verdict a prompt; the oracle judges those that are not kept. Failed verdicts are not kept."""
         kept = [
-            Judged((), (), failed=one.failed, seconds=0.0) if one.failed is not None else self._verdict(item, one)
-            for item, one in batch
+            self._verdict(item, sampled)
+            if sampled.failed is None
+            else Judged((), (), failed=sampled.failed, seconds=0.0)
+            for item, sampled in batch
         ]
         missing = [
-            Contest(item.prompt, one.completions, item.off)
-            for (item, one), verdict in zip(batch, kept, strict=True)
+            Contest(item.prompt, sampled.completions, item.off)
+            for (item, sampled), verdict in zip(batch, kept, strict=True)
             if verdict is None
         ]
-        found = self.phases.laps("oracle", lambda: self.oracle.judge(missing), len(missing)) if missing else iter(())
-        for (item, one), verdict in zip(batch, kept, strict=True):
+        laps = self.phases.laps("oracle", lambda: self.oracle.judge(missing), len(missing)) if missing else iter(())
+        for (item, sampled), verdict in zip(batch, kept, strict=True):
             if verdict is None:
-                judged, seconds = next(found)
+                judged, seconds = next(laps)
                 verdict = replace(judged, seconds=seconds, tokens=self._billed())
                 if verdict.failed is None:
-                    self.verdicts.add({"key": item.key, "texts": texts_of(item, one), **asdict(verdict)})
+                    self.verdicts.add({"key": item.key, "texts": texts_of(item, sampled), **asdict(verdict)})
             yield verdict
 
     def _billed(self) -> int:
@@ -156,8 +158,8 @@ def measure(
     tally, stopped = VoteTally(), None
     try:
         for batch in batches(items, growing=decide is not None):
-            for one in source.measured(batch):
-                if tally.add(*one) and looks is not None:
+            for measured in source.measured(batch):
+                if tally.add(*measured) and looks is not None:
                     looks.add(tally)
             if tally.prompts:
                 heard(tally.prompts, len(items), tally.cross().score)

@@ -70,14 +70,14 @@ def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
             [draw.draws(request.seed, item.key, j, request.decoding.max_new_tokens) for j in range(COMPLETIONS)]
             for item in items
         ]
-        done = sample.generate(model, prompts, draws, request.decoding, names=[item.key for item in items])
+        groups = sample.generate(model, prompts, draws, request.decoding, names=[item.key for item in items])
         return [
             SampledPrompt(
-                tuple(model.tokenizer.decode(list(one.ids), skip_special_tokens=True).strip() for one in group),
-                sum(len(one.ids) + one.ended for one in group),
-                sum(not one.ended for one in group),
+                tuple(model.tokenizer.decode(list(text.ids), skip_special_tokens=True).strip() for text in group),
+                sum(len(text.ids) + text.ended for text in group),
+                sum(not text.ended for text in group),
             )
-            for group in done
+            for group in groups
         ]
 
     return OpenPolicy(sampler, {"weights": weights, **settings}, _counter(model), notes=_template_notes(request, model))
@@ -100,12 +100,14 @@ def sampled_by_vllm(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
     def sampler(items: Sequence[MeterPrompt]) -> Iterator[SampledPrompt]:
         auto = request.template == "auto"
         ids = [shape.prompt_ids(item.messages or item.prompt, template=auto) for item in items]
-        prompts = [vllm_process.TokenPrompt(item.key, item.prompt, one) for item, one in zip(items, ids, strict=True)]
+        prompts = [
+            vllm_process.TokenPrompt(item.key, item.prompt, tokens) for item, tokens in zip(items, ids, strict=True)
+        ]
         for group in writer.write(prompts, request.seed):
             yield SampledPrompt(
-                tuple(one.completion for one in group),
-                sum(one.tokens or 0 for one in group),
-                sum(one.truncated for one in group),
+                tuple(candidate.completion for candidate in group),
+                sum(candidate.tokens or 0 for candidate in group),
+                sum(candidate.truncated for candidate in group),
             )
 
     return OpenPolicy(
@@ -134,8 +136,8 @@ def served(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
 
     def sampler(items: Sequence[MeterPrompt]) -> Iterator[SampledPrompt]:
         prompts = [(item.key, item.messages or [{"role": "user", "content": item.prompt}]) for item in items]
-        for one in policy.write(prompts, COMPLETIONS):
-            yield SampledPrompt(one.completions, one.tokens, one.truncated, one.failed)
+        for written in policy.write(prompts, COMPLETIONS):
+            yield SampledPrompt(written.completions, written.tokens, written.truncated, written.failed)
 
     decoding = "its own top_k: the server cannot be told one" if policy.style == "plain" else "as asked"
     return OpenPolicy(sampler, {**policy.identity, **settings}, facts={"policy decodes with": decoding})

@@ -66,18 +66,18 @@ class Phases:
         """Yields each of the `count` values of `give()` with its seconds; those of the call are shared equally."""
         before = self.seconds[name]
         with self.timed(name):
-            found = iter(give())
+            values = iter(give())
         shared = (self.seconds[name] - before) / count
         while True:
             before = self.seconds[name]
             with self.timed(name):
-                one = next(found, END)
-            if one is END:
+                value = next(values, END)
+            if value is END:
                 return
-            yield one, shared + self.seconds[name] - before
+            yield value, shared + self.seconds[name] - before
 
 
-class Samples:
+class KeptSamples:
     """Completions of a policy: kept ones of earlier calls, and new ones for the other prompts."""
 
     def __init__(self, sampler: PromptSampler, kept: Kept, phases: Phases | None = None):
@@ -91,13 +91,13 @@ class Samples:
         failed: dict[str, SampledPrompt] = {}
         if missing:
             laps = self.phases.laps("sampling", lambda: self.sampler(missing), len(missing))
-            for item, (one, seconds) in zip(missing, laps, strict=True):
-                self.phases.tokens += one.tokens
-                one = replace(one, seconds=seconds)
-                if one.failed is None:
-                    self.kept.add({"key": item.key, **asdict(one)})
+            for item, (written, seconds) in zip(missing, laps, strict=True):
+                self.phases.tokens += written.tokens
+                timed = replace(written, seconds=seconds)
+                if timed.failed is None:
+                    self.kept.add({"key": item.key, **asdict(timed)})
                 else:
-                    failed[item.key] = one
+                    failed[item.key] = timed
         return [(item, failed.get(item.key) or self._sampled(item.key)) for item in items]
 
     def _sampled(self, key: str) -> SampledPrompt:

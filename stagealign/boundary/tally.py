@@ -181,4 +181,4 @@ def thinned(prompts: int) -> list[int]:
         return list(range(1, prompts + 1))
     half = POINTS // 2
     even, fine = np.linspace(1, prompts, half), np.geomspace(1, prompts, half)
-    return sorted({int(one) for one in np.rint(np.concatenate([even, fine]))})
+    return sorted({int(number) for number in np.rint(np.concatenate([even, fine]))})

@@ -16,7 +16,7 @@ from stagealign.boundary.meter import batches, samples_at
 from stagealign.boundary.open_policy import open_policy
 from stagealign.boundary.prompts import MeterPrompts
 from stagealign.boundary.request import DEFAULTS, BoundaryRequest, check, needs_policy_and_data, unused
-from stagealign.boundary.sampling import Samples
+from stagealign.boundary.sampling import KeptSamples
 from stagealign.data.formats import no_formula
 from stagealign.store.files import check_target, write_bytes
 from stagealign.store.home import default_home
@@ -63,16 +63,16 @@ def write_pairs(
 
     rows = read_preferences(str(request.data), request.prompts, request.seed, request.split)
     items, policy = MeterPrompts(rows.rows), open_policy(request)
-    samples = Samples(policy.sampler, samples_at(default_home(), policy.identity) if request.keep else Kept(None))
+    samples = KeptSamples(policy.sampler, samples_at(default_home(), policy.identity) if request.keep else Kept(None))
     written: list[Mapping[str, str | None]] = []
     reasons: dict[str, int] = {}
     done = 0
     for batch in batches(items, growing=True):
-        for item, one in samples.contests(batch):
-            if one.failed is None:
-                written += _pairs(request.seed, item.key, item.prompt, one.completions, item.off)
+        for item, sampled in samples.contests(batch):
+            if sampled.failed is None:
+                written += _pairs(request.seed, item.key, item.prompt, sampled.completions, item.off)
             else:
-                reasons[one.failed] = reasons.get(one.failed, 0) + 1
+                reasons[sampled.failed] = reasons.get(sampled.failed, 0) + 1
         done += len(batch)
         heard(done, len(items), float("nan"))
     if not written:

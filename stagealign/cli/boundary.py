@@ -36,8 +36,8 @@ TopK = Annotated[int, typer.Option(help="The paper's 50.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longer completions are cut and counted.")]
 Template = Annotated[str, typer.Option(help="auto: the tokenizer's chat template; none: plain text.")]
 SamplerKey = Annotated[str, typer.Option(help="What samples: transformers (our own sampler) or vllm.")]
-PolicyUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible server of the policy.")]
-JudgeUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible server of the judge.")]
+PolicyServer = Annotated[str | None, typer.Option(help="OpenAI-compatible server of the policy.")]
+JudgeServer = Annotated[str | None, typer.Option(help="OpenAI-compatible server of the judge.")]
 MaxJudgeTokens = Annotated[
     int | None, typer.Option(help="Ask a served judge no more once it has billed so many tokens.", min=1)
 ]
@@ -63,8 +63,8 @@ def boundary(
     max_new_tokens: MaxNewTokens = 512,
     template: Template = "auto",
     sampler: SamplerKey = "transformers",
-    policy_url: PolicyUrl = None,
-    judge_url: JudgeUrl = None,
+    policy_url: PolicyServer = None,
+    judge_url: JudgeServer = None,
     max_judge_tokens: MaxJudgeTokens = None,
     json_file: JsonFile = None,
     html: Html = None,

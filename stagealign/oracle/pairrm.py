@@ -60,7 +60,7 @@ class PairRM(DebertaV2PreTrainedModel):
         """Logits that the first candidate is better, shape (B,); above 0 it wins. A row has each mark once."""
         states = self.pretrained_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         prompt, first, second = (states[input_ids == getattr(self.config, name)] for name in MARKS)
-        scores = [self.head_layer(torch.cat([prompt, one], dim=-1)) for one in (first, second)]
+        scores = [self.head_layer(torch.cat([prompt, mark], dim=-1)) for mark in (first, second)]
         difference: Tensor = (scores[0] - scores[1]).mean(dim=-1)
         return difference
 
@@ -158,8 +158,8 @@ class PairRMOracle:
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of marked texts, mark removed; it is tokenized with the text, as it may change the first token."""
-        found = self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
-        return [[one for one in ids if one not in self._reserved] for ids in found]
+        rows = self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
+        return [[token for token in ids if token not in self._reserved] for ids in rows]
 
     @torch.inference_mode()
     def _run(self, rows: Sequence[list[int]], together: int = 1) -> list[float]:
@@ -172,7 +172,7 @@ class PairRMOracle:
         for groups in length_batches([len(row) for row in rows[::together]], self.batch_tokens // together):
             mates = [group * together + i for group in groups for i in range(together)]
             alone = self.model.device.type == "cpu" and len(rows[mates[0]]) > ALONE
-            for places in [[one] for one in mates] if alone else [mates]:
+            for places in [[place] for place in mates] if alone else [mates]:
                 logits = self.model(*padded([rows[i] for i in places], pad, self.model.device))
                 for i, value in zip(places, logits.float().tolist(), strict=True):
                     out[i] = value
@@ -217,16 +217,16 @@ def load(
     config = read_config(name, revision)
     if config.model_type != "deberta-v2":
         raise StagealignError(f"checkpoint {name!r}: of type {config.model_type!r}, PairRM is 'deberta-v2'; {hint}")
-    lacking = [name for name in MARKS if getattr(config, name, None) is None]
+    lacking = [field for field in MARKS if getattr(config, field, None) is None]
     if lacking:
         raise StagealignError(f"checkpoint {name!r}: config.json has no {', '.join(lacking)}: not a PairRM; {hint}")
     tokenizer = read_tokenizer(name, revision)
-    for one, token in MARKS.items():
-        found = tokenizer.convert_tokens_to_ids(token)
-        if found != getattr(config, one):
+    for field, token in MARKS.items():
+        known, given = tokenizer.convert_tokens_to_ids(token), getattr(config, field)
+        if known != given:
             raise StagealignError(
-                f"checkpoint {name!r}: its tokenizer has {token} as {found}, config.json as {getattr(config, one)}; "
-                f"tokenizer and weights do not belong together, {hint}"
+                f"checkpoint {name!r}: its tokenizer has {token} as {known}, config.json as {given}; tokenizer and "
+                f"weights do not belong together, {hint}"
             )
     if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
         raise StagealignError(f"checkpoint {name!r}: its tokenizer has no [CLS] or [SEP] token; {hint}")

@@ -61,7 +61,7 @@ class Writer:
             named, decode = Prompt(prompt.text, ""), self.shape.tokenizer.decode
             yield list(vllm_sample.read(named, answers[prompt.key], self.count, ends, decode))
 
-    def _answers(self, rows: list[AskedRow], length: int, ends: list[int]) -> vllm_sample.Answers:
+    def _answers(self, rows: list[AskedRow], length: int, ends: list[int]) -> vllm_sample.AnswersByKey:
         """What the process answers to these rows, by key; it is started again for a prompt beyond its length."""
         folder = self._scratch / str(self._calls)
         folder.mkdir()

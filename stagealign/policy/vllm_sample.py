@@ -29,7 +29,7 @@ from stagealign.store.folder import SCRATCH
 
 PYTHON = "STAGEALIGN_VLLM_PYTHON"
 """Environment variable: Python of another environment that has vLLM, if it cannot be installed beside this package."""
-Answers = Mapping[str, list[SampledText]]
+AnswersByKey = Mapping[str, list[SampledText]]
 """Completions by prompt hash."""
 WORKER = Path(__file__).with_name("vllm_worker.py")
 OLDEST, NEWEST = (0, 22), (0, 33)
@@ -89,7 +89,7 @@ def python() -> str:
 
 def _numbers(version: str) -> tuple[int, ...]:
     """Major and minor number."""
-    return tuple(int(one) for one in version.split(".")[:2] if one.isdigit())
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
 
 
 def build(work: Work) -> Facts:
@@ -108,8 +108,8 @@ def build(work: Work) -> Facts:
     folder.mkdir(parents=True, exist_ok=True)
     kept = dict(answers(folder))
     rows: list[AskedRow] = [
-        {"key": key, "ids": one, "seed": stream(work.params["seed"], "sample", key) >> 1}
-        for key, one in ids.items()
+        {"key": key, "ids": tokens, "seed": stream(work.params["seed"], "sample", key) >> 1}
+        for key, tokens in ids.items()
         if key not in kept
     ]
     if rows:
@@ -117,7 +117,9 @@ def build(work: Work) -> Facts:
         described_work = described(work.inputs["policy"], work.params["dtype"], length, told)
         _run(described_work, rows, folder, work.context.devices.count)
     found, decode = dict(answers(folder)), shape.tokenizer.decode
-    candidates = [one for prompt in prompts for one in read(prompt, found[prompt.hash], count, ends, decode)]
+    candidates = [
+        candidate for prompt in prompts for candidate in read(prompt, found[prompt.hash], count, ends, decode)
+    ]
     write_rows(work.out / "candidates.jsonl", candidates)
     return {**sampled_facts(candidates), "kept": len(kept)}
 
@@ -219,15 +221,15 @@ def read(
         outputs = [outputs[0]] * count
     if len(outputs) != count:
         raise StagealignError(f"prompt {prompt.hash}: vLLM gave {len(outputs)} completions of {count}; run again")
-    for index, one in enumerate(outputs):
-        if one["finish"] not in ("stop", "length"):
-            raise StagealignError(f"prompt {prompt.hash}: vLLM ended a completion with {one['finish']!r}; run again")
-        if one["logp"] is None or not math.isfinite(one["logp"]):
+    for index, output in enumerate(outputs):
+        if output["finish"] not in ("stop", "length"):
+            raise StagealignError(f"prompt {prompt.hash}: vLLM ended a completion with {output['finish']!r}; run again")
+        if output["logp"] is None or not math.isfinite(output["logp"]):
             raise BadNumbers(
                 f"sampling: the policy's log-probs are not finite for prompt {prompt.hash}; look at its weights"
             )
-        ended, ids = one["finish"] == "stop", tuple(one["ids"])
+        ended, ids = output["finish"] == "stop", tuple(output["ids"])
         if ended and ids and ids[-1] in ends:
             ids = ids[:-1]
         text = decode(list(ids), skip_special_tokens=True).strip()
-        yield Candidate(prompt.text, text, "on", index, not ended, len(ids) + ended, ids, round(one["logp"], 3))
+        yield Candidate(prompt.text, text, "on", index, not ended, len(ids) + ended, ids, round(output["logp"], 3))

@@ -225,3 +225,8 @@ def test_a_preference_names_any_oracle_and_its_labels_have_a_price(oracle, tmp_p
 def test_an_oracle_that_no_row_takes_is_an_error_at_once(oracle):
     with pytest.raises(BadSpec, match="is unknown; choose one of tfidf, letters, pairrm, reward:NAME"):
         Preference("toy", "toy", oracle, "vowels", "dataset", 1)
+
+
+def test_one_classifier_never_labels_and_evaluates():
+    with pytest.raises(BadSpec, match="oracle and gold reward are both 'reward:org/rm'"):
+        Preference("toy", "toy", "completion-reward:org/rm", "reward:org/rm", "dataset", 1)
