@@ -1,6 +1,6 @@
-"""Opens what the boundary meter needs, cheapest check first: the data, the oracle, the policy; then measures.
+"""Entry point of the boundary meter: opens data, oracle and policy, cheapest check first, then measures.
 
-Everything a user can have wrong is an error before a token is sampled.
+Every mistake in a request is an error before a token is sampled.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -8,20 +8,21 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from stagealign.base.secrets import without_secrets
-from stagealign.boundary.items import Items
 from stagealign.boundary.measurement import Measurement
 from stagealign.boundary.meter import Meter, batches, kept_at, measure
 from stagealign.boundary.open_policy import open_policy
+from stagealign.boundary.prompts import MeterPrompts
 from stagealign.boundary.request import (
     SAMPLING,
-    Request,
+    BoundaryRequest,
     check,
     needs_policy_and_data,
     nothing_to_sample,
 )
-from stagealign.boundary.sampling import Item, Measured, Phases, Sampled
+from stagealign.boundary.sampling import Measured, MeterPrompt, Phases, SampledPrompt
 from stagealign.data.records import prompt_hash
-from stagealign.oracle.open import kind_of, nothing_billed, open_oracle
+from stagealign.grid.samplers import OWN
+from stagealign.oracle.open import Asking, billed_by, kind_of, open_oracle
 from stagealign.scoring.contest import Contest, Oracle
 from stagealign.store.home import default_home
 from stagealign.store.kept import Kept
@@ -40,14 +41,16 @@ def measure_boundary(
     heard: Heard = lambda done, total, score: None,
     **options: Any,
 ) -> Measurement:
-    """Which stage a policy is in with respect to preference data, and so what to collect next.
+    """The stage that a policy is in with respect to preference data, and what to collect next.
 
-    `policy`: hub id or local folder of a causal language model; `data`: a file or hub data set of preferences in any of
-    TRL's shapes; `options` are the other fields of `Request` (`oracle`, `prompts`, `decide`, ...). With
-    `oracle="recorded:FILE"` of scored candidates neither policy nor data is needed. Raises StagealignError for what
-    cannot be measured, before anything is sampled.
+    `policy`: hub id or local folder of a causal language model. `data`: file or hub data set of preferences, in any of
+    TRL's shapes. `options`: the other fields of `BoundaryRequest` (`oracle`, `prompts`, `decide`, `sampler`, ...).
+    `oracle="recorded:FILE"` of scored candidates needs neither policy nor data. `heard` is called with (prompts done,
+    prompts in all, score so far) after each batch.
+
+    Raises StagealignError for a request that cannot be measured, before anything is sampled.
     """
-    request = Request(policy, data, **options)
+    request = BoundaryRequest(policy, data, **options)
     check(request)
     kind, rest = kind_of(request.oracle)
     if kind == "recorded":
@@ -63,41 +66,41 @@ def measure_boundary(
     return replace(_measure(request, None, heard), request=_said(request))
 
 
-def _said(request: Request, unused: Sequence[str] = ()) -> dict[str, Any]:
-    """The request as a measurement tells it: only what was given, without secrets, and the version that measured."""
+def _said(request: BoundaryRequest, unused: Sequence[str] = ()) -> dict[str, Any]:
+    """The request as a measurement shows it: fields that were given, without secrets, and our version."""
     from stagealign.base.version import __version__
 
-    left_out = {"keep", *unused}
+    left_out = {"keep", *unused} | ({"sampler"} if request.sampler == OWN else set())
     given = {name: value for name, value in asdict(request).items() if value is not None and name not in left_out}
     shown = {name: without_secrets(value) if isinstance(value, str) else value for name, value in given.items()}
     return shown | {"version": __version__}
 
 
 class Remembered:
-    """Source of a measurement whose candidates were scored beforehand."""
+    """Verdicts of candidates that were scored beforehand."""
 
     def __init__(self, recorded: "Recorded"):
         self.most_votes = recorded.most_votes
         self.phases = Phases()
 
     def measured(self, items: "Sequence[RecordedPrompt]") -> Iterator[Measured]:
-        """Each recorded prompt as if it had been sampled and judged."""
+        """Yields each recorded prompt as if it had been sampled and judged now."""
         for row in items:
             contest = row.contest
-            item = Item(prompt_hash(row.prompt), row.prompt, contest.off)
-            yield item, Sampled(contest.on, 0, 0, seconds=0.0), replace(row.judged, seconds=0.0)
+            item = MeterPrompt(prompt_hash(row.prompt), row.prompt, contest.off)
+            yield item, SampledPrompt(contest.on, 0, 0, seconds=0.0), replace(row.judged, seconds=0.0)
 
     def oracle_tokens(self) -> int:
-        """None are billed."""
+        """Always 0: nothing is billed."""
         return 0
 
     def damage(self) -> dict[str, str]:
-        """No call kept anything."""
+        """Always empty: nothing is kept."""
         return {}
 
 
 def measure_recorded(recorded: "Recorded", decide: float | None, heard: Heard) -> Measurement:
-    """The measurement of candidates that were scored beforehand."""
+    """The measurement of candidates that were scored beforehand; nothing is sampled."""
     data = {
         "data": recorded.path,
         "rows given": recorded.given,
@@ -107,11 +110,11 @@ def measure_recorded(recorded: "Recorded", decide: float | None, heard: Heard) -
         "dropped": str(recorded.tally),
         "prompts without a score": recorded.failures,
     }
-    found = measure(recorded.prompts, Remembered(recorded), data, decide, heard)
-    return replace(found, caveats={**found.caveats, "truncated_by_policy": None, "cut_for_oracle": None})
+    measurement = measure(recorded.prompts, Remembered(recorded), data, decide, heard)
+    return replace(measurement, caveats={**measurement.caveats, "truncated_by_policy": None, "cut_for_oracle": None})
 
 
-def _measure(request: Request, oracle: Oracle | None, heard: Heard) -> Measurement:
+def _measure(request: BoundaryRequest, oracle: Oracle | None, heard: Heard) -> Measurement:
     from stagealign.data.preferences import read_preferences
     from stagealign.oracle.recorded import RecordedOracle
 
@@ -119,19 +122,20 @@ def _measure(request: Request, oracle: Oracle | None, heard: Heard) -> Measureme
     phases = Phases()
     with phases.timed("loading"):
         rows = read_preferences(str(request.data), request.prompts, request.seed, request.split)
-        billed = nothing_billed
         if oracle is None:
-            oracle, billed = open_oracle(request.oracle, request.judge_url, request.max_judge_tokens)
+            oracle = open_oracle(request.oracle, Asking(request.judge_url, request.max_judge_tokens))
         policy = open_policy(request)
-    items = Items(rows.rows)
+    items = MeterPrompts(rows.rows)
     kept = kept_at(default_home(), policy.identity, oracle.identity) if request.keep else (Kept(None), Kept(None))
-    meter = Meter(policy.sampler, oracle, *kept, billed, phases)
+    meter = Meter(policy.sampler, oracle, *kept, billed_by(oracle), phases)
     if isinstance(oracle, RecordedOracle):
-        contests = (one for batch in batches(items, growing=False) for one in meter.samples.contests(batch))
-        oracle.check(Contest(item.prompt, one.completions, item.off) for item, one in contests if one.failed is None)
+        sampled = (pair for batch in batches(items, growing=False) for pair in meter.samples.contests(batch))
+        oracle.check(
+            Contest(item.prompt, written.completions, item.off) for item, written in sampled if written.failed is None
+        )
     facts = {**_facts(rows), **policy.facts}
-    found = measure(items, meter, facts, request.decide, heard, _epoch_tokens(rows, policy.count))
-    return replace(found, notes=(*policy.notes, *found.notes))
+    measurement = measure(items, meter, facts, request.decide, heard, _epoch_tokens(rows, policy.count))
+    return replace(measurement, notes=(*policy.notes, *measurement.notes))
 
 
 def _facts(rows: "PreferenceData") -> dict[str, Any]:
@@ -148,7 +152,7 @@ def _facts(rows: "PreferenceData") -> dict[str, Any]:
 
 
 def _epoch_tokens(rows: "PreferenceData", count: Callable[[str], int] | None) -> float | None:
-    """Tokens that one DPO epoch over all rows would train on, estimated from the first prompts measured."""
+    """Tokens that one DPO epoch over all rows would train on, estimated from the first 50; None if they are unknown."""
     if count is None:
         return None
     some = rows.rows[:50]

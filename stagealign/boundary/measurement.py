@@ -1,4 +1,4 @@
-"""The meter's answer."""
+"""A measurement: the meter's answer as a value."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,44 +15,45 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """The meter's answer; `boundary_score` is the share of votes that the policy's own candidates won."""
+    """The meter's answer; `boundary_score` is the share of votes that on-policy candidates won, in [0, 1]."""
 
     boundary_score: float
     interval: tuple[float, float]
     interval_kind: str
-    """How `interval` is to be read: it differs with and without a decision."""
+    """How to read `interval`, in words; it differs with and without a decision."""
     stage: Stage
     collect: str
     prompts_used: int
     votes: Mapping[str, float]
     top_candidate: Mapping[str, Any]
-    """The other reading: one vote a prompt, to the source of its best candidate."""
+    """Score and interval of the other reading: one vote a prompt, to the source of its best candidate."""
     decision: Mapping[str, Any] | None
-    """Level, whether a stage was named, and prompts needed where none was; None where no decision was asked for."""
+    """Level, whether a stage was named, and prompts needed if none was; None if no decision was asked for."""
     failures: int
-    """Prompts without a verdict: they have no vote."""
+    """Number of prompts without a verdict; they have no vote."""
     failure: str | None
-    """Why the first of them has none."""
+    """Reason of the first of them; None if there are none."""
     reliable: bool
+    """Whether at most 1% of the prompts failed."""
     caveats: Mapping[str, float | None]
-    """None where nobody can know, such as whether a candidate that was scored beforehand had been cut."""
+    """Shares in [0, 1], and mean lengths in characters, of what could mislead; None if unknown."""
     data: Mapping[str, Any]
     cost: Mapping[str, Any]
-    """Of the prompts measured, what earlier calls spent on them included; and of this call alone."""
+    """Tokens and seconds spent on these prompts in all calls, and under `this_call` in this one."""
     running: tuple[tuple[int, float, float, float], ...]
-    """(prompts, score, low, high) over the prompts in their order, `interval_kind` of each; at most `POINTS`."""
+    """(prompts, score, low, high) after some of the prompts, in order; at most `POINTS` rows."""
     sample: tuple[Mapping[str, Any], ...]
-    """Some prompts with their candidates and votes."""
+    """Up to 20 prompts with their candidates, scores and votes."""
     stopped: str | None = None
-    """Why the measurement ended before its prompts did, where nothing was decided; None where it did not."""
+    """Reason why the measurement ended early without a decision; None if it did not."""
     request: Mapping[str, Any] = field(default_factory=dict)
-    """What was measured: policy, data, oracle, decoding, seed, version; without secrets."""
+    """Request behind the measurement: policy, data, oracle, decoding, seed, version; without secrets."""
     notes: tuple[str, ...] = ()
-    """What to know before the answer is acted on, a sentence each."""
+    """Warnings to read before acting on the answer, a sentence each."""
 
     @property
     def sentence(self) -> str:
-        """The answer in one plain sentence."""
+        """The answer in one sentence."""
         low, high = self.interval
         score = f"boundary score {self.boundary_score:.2f} from {self.prompts_used} prompts"
         if self.decision is None:
@@ -65,6 +66,6 @@ class Measurement:
             return f"Undecided: {ADVICE[self.stage]} ({score}{more})."
         return f"Preference {self.stage} stage: {ADVICE[self.stage]} ({score})."
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """The measurement as JSON-ready values."""
         return asdict(self) | {"sentence": self.sentence}

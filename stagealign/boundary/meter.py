@@ -1,7 +1,7 @@
 """The boundary meter: a policy and preference data in, the stage and what to collect next out.
 
-Stands alone: no cell, no training. Measures in batches, keeps every candidate and verdict, and stops as soon as the
-decision that was asked for is made.
+It needs no cell and no training. It measures in batches, keeps every candidate and verdict, and stops once the
+requested decision is made.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,9 +12,18 @@ from typing import Any, Protocol
 from stagealign.base.errors import BadData
 from stagealign.base.identity import fingerprint
 from stagealign.boundary.measurement import ADVICE, Measurement
-from stagealign.boundary.sampling import COMPLETIONS, STATIC, Item, Measured, Phases, Sampled, Sampler, Samples
-from stagealign.boundary.tally import Looks, Tally
-from stagealign.scoring.contest import Contest, Judged, Oracle, Spent
+from stagealign.boundary.sampling import (
+    COMPLETIONS,
+    STATIC,
+    KeptSamples,
+    Measured,
+    MeterPrompt,
+    Phases,
+    PromptSampler,
+    SampledPrompt,
+)
+from stagealign.boundary.tally import Looks, VoteTally
+from stagealign.scoring.contest import VERDICT_COLUMNS, BudgetSpent, Contest, Judged, Oracle, judged_of
 from stagealign.store.kept import Kept
 
 FIRST_BATCH, LARGEST_BATCH = 16, 256
@@ -25,100 +34,101 @@ PAPER_COST_SHARE = 0.032
 """2,000 of 61,135 prompts, without the cost of generation; arXiv 2508.10530."""
 
 
-class Source(Protocol):
-    """Where `measure` gets its prompts' verdicts from."""
+class VerdictSource(Protocol):
+    """Gives `measure` the verdicts of its prompts."""
 
     most_votes: int
-    """Most comparisons across sources that a prompt has."""
+    """Largest number of comparisons across sources of one prompt."""
     phases: Phases
 
     def measured(self, items: Sequence[Any]) -> Iterator[Measured]:
-        """Each prompt with its candidates and their verdict, in order, as they come."""
+        """Yields each prompt with its candidates and their verdict, in order."""
         ...
 
     def oracle_tokens(self) -> int:
-        """Tokens that a served oracle has billed in this call."""
+        """Tokens that a served oracle billed in this call."""
         ...
 
     def damage(self) -> Mapping[str, str]:
-        """What of the rows that earlier calls kept is not as it was written, in words; empty where all is."""
+        """Corrupt rows among those kept by earlier calls, in words; empty if there are none."""
         ...
 
 
 class Meter:
-    """Measures prompt by prompt; what was kept of earlier calls is not measured again."""
+    """KeptSamples and judges prompt by prompt; kept samples and verdicts of earlier calls are reused."""
 
     def __init__(
         self,
-        sampler: Sampler,
+        sampler: PromptSampler,
         oracle: Oracle,
         sampled: Kept,
         verdicts: Kept,
         billed: Callable[[], int] = lambda: 0,
         phases: Phases | None = None,
     ):
-        """`billed` tells the tokens that a served oracle has billed so far; `phases`, what this call spent before."""
-        self.samples, self.oracle = Samples(sampler, sampled, phases), oracle
+        """`billed` returns the tokens billed by a served oracle so far; `phases`: spent by this call before now."""
+        self.samples, self.oracle = KeptSamples(sampler, sampled, phases), oracle
         self.verdicts = verdicts
         self.oracle_tokens = billed
         self.most_votes = COMPLETIONS * STATIC
         self.phases = self.samples.phases
         self._counted = 0
 
-    def measured(self, items: Sequence[Item]) -> Iterator[Measured]:
-        """Samples what is missing of these prompts, then gives their verdicts one by one."""
+    def measured(self, items: Sequence[MeterPrompt]) -> Iterator[Measured]:
+        """KeptSamples the prompts that are not kept, then yields (prompt, candidates, verdict) one by one."""
         contests = self.samples.contests(items)
         for (item, sampled), verdict in zip(contests, self._judge(contests), strict=True):
             yield item, sampled, verdict
 
     def damage(self) -> dict[str, str]:
-        """How many kept lines were damaged, and where; they are measured again."""
+        """Number of corrupt kept lines and their files; those prompts are measured again."""
         damaged = [kept for kept in (self.samples.kept, self.verdicts) if kept.damaged]
         where = ", ".join(str(kept.path) for kept in damaged)
         lines = f"{sum(kept.damaged for kept in damaged)} in {where}"
         return {"damaged lines, measured again": lines} if damaged else {}
 
-    def _judge(self, batch: Sequence[tuple[Item, Sampled]]) -> Iterator[Judged]:
-        """The oracle's verdicts, asking for those that are not kept; a failed one is asked again on the next call."""
+    def _judge(self, batch: Sequence[tuple[MeterPrompt, SampledPrompt]]) -> Iterator[Judged]:
+        """Yields a verdict a prompt; the oracle judges those that are not kept. Failed verdicts are not kept."""
         kept = [
-            Judged((), (), failed=one.failed, seconds=0.0) if one.failed is not None else self._verdict(item, one)
-            for item, one in batch
+            self._verdict(item, sampled)
+            if sampled.failed is None
+            else Judged((), (), failed=sampled.failed, seconds=0.0)
+            for item, sampled in batch
         ]
         missing = [
-            Contest(item.prompt, one.completions, item.off)
-            for (item, one), verdict in zip(batch, kept, strict=True)
+            Contest(item.prompt, sampled.completions, item.off)
+            for (item, sampled), verdict in zip(batch, kept, strict=True)
             if verdict is None
         ]
-        found = self.phases.laps("oracle", lambda: self.oracle.judge(missing), len(missing)) if missing else iter(())
-        for (item, one), verdict in zip(batch, kept, strict=True):
+        laps = self.phases.laps("oracle", lambda: self.oracle.judge(missing), len(missing)) if missing else iter(())
+        for (item, sampled), verdict in zip(batch, kept, strict=True):
             if verdict is None:
-                judged, seconds = next(found)
+                judged, seconds = next(laps)
                 verdict = replace(judged, seconds=seconds, tokens=self._billed())
                 if verdict.failed is None:
-                    self.verdicts.add({"key": item.key, "texts": texts_of(item, one), **asdict(verdict)})
+                    self.verdicts.add({"key": item.key, "texts": texts_of(item, sampled), **asdict(verdict)})
             yield verdict
 
     def _billed(self) -> int:
-        """Tokens billed since this was asked last: about one verdict's, where several are under way at a time."""
+        """Tokens billed since the last call; approximate for one verdict, as several are under way at a time."""
         before, self._counted = self._counted, self.oracle_tokens()
         return self._counted - before
 
-    def _verdict(self, item: Item, sampled: Sampled) -> Judged | None:
-        """The kept verdict, where it is on these very texts: the data or the samples may be others by now."""
+    def _verdict(self, item: MeterPrompt, sampled: SampledPrompt) -> Judged | None:
+        """The kept verdict on exactly these texts; None if there is none, or data or samples have changed since."""
         row = self.verdicts.get(item.key)
         if row is None or row.get("texts") != texts_of(item, sampled):
             return None
-        del row["key"], row["texts"]
-        return Judged(**row | {name: tuple(row.get(name, ())) for name in ("on", "off", "won")})
+        return judged_of(row)
 
 
-def texts_of(item: Item, sampled: Sampled) -> str:
-    """What a verdict is about."""
+def texts_of(item: MeterPrompt, sampled: SampledPrompt) -> str:
+    """Fingerprint of the texts that a verdict is about."""
     return fingerprint([item.prompt, sampled.completions, item.off])
 
 
 def batches(items: Sequence[Any], growing: bool) -> Iterator[Sequence[Any]]:
-    """The prompts in order: small batches that grow where a decision may come early, else large ones."""
+    """Batches of the prompts in order: `growing` starts small, for a decision that may come early; else large."""
     size, start = (FIRST_BATCH if growing else LARGEST_BATCH), 0
     while start < len(items):
         yield items[start : start + size]
@@ -130,32 +140,32 @@ FIXED = "95% over prompts, if their number was fixed beforehand"
 
 def measure(
     items: Sequence[Any],
-    source: Source,
+    source: VerdictSource,
     data: Mapping[str, Any],
     decide: float | None = None,
     heard: Callable[[int, int, float], None] = lambda done, total, score: None,
     epoch_tokens: float | None = None,
 ) -> Measurement:
-    """The measurement over `items`, in their order; with `decide` (0.95, say) it stops when a stage can be named.
+    """The measurement over `items`, in their order; with `decide`, such as 0.95, it ends when a stage can be named.
 
-    `heard` is told prompts done, prompts in all and the score so far, after each batch. KeyboardInterrupt, and an
-    oracle's `Spent`, give what is known so far. `epoch_tokens`: tokens that one DPO epoch on the same data would train
-    on, for the cost share. Nothing here grows with the number of prompts but a few numbers for each.
+    `heard` is called with (prompts done, prompts in all, score so far) after each batch. KeyboardInterrupt and an
+    oracle's `BudgetSpent` end the measurement, which then covers the prompts before. `epoch_tokens`: tokens that one
+    DPO epoch on the same data would train on, for the cost share. Memory grows by a few numbers a prompt.
     """
     if not items:
         raise BadData("data: no prompt is left to measure")
     looks = Looks.at(decide, source.most_votes) if decide is not None else None
-    tally, stopped = Tally(), None
+    tally, stopped = VoteTally(), None
     try:
         for batch in batches(items, growing=decide is not None):
-            for one in source.measured(batch):
-                if tally.add(*one) and looks is not None:
+            for measured in source.measured(batch):
+                if tally.add(*measured) and looks is not None:
                     looks.add(tally)
             if tally.prompts:
                 heard(tally.prompts, len(items), tally.cross().score)
             if looks is not None and looks.cross.stage != "undecided":
                 break
-    except (KeyboardInterrupt, Spent) as error:
+    except (KeyboardInterrupt, BudgetSpent) as error:
         if not tally.prompts:
             raise
         stopped = str(error) or "interrupted"
@@ -163,14 +173,14 @@ def measure(
 
 
 def conclude(
-    tally: Tally,
+    tally: VoteTally,
     looks: Looks | None,
-    source: Source,
+    source: VerdictSource,
     data: Mapping[str, Any],
     epoch_tokens: float | None,
     stopped: str | None = None,
 ) -> Measurement:
-    """The answer from what was counted."""
+    """The measurement that follows from the votes. Raises BadData if the oracle failed on every prompt."""
     if not tally.prompts:
         raise BadData(
             f"oracle: it failed on all {tally.counts['failures']} prompts, the first with {tally.failure}; nothing was "
@@ -209,8 +219,8 @@ def conclude(
     )
 
 
-def _cost(tally: Tally, source: Source, epoch_tokens: float | None) -> dict[str, Any]:
-    """What the prompts measured have cost, in whatever call, and what this call has."""
+def _cost(tally: VoteTally, source: VerdictSource, epoch_tokens: float | None) -> dict[str, Any]:
+    """Tokens and seconds spent on the measured prompts in all calls, and in this one."""
     tokens = tally.spent["sampled_tokens"]
     return {
         "sampled_tokens": tokens,
@@ -228,14 +238,14 @@ def _cost(tally: Tally, source: Source, epoch_tokens: float | None) -> dict[str,
 
 
 def kept_at(home: Path, policy: Mapping[str, Any], oracle: Mapping[str, Any]) -> tuple[Kept, Kept]:
-    """Candidates of a policy and verdicts of an oracle on them, as earlier calls left them."""
-    columns = [*Judged.__dataclass_fields__, "texts"]
+    """Kept candidates of a policy, and kept verdicts of an oracle on them."""
+    columns = [*VERDICT_COLUMNS, "texts"]
     return samples_at(home, policy), Kept(_folder(home, policy) / f"verdicts-{fingerprint(oracle)}.jsonl", columns)
 
 
 def samples_at(home: Path, policy: Mapping[str, Any]) -> Kept:
-    """Candidates of a policy, as earlier calls left them."""
-    return Kept(_folder(home, policy) / "candidates.jsonl", list(Sampled.__dataclass_fields__))
+    """Kept candidates of a policy."""
+    return Kept(_folder(home, policy) / "candidates.jsonl", list(SampledPrompt.__dataclass_fields__))
 
 
 def _folder(home: Path, policy: Mapping[str, Any]) -> Path:

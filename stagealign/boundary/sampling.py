@@ -1,4 +1,4 @@
-"""What the policy writes for each prompt of the data."""
+"""Completions of the policy for each prompt of the data, kept for later calls."""
 
 import time
 from collections import defaultdict
@@ -11,25 +11,25 @@ from stagealign.scoring.contest import Judged
 from stagealign.store.kept import Kept
 
 COMPLETIONS, STATIC = 2, 2
-"""Candidates a prompt: sampled, the paper's number, and static, its chosen and rejected."""
+"""Candidates a prompt: on-policy ones (the paper's number), and static ones (its chosen and rejected)."""
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """What the policy wrote for one prompt."""
+class SampledPrompt:
+    """Completions of the policy for one prompt."""
 
     completions: tuple[str, ...]
     tokens: int
     truncated: int
     failed: str | None = None
-    """Why there are no completions; the prompt then counts as a failure and is asked again on the next call."""
+    """Reason why there are none; the prompt then counts as a failure and is sampled again by the next call."""
     seconds: float | None = None
-    """That sampling took; None where nobody took the time."""
+    """Spent on sampling; None if not timed."""
 
 
 @dataclass(frozen=True)
-class Item:
-    """One prompt of the data: what is sampled for, and its static candidates."""
+class MeterPrompt:
+    """One prompt of the data with its static candidates."""
 
     key: str
     """Prompt hash."""
@@ -38,24 +38,24 @@ class Item:
     messages: tuple[Mapping[str, str], ...] | None = None
 
 
-Sampler = Callable[[Sequence[Item]], Iterable[Sampled]]
-"""What the policy wrote, one an item and in order; one that gives them one by one loses less when it is interrupted."""
-Measured = tuple[Item, Sampled, Judged]
+PromptSampler = Callable[[Sequence[MeterPrompt]], Iterable[SampledPrompt]]
+"""Prompts to completions, in order. A generator loses less if it is interrupted."""
+Measured = tuple[MeterPrompt, SampledPrompt, Judged]
 GivenT = TypeVar("GivenT")
 END: Any = object()
 
 
 @dataclass
 class Phases:
-    """Seconds and tokens of each phase, of this call only."""
+    """Seconds and sampled tokens of this call, by phase."""
 
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     tokens: int = 0
-    """Sampled by the policy."""
+    """Number of tokens that the policy sampled."""
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Adds the seconds spent inside to a phase."""
+        """Adds the seconds spent inside the context to a phase."""
         started = time.monotonic()
         try:
             yield
@@ -63,44 +63,44 @@ class Phases:
             self.seconds[name] += time.monotonic() - started
 
     def laps(self, name: str, give: Callable[[], Iterable[GivenT]], count: int) -> Iterator[tuple[GivenT, float]]:
-        """Each of the `count` things that `give` gives, with its seconds; what the call itself took is shared."""
+        """Yields each of the `count` values of `give()` with its seconds; those of the call are shared equally."""
         before = self.seconds[name]
         with self.timed(name):
-            found = iter(give())
+            values = iter(give())
         shared = (self.seconds[name] - before) / count
         while True:
             before = self.seconds[name]
             with self.timed(name):
-                one = next(found, END)
-            if one is END:
+                value = next(values, END)
+            if value is END:
                 return
-            yield one, shared + self.seconds[name] - before
+            yield value, shared + self.seconds[name] - before
 
 
-class Samples:
-    """What the policy wrote; of earlier calls' prompts what was kept of it."""
+class KeptSamples:
+    """Completions of a policy: kept ones of earlier calls, and new ones for the other prompts."""
 
-    def __init__(self, sampler: Sampler, kept: Kept, phases: Phases | None = None):
-        """`phases`: what this call spent before."""
+    def __init__(self, sampler: PromptSampler, kept: Kept, phases: Phases | None = None):
+        """`phases`: spent by this call before now."""
         self.sampler, self.kept = sampler, kept
         self.phases = phases or Phases()
 
-    def contests(self, items: Sequence[Item]) -> list[tuple[Item, Sampled]]:
-        """Each prompt with the policy's completions, sampling those that are not kept."""
+    def contests(self, items: Sequence[MeterPrompt]) -> list[tuple[MeterPrompt, SampledPrompt]]:
+        """Each prompt with the policy's completions, in order; samples and keeps those that are missing."""
         missing = [item for item in items if item.key not in self.kept]
-        failed: dict[str, Sampled] = {}
+        failed: dict[str, SampledPrompt] = {}
         if missing:
             laps = self.phases.laps("sampling", lambda: self.sampler(missing), len(missing))
-            for item, (one, seconds) in zip(missing, laps, strict=True):
-                self.phases.tokens += one.tokens
-                one = replace(one, seconds=seconds)
-                if one.failed is None:
-                    self.kept.add({"key": item.key, **asdict(one)})
+            for item, (written, seconds) in zip(missing, laps, strict=True):
+                self.phases.tokens += written.tokens
+                timed = replace(written, seconds=seconds)
+                if timed.failed is None:
+                    self.kept.add({"key": item.key, **asdict(timed)})
                 else:
-                    failed[item.key] = one
+                    failed[item.key] = timed
         return [(item, failed.get(item.key) or self._sampled(item.key)) for item in items]
 
-    def _sampled(self, key: str) -> Sampled:
+    def _sampled(self, key: str) -> SampledPrompt:
         row = self.kept.get(key)
         assert row is not None, key
-        return Sampled(tuple(row["completions"]), row["tokens"], row["truncated"], seconds=row.get("seconds"))
+        return SampledPrompt(tuple(row["completions"]), row["tokens"], row["truncated"], seconds=row.get("seconds"))

@@ -1,4 +1,4 @@
-"""Votes, warnings and looks over the prompts so far."""
+"""Votes, counts of what could mislead, and decisions over the prompts so far."""
 
 from array import array
 from collections import Counter, defaultdict
@@ -8,34 +8,34 @@ from typing import Any
 
 import numpy as np
 
-from stagealign.boundary.sampling import Item, Sampled
+from stagealign.boundary.sampling import MeterPrompt, SampledPrompt
 from stagealign.scoring.contest import Judged
 from stagealign.stats.decision import Decision
 from stagealign.stats.votes import BoundaryScore, boundary_score, cross_votes, pair_votes, top_vote
 
 POINTS = 200
-"""Most points of a running score."""
+"""Most points of a running score in a measurement."""
 
 
 @dataclass
-class Tally:
-    """Votes and warnings over the prompts so far."""
+class VoteTally:
+    """Votes, and counts of what could mislead, over the prompts so far."""
 
     votes: "array[float]" = field(default_factory=lambda: array("d"))
-    """For on and for off, a prompt after the other."""
+    """Votes for on and for off of each prompt in turn; length 2 x prompts."""
     tops: "array[float]" = field(default_factory=lambda: array("d"))
     counts: Counter[str] = field(default_factory=Counter)
     lengths: Counter[str] = field(default_factory=Counter)
     sample: list[Mapping[str, Any]] = field(default_factory=list)
     failure: str | None = None
-    """Why the first prompt that failed did."""
+    """Reason of the first failed prompt."""
     spent: Counter[str] = field(default_factory=Counter)
-    """Tokens by who wrote or read them."""
+    """Tokens: `sampled_tokens` by the policy, `oracle_tokens` billed by the oracle."""
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @property
     def prompts(self) -> int:
-        """Prompts that have voted."""
+        """Number of prompts that have voted."""
         return len(self.votes) // 2
 
     def cross(self) -> BoundaryScore:
@@ -46,8 +46,8 @@ class Tally:
         """Score by the source of each prompt's best candidate."""
         return boundary_score(np.frombuffer(self.tops).reshape(-1, 2))
 
-    def add(self, item: Item, sampled: Sampled, verdict: Judged) -> bool:
-        """Counts one prompt; False where the oracle failed, and there is no vote."""
+    def add(self, item: MeterPrompt, sampled: SampledPrompt, verdict: Judged) -> bool:
+        """Counts one prompt. False if the oracle failed on it, so that it has no vote."""
         self._spend(sampled, verdict)
         texts = (*sampled.completions, *item.off)
         self.counts["candidates"] += len(texts)
@@ -79,7 +79,7 @@ class Tally:
             )
         return True
 
-    def _spend(self, sampled: Sampled, verdict: Judged) -> None:
+    def _spend(self, sampled: SampledPrompt, verdict: Judged) -> None:
         self.spent["sampled_tokens"] += sampled.tokens
         self.spent["oracle_tokens"] += verdict.tokens
         for phase, seconds in (("sampling", sampled.seconds), ("oracle", verdict.seconds)):
@@ -87,7 +87,7 @@ class Tally:
         self.counts["not timed"] += None in (sampled.seconds, verdict.seconds)
 
     def running(self) -> Iterator[tuple[int, float, float, float]]:
-        """(prompts, score, low, high) after some of the prompts, each interval for that number of prompts."""
+        """Yields (prompts, score, low, high) after some of the prompts; an interval is for that number of prompts."""
         votes = np.frombuffer(self.votes).reshape(-1, 2)
         for prompts in thinned(self.prompts):
             now = boundary_score(votes[:prompts])
@@ -126,39 +126,39 @@ class Tally:
 
 @dataclass(frozen=True)
 class Looks:
-    """The decision that was asked for, by both readings of the votes."""
+    """The requested decision, by both readings of the votes, looked at after every prompt."""
 
     level: float
     cross: Decision
     top: Decision
     seen: "array[float]" = field(default_factory=lambda: array("d"))
-    """Score, and both ends of its interval, after each prompt."""
+    """Score, low and high after each prompt in turn; length 3 x prompts."""
 
     @classmethod
     def at(cls, level: float, most_votes: int) -> "Looks":
         return cls(level, Decision(float(most_votes), 1 - level), Decision(1.0, 1 - level))
 
-    def add(self, tally: Tally) -> None:
-        """Takes note of the prompt that was counted last."""
+    def add(self, tally: VoteTally) -> None:
+        """Updates both decisions with the prompt that was counted last."""
         self.cross.update(*tally.votes[-2:])
         self.top.update(*tally.tops[-2:])
         self.seen.extend((self.cross.score, *self.cross.interval))
 
     def running(self) -> Iterator[tuple[int, float, float, float]]:
-        """(prompts, score, low, high) after some of the prompts."""
+        """Yields (prompts, score, low, high) after some of the prompts."""
         for prompts in thinned(self.cross.prompts):
             score, low, high = self.seen[3 * prompts - 3 : 3 * prompts]
             yield prompts, score, low, high
 
     def remarks(self, score: float, top: float) -> Iterator[str]:
-        """Why score and interval may not fit together, where they do not."""
+        """Yields a warning for each way in which score and interval disagree."""
         if not self.cross.consistent:
             yield (
                 "Careful: the looks have ruled out every score, which hardly happens by chance: votes may depend on "
                 "the order of the prompts, and then no guarantee holds."
             )
-        for one, value, name in ((self.cross, score, "the score"), (self.top, top, "the score by top candidate")):
-            low, high = one.interval
+        for decision, value, name in ((self.cross, score, "the score"), (self.top, top, "the score by top candidate")):
+            low, high = decision.interval
             if not low <= value <= high:
                 yield (
                     f"Careful: {name}, {value:.3f}, lies outside of its interval, {low:.3f} to {high:.3f}: the score "
@@ -168,6 +168,7 @@ class Looks:
 
     @property
     def kind(self) -> str:
+        """How to read the interval, in words."""
         return (
             f"anytime-valid: each end holds at {self.level:.4g} however often one looks, "
             f"both together at {2 * self.level - 1:.4g}"
@@ -175,9 +176,9 @@ class Looks:
 
 
 def thinned(prompts: int) -> list[int]:
-    """1 to `prompts`, or at most `POINTS` of these, the first and the last among them, the small ones denser."""
+    """The numbers from 1 to `prompts`, at most `POINTS` of them, with both ends; denser at the small ones."""
     if prompts <= POINTS:
         return list(range(1, prompts + 1))
     half = POINTS // 2
     even, fine = np.linspace(1, prompts, half), np.geomspace(1, prompts, half)
-    return sorted({int(one) for one in np.rint(np.concatenate([even, fine]))})
+    return sorted({int(number) for number in np.rint(np.concatenate([even, fine]))})

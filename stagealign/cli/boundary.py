@@ -18,54 +18,68 @@ from stagealign.store.files import write_text
 
 if TYPE_CHECKING:
     from stagealign.boundary.measurement import Measurement
-    from stagealign.boundary.to_judge import Pairs
+    from stagealign.boundary.to_judge import WrittenPairs
+
+
+PolicyName = Annotated[
+    str | None, typer.Option(help="Hub id or local folder; with --policy-url the served model's name.")
+]
+DataName = Annotated[str | None, typer.Option(help="File or hub data set of preferences, in any of TRL's shapes.")]
+OracleName = Annotated[str, typer.Option(help="pairrm, reward:ID, completion-reward:ID, judge:MODEL or recorded:FILE.")]
+PromptCount = Annotated[int, typer.Option(help="Most prompts to measure.", min=1)]
+Decide = Annotated[float | None, typer.Option(help="Stop once a stage is named at this level, e.g. 0.95.")]
+Seed = Annotated[int, typer.Option(help="Chooses prompts and samples.")]
+Split = Annotated[str | None, typer.Option(help="Split of a hub data set.")]
+Temperature = Annotated[float, typer.Option(help="The paper's 0.7.")]
+TopP = Annotated[float, typer.Option(help="The paper's 0.9.")]
+TopK = Annotated[int, typer.Option(help="The paper's 50.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Longer completions are cut and counted.")]
+Template = Annotated[str, typer.Option(help="auto: the tokenizer's chat template; none: plain text.")]
+SamplerKey = Annotated[str, typer.Option(help="What samples: transformers (our own sampler) or vllm.")]
+PolicyServer = Annotated[str | None, typer.Option(help="OpenAI-compatible server of the policy.")]
+JudgeServer = Annotated[str | None, typer.Option(help="OpenAI-compatible server of the judge.")]
+MaxJudgeTokens = Annotated[
+    int | None, typer.Option(help="Ask a served judge no more once it has billed so many tokens.", min=1)
+]
+JsonFile = Annotated[str | None, typer.Option("--json", help="Write the measurement here; - is standard output.")]
+Html = Annotated[Path | None, typer.Option(help="Write one page with the running score and a sample of prompts.")]
+PairsFile = Annotated[
+    Path | None,
+    typer.Option(help="Measure nothing; write the pairs to judge to this .csv or .jsonl, for recorded:FILE."),
+]
 
 
 def boundary(
-    policy: Annotated[
-        str | None, typer.Option(help="Hub id or local folder; with --policy-url the served model's name.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="File or hub data set of preferences, in any of TRL's shapes.")
-    ] = None,
-    oracle: Annotated[
-        str, typer.Option(help="pairrm, reward:ID, completion-reward:ID, judge:MODEL or recorded:FILE.")
-    ] = "pairrm",
-    prompts: Annotated[int, typer.Option(help="Most prompts to measure.", min=1)] = 2000,
-    decide: Annotated[float | None, typer.Option(help="Stop once a stage is named at this level, e.g. 0.95.")] = None,
-    seed: Annotated[int, typer.Option(help="Chooses prompts and samples.")] = 0,
-    split: Annotated[str | None, typer.Option(help="Split of a hub data set.")] = None,
-    temperature: Annotated[float, typer.Option(help="The paper's 0.7.")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="The paper's 0.9.")] = 0.9,
-    top_k: Annotated[int, typer.Option(help="The paper's 50.")] = 50,
-    max_new_tokens: Annotated[int, typer.Option(help="Longer completions are cut and counted.")] = 512,
-    template: Annotated[str, typer.Option(help="auto: the tokenizer's chat template; none: plain text.")] = "auto",
-    policy_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the policy.")] = None,
-    judge_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the judge.")] = None,
-    max_judge_tokens: Annotated[
-        int | None, typer.Option(help="Ask a served judge no more once it has billed so many tokens.", min=1)
-    ] = None,
-    json_file: Annotated[
-        str | None, typer.Option("--json", help="Write the measurement here; - is standard output.")
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Write one page with the running score and a sample of prompts.")
-    ] = None,
-    pairs: Annotated[
-        Path | None,
-        typer.Option(help="Measure nothing; write the pairs to judge to this .csv or .jsonl, for recorded:FILE."),
-    ] = None,
+    policy: PolicyName = None,
+    data: DataName = None,
+    oracle: OracleName = "pairrm",
+    prompts: PromptCount = 2000,
+    decide: Decide = None,
+    seed: Seed = 0,
+    split: Split = None,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 0.9,
+    top_k: TopK = 50,
+    max_new_tokens: MaxNewTokens = 512,
+    template: Template = "auto",
+    sampler: SamplerKey = "transformers",
+    policy_url: PolicyServer = None,
+    judge_url: JudgeServer = None,
+    max_judge_tokens: MaxJudgeTokens = None,
+    json_file: JsonFile = None,
+    html: Html = None,
+    pairs: PairsFile = None,
 ) -> None:
     """Tells which stage a policy is in, and so what preference data to collect next."""
     from stagealign.boundary.measure import measure_boundary
-    from stagealign.boundary.request import Request
+    from stagealign.boundary.request import BoundaryRequest
     from stagealign.grid.spec import Decoding
 
     check_json(json_file, html)
-    request = Request(
+    request = BoundaryRequest(
         policy, data, oracle=oracle, prompts=prompts, decide=decide, seed=seed, split=split,
-        decoding=Decoding(temperature, top_p, top_k, max_new_tokens), template=template, policy_url=policy_url,
-        judge_url=judge_url, max_judge_tokens=max_judge_tokens,
+        decoding=Decoding(temperature, top_p, top_k, max_new_tokens), template=template, sampler=sampler,
+        policy_url=policy_url, judge_url=judge_url, max_judge_tokens=max_judge_tokens,
     )  # fmt: skip
     with measuring(json_file == "-") as heard:
         if pairs:
@@ -86,7 +100,7 @@ def boundary(
 
 @contextmanager
 def measuring(quiet: bool) -> Iterator[Callable[[int, int, float], None]]:
-    """A bar over the prompts of a boundary measurement, with the score so far and the time left."""
+    """Progress bar over the prompts of a measurement, with the score so far and the time left; hidden if `quiet`."""
     columns = (
         BarColumn(24),
         TextColumn("{task.completed} of at most {task.total} prompts, score {task.fields[score]}"),
@@ -102,7 +116,7 @@ def measuring(quiet: bool) -> Iterator[Callable[[int, int, float], None]]:
 
 
 def measurement(found: "Measurement") -> None:
-    """The meter's answer: one sentence, then what could mislead, then the cost."""
+    """Prints the meter's answer: one sentence, then what could mislead, then the cost."""
     from stagealign.report.pages.meter import careful, caveat_rows, fact_rows
 
     console.print(Text(found.sentence, style="bold"))
@@ -123,8 +137,8 @@ def measurement(found: "Measurement") -> None:
         console.print(Text(f"stopped early: {found.stopped}", style="yellow"), soft_wrap=True)
 
 
-def to_judge(found: "Pairs") -> None:
-    """What was written to be judged, and how to go on."""
+def to_judge(found: "WrittenPairs") -> None:
+    """Prints how many pairs were written, and the command that measures with them."""
     for line in found.notes:
         console.print(Text(line, style="yellow"), soft_wrap=True)
     for reason, times in found.reasons.items():

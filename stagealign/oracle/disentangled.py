@@ -1,7 +1,7 @@
-"""DeBERTa's attention with fewer passes over the square of the length, for reading only.
+"""DeBERTa's attention for inference, with fewer passes over tables of length x length.
 
-A score is content to content, plus content to position, plus position to content, all over one scale. transformers'
-own divides, adds and masks each [length, length] table in turn, and makes tables for every position there is. Here the
+A score is content to content, plus content to position, plus position to content, all over one scale. The code of
+transformers divides, adds and masks each length x length table in turn, and builds tables for every position. Here the
 small factors are scaled instead, content is added by the product itself, and only positions that occur are projected.
 Source of the formula: He et al. 2020, DeBERTa (arXiv 2006.03654), equation 4.
 """
@@ -14,7 +14,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfA
 
 
 class ReadingAttention(DisentangledSelfAttention):
-    """Drop-in for a model that is not trained: no dropout, no attention maps; other kinds of positions as before."""
+    """Drop-in for inference: no dropout, no attention maps; other settings fall back to transformers."""
 
     def forward(
         self,
@@ -57,12 +57,12 @@ class ReadingAttention(DisentangledSelfAttention):
         places = self.transpose_for_scores(self.key_proj(near) * scale, heads).repeat(batch, 1, 1)
         askers = self.transpose_for_scores(self.query_proj(near) * scale, heads).repeat(batch, 1, 1)
         index = (index - low).expand(query.shape[0], -1, -1)
-        found = torch.gather(query @ places.transpose(-1, -2), -1, index)
-        return found.add_(torch.gather(key @ askers.transpose(-1, -2), -1, index.transpose(-1, -2)).transpose(-1, -2))
+        scores = torch.gather(query @ places.transpose(-1, -2), -1, index)
+        return scores.add_(torch.gather(key @ askers.transpose(-1, -2), -1, index.transpose(-1, -2)).transpose(-1, -2))
 
 
 def read_only(model: nn.Module) -> nn.Module:
-    """The model, with its attention exchanged; weights and their names stay."""
+    """The same model with its attention replaced; weights and their names stay."""
     for module in model.modules():
         if type(module) is DisentangledSelfAttention:
             module.__class__ = ReadingAttention

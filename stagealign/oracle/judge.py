@@ -1,4 +1,4 @@
-"""A language model as judge: a served model is asked which of two candidates is better, in both orders."""
+"""Oracle that asks a served language model which of two candidates is better, in both orders."""
 
 import math
 import re
@@ -9,8 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from stagealign.base.errors import StagealignError
-from stagealign.base.server import ATTEMPTS, FIRST_ATTEMPTS, RequestFailed, Server, content_of
-from stagealign.scoring.contest import Contest, Judged, Spent, by_pairs
+from stagealign.base.server import FIRST_ATTEMPTS, RequestFailed, Server, content_of
+from stagealign.scoring.contest import BudgetSpent, Contest, Judged, by_pairs
+from stagealign.store.artifact import Identity
 
 QUESTION = """\
 Which of two responses to the same prompt is better? Judge how helpful, correct and well written it is; neither its \
@@ -35,43 +36,45 @@ STYLES: dict[str, dict[str, Any]] = {
     "text": {"temperature": 0, "max_tokens": 8},
     "thinking": {"max_completion_tokens": 4096},
 }
-"""Ways to ask for a short answer, best first: `check` takes the first that the server understands."""
+"""Settings that ask for a short answer, best first; `check` takes the first that the server understands."""
+TIMEOUT = 180.0
+"""Seconds for one answer."""
 GIVE_UP = 10
-"""Prompts that fail one after the other before the run is stopped: by then the server is gone."""
+"""Failed prompts in a row after which the run stops: the server is gone."""
 
 
 class LLMJudge:
-    """Oracle of the boundary meter that lets a language model compare each on-policy candidate with each static one.
+    """Oracle that has a language model compare each candidate of one source with each of the other.
 
-    Every pair is asked in both orders, and votes. A candidate's score is the share of its comparisons won; a verdict
-    that changes with the order is half a win for both, and equal texts tie without being asked. A prompt with a
-    comparison that fails is a failed verdict with its reason, never a tie and never left out.
+    Every pair is asked in both orders, and votes. A candidate's score is the share of its comparisons won. A winner
+    that changes with the order is half a win for both; equal texts tie without a question. If a comparison fails, the
+    verdict of its prompt is a failure with the reason, not a tie.
 
-    The server must name the same model in every answer: another name, and the run is refused.
+    The server must name the same model in every answer; another name is an error.
     """
 
     def __init__(self, model: str, server: Server, workers: int = 8, most_tokens: int | None = None):
-        """`workers`: requests under way at a time; execution, not identity. `most_tokens` that may be billed."""
+        """`workers`: requests under way at a time; execution, not identity. `most_tokens`: budget of billed tokens."""
         self.model, self.server, self.workers, self.most_tokens = model, server, workers, most_tokens
         self.style: str | None = None
-        """How the judge is asked, a key of `STYLES`; None before `check`."""
+        """Key of `STYLES` that the judge is asked by; None before `check`."""
         self.served: str | None = None
-        """The model's name as the server gives it; None before `check`, or where it gives none."""
+        """Name of the model by the server; None before `check`, or if the server gives none."""
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"LLMJudge({self.model!r}, {self.server!r})"
 
     @property
-    def identity(self) -> Mapping[str, Any]:
-        """Includes what the server calls its model, so it is asked once first; where it stands is no part of it."""
+    def identity(self) -> Identity:
+        """Model, its name by the server, and style; calls `check` first. The URL is no part of it."""
         self.check()
         return {"kind": "judge", "version": 2, "model": self.model, "served": self.served, "style": self.style}
 
     def check(self) -> None:
-        """Finds out with one small question, or one a style, that the judge answers and how; asks only once.
+        """Finds the style of this judge with at most one small question a style; asks only the first time.
 
-        Raises StagealignError where it does not.
+        Raises StagealignError if the judge answers in none of them.
         """
         with self._lock:
             if self.style is not None:
@@ -99,7 +102,7 @@ class LLMJudge:
         """One verdict a contest, in order, with `workers` requests under way.
 
         Raises StagealignError where the server names another model than before, or once `GIVE_UP` prompts in a row
-        have failed, and Spent once `most_tokens` have been billed; verdicts up to there have been given.
+        have failed, and BudgetSpent once `most_tokens` have been billed; verdicts up to there have been given.
         """
         self.check()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="judge")
@@ -121,7 +124,7 @@ class LLMJudge:
                             f"with {verdict.failed}; run the same command again when it is back"
                         )
                 elif start < len(contests) and not asking:
-                    raise Spent(
+                    raise BudgetSpent(
                         f"judge {self.model!r}: {self.server.tokens:,} tokens billed of at most {self.most_tokens:,}; "
                         "the same command with a higher --max-judge-tokens goes on from here"
                     )
@@ -132,7 +135,7 @@ class LLMJudge:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _spent(self) -> bool:
-        """Whether no more may be asked; what is under way is still waited for, and may go beyond."""
+        """Whether the budget is used up; requests under way still finish, and may exceed it."""
         return self.most_tokens is not None and self.server.tokens >= self.most_tokens
 
     def _ask(self, contest: Contest, pool: ThreadPoolExecutor) -> list["_Asked"]:
@@ -146,7 +149,7 @@ class LLMJudge:
         ]
 
     def _first_wins(self, prompt: str, first: str, second: str, over: threading.Event) -> float:
-        """1 where the judge prefers `first`, 0 where `second`, 0.5 where it has no preference."""
+        """1 if the judge prefers `first`, 0 if `second`, 0.5 if it has no preference."""
         assert self.style is not None
         if over.is_set():
             raise RequestFailed("not asked: another comparison of this prompt failed")
@@ -170,20 +173,24 @@ class LLMJudge:
         name = answer.get("model")
         return self.server.said(name) if isinstance(name, str) else None
 
+    def billed(self) -> int:
+        """Tokens that the server has billed so far."""
+        return self.server.tokens
+
     def close(self) -> None:
         """Closes the connections to the server."""
         self.server.close()
 
 
 class _Asked:
-    """One comparison under way, in both orders."""
+    """One comparison in both orders, under way."""
 
     def __init__(self, on: int, off: int, over: threading.Event, there: "Future[float]", back: "Future[float]"):
         self.on, self.off, self.over, self.there, self.back = on, off, over, there, back
 
 
 def _verdict(contest: Contest, asked: Sequence[_Asked]) -> Judged:
-    """Verdict of one contest, once all that was asked has been answered."""
+    """Verdict of one contest; waits for the answers to all of its comparisons."""
     answers: dict[tuple[int, int], tuple[float, float]] = {}
     reasons = []
     for one in asked:
@@ -208,7 +215,7 @@ def _text(answer: Mapping[str, Any]) -> str:
 
 
 def _preference(answer: Mapping[str, Any], style: str) -> float | None:
-    """1 for A, 0 for B, 0.5 where both are as likely; None for an answer that says neither."""
+    """1 for A, 0 for B, 0.5 if both are equally likely; None if the answer names neither."""
     if style == "logprobs":
         return _by_logprobs(answer)
     text = re.sub(r"<think>.*?</think>", "", _text(answer), flags=re.DOTALL)
@@ -217,7 +224,7 @@ def _preference(answer: Mapping[str, Any], style: str) -> float | None:
 
 
 def _by_logprobs(answer: Mapping[str, Any]) -> float | None:
-    """Preference by the likelier letter at the first token; None where the server tells neither letter's log-prob."""
+    """Preference by the likelier letter at the first token; None if neither letter has a log-prob."""
     best = {"A": -math.inf, "B": -math.inf}
     try:
         for one in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
@@ -231,20 +238,15 @@ def _by_logprobs(answer: Mapping[str, Any]) -> float | None:
     return float(best["A"] > best["B"])
 
 
-def connect(
-    model: str,
-    url: str,
-    timeout: float = 180.0,
-    attempts: int = ATTEMPTS,
-    backoff: float = 1.0,
-    workers: int = 8,
-    most_tokens: int | None = None,
-) -> LLMJudge:
-    """A judge that has answered a first question; its key comes from the environment (`server.KEYS`).
+def connect(model: str, server: Server, workers: int = 8, most_tokens: int | None = None) -> LLMJudge:
+    """A judge that has answered a first question.
 
-    Raises StagealignError where the URL cannot be used, or nothing that can judge answers there.
+    Raises StagealignError if nothing that can judge answers there.
     """
-    server = Server(url, timeout=timeout, attempts=attempts, backoff=backoff)
     judge = LLMJudge(model, server, workers, most_tokens)
-    judge.check()
+    try:
+        judge.check()
+    except BaseException:
+        judge.close()
+        raise
     return judge

@@ -1,24 +1,21 @@
-"""PairRM: compares two candidates side by side; our own class for the checkpoint `llm-blender/PairRM-hf`.
+"""PairRM, which compares two candidates side by side: our own class for the checkpoint `llm-blender/PairRM-hf`.
 
-The library of its authors does not import on transformers 5. A DeBERTa-v3 encoder reads prompt and two candidates in
-one row; a head of two layers scores each candidate from the states at its mark and at the prompt's.
+Its authors' library does not import on transformers 5. A DeBERTa-v3 encoder reads a prompt and two candidates in one
+row; a head of two layers scores each candidate from the states at its mark and at the prompt's mark.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import isfinite
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DebertaV2Config, DebertaV2Model, PreTrainedTokenizerBase
 from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2PreTrainedModel
 
-from stagealign.base.errors import BadData, StagealignError
-from stagealign.data.records import Candidate, by_prompt, read_rows, write_rows
+from stagealign.base.errors import StagealignError
 from stagealign.oracle.disentangled import read_only
-from stagealign.oracle.labels import to_pairs, to_votes, unusable
 from stagealign.policy.checkpoints import (
     length_batches,
     padded,
@@ -28,17 +25,17 @@ from stagealign.policy.checkpoints import (
     weights_identity,
 )
 from stagealign.scoring.contest import Contest, Judged
-from stagealign.store.artifact import Work
+from stagealign.store.artifact import Facts, Identity, Work
 
 PUBLISHED = "llm-blender/PairRM-hf"
 PROMPT_TOKENS, CANDIDATE_TOKENS, ALL_TOKENS = 1224, 412, 2048
-"""Limits of one row, marks and separators included; see `Rows.row`."""
+"""Limits of one row, marks and separators included; see `PromptRows.row`."""
 MARKS = {"source_prefix_id": "<|source|>", "cand1_prefix_id": "<|candidate1|>", "cand2_prefix_id": "<|candidate2|>"}
 """Names in config.json, and tokens, of the marks before prompt, first and second candidate."""
 ALONE = 600
-"""Tokens from which a row is read alone on a CPU: two of 700 took 15% longer side by side, two of 1,085 took 30%."""
+"""Tokens from which a row is a batch of its own on a CPU: two of 700 in one batch took 15% longer, of 1,085 30%."""
 WINDOW = 64
-"""Contests that are tokenised and sorted together; execution, not identity."""
+"""Contests that are tokenized and sorted together; execution, not identity."""
 
 
 class PairRM(DebertaV2PreTrainedModel):
@@ -60,23 +57,23 @@ class PairRM(DebertaV2PreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """How much better the first candidate is, shape (B,), above 0 where it wins; each mark once a row."""
+        """Logits that the first candidate is better, shape (B,); above 0 it wins. A row has each mark once."""
         states = self.pretrained_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         prompt, first, second = (states[input_ids == getattr(self.config, name)] for name in MARKS)
-        scores = [self.head_layer(torch.cat([prompt, one], dim=-1)) for one in (first, second)]
+        scores = [self.head_layer(torch.cat([prompt, mark], dim=-1)) for mark in (first, second)]
         difference: Tensor = (scores[0] - scores[1]).mean(dim=-1)
         return difference
 
 
 @dataclass(frozen=True)
-class Rows:
-    """One prompt's tokens, ready to be put together with any two of its candidates."""
+class PromptRows:
+    """Token ids of one prompt and its candidates, to be joined for any two of them."""
 
     prompt: list[int]
     candidates: list[list[int]]
     """Each without its mark."""
     cut: list[bool]
-    """Whether a candidate is judged on less than the whole text, its own or the prompt's."""
+    """Whether a candidate is judged on cut text, its own or the prompt's."""
     marks: tuple[int, int, int]
     start: list[int]
 
@@ -88,16 +85,16 @@ class Rows:
 
 
 class PairRMOracle:
-    """Oracle of the boundary meter that ranks a prompt's candidates by PairRM.
+    """Oracle that ranks a prompt's candidates by PairRM.
 
-    Each pair is asked in both orders: a beats b by (logit(a, b) - logit(b, a)) / 2, which changes its sign with the
-    order. Each pair across the two sources votes for itself. A candidate's score, which the reading by the top
-    candidate uses, is the mean of what it beats each other candidate by, those of its own source included, as in the
-    paper's one listwise ranking of four. Equal texts tie without being asked.
+    Each pair is compared in both orders: a beats b by (logit(a, b) - logit(b, a)) / 2, which changes its sign with the
+    order. Each pair across the two sources is a vote. A candidate's score is the mean of its margins over all other
+    candidates, those of its own source included, as in the paper's listwise ranking of four; the reading by the top
+    candidate uses it. Equal texts tie without a comparison.
 
-    A prompt is cut to 1,224 tokens. What it leaves of 2,048 is halved between the two candidates, so each has at least
-    412, as in the checkpoint's README; the library's limit depended on the longest prompt of a batch. Marks and
-    separators that stand in a text are taken out of it: they would be read as ours.
+    A prompt is cut to 1,224 tokens. The rest of 2,048 is halved between the two candidates, so each has at least 412,
+    as in the checkpoint's README; the library's limit depends on the longest prompt of a batch. Marks and separators
+    in a text are removed, as they would be read as ours.
 
     Source: Jiang et al. 2023, LLM-Blender (arXiv 2306.02561); the checkpoint's README.
     """
@@ -109,7 +106,7 @@ class PairRMOracle:
         weights: str,
         batch_tokens: int | None = None,
     ):
-        """`weights` names what was loaded; `batch_tokens` bounds a batch with its padding, and memory with it."""
+        """`weights`: identity of the loaded weights. `batch_tokens`: most tokens of a batch, padding included."""
         self.model, self.tokenizer, self.weights = model, tokenizer, weights
         self.batch_tokens = batch_tokens or (65_536 if model.device.type == "cuda" else 4_096)
         marks = [int(getattr(model.config, name)) for name in MARKS]
@@ -120,7 +117,7 @@ class PairRMOracle:
         self._reserved |= {extra} if extra is not None else set()
 
     @property
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Identity:
         return {
             "kind": "pairrm",
             "version": 2,
@@ -130,12 +127,12 @@ class PairRMOracle:
         }
 
     def judge(self, contests: Sequence[Contest]) -> Iterator[Judged]:
-        """One verdict a contest, in order; `WINDOW` contests at a time."""
+        """Yields one verdict a contest, in order; `WINDOW` contests at a time."""
         for start in range(0, len(contests), WINDOW):
             yield from self._judge(contests[start : start + WINDOW])
 
     def logits(self, rows: Sequence[tuple[str, str, str]]) -> list[float]:
-        """How much better the first candidate is, in this order alone, of each (prompt, first, second)."""
+        """Logit that the first candidate is better of each (prompt, first, second), in this order alone."""
         return self._run([self._tokens(prompt, [first, second]).row(0, 1) for prompt, first, second in rows])
 
     def _judge(self, contests: Sequence[Contest]) -> Iterator[Judged]:
@@ -149,7 +146,7 @@ class PairRMOracle:
         for contest, unique, tokens, found in zip(contests, texts, rows, logits, strict=True):
             yield verdict(contest, unique, tokens.cut, found)
 
-    def _tokens(self, prompt: str, candidates: Sequence[str]) -> Rows:
+    def _tokens(self, prompt: str, candidates: Sequence[str]) -> PromptRows:
         source, *others = self._ids(["<|source|>" + prompt, *("<|candidate1|>" + text for text in candidates)])
         start, end = self._ends
         content = PROMPT_TOKENS - 3  # start, mark and end
@@ -157,25 +154,25 @@ class PairRMOracle:
         front = [*start, self._marks[0], *source[:content], *end]
         room = (ALL_TOKENS - len(front)) // 2 - 3
         cut = [short or len(ids) > room for ids in others]
-        return Rows(front, [[*ids[:room], *end] for ids in others], cut, self._marks, start)
+        return PromptRows(front, [[*ids[:room], *end] for ids in others], cut, self._marks, start)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of marked texts without the mark, which is read with the text: it may change the first token."""
-        found = self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
-        return [[one for one in ids if one not in self._reserved] for ids in found]
+        """Token ids of marked texts, mark removed; it is tokenized with the text, as it may change the first token."""
+        rows = self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
+        return [[token for token in ids if token not in self._reserved] for ids in rows]
 
     @torch.inference_mode()
     def _run(self, rows: Sequence[list[int]], together: int = 1) -> list[float]:
-        """Logits of rows; each `together` of them are equally long and share a batch, as the two orders of a pair.
+        """Logits of rows; each `together` rows in turn are equally long (both orders of a pair) and share a batch.
 
-        On a CPU a long row goes alone: its attention alone fills the cache.
+        On a CPU a long row is a batch of its own, as its attention fills the cache.
         """
         out = [0.0] * len(rows)
         pad = self.tokenizer.pad_token_id or 0
         for groups in length_batches([len(row) for row in rows[::together]], self.batch_tokens // together):
             mates = [group * together + i for group in groups for i in range(together)]
             alone = self.model.device.type == "cpu" and len(rows[mates[0]]) > ALONE
-            for places in [[one] for one in mates] if alone else [mates]:
+            for places in [[place] for place in mates] if alone else [mates]:
                 logits = self.model(*padded([rows[i] for i in places], pad, self.model.device))
                 for i, value in zip(places, logits.float().tolist(), strict=True):
                     out[i] = value
@@ -188,7 +185,7 @@ def verdict(
     cut: Sequence[bool],
     logits: Mapping[tuple[int, int], tuple[float, float]],
 ) -> Judged:
-    """Verdict of one contest from the logits of its distinct texts, (a, b) -> (a first, b first)."""
+    """Verdict of one contest from the logits of its distinct texts: (a, b) -> (logit a first, logit b first)."""
     if not all(isfinite(value) for pair in logits.values() for value in pair):
         return Judged((), (), failed="PairRM gave a number that is not finite")
     beats = dict.fromkeys(((i, i) for i in range(len(unique))), 0.0)
@@ -214,22 +211,22 @@ def load(
 ) -> PairRMOracle:
     """PairRM from a local folder or the hub, ready to judge; safetensors only, no remote code.
 
-    Raises StagealignError for a checkpoint that is not a PairRM, before its weights are read where config.json shows.
+    Raises StagealignError for a checkpoint that is not a PairRM, before its weights are read if config.json shows it.
     """
     hint = f"use {PUBLISHED!r} or a local copy of it"
     config = read_config(name, revision)
     if config.model_type != "deberta-v2":
         raise StagealignError(f"checkpoint {name!r}: of type {config.model_type!r}, PairRM is 'deberta-v2'; {hint}")
-    lacking = [one for one in MARKS if getattr(config, one, None) is None]
+    lacking = [field for field in MARKS if getattr(config, field, None) is None]
     if lacking:
         raise StagealignError(f"checkpoint {name!r}: config.json has no {', '.join(lacking)}: not a PairRM; {hint}")
     tokenizer = read_tokenizer(name, revision)
-    for one, token in MARKS.items():
-        found = tokenizer.convert_tokens_to_ids(token)
-        if found != getattr(config, one):
+    for field, token in MARKS.items():
+        known, given = tokenizer.convert_tokens_to_ids(token), getattr(config, field)
+        if known != given:
             raise StagealignError(
-                f"checkpoint {name!r}: its tokenizer has {token} as {found}, config.json as {getattr(config, one)}; "
-                f"tokenizer and weights do not belong together, {hint}"
+                f"checkpoint {name!r}: its tokenizer has {token} as {known}, config.json as {given}; tokenizer and "
+                f"weights do not belong together, {hint}"
             )
     if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
         raise StagealignError(f"checkpoint {name!r}: its tokenizer has no [CLS] or [SEP] token; {hint}")
@@ -237,61 +234,9 @@ def load(
     return PairRMOracle(model, tokenizer, weights_identity(name, config), batch_tokens)
 
 
-INSTRUCTION = "Finish the following coversation in each i-th turn by filling in <Response i> with your response."
-"""What PairRM reads before a labelled prompt, as its checkpoint's README spells it."""
-
-
-def fetch(work: Work) -> dict[str, Any]:
-    """Builder of `oracle` where it is PairRM: the published weights, checked; the record says which commit it was."""
+def fetch(work: Work) -> Facts:
+    """Builder of `oracle` for PairRM: the published weights, checked; the record has their commit."""
     oracle = load(work.params["weights"], work.params["revision"])
     oracle.model.save_pretrained(work.out)
     oracle.tokenizer.save_pretrained(work.out)
     return {"weights": oracle.weights, "revision": oracle.weights.partition("@")[2], "spearman": None}
-
-
-def rank(work: Work) -> dict[str, Any]:
-    """Builder of `pairs`: PairRM prefers one of a prompt's two candidates, both orders averaged; see `labels.to_pairs`.
-
-    Prompt and candidates are wrapped as one turn of a conversation, as the authors' labelling does.
-    """
-    file = work.inputs["candidates"] / "candidates.jsonl"
-    candidates = read_rows(file, Candidate)
-    asked = [group for group in by_prompt(candidates).values() if not unusable(*group)]
-    contests = [
-        Contest(
-            f"{INSTRUCTION}USER: {group[0].prompt}\nAssistant: <Response 1>",
-            tuple(f"<Response 1>: {one.completion}" for one in group),
-            (),
-        )
-        for group in asked
-    ]
-    scores: dict[int, float] = {}
-    truncated = 0
-    for group, found in zip(asked, _judged(work, contests), strict=True):
-        scores |= zip(map(id, group), found.on, strict=True)
-        truncated += found.truncated
-    pairs, facts = to_pairs(candidates, scores, str(file), "part" in work.params)
-    write_rows(work.out / "pairs.jsonl", pairs)
-    return facts | {"truncated_for_oracle": truncated}
-
-
-def votes(work: Work) -> dict[str, Any]:
-    """Builder of `votes`: one listwise ranking of a prompt's on-policy and static candidates, on the raw prompt."""
-    on = by_prompt(read_rows(work.inputs["completions"] / "candidates.jsonl", Candidate))
-    off = by_prompt(read_rows(work.inputs["static"] / "candidates.jsonl", Candidate))
-    contests = [
-        Contest(prompt, *(tuple(one.completion for one in side) for side in (group, off[prompt])))
-        for prompt, group in on.items()
-    ]
-    judged = list(_judged(work, contests))
-    rows = [to_votes(contest.prompt, found.on, found.off) for contest, found in zip(contests, judged, strict=True)]
-    write_rows(work.out / "votes.jsonl", rows)
-    return {"prompts": len(rows), "truncated_for_oracle": sum(found.truncated for found in judged)}
-
-
-def _judged(work: Work, contests: Sequence[Contest]) -> Iterator[Judged]:
-    """PairRM's verdicts. Raises BadData for one that failed: a label is never made up."""
-    for contest, found in zip(contests, load(str(work.inputs["oracle"])).judge(contests), strict=True):
-        if found.failed:
-            raise BadData(f"prompt {contest.prompt[-60:]!r}: {found.failed}; look at its candidates")
-        yield found

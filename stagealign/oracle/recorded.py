@@ -1,14 +1,15 @@
-"""An oracle that looks recorded preferences up."""
+"""Oracle that looks up recorded preferences."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from stagealign.base.errors import BadData
 from stagealign.base.words import short
 from stagealign.data.formats import EXAMPLES
-from stagealign.oracle.recorded_rows import Recorded, Verdict, cross_pairs, marked, pair_key, pair_order
+from stagealign.oracle.recorded_rows import Recorded, RecordedPair, cross_pairs, marked, pair_key, pair_order
 from stagealign.scoring.contest import Contest, Judged, by_pairs
 from stagealign.stats.votes import cross_votes, top_vote
+from stagealign.store.artifact import Identity
 
 
 class PromptVotes(NamedTuple):
@@ -25,7 +26,7 @@ class PromptVotes(NamedTuple):
 def votes_by_prompt(recorded: Recorded) -> list[PromptVotes]:
     """Votes of each prompt of a file of scores, in the order of `recorded.prompts`.
 
-    Raises BadData for a file of pairs, which does not say who wrote its texts.
+    Raises BadData for a file of pairs, which does not name the sources of its texts.
     """
     if recorded.form != "scores":
         raise BadData(
@@ -40,9 +41,9 @@ def votes_by_prompt(recorded: Recorded) -> list[PromptVotes]:
 
 
 class RecordedOracle:
-    """Oracle that looks its verdicts up in a file of pairs; texts are matched as `marked` tells them.
+    """Oracle that looks up its verdicts in a file of pairs; texts are matched by `marked`.
 
-    Each recorded pair votes for itself, also where the pairs of a contest go in a circle.
+    Each recorded pair is a vote, also if the pairs of a contest form a cycle.
     """
 
     def __init__(self, recorded: Recorded):
@@ -53,11 +54,11 @@ class RecordedOracle:
         self.recorded = recorded
 
     @property
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Identity:
         return {"kind": "recorded", "version": 2, "sha256": self.recorded.digest}
 
     def check(self, contests: Iterable[Contest]) -> None:
-        """Raises BadData where a pair of these contests is not recorded in either order."""
+        """Raises BadData if a pair of these contests is not recorded in either order."""
         asked = prompts = missing = lacking = 0
         examples: list[str] = []
         for contest in contests:
@@ -76,7 +77,7 @@ class RecordedOracle:
             )
 
     def judge(self, contests: Sequence[Contest]) -> Iterator[Judged]:
-        """One verdict a contest, in order. Raises BadData for a pair that `check` would have named."""
+        """Yields one verdict a contest, in order. Raises BadData for a pair that is not recorded, as `check` does."""
         for contest in contests:
             yield self._judge(contest)
 
@@ -95,8 +96,8 @@ class RecordedOracle:
             changed += bool(flip)
         return by_pairs(won, contest, compared, changed)
 
-    def _find(self, prompt: str, on: str, off: str) -> Verdict | None:
-        """Verdict of the pair, from the order that `pair_order` gives its texts."""
+    def _find(self, prompt: str, on: str, off: str) -> RecordedPair | None:
+        """Record of the pair, in the order of `pair_order`; None if there is none. Equal texts tie."""
         if marked(on) == marked(off):
-            return Verdict(0.5, 1)
+            return RecordedPair(0.5, 1)
         return self.recorded.pairs.get(pair_key(prompt, on, off))

@@ -1,4 +1,4 @@
-"""Recorded judgments, from a file: preferences between texts, or candidates that were scored beforehand."""
+"""Reader of recorded judgments: preferences between two texts, or candidates scored beforehand."""
 
 import math
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from stagealign.base.errors import BadData
 from stagealign.base.words import listed, short
 from stagealign.data.formats import TableRow
 from stagealign.data.picking import Pick, Shelf, Shelved, empty, positive, some
-from stagealign.data.tables import Tally, digest_of, local_file, numbered_rows
+from stagealign.data.tables import Tally, digest_of, numbered_rows, table_at
 from stagealign.data.texts import Unusable, given_in, prompt_text, text_in
-from stagealign.oracle.recorded_rows import Pair, Recorded, RecordedPrompt, Verdict, pair_key, pair_order
+from stagealign.oracle.recorded_rows import PairKey, Recorded, RecordedPair, RecordedPrompt, pair_key, pair_order
 
 RECORDED = {"pairs": ("prompt", "a", "b", "preference"), "scores": ("prompt", "source", "completion", "score")}
 ANSWERS = {"a": 1.0, "b": 0.0, "tie": 0.5}
@@ -22,25 +22,23 @@ PREFERENCES = (
 
 
 def read_recorded(path: str | Path, prompts: int | None = None, seed: int = 0) -> Recorded:
-    """Recorded judgments of a file; its first row tells which of the two forms it has.
+    """Recorded judgments of a file; its first row decides which of two forms it has.
 
-    Form `pairs` has columns prompt, a, b, preference. A preference is how far `a` is preferred, in [0, 1]: above 0.5
-    `a` wins, below it `b`, 0.5 is a tie. `"a"`, `"b"` and `"tie"` say the same, and so does AlpacaEval's scale from 1
-    (`a` wins) over 1.5 to 2 (`b` wins); a file with numbers on both sides of 1 could mean either and is refused.
+    Form `pairs` has columns prompt, a, b, preference. A preference is the share by which `a` is preferred, in [0, 1]:
+    above 0.5 `a` wins, below it `b`, 0.5 is a tie. `"a"`, `"b"` and `"tie"` are the same as 1, 0 and 0.5. AlpacaEval's
+    scale from 1 (`a` wins) over 1.5 to 2 (`b` wins) is read, too; a file with numbers on both sides of 1 is an error.
     The records of a pair, in either order, are averaged.
 
-    Form `scores` has columns prompt, source (`on` or `off`), completion, score; any number of each a prompt.
-    A prompt without candidates of one source is dropped. `prompts` of them are chosen as in `read_preferences`, and
-    their text is put aside on disk; form `pairs`, which is looked up, keeps all, in memory for some 400 bytes a pair.
+    Form `scores` has columns prompt, source (`on` or `off`), completion, score, with any number of each a prompt.
+    A prompt without candidates of one source is dropped. `prompts` of them are chosen as in `read_preferences`; their
+    text lies on disk. Form `pairs` keeps all rows, in about 400 bytes of memory a pair.
 
-    A judgment or score that is empty, null or not finite is a failure and never a tie: a pair of which no judgment is
-    left, or a prompt of which a score is missing, has no verdict, and counts in `failures`. Raises BadData.
+    An empty, null or infinite judgment or score is a failure, not a tie. A pair without another judgment, or a prompt
+    with a missing score, has no verdict and counts in `failures`. Raises BadData.
     """
     positive(prompts)
     source = str(path)
-    local = local_file(source)
-    if local is None:
-        raise BadData(f"{source}: no such file; `recorded:FILE` needs a .jsonl, .json, .csv or .parquet file")
+    local = table_at(source)
     unit, rows = numbered_rows(source, {*RECORDED["pairs"], *RECORDED["scores"]})
     tally = Tally(unit)
     reader: _Pairs | _Scores | None = None
@@ -61,19 +59,19 @@ def read_recorded(path: str | Path, prompts: int | None = None, seed: int = 0) -
 
 
 class _Pairs:
-    """Collects a recorded file of pairs."""
+    """Reader of form `pairs`."""
 
     def __init__(self, source: str, tally: Tally):
         self.source, self.tally = source, tally
         self.used = 0
-        self.pairs: dict[Pair, Verdict] = {}
+        self.pairs: dict[PairKey, RecordedPair] = {}
         self.sides: dict[bool, tuple[int, Any]] = {}
 
     def add(self, number: int, row: TableRow) -> None:
         prompt, a, b = _prompt(row), _completion(row, "a"), _completion(row, "b")
         share = self._share(number, row)
         first = pair_order(a, b)
-        verdict = self.pairs.setdefault(pair_key(prompt, a, b), Verdict())
+        verdict = self.pairs.setdefault(pair_key(prompt, a, b), RecordedPair())
         if share is None:
             raise Unusable("failed judgment")
         self.used += 1
@@ -83,7 +81,7 @@ class _Pairs:
             verdict.backward, verdict.backwards = verdict.backward + 1 - share, verdict.backwards + 1
 
     def _share(self, number: int, row: TableRow) -> float | None:
-        """Share by which `a` is preferred; None for a failed judgment. Raises BadData for what could mean anything."""
+        """Share by which `a` is preferred; None for a failed judgment. Raises BadData for an ambiguous scale."""
         if "preference" not in row:
             raise Unusable("no `preference`")
         value = row["preference"]
@@ -112,11 +110,11 @@ class _Pairs:
         )
 
 
-class _Row(NamedTuple):
-    """One scored candidate as it lies on the shelf."""
+class _ScoredRow(NamedTuple):
+    """One scored candidate, as stored on the shelf."""
 
     before: int
-    """Place of the prompt's row before it, -1 for its first."""
+    """Place of the prompt's previous row; -1 for the first."""
     source: str
     completion: str
     score: float
@@ -125,22 +123,22 @@ class _Row(NamedTuple):
 
 @dataclass(slots=True)
 class _Scored:
-    """All that is held in memory of a prompt's rows."""
+    """Rows of one prompt, as held in memory."""
 
     number: int
     last: int = -1
-    """Place of its last row with a score."""
+    """Place of its last row with a score; -1 if it has none."""
     rows: int = 0
     failed: bool = False
 
 
 class _Scores:
-    """Collects a recorded file of scores."""
+    """Reader of form `scores`."""
 
     def __init__(self, source: str, tally: Tally, prompts: int | None, seed: int):
         self.source, self.tally = source, tally
         self.pick: Pick[_Scored] = Pick(prompts, seed)
-        self.shelf: Shelf[_Row] = Shelf()
+        self.shelf: Shelf[_ScoredRow] = Shelf()
 
     def add(self, number: int, row: TableRow) -> None:
         prompt, completion = _prompt(row), _completion(row, "completion")
@@ -160,10 +158,10 @@ class _Scores:
         if score is None:
             group.failed = True
         else:
-            group.last = self.shelf.put(_Row(group.last, source, completion, score, prompt))
+            group.last = self.shelf.put(_ScoredRow(group.last, source, completion, score, prompt))
 
     def result(self, given: int, digest: str) -> Recorded:
-        """Sorts out prompts that cannot be voted on; a failed one is told from one that never had two sources."""
+        """Drops prompts that cannot vote: those with a failed score, and those without one of the two sources."""
         shelf: Shelf[RecordedPrompt] = Shelf()
         places, used, failures, most_votes = [], 0, 0, 0
         for group in self.pick.in_order():
@@ -230,7 +228,7 @@ def _prompt(row: TableRow) -> str:
 
 
 def _completion(row: TableRow, column: str) -> str:
-    """Completion of a recorded row; it may be empty, as policies' are. Raises Unusable."""
+    """Completion of a recorded row, possibly empty. Raises Unusable."""
     value = text_in(row, column)
     if isinstance(value, str):
         return value
@@ -240,7 +238,7 @@ def _completion(row: TableRow, column: str) -> str:
 
 
 def _number(value: Any, where: str, fix: str) -> float | None:
-    """`value` as a finite number; None where it is empty, null or not finite. Raises BadData for anything else."""
+    """`value` as a finite number; None if it is empty, null or not finite. Raises BadData for anything else."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:

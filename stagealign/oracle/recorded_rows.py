@@ -14,7 +14,7 @@ from stagealign.scoring.contest import Contest, Judged
 
 @dataclass(frozen=True)
 class RecordedPrompt:
-    """A prompt whose candidates were scored beforehand: (completion, score) by source, a higher score wins."""
+    """A prompt whose candidates were scored beforehand: (completion, score) by source; a higher score wins."""
 
     prompt: str
     on: tuple[tuple[str, float], ...]
@@ -26,39 +26,39 @@ class RecordedPrompt:
 
     @property
     def judged(self) -> Judged:
-        """The recorded scores as an oracle would have given them."""
+        """The recorded scores as a verdict."""
         return Judged(tuple(score for _, score in self.on), tuple(score for _, score in self.off))
 
 
 @dataclass(slots=True)
-class Verdict:
-    """What is recorded of one pair, seen from one order of its texts."""
+class RecordedPair:
+    """Records of one pair, as shares of its first text in the order of `pair_order`."""
 
     forward: float = 0.0
-    """Sum of shares by which the first text is preferred, over records in this order."""
+    """Sum of shares in [0, 1] by which the first text is preferred, over records in this order."""
     forwards: int = 0
     backward: float = 0.0
     """The same sum (of the first text's shares), over records in the other order."""
     backwards: int = 0
 
     def sign(self) -> int | None:
-        """1 where the first text wins, -1 where it loses, 0 for a tie; None where every judgment failed."""
+        """1 if the first text wins, -1 if it loses, 0 for a tie; None if every judgment failed."""
         count = self.forwards + self.backwards
         return _sign((self.forward + self.backward) / count) if count else None
 
     def changed(self) -> bool | None:
-        """Whether the winner changed with the order; None unless both orders were asked."""
+        """Whether the winner changed with the order; None unless both orders are recorded."""
         if not (self.forwards and self.backwards):
             return None
         return _sign(self.forward / self.forwards) != _sign(self.backward / self.backwards)
 
 
-Pair: TypeAlias = tuple[bytes, bytes, bytes]
+PairKey: TypeAlias = tuple[bytes, bytes, bytes]
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A `recorded:FILE`, and what became of every row: given = used + dropped + not chosen."""
+    """Content of a `recorded:FILE`, and its row counts: given = used + dropped + not chosen."""
 
     path: str
     digest: str
@@ -67,16 +67,16 @@ class Recorded:
     given: int
     used: int
     not_chosen: int
-    """Rows of prompts beyond the number asked for (form `scores`)."""
+    """Rows of prompts beyond the requested number (form `scores`)."""
     failures: int
-    """Pairs without a verdict (form `pairs`), prompts with a candidate without a score (form `scores`)."""
+    """Pairs without a verdict (form `pairs`), or prompts with a candidate without a score (form `scores`)."""
     tally: Tally
     prompts: Sequence[RecordedPrompt]
     """Form `scores`: prompts with candidates of both sources, in random order."""
-    pairs: dict[Pair, Verdict] = field(repr=False)
-    """Form `pairs`: verdicts by the hashes of prompt and texts."""
+    pairs: dict[PairKey, RecordedPair] = field(repr=False)
+    """Form `pairs`: records by the hashes of prompt and texts."""
     most_votes: int = 0
-    """Form `scores`: most comparisons across sources that a prompt has."""
+    """Form `scores`: largest number of comparisons across sources of one prompt."""
 
     def __post_init__(self) -> None:
         self.drops.check(self.given, self.used + self.not_chosen)
@@ -87,25 +87,27 @@ class Recorded:
 
 
 def _sign(share: float) -> int:
-    """1 above a half, -1 below; means of recorded shares that differ from a half by rounding alone are ties."""
+    """1 above a half, -1 below, 0 within 1e-9 of it: a mean of shares may miss a half by rounding."""
     return 0 if math.isclose(share, 0.5, abs_tol=1e-9) else (1 if share > 0.5 else -1)
 
 
 def marked(text: str) -> bytes:
-    """What tells a text: white space around it, kinds of line ends and the apostrophe before a formula do not count."""
+    """Hash of a text, without surrounding white space, kind of line ends and the apostrophe before a formula."""
     bare = from_spreadsheet(text.strip()).strip().replace("\r\n", "\n")
     return hashlib.blake2b(bare.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def pair_order(a: str, b: str) -> bool:
-    """Whether the pair is kept in this order of its texts."""
+    """Whether the pair is recorded in this order of its texts."""
     return marked(a) <= marked(b)
 
 
-def pair_key(prompt: str, a: str, b: str) -> Pair:
+def pair_key(prompt: str, a: str, b: str) -> PairKey:
+    """Key of a pair, the same for both orders of its texts."""
     low, high = sorted((marked(a), marked(b)))
     return marked(prompt), low, high
 
 
 def cross_pairs(contest: Contest) -> Iterator[tuple[str, str]]:
+    """Each (on, off) of a contest, those of the first `on` first."""
     return ((on, off) for on in contest.on for off in contest.off)

@@ -1,4 +1,4 @@
-"""Reward models: a sequence classifier with one logit scores each candidate on its own."""
+"""Reward models: sequence classifiers with one logit, which score each candidate on its own."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,30 +24,30 @@ from stagealign.policy.checkpoints import (
 )
 from stagealign.scoring.contest import Contest, Judged
 
-Text = Literal["chat", "pair", "completion"]
-"""What is scored: a conversation of user and assistant by the chat template, prompt and completion as the tokenizer
-joins two texts, or the completion alone (the lab's own reward head)."""
+TextForm = Literal["chat", "pair", "completion"]
+"""Form of a scored text: one turn of user and assistant by the chat template, prompt and completion as the tokenizer's
+text pair, or the completion alone."""
 LONGEST = 4096
-"""Tokens of a text where neither tokenizer nor config names a limit."""
+"""Most tokens of a text if neither tokenizer nor config sets a limit."""
 WINDOW = 64
-"""Contests that are tokenised and sorted together; execution, not identity."""
+"""Contests that are tokenized and sorted together; execution, not identity."""
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """Token ids of one scored text, at most `max_length`."""
 
     ids: list[int]
     cut: bool = False
     lost: bool = False
-    """Nothing of the completion is left."""
+    """Whether nothing of the completion is left."""
 
 
 class RewardOracle:
-    """Oracle of the boundary meter that scores candidates one by one, so equal texts always tie.
+    """Oracle that scores candidates one by one, so equal texts always tie.
 
-    A completion loses its end where the text has more than `max_length` tokens. Where nothing of it would be left the
-    verdict is a failure: the scores would all be that of the prompt.
+    A text of more than `max_length` tokens is cut at the end of its completion. If nothing of the completion is left,
+    the verdict is a failure: every score would be the prompt's.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class RewardOracle:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         weights: str,
-        text: Text,
+        text: TextForm,
         max_length: int,
         batch_tokens: int | None = None,
     ):
-        """`weights` names what was loaded; `batch_tokens` bounds a batch with its padding, and memory with it."""
+        """`weights`: identity of the loaded weights. `batch_tokens`: most tokens of a batch, padding included."""
         self.model, self.tokenizer, self.weights = model, tokenizer, weights
         self.text, self.max_length = text, max_length
         self.batch_tokens = batch_tokens or (65_536 if model.device.type == "cuda" else 1_024)
@@ -76,12 +76,12 @@ class RewardOracle:
         }
 
     def judge(self, contests: Sequence[Contest]) -> Iterator[Judged]:
-        """One verdict a contest, in order; `WINDOW` contests at a time."""
+        """Yields one verdict a contest, in order; `WINDOW` contests at a time."""
         for start in range(0, len(contests), WINDOW):
             yield from self._judge(contests[start : start + WINDOW])
 
     def _judge(self, contests: Sequence[Contest]) -> Iterator[Judged]:
-        places: dict[tuple[str, str], int] = {}  # a text that comes twice is scored once
+        places: dict[tuple[str, str], int] = {}  # equal texts are scored once
         for contest in contests:
             for completion in (*contest.on, *contest.off):
                 places.setdefault((contest.prompt, completion), len(places))
@@ -101,22 +101,22 @@ class RewardOracle:
                 cut = sum(rows[i].cut for i in own)
                 yield Judged(found[: len(contest.on)], found[len(contest.on) :], truncated=cut)
 
-    def _row(self, prompt: str, completion: str) -> "Row":
+    def _row(self, prompt: str, completion: str) -> "TokenRow":
         if self.text == "chat":
             ids = self._tokens(_conversation(self.tokenizer, prompt, completion), special=False)
             if len(ids) <= self.max_length:
-                return Row(ids)
+                return TokenRow(ids)
             asked = self._tokens(_conversation(self.tokenizer, prompt, None), special=False)
-            return Row(ids[: self.max_length], cut=True, lost=len(asked) >= self.max_length)
+            return TokenRow(ids[: self.max_length], cut=True, lost=len(asked) >= self.max_length)
         texts = (prompt, completion) if self.text == "pair" else (completion,)
         ids = self._tokens(*texts)
         over = len(ids) - self.max_length
         if over <= 0:
-            return Row(ids)
+            return TokenRow(ids)
         if over >= len(self._tokens(completion, special=False)):
-            return Row([], cut=True, lost=True)
+            return TokenRow([], cut=True, lost=True)
         side = "only_second" if self.text == "pair" else "only_first"  # keeps the separator at the end
-        return Row(self._tokens(*texts, truncation=side, max_length=self.max_length), cut=True)
+        return TokenRow(self._tokens(*texts, truncation=side, max_length=self.max_length), cut=True)
 
     def _tokens(self, *texts: str, special: bool = True, **limits: Any) -> list[int]:
         return list(self.tokenizer(*texts, add_special_tokens=special, verbose=False, **limits).input_ids)
@@ -132,14 +132,13 @@ class RewardOracle:
     def _logits(self, rows: Sequence[list[int]]) -> Tensor:
         """Scores of one batch, shape (B,).
 
-        A decoder reads its score at the last token that is not `config.pad_token_id`. Where none is configured, the
-        batch is padded with an id that stands in none of its rows: with EOS, as is often done, the score would be read
-        one token early from rows that end in EOS.
+        A decoder reads its score at the last token that is not `config.pad_token_id`. If none is configured, the batch
+        is padded with an id that is in none of its rows: with EOS, rows that end in EOS would be read one token early.
         """
         config = self.model.config
         configured = getattr(config, "pad_token_id", None)
-        seen = {one for row in rows for one in row}
-        unused = (one for one in range(config.vocab_size) if one not in seen)
+        seen = {token for row in rows for token in row}
+        unused = (token for token in range(config.vocab_size) if token not in seen)
         pad = next(unused, 0) if configured is None else int(configured)
         try:
             config.pad_token_id = pad
@@ -153,21 +152,21 @@ class RewardOracle:
 def load(
     name: str,
     revision: str | None = None,
-    text: Text | Literal["auto"] = "auto",
+    text: TextForm | Literal["auto"] = "auto",
     max_length: int | None = None,
     dtype: str = "float32",
     batch_tokens: int | None = None,
 ) -> RewardOracle:
     """A reward model from a local folder or the hub, ready to judge; safetensors only, no remote code.
 
-    `auto` text is `chat` where the tokenizer has a chat template, else `pair`; `max_length` by default is the smaller
-    limit of tokenizer and config. Raises StagealignError for anything but a classifier with one logit.
+    Text `auto` is `chat` if the tokenizer has a chat template, else `pair`. `max_length` defaults to the smaller limit
+    of tokenizer and config. Raises StagealignError for anything but a classifier with one logit.
     """
-    if text not in (*get_args(Text), "auto"):
-        raise StagealignError(f"text {text!r}: unknown; one of auto, {', '.join(get_args(Text))}")
+    if text not in (*get_args(TextForm), "auto"):
+        raise StagealignError(f"text {text!r}: unknown; one of auto, {', '.join(get_args(TextForm))}")
     config = check(name, revision)
     tokenizer = read_tokenizer(name, revision)
-    chosen: Text = text if text != "auto" else "chat" if tokenizer.chat_template else "pair"
+    chosen: TextForm = text if text != "auto" else "chat" if tokenizer.chat_template else "pair"
     if chosen == "chat":
         if not tokenizer.chat_template:
             raise StagealignError(f"checkpoint {name!r}: its tokenizer has no chat template; take text='pair'")
@@ -200,7 +199,7 @@ def check(name: str, revision: str | None = None) -> Any:
 
 
 def _conversation(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str | None) -> str:
-    """One turn by the chat template; without a completion, up to where it would start."""
+    """One turn by the chat template; without a completion, the text up to its start."""
     turns = [{"role": "user", "content": prompt}]
     if completion is not None:
         turns.append({"role": "assistant", "content": completion})
@@ -209,6 +208,6 @@ def _conversation(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: s
 
 
 def content_of(folder: str) -> str:
-    """Hash of a checkpoint's files, first 16 hex digits: their names and contents."""
+    """Hash of the names and contents of a checkpoint's files, 16 hex digits."""
     files = [path for path in sorted(Path(folder).iterdir()) if path.is_file()]
     return fingerprint({path.name: digest_of(path) for path in files})

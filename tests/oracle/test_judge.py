@@ -1,11 +1,8 @@
 """The LLM judge against a real server on the loopback that misbehaves on command; the key is looked for everywhere."""
 
-import json
 import logging
-import re
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -16,100 +13,9 @@ from stagealign.base.errors import StagealignError
 from stagealign.base.identity import fingerprint
 from stagealign.base.server import KEYS, RequestFailed, Server, checked_url
 from stagealign.oracle import judge as judging
-from stagealign.oracle.judge import LLMJudge, connect
-from stagealign.scoring.contest import Contest, Spent
-
-KEY = "sk-planted-7f3a91c05d"
-CONTEST = Contest("Name a colour.", ("good red", "bad blue"), ("fair green", "fair grey"))
-ORDER = ("bad", "fair", "good")
-
-
-class Judge(ThreadingHTTPServer):
-    """A server that prefers good to fair to bad and, of equals, the first; `acts` are what it does first."""
-
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.acts = []
-        """(status, headers, body or callable of the request); taken one a request, None for a good answer."""
-        self.always = None
-        self.name, self.logprobs = "judge-1", False
-        self.seen = []
-        self.lock = threading.Lock()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def answer(self, request):
-        text = request["messages"][0]["content"]
-        a, b = (re.search(rf"<response_{x}>\n(.*?)\n</response_{x}>", text, re.DOTALL)[1] for x in "ab")
-        ranks = [ORDER.index(one.split()[0]) if one.split()[0] in ORDER else 0 for one in (a, b)]
-        letter = "A" if ranks[0] >= ranks[1] else "B"
-        choice = {"message": {"role": "assistant", "content": letter}}
-        if self.logprobs and request.get("logprobs"):
-            other = "AB".replace(letter, "")
-            top = [
-                {"token": f" {letter}", "logprob": -0.1},
-                {"token": other, "logprob": -3},
-                {"token": "x", "logprob": -4},
-            ]
-            choice |= {"message": {"content": "x"}, "logprobs": {"content": [{"top_logprobs": top}]}}
-        return {"model": self.name, "choices": [choice], "usage": {"total_tokens": 7}}
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.seen.append((self.path, dict(self.headers), request))
-            act = self.server.acts.pop(0) if self.server.acts else self.server.always
-        status, headers, body = act or (200, {}, None)
-        if callable(body):
-            body = body(request)
-        if body is None:
-            body = self.server.answer(request)
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        try:
-            self.send_response(status)
-            for name, value in ({"Content-Length": str(len(data))} | headers).items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(data)
-        except OSError:  # the client did not wait
-            self.close_connection = True
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch):
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(KEYS[0], KEY)
-    with Judge() as one:
-        thread = threading.Thread(target=one.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        yield one
-        one.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def ask(server):
-    """Factory of judges of that server, closed at the end."""
-    made = []
-
-    def build(workers=4, timeout=5.0, attempts=3, model="judge"):
-        made.append(LLMJudge(model, Server(server.url, timeout=timeout, attempts=attempts, backoff=0.01), workers))
-        return made[-1]
-
-    yield build
-    for one in made:
-        one.close()
+from stagealign.oracle.judge import connect
+from stagealign.scoring.contest import BudgetSpent, Contest
+from tests.oracle.conftest import CONTEST, KEY, Judge
 
 
 @pytest.fixture(autouse=True)
@@ -267,7 +173,7 @@ def test_the_wait_that_a_server_asks_for_is_kept(ask, server):
 def test_a_judge_that_does_not_answer_is_an_error_before_any_work(server, always, reason):
     server.always = always
     with pytest.raises(StagealignError, match=reason) as caught:
-        connect("judge", server.url, timeout=0.3, attempts=3, backoff=0.01)
+        connect("judge", Server(server.url, timeout=0.3, attempts=3, backoff=0.01))
     assert KEY not in str(caught.value) + repr(caught.value)
     assert server.url in str(caught.value)
     assert "\x1b" not in str(caught.value)
@@ -279,7 +185,7 @@ def test_a_judge_that_is_not_there_is_an_error_before_any_work(server):
     closed.server_close()
     started = time.monotonic()
     with pytest.raises(StagealignError, match=r"cannot connect.*\(2 attempts\)"):
-        connect("judge", url, attempts=2, backoff=0.01)
+        connect("judge", Server(url, attempts=2, backoff=0.01))
     assert time.monotonic() - started < 5
 
 
@@ -306,7 +212,7 @@ def test_a_judge_stops_once_its_tokens_are_spent(ask, server):
     judge.check()
     judge.most_tokens = judge.server.tokens + 100
     given = []
-    with pytest.raises(Spent, match=r"tokens billed of at most 114; .* --max-judge-tokens"):
+    with pytest.raises(BudgetSpent, match=r"tokens billed of at most 114; .* --max-judge-tokens"):
         given.extend(one for one in judge.judge([CONTEST] * 50))
     assert 2 <= len(given) <= 5
     assert all(one.failed is None for one in given)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 from factory_results import fill
+from stagealign.plan.outlook import make_outlook, processor
 
 from stagealign.base.errors import BadData, UnknownName
 from stagealign.base.identity import fingerprint, plain
@@ -18,7 +19,6 @@ from stagealign.grid import registry, select
 from stagealign.plan import machine
 from stagealign.plan import outlook as looking
 from stagealign.plan import plan as planning
-from stagealign.plan.outlook import make_outlook, processor
 from stagealign.plan.plan import make_plan
 from stagealign.store.artifact import Artifact
 from stagealign.store.folder import Store

@@ -6,13 +6,13 @@ import os
 import pickle
 
 import pytest
+from stagealign.plan.outlook import make_outlook, processor
 
 from stagealign.base.errors import CannotRun, Damaged, StagealignError, StoreDrift
 from stagealign.base.kind import Kind
 from stagealign.execute.processes import execute
 from stagealign.grid import registry, select
 from stagealign.pipeline.result import result
-from stagealign.plan.outlook import make_outlook, processor
 from stagealign.plan.plan import make_plan
 from stagealign.store.artifact import Artifact
 from stagealign.store.bucket import BUCKET, Bucketed, opened
