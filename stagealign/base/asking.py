@@ -112,9 +112,9 @@ class Asking(Generic[QuestionT, PartT, AnswerT]):
                 answer = self.answer(one.question, parts)
                 reason = self.failed(answer)
                 streak = 0 if reason is None else streak + 1
-                yield answer
                 if reason is not None and streak == self.give_up:
                     raise self.error(reason)
+                yield answer
 
     def _sent(self, question: QuestionT, pool: ThreadPoolExecutor) -> UnderWay[QuestionT, PartT]:
         sent = UnderWay[QuestionT, PartT](question, threading.Event())

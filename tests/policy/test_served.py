@@ -353,7 +353,7 @@ def test_a_server_that_answers_for_any_name_is_refused_before_work(fake, tmp_pat
 def test_a_server_that_names_another_model_is_refused(loads, fake, tmp_path, tiny, monkeypatch):
     server = fake("top_k")
     work = cell_work(tmp_path, server.url, tiny(chat=True))
-    monkeypatch.setattr(ServedPolicy, "_named", lambda *_: "another")
+    monkeypatch.setattr(Server, "name_in", lambda *_: "another")
     with pytest.raises(StagealignError, match="the server named its model 'another'"):
         served_samples.build(work)
 
