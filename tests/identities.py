@@ -17,7 +17,7 @@ from stagealign.boundary.sampling import MeterPrompt, SampledPrompt
 from stagealign.evaluate.alpaca_eval.answers import key_of
 from stagealign.evaluate.alpaca_eval.asking import ServedJudge
 from stagealign.evaluate.alpaca_eval.local import LocalJudge
-from stagealign.evaluate.alpaca_eval.rows import Item as BattleItem
+from stagealign.evaluate.alpaca_eval.rows import BattleItem
 from stagealign.grid import registry, scales, variants
 from stagealign.grid.cell import Cell
 from stagealign.grid.claims import CLAIMS, cited

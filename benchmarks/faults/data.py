@@ -173,7 +173,7 @@ def readers() -> dict[str, Callable[[Path, int], None]]:
     from stagealign.data.preferences import read_preferences
     from stagealign.data.records import Candidate, Pair, Prompt, read_rows
     from stagealign.evaluate.alpaca_eval import recorded, rows
-    from stagealign.evaluate.alpaca_eval.answers import Answers
+    from stagealign.evaluate.alpaca_eval.answers import KeptAnswers
     from stagealign.evaluate.alpaca_eval.comparisons import read_comparisons, read_difficulty, read_weights
     from stagealign.evaluate.alpaca_eval.lc_win_rate import lc_win_rates
     from stagealign.oracle.recorded import votes_by_prompt
@@ -205,13 +205,13 @@ def readers() -> dict[str, Callable[[Path, int], None]]:
         assert len(battle.items) == len({item.hash for item in battle.items})
 
     def annotations(path: Path, count: int) -> None:
-        item = rows.Item(1, "p", "x", "y")
+        item = rows.BattleItem(1, "p", "x", "y")
         battle = rows.Battle((item,), "g", "b", {})
         answers, _ = recorded.annotations(str(path), battle)
         assert all((one.preference is None) == (one.failed is not None) for one in answers.values())
 
     def answers(path: Path, count: int) -> None:
-        kept = Answers(path)
+        kept = KeptAnswers(path)
         lines = sum(bool(line.strip()) for line in path.read_bytes().split(b"\n"))
         assert lines == kept.damaged + sum(map(len, kept.bills.values())), "lines do not add up"
 

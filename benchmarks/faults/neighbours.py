@@ -242,7 +242,9 @@ class Alpaca(Client):
             rows = [{"instruction": self.prompt(n), "output": f"{who} {n}", "generator": who} for n in range(PROMPTS)]
             path.write_text(json.dumps(rows), encoding="utf-8")
             files.append(str(path))
-        found = alpaca.evaluate(alpaca.Request(*files, "judge:judge", server.url, **({"workers": 2} | options)))
+        found = alpaca.evaluate(
+            alpaca.EvaluationRequest(*files, "judge:judge", server.url, **({"workers": 2} | options))
+        )
         self.last = found
         return len(found.preferences), len(found.failed)
 

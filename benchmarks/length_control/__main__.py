@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.length_control.published import NEEDED, Published, data_folder, learn, read
-from stagealign.evaluate.alpaca_eval.length_control import LEARNED, PLAIN, Prior, fit, length_controlled, sampling_error
+from stagealign.evaluate.alpaca_eval.length_control import (
+    LEARNED,
+    PLAIN,
+    LengthPrior,
+    fit,
+    length_controlled,
+    sampling_error,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20250814
@@ -19,7 +26,7 @@ DRAWS = 10
 CONSTANTS = '''\
 """What the hub-only rows of the official length-controlled model do to its weights, learned from published ones.
 
-Written by `python -m benchmarks.length_control --write`; see `stagealign.evaluate.alpaca_eval.length_control.Prior` for what they are.
+Written by `python -m benchmarks.length_control --write`; see `LengthPrior` in `length_control.py` for what they are.
 """
 
 CURVATURE = (({0!r}, {1!r}), ({1!r}, {2!r}))
@@ -27,7 +34,7 @@ SLOPE = ({3!r}, {4!r})
 BASE_PULL = {5!r}
 '''
 
-Learn = Callable[[Published], Prior]
+Learn = Callable[[Published], LengthPrior]
 
 
 def main() -> None:
@@ -57,7 +64,7 @@ def main() -> None:
     print(f"learned here:  {whole}\nin the package: {LEARNED}")
 
 
-def constants(prior: Prior) -> str:
+def constants(prior: LengthPrior) -> str:
     """Source text of `stagealign/length_prior.py`; three decimals, which move no value by 0.001 points."""
     (length, both), (_, difficulty) = prior.curvature
     return CONSTANTS.format(*(round(x, 3) for x in (length, both, difficulty, *prior.slope, prior.base_pull)))
@@ -75,7 +82,7 @@ def folds(models: Sequence[Published], seed: int = SEED) -> Learn:
     return lambda model: learn([other for other in models if fold[other.model] != fold[model.model]])
 
 
-def error(model: Published, prior: Prior, by_row: bool = False) -> float:
+def error(model: Published, prior: LengthPrior, by_row: bool = False) -> float:
     """Our LC win rate minus the published one, in points; `by_row`: with the official function's difficulties."""
     rows = model.official_rows if by_row else model.rows
     return float(length_controlled(fit(rows, model.outcomes, prior), rows[:, 1]).mean()) - model.lc_win_rate
@@ -112,7 +119,7 @@ def parts(models: Sequence[Published]) -> list[dict[str, Any]]:
     return rows
 
 
-def few(models: Sequence[Published], model: Published, count: int) -> Prior:
+def few(models: Sequence[Published], model: Published, count: int) -> LengthPrior:
     """Prior from `count` other models at random: how little the constants need."""
     others = [other for other in models if other is not model]
     rng = np.random.default_rng([SEED, models.index(model)])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stagealign.evaluate.alpaca_eval.length_control import Array, Prior, Weights, features, score
+from stagealign.evaluate.alpaca_eval.length_control import Array, LengthPrior, LengthWeights, features, score
 
 NEEDED = ("gpt4_turbo_preferences.parquet", "instruction_difficulty.csv", "glm_weights.csv", "leaderboard.csv")
 
@@ -27,7 +27,7 @@ class Published:
     lc_win_rate: float
     lc_standard_error: float
     """NaN where none is published."""
-    weights: Weights
+    weights: LengthWeights
     outcomes: Array
     """[n] in [0, 1]."""
     rows: Array
@@ -51,7 +51,7 @@ def read(folder: Path) -> list[Published]:
                 model=str(model),
                 lc_win_rate=float(row["length_controlled_winrate"]),
                 lc_standard_error=float(row["lc_standard_error"]),
-                weights=Weights(*weights.loc[model].tolist()),
+                weights=LengthWeights(*weights.loc[model].tolist()),
                 outcomes=table["preference"].to_numpy() - 1,
                 rows=features(*chars, difficulty.loc[table["prompt_index"]].to_numpy()),
                 official_rows=features(*chars, difficulty.to_numpy()[: len(table)]),
@@ -61,7 +61,7 @@ def read(folder: Path) -> list[Published]:
     return models
 
 
-def learn(models: Sequence[Published]) -> Prior:
+def learn(models: Sequence[Published]) -> LengthPrior:
     """The prior that best balances each model's own rows at its published weights.
 
     Penalty gradient = minus the score of the own rows, both weights of each model: linear in the five unknown numbers.
@@ -76,4 +76,4 @@ def learn(models: Sequence[Published]) -> Prior:
     length, both, difficulty, *slope = np.linalg.lstsq(np.concatenate([for_length, for_difficulty]), wanted)[0].tolist()
     curvature = ((length, both), (both, difficulty))
     assert np.linalg.eigvalsh(curvature).min() > 0, f"not a penalty: {curvature}"
-    return Prior(curvature, (slope[0], slope[1]), float(np.abs(scores[:, 2]).mean()))
+    return LengthPrior(curvature, (slope[0], slope[1]), float(np.abs(scores[:, 2]).mean()))

@@ -1,4 +1,4 @@
-"""One request to an OpenAI-compatible server: retried, bounded in time and size, and the key stays secret."""
+"""Client of an OpenAI-compatible server: requests are retried and bounded in time and size; the key stays secret."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
+from stagealign.base.chat import ChatAnswer, tokens_of
 from stagealign.base.errors import CannotRun, StagealignError
 
 Answered: TypeAlias = tuple[int, float | None, str]
@@ -32,8 +33,6 @@ LARGEST_ANSWER = 4_000_000
 """Bytes of a body; more is no chat completion."""
 LONGEST_WAIT = 60.0
 """Seconds between two attempts at most, whatever the server asks for."""
-MOST_TOKENS = 10**12
-"""Tokens of one answer; a server that counts more does not count."""
 LONGEST_OWN_WAIT = 5.0
 """Seconds between two attempts at most where it asks for nothing."""
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
@@ -50,7 +49,10 @@ class RequestFailed(Exception):
         after: float | None = None,
         answered: bool = False,
     ):
-        """`answered`: something came back, and was no chat completion."""
+        """`status` of the last answer, None if there was none; `again`: worth another attempt, `after` so many seconds.
+
+        `answered`: something came back that is no chat completion.
+        """
         super().__init__(reason)
         self.status, self.again, self.after, self.answered = status, again, after, answered
 
@@ -100,15 +102,15 @@ class Server:
         self,
         model: str,
         messages: Sequence[Mapping[str, str]],
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
         stop: threading.Event | None = None,
         attempts: int | None = None,
-    ) -> dict[str, Any]:
-        """The body of one chat completion, a dict whose first choice has a message; `settings` go into the request.
+    ) -> ChatAnswer:
+        """Body of one chat completion; `settings` go into the request.
 
         Retries what may pass (time-outs, broken connections, 429, 5xx, bodies that are no chat completion) and waits
-        as long as the server asks for, up to a minute. Raises RequestFailed when that has not helped, or at once where
-        it cannot, or where `stop` is set.
+        as long as the server asks for, up to a minute. Raises RequestFailed when that has not helped, or at once if it
+        cannot help or `stop` is set.
         """
         body = {"model": model, "messages": list(messages), **settings}
         tenacity, stop = self._tenacity, stop or threading.Event()
@@ -125,20 +127,20 @@ class Server:
         )
         tried = 0
 
-        def attempt() -> dict[str, Any]:
+        def attempt() -> ChatAnswer:
             nonlocal tried
             tried += 1
             return self._answer(body)
 
         try:
-            answer: dict[str, Any] = retrying(attempt)
+            answer: ChatAnswer = retrying(attempt)
         except RequestFailed as error:
             times = f" ({tried} attempts)" if tried > 1 else ""
             raise RequestFailed(f"{error}{times}", error.status, answered=error.answered) from None
         return answer
 
     def version(self) -> str | None:
-        """What the server says is its version, as vLLM's does; None where it says nothing."""
+        """Version that the server tells, as vLLM's does; None if it tells none."""
         httpx = self._httpx
         try:
             answer = self._client.get(f"{self.url.removesuffix('/v1')}/version", timeout=LONGEST_CONNECT)
@@ -158,7 +160,7 @@ class Server:
         grown = min(LONGEST_OWN_WAIT, self.backoff * 2 ** (state.attempt_number - 1)) * random.uniform(0.75, 1.25)
         return min(LONGEST_WAIT, max(asked, grown))
 
-    def _answer(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    def _answer(self, body: Mapping[str, object]) -> ChatAnswer:
         with self._lock:
             self.requests += 1
         status, after, text = self._in_time(lambda: self._post(body))
@@ -174,11 +176,11 @@ class Server:
             raise RequestFailed(f"not a chat completion: {self.said(text)}", again=True, answered=True) from None
         with self._lock:
             self.tokens += tokens_of(answer, "total_tokens")
-        checked: dict[str, Any] = answer
+        checked: ChatAnswer = answer
         return checked
 
     def _in_time(self, call: Callable[[], Answered]) -> Answered:
-        """What `call` gives. Raises RequestFailed where it takes longer than the time-out and a little.
+        """Result of `call`. Raises RequestFailed if it takes longer than the time-out and a little.
 
         The HTTP library bounds each read, not their sum: a server that sends its headers letter by letter would hold a
         request for days. Such a call is left behind in a thread that ends with the process.
@@ -201,8 +203,8 @@ class Server:
         assert answered is not None
         return answered
 
-    def _post(self, body: Mapping[str, Any]) -> Answered:
-        """The server's answer. Raises RequestFailed where there is none."""
+    def _post(self, body: Mapping[str, object]) -> Answered:
+        """The server's answer. Raises RequestFailed if there is none."""
         deadline, data = time.monotonic() + self.timeout, bytearray()
         with self._translated():
             content = json.dumps(body, ensure_ascii=True).encode()
@@ -234,8 +236,13 @@ class Server:
         except httpx.HTTPError as error:
             raise RequestFailed(self.said(str(error))) from None
 
+    def name_in(self, answer: ChatAnswer) -> str | None:
+        """Name that the server gives its model in an answer; None if it gives none."""
+        name = answer.get("model")
+        return self.said(name) if isinstance(name, str) else None
+
     def said(self, text: str) -> str:
-        """What the server or library said, on one short line without the key and without control characters."""
+        """Text of the server or library on one short line, without the key and without control characters."""
         whole = text.encode("utf-8", "replace").decode()
         hidden = whole.replace(self._secret.value, "[key]") if self._secret.value else whole
         line = " ".join(re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]", " ", hidden).split())
@@ -270,19 +277,6 @@ def checked_url(url: str) -> str:
         raise StagealignError(f"URL of the server {url!r}: not one; for example http://127.0.0.1:8000/v1")
     scheme, host, path = match.groups()
     return f"{scheme.lower()}://{host}{(path or '').rstrip('/').removesuffix('/chat/completions')}"
-
-
-def content_of(answer: Mapping[str, Any]) -> str | None:
-    """Text of a chat answer's first choice, half characters (lone surrogates) replaced; None where it has none."""
-    content = answer["choices"][0]["message"].get("content")
-    return content.encode("utf-8", "replace").decode() if isinstance(content, str) else None
-
-
-def tokens_of(answer: Mapping[str, Any], name: str) -> int:
-    """Tokens by the server's own count, at most `MOST_TOKENS`; 0 where it gives none."""
-    used = answer.get("usage")
-    count = used.get(name) if isinstance(used, dict) else None
-    return max(0, min(count, MOST_TOKENS)) if isinstance(count, int) and not isinstance(count, bool) else 0
 
 
 def _seconds(header: str | None) -> float | None:

@@ -16,7 +16,7 @@ from stagealign.base.terminal import Text
 from stagealign.cli.output import check_json, console, write_json
 
 if TYPE_CHECKING:
-    from stagealign.evaluate.alpaca_eval.evaluate import Result
+    from stagealign.evaluate.alpaca_eval.evaluate import WinRateResult
     from stagealign.evaluate.alpaca_eval.lc_win_rate import LcWinRate
 
 
@@ -77,7 +77,7 @@ def alpaca_eval(
 
     check_json(json_file)
     alpaca.writable(annotations)
-    request = alpaca.Request(outputs, baseline, judge, judge_url, generator, spend, price, served, workers)
+    request = alpaca.EvaluationRequest(outputs, baseline, judge, judge_url, generator, spend, price, served, workers)
     with evaluating(json_file == "-") as heard:
         found = alpaca.evaluate(request, heard)
     write_json(json_file, found.plain())
@@ -160,7 +160,7 @@ def evaluating(quiet: bool) -> Iterator[Evaluating]:
         yield Evaluating(bar)
 
 
-def evaluation(found: "Result") -> None:
+def evaluation(found: "WinRateResult") -> None:
     """The win rate in one sentence, then judge, cost and what is missing."""
     console.print(Text(found.sentence, style="bold" if found.reliable else "bold red"), soft_wrap=True)
     for line in found.details:

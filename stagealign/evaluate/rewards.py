@@ -1,15 +1,13 @@
 """A reward model as gold reward: builders of its weights and scores."""
 
-from typing import Any
-
 from stagealign.base.errors import BadData, StagealignError
 from stagealign.data.records import Candidate, by_prompt, prompt_hash, read_rows, write_rows
 from stagealign.scoring.contest import Contest
 from stagealign.scoring.reward_model import content_of, load
-from stagealign.store.artifact import Work
+from stagealign.store.artifact import Facts, Work
 
 
-def fetch(work: Work) -> dict[str, Any]:
+def fetch(work: Work) -> Facts:
     """Builder of `gold` where it is a reward model: the weights as they are, from the hub or a local folder.
 
     A folder is named by its content, `name@hash`. Raises StagealignError where it holds something else by now.
@@ -24,7 +22,7 @@ def fetch(work: Work) -> dict[str, Any]:
     return {"weights": found.weights, "text": found.text, "spearman": None, **commit}
 
 
-def score(work: Work) -> dict[str, Any]:
+def score(work: Work) -> Facts:
     """Builder of `rewards`: a reward model's score of each completion and static candidate, equal texts scored once.
 
     Raises BadData for a text that cannot be scored: an evaluation leaves nothing out.
@@ -38,7 +36,7 @@ def score(work: Work) -> dict[str, Any]:
         Contest(prompt, *(tuple(one.completion for one in side) for side in both))
         for prompt, both in zip(prompts, sides, strict=True)
     ]
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     cut = 0
     for prompt, both, found in zip(prompts, sides, load(str(work.inputs["gold"])).judge(contests), strict=True):
         if found.failed:

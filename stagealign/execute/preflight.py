@@ -10,8 +10,8 @@ from stagealign.base.errors import CannotRun
 from stagealign.base.processes import gpu_count
 from stagealign.execute.executors import Execution
 from stagealign.execute.processes import worker_count
-from stagealign.plan.flops import ALPACA_EVAL, GIB
-from stagealign.plan.machine import free_disk, lacking
+from stagealign.plan.flops import GIB
+from stagealign.plan.machine import free_disk, judges_of, lacking
 from stagealign.plan.needs import needs_of, side_by_side
 from stagealign.plan.plan import CHANGED, Plan
 from stagealign.store.artifact import Artifact
@@ -96,8 +96,9 @@ def spend_each(plan: Plan, spend: float | None) -> float | None:
     """
     dollars = [item.cost.judge_dollars for item in plan.to_build if item.cost.judge_dollars]
     if dollars and spend is None:
+        models = ", ".join(judge.model for judge in judges_of(plan.to_build))
         raise CannotRun(
-            f"the judge {ALPACA_EVAL.model} is asked about {len(dollars)} policies, for about ${sum(dollars):.0f}; "
+            f"the judge {models} is asked about {len(dollars)} policies, for about ${sum(dollars):.0f}; "
             f"name the most that it may cost, such as --spend {1.2 * sum(dollars):.0f}"
         )
     return spend / len(dollars) if dollars and spend is not None else None

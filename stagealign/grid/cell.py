@@ -67,8 +67,8 @@ class Cell:
         key, name, preference = self.method.key, self.method.name, self.scale.preference
         if self.scale.engine:
             key, name = f"{key}_{self.scale.engine.key}", f"{name}, samples: {self.scale.engine.key}"
-        if preference.rewarded:
-            key, name = f"{key}_{preference.rewarded_key}", f"{name}, gold reward: {preference.rewarded}"
+        if preference.gold_named:
+            key, name = f"{key}_{preference.gold_key}", f"{name}, gold reward: {preference.gold_named}"
         return {"key": key, "name": name}
 
     @property

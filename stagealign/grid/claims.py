@@ -61,7 +61,7 @@ class Claim:
 
     def concerns(self, cell: Cell) -> bool:
         """Whether the cell's result helps to judge this claim: whatever samples, but only by the scale's own gold."""
-        if cell.scale.preference.rewarded:
+        if cell.scale.preference.gold_named:
             return False
         own = (cell.scale.key, cell.model.key, cell.method.key)
         return all(

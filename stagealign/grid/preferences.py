@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from stagealign.base.errors import BadSpec
 from stagealign.base.kind import Kind
+from stagealign.grid.prices import PaidJudge, TokenPrice
+from stagealign.grid.spec import Decoding, Judging
 
 
 @dataclass(frozen=True)
@@ -29,23 +31,29 @@ class OracleKinds:
 
 @dataclass(frozen=True)
 class GoldKinds:
-    """Kinds of artifacts by which one kind of gold reward evaluates policies."""
+    """How one kind of gold reward evaluates policies. With `annotate` it is an evaluation with prompts of its own."""
 
     ready: Kind
     """Fits or fetches the gold reward; its folder is the input `gold` of what evaluates."""
     scores: Kind
     """Completions to the numbers of a result."""
+    unit: str
+    """Of the gold reward, in results and reports."""
     params: Mapping[str, object] = field(default_factory=dict)
     """Parameters of `ready`, if the gold reward is fitted here."""
     named: bool = False
     """Whether a name stands after the key and a colon, as in `reward:ID`."""
     learns_from_ratings: bool = False
-    judged: bool = False
-    """Whether a judge compares answers with a baseline's, on the prompts of `Evaluation.judging`."""
-    annotate: Kind | None = None
-    """Answers to a judge's annotations; None unless `judged`."""
+    scorer: str = ""
+    """`module:function` that gives the rewards of texts, from the folder of `ready`."""
     rewards: Kind | None = None
-    """Completions to rewards of a model; None if scoring them is no artifact of its own."""
+    """Completions to rewards of a model, where scoring them is an artifact of its own and not the `scorer`'s."""
+    annotate: Kind | None = None
+    """A policy's answers to the evaluation's prompts, to annotations by a judge."""
+    judging: Judging | None = None
+    """Prompts, baseline, judge and decoding, where `annotate` is given."""
+    judge: PaidJudge | None = None
+    """What `annotate` costs; None if it is free."""
 
 
 _LEARNED_RANK = Kind("stagealign.oracle:rank", "stagealign.oracle.label:rank", price="free")
@@ -95,33 +103,57 @@ ORACLES = {
 
 _SCORES = Kind("stagealign.evaluate:score", "stagealign.evaluate.scores:score", price="scores")
 _FITTED: Mapping[str, object] = {"batch": 32, "learning_rate": 1e-4, "seed": 0}
+_GPT4 = PaidJudge(
+    "gpt-4-1106-preview",
+    TokenPrice(10.0, 30.0, "OpenAI's price list for gpt-4-1106-preview; alpaca-eval 0.6.6 counts all tokens at $10"),
+    frame_tokens=200,
+    instruction_tokens=40,
+    baseline_tokens=470,
+    answer_tokens=400,
+    source="assumed: lengths from the published outputs, 4.3 characters a token; price list read in 2026-03",
+    packages=("alpaca_eval", "httpx", "tenacity"),
+    extras="eval,judge",
+)
 GOLDS = {
     "minilm": GoldKinds(
         ready=Kind("stagealign.evaluate:fit_gold", "stagealign.evaluate.gold:fit_gold", price="fit_gold"),
         scores=_SCORES,
+        unit="rating points",
         params=_FITTED,
         learns_from_ratings=True,
+        scorer="stagealign.evaluate.gold:gold_reward",
     ),
     "vowels": GoldKinds(
         ready=Kind("stagealign.evaluate:fit_vowels", "stagealign.evaluate.gold:fit_vowels", price="free"),
         scores=_SCORES,
+        unit="rating points",
         params=_FITTED,
+        scorer="stagealign.evaluate.gold:vowels",
     ),
     "alpaca_eval": GoldKinds(
         ready=Kind("stagealign.alpaca.gold:prepare", "stagealign.evaluate.alpaca_eval.gold:prepare", price="free"),
         scores=Kind(
-            "stagealign.evaluate:score_annotated", "stagealign.evaluate.scores:score_annotated", price="scores"
+            "stagealign.evaluate:score_annotated", "stagealign.evaluate.alpaca_eval.scores:score", price="scores"
         ),
-        judged=True,
+        unit="LC win rate points",
         annotate=Kind(
             "stagealign.alpaca.gold:annotate", "stagealign.evaluate.alpaca_eval.gold:annotate", price="annotations"
         ),
+        judging=Judging(
+            "tatsu-lab/alpaca_eval",
+            revision=None,  # resolved and recorded at the first fetch
+            prompts=805,
+            judge="official",
+            decoding=Decoding(top_k=40, max_new_tokens=4096, presence_penalty=0.1, frequency_penalty=0.1),
+        ),
+        judge=_GPT4,
     ),
     "reward": GoldKinds(
         ready=Kind(
             "stagealign.rewards:fetch", "stagealign.evaluate.rewards:fetch", price="reward_model", fetches="weights"
         ),
         scores=_SCORES,
+        unit="points of the reward model",
         named=True,
         rewards=Kind("stagealign.rewards:score", "stagealign.evaluate.rewards:score", price="rewards"),
     ),
@@ -151,7 +183,7 @@ class Preference:
     """Number of weights of a classifier that evaluates, for cost estimates; 0 if unknown."""
 
     def __post_init__(self) -> None:
-        if self.oracle == self.gold or (self.rewarded and self.oracle_named == self.rewarded):
+        if self.oracle == self.gold or (self.gold_named and self.oracle_named == self.gold_named):
             raise BadSpec(
                 f"preference {self.key!r}: oracle and gold reward are both {self.gold!r}; what labels the training "
                 "pairs must not evaluate; name two scorers"
@@ -165,7 +197,7 @@ class Preference:
 
     @property
     def gold_kinds(self) -> GoldKinds:
-        return GOLDS[self.gold.partition(":")[0]]
+        return gold_row(self.gold)
 
     @property
     def oracle_named(self) -> str | None:
@@ -173,16 +205,20 @@ class Preference:
         return self.oracle.partition(":")[2] or None
 
     @property
-    def rewarded(self) -> str | None:
-        """Hub id of the classifier that evaluates, or `name@hash` of a local one; None if none does."""
-        kind, _, name = self.gold.partition(":")
-        return name if kind == "reward" else None
+    def gold_named(self) -> str | None:
+        """What stands after the gold reward's colon: hub id of a classifier, or `name@hash` of a local one."""
+        return self.gold.partition(":")[2] or None
 
     @property
-    def rewarded_key(self) -> str:
-        """Part of paths and cell ids that names that classifier; empty if there is none."""
-        name = (self.rewarded or "").rpartition("/")[2].partition("@")[0]
+    def gold_key(self) -> str:
+        """Part of paths and cell ids for `gold_named`; empty if nothing is named."""
+        name = (self.gold_named or "").rpartition("/")[2].partition("@")[0]
         return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def gold_row(gold: str) -> GoldKinds:
+    """Row of a gold reward as a preference names it, `reward:NAME` say."""
+    return GOLDS[gold.partition(":")[0]]
 
 
 def _check(preference: str, what: str, given: str, known: Mapping[str, bool]) -> None:

@@ -3,7 +3,7 @@
 from stagealign.grid.cell import Scale
 from stagealign.grid.preferences import PREFERENCES
 from stagealign.grid.recipes import HANDBOOK, LEADERBOARD, PROTOTYPE, SIMPO, VALIDATED
-from stagealign.grid.spec import Benchmark, Decoding, Evaluation, Judging, Training
+from stagealign.grid.spec import Benchmark, Decoding, Evaluation, Training
 
 SCALES = {
     "paper": Scale(
@@ -37,13 +37,7 @@ SCALES = {
                 Benchmark("hellaswag", ("acc_norm",), items=2000, shots=10),
                 Benchmark("gsm8k", ("exact_match,strict-match",), shots=5),
             ),
-            judging=Judging(
-                "tatsu-lab/alpaca_eval",
-                revision=None,  # resolved and recorded at the first fetch
-                prompts=805,
-                judge="official",
-                decoding=Decoding(top_k=40, max_new_tokens=4096, presence_penalty=0.1, frequency_penalty=0.1),
-            ),
+            judging=PREFERENCES["helpful"].gold_kinds.judging,
             assumed={"capability": LEADERBOARD},
         ),
         seeds=(0,),

@@ -32,18 +32,18 @@ def _with_lora(cell: Cell) -> Cell:
 
 
 def evaluated_by(chosen: Iterable[Cell], gold: str) -> list[Cell]:
-    """The cells with a one-logit classifier as gold reward, `reward:NAME`: cells of their own, as their numbers differ.
+    """The cells with another gold reward, `reward:NAME` say: cells of their own, as their numbers differ.
 
-    Training is the same and shared. Raises BadSpec if the classifier is the oracle that labels the pairs.
+    Training is the same and shared. Raises BadSpec if the gold reward is the oracle that labels the pairs.
     """
-    found = []
-    for cell in chosen:
-        preference = replace(cell.scale.preference, gold=gold)
-        if preference.rewarded == cell.scale.oracle_weights:
+    cells = []
+    for one in chosen:
+        preference = replace(one.scale.preference, gold=gold)
+        if preference.gold_named is not None and preference.gold_named == one.scale.oracle_weights:
             raise BadSpec(f"--gold {gold}: it is the oracle that labels the training pairs; name another scorer")
-        evaluation = replace(cell.scale.evaluation, judging=None)
-        found.append(replace(cell, scale=replace(cell.scale, preference=preference, evaluation=evaluation)))
-    return found
+        evaluation = replace(one.scale.evaluation, judging=preference.gold_kinds.judging)
+        cells.append(replace(one, scale=replace(one.scale, preference=preference, evaluation=evaluation)))
+    return cells
 
 
 def sampled_by(chosen: Iterable[Cell], engine: Engine | None) -> list[Cell]:

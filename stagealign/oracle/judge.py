@@ -3,13 +3,15 @@
 import math
 import re
 import threading
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from typing import Any
 
+from stagealign.base.asking import GIVE_UP, Asking
+from stagealign.base.chat import ChatAnswer, content_of
 from stagealign.base.errors import StagealignError
-from stagealign.base.server import FIRST_ATTEMPTS, RequestFailed, Server, content_of
+from stagealign.base.server import FIRST_ATTEMPTS, RequestFailed, Server
 from stagealign.scoring.contest import BudgetSpent, Contest, Judged, by_pairs
 from stagealign.store.artifact import Identity
 
@@ -36,11 +38,11 @@ STYLES: dict[str, dict[str, Any]] = {
     "text": {"temperature": 0, "max_tokens": 8},
     "thinking": {"max_completion_tokens": 4096},
 }
-"""Settings that ask for a short answer, best first; `check` takes the first that the server understands."""
+"""Ways to ask for a short answer, best first: `check` takes the first that the server understands."""
+
+
 TIMEOUT = 180.0
 """Seconds for one answer."""
-GIVE_UP = 10
-"""Failed prompts in a row after which the run stops: the server is gone."""
 
 
 class LLMJudge:
@@ -90,7 +92,7 @@ class LLMJudge:
                         break
                     continue
                 if _preference(answer, style) is not None:
-                    self.style, self.served = style, self._name(answer)
+                    self.style, self.served = style, self.server.name_in(answer)
                     return
                 reason = f"answered {self.server.said(_text(answer))!r} where one letter was asked for"
             raise StagealignError(
@@ -105,47 +107,43 @@ class LLMJudge:
         have failed, and BudgetSpent once `most_tokens` have been billed; verdicts up to there have been given.
         """
         self.check()
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="judge")
-        waiting: deque[tuple[Contest, list[_Asked]]] = deque()
-        streak = 0
-        try:
-            for start in range(len(contests) + self.workers):
-                asking = start < len(contests) and not self._spent()
-                if asking:
-                    contest = contests[start]
-                    waiting.append((contest, self._ask(contest, pool)))
-                if waiting and (len(waiting) > self.workers or not asking):
-                    verdict = _verdict(*waiting.popleft())
-                    streak = streak + 1 if verdict.failed is not None else 0
-                    yield verdict
-                    if streak == GIVE_UP:
-                        raise StagealignError(
-                            f"judge {self.model!r} at {self.server.url}: {GIVE_UP} prompts in a row failed, the last "
-                            f"with {verdict.failed}; run the same command again when it is back"
-                        )
-                elif start < len(contests) and not asking:
-                    raise BudgetSpent(
-                        f"judge {self.model!r}: {self.server.tokens:,} tokens billed of at most {self.most_tokens:,}; "
-                        "the same command with a higher --max-judge-tokens goes on from here"
-                    )
-        finally:
-            for _, asked in waiting:
-                for one in asked:
-                    one.over.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+        asking = Asking(
+            requests=self._comparisons,
+            answer=_verdict,
+            failed=lambda verdict: verdict.failed,
+            error=self._gone,
+            workers=self.workers,
+            allowed=lambda contest, under_way: not self._spent(),
+            give_up=GIVE_UP,
+            name="judge",
+        )
+        given = 0
+        with closing(asking.in_order(contests)) as verdicts:
+            for verdict in verdicts:
+                given += 1
+                yield verdict
+        if given < len(contests):
+            raise BudgetSpent(
+                f"judge {self.model!r}: {self.server.tokens:,} tokens billed of at most {self.most_tokens:,}; "
+                "the same command with a higher --max-judge-tokens goes on from here"
+            )
+
+    def _gone(self, reason: str) -> StagealignError:
+        return StagealignError(
+            f"judge {self.model!r} at {self.server.url}: {GIVE_UP} prompts in a row failed, the last "
+            f"with {reason}; run the same command again when it is back"
+        )
 
     def _spent(self) -> bool:
         """Whether the budget is used up; requests under way still finish, and may exceed it."""
         return self.most_tokens is not None and self.server.tokens >= self.most_tokens
 
-    def _ask(self, contest: Contest, pool: ThreadPoolExecutor) -> list["_Asked"]:
-        over = threading.Event()
+    def _comparisons(self, contest: Contest) -> list[Callable[[threading.Event], float]]:
+        """A question a pair of different texts and order, the two orders of a pair side by side."""
         return [
-            _Asked(i, j, over, *(pool.submit(self._first_wins, contest.prompt, *order, over) for order in orders))
-            for i, on in enumerate(contest.on)
-            for j, off in enumerate(contest.off)
-            if on != off
-            for orders in [((on, off), (off, on))]
+            partial(self._first_wins, contest.prompt, *order)
+            for i, j in _asked(contest)
+            for order in ((contest.on[i], contest.off[j]), (contest.off[j], contest.on[i]))
         ]
 
     def _first_wins(self, prompt: str, first: str, second: str, over: threading.Event) -> float:
@@ -153,25 +151,17 @@ class LLMJudge:
         assert self.style is not None
         if over.is_set():
             raise RequestFailed("not asked: another comparison of this prompt failed")
-        try:
-            answer = self.server.chat(self.model, _messages(prompt, first, second), STYLES[self.style], over)
-            name = self._name(answer)
-            if name != self.served:
-                raise StagealignError(
-                    f"judge {self.model!r}: the server named its model {self.served!r} and now {name!r}; verdicts of "
-                    "two judges are never mixed: name one exact version, and start again"
-                )
-            wins = _preference(answer, self.style)
-            if wins is None:
-                raise RequestFailed(f"answered {self.server.said(_text(answer))!r} where one letter was asked for")
-        except BaseException:
-            over.set()
-            raise
+        answer = self.server.chat(self.model, _messages(prompt, first, second), STYLES[self.style], over)
+        name = self.server.name_in(answer)
+        if name != self.served:
+            raise StagealignError(
+                f"judge {self.model!r}: the server named its model {self.served!r} and now {name!r}; verdicts of "
+                "two judges are never mixed: name one exact version, and start again"
+            )
+        wins = _preference(answer, self.style)
+        if wins is None:
+            raise RequestFailed(f"answered {self.server.said(_text(answer))!r} where one letter was asked for")
         return wins
-
-    def _name(self, answer: Mapping[str, Any]) -> str | None:
-        name = answer.get("model")
-        return self.server.said(name) if isinstance(name, str) else None
 
     def billed(self) -> int:
         """Tokens that the server has billed so far."""
@@ -182,26 +172,21 @@ class LLMJudge:
         self.server.close()
 
 
-class _Asked:
-    """One comparison in both orders, under way."""
-
-    def __init__(self, on: int, off: int, over: threading.Event, there: "Future[float]", back: "Future[float]"):
-        self.on, self.off, self.over, self.there, self.back = on, off, over, there, back
+def _asked(contest: Contest) -> list[tuple[int, int]]:
+    """Places (on, off) of the pairs that the judge is asked about: equal texts tie without it."""
+    return [(i, j) for i, on in enumerate(contest.on) for j, off in enumerate(contest.off) if on != off]
 
 
-def _verdict(contest: Contest, asked: Sequence[_Asked]) -> Judged:
-    """Verdict of one contest; waits for the answers to all of its comparisons."""
-    answers: dict[tuple[int, int], tuple[float, float]] = {}
-    reasons = []
-    for one in asked:
-        try:
-            answers[one.on, one.off] = (one.there.result(), one.back.result())
-        except RequestFailed as error:
-            reasons.append(str(error))
+def _verdict(contest: Contest, parts: Sequence[float | RequestFailed]) -> Judged:
+    """Verdict of one contest from the comparisons of `_asked`, two each."""
+    reasons = [str(part) for part in parts if isinstance(part, RequestFailed)]
     if reasons:
-        return Judged((), (), failed=next((one for one in reasons if not one.startswith("not asked")), reasons[0]))
+        real = (reason for reason in reasons if not reason.startswith("not asked"))
+        return Judged((), (), failed=next(real, reasons[0]))
+    wins = [part for part in parts if not isinstance(part, RequestFailed)]
+    answers = dict(zip(_asked(contest), zip(wins[::2], wins[1::2], strict=True), strict=True))
     pairs = [(i, j) for i in range(len(contest.on)) for j in range(len(contest.off))]
-    won = [(answers[one][0] + 1 - answers[one][1]) / 2 if one in answers else 0.5 for one in pairs]
+    won = [(answers[pair][0] + 1 - answers[pair][1]) / 2 if pair in answers else 0.5 for pair in pairs]
     changed = sum(there != 1 - back for there, back in answers.values())
     return by_pairs(won, contest, len(answers), changed)
 
@@ -210,12 +195,12 @@ def _messages(prompt: str, a: str, b: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": QUESTION.format(prompt=prompt, a=a, b=b)}]
 
 
-def _text(answer: Mapping[str, Any]) -> str:
+def _text(answer: ChatAnswer) -> str:
     return content_of(answer) or ""
 
 
-def _preference(answer: Mapping[str, Any], style: str) -> float | None:
-    """1 for A, 0 for B, 0.5 if both are equally likely; None if the answer names neither."""
+def _preference(answer: ChatAnswer, style: str) -> float | None:
+    """1 for A, 0 for B, 0.5 where both are as likely; None for an answer that says neither."""
     if style == "logprobs":
         return _by_logprobs(answer)
     text = re.sub(r"<think>.*?</think>", "", _text(answer), flags=re.DOTALL)
@@ -223,8 +208,8 @@ def _preference(answer: Mapping[str, Any], style: str) -> float | None:
     return float(found[1].upper() == "A") if found else None
 
 
-def _by_logprobs(answer: Mapping[str, Any]) -> float | None:
-    """Preference by the likelier letter at the first token; None if neither letter has a log-prob."""
+def _by_logprobs(answer: ChatAnswer) -> float | None:
+    """Preference by the likelier letter at the first token; None where the server tells neither letter's log-prob."""
     best = {"A": -math.inf, "B": -math.inf}
     try:
         for one in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:

@@ -1,8 +1,9 @@
-"""What measures a policy and a round's data: gold reward, scores, capability, diversity."""
+"""Artifacts that measure a policy and a round's data: gold reward, scores, capability, diversity."""
 
 from collections.abc import Mapping
-from typing import Any
 
+from stagealign.base.errors import BadSpec
+from stagealign.base.kind import Kind
 from stagealign.data.mirrors import content_of
 from stagealign.grid.spec import Judging
 from stagealign.pipeline import labels
@@ -13,17 +14,27 @@ from stagealign.store.artifact import Artifact
 
 
 def gold(at: Paths, ratings: Mapping[str, Artifact]) -> Artifact:
-    """The gold reward: fitted here, a judge's prompts with the baseline's completions, or a reward model."""
-    row, judging, name = at.preference.gold_kinds, at.scale.evaluation.judging, at.preference.rewarded
-    path = f"{at.shared}/gold"
+    """The gold reward: fitted here, a reward model, or an evaluation's prompts with the baseline's completions."""
+    row, name, path = at.preference.gold_kinds, at.preference.gold_named, f"{at.shared}/gold"
     if name:
-        given: dict[str, Any] = {"weights": name, "revision": None}
-        return make("gold", row.ready, f"{path}_{at.preference.rewarded_key}", given)
-    if row.judged:
-        assert judging is not None, f"{at.cell.id}: its gold reward is judged, and its scale names no prompts for it"
+        given: dict[str, object] = {"weights": name, "revision": None}
+        return make("gold", row.ready, f"{path}_{at.preference.gold_key}", given)
+    if row.annotate:
+        judging = _judging(at)
         given = {"data": judging.data, "revision": judging.revision, "content": content_of(judging.data)}
-        return make("gold", row.ready, path, given | {"prompts": judging.prompts})
+        return make("gold", row.ready, path, {**given, "prompts": judging.prompts})
     return make("gold", row.ready, path, row.params, **(ratings if row.learns_from_ratings else {}))
+
+
+def _judging(at: Paths) -> Judging:
+    """Prompts, judge and decoding of an evaluation: the scale's own, else those of its row."""
+    judging = at.scale.evaluation.judging or at.preference.gold_kinds.judging
+    if judging is None:
+        raise BadSpec(
+            f"gold reward {at.preference.gold!r}: a judge annotates, and nothing says which prompts; give its row in "
+            "`GOLDS` a `judging`"
+        )
+    return judging
 
 
 def scores(at: Layout, policy: Artifact, reference: Artifact | None) -> Artifact:
@@ -40,25 +51,24 @@ def scores(at: Layout, policy: Artifact, reference: Artifact | None) -> Artifact
         "dtype": at.training.dtype,
     }
     texts = {"completions": completions, "static": at.held_out, "gold": at.gold}
-    if evaluation.judging:
-        inputs = {"completions": completions, "votes": votes, **_judged(at, folder, policy, evaluation.judging)}
+    if row.annotate:
+        inputs = {"completions": completions, "votes": votes, **_judged(at, folder, policy, row.annotate)}
     else:
         inputs = {**texts, "votes": votes}
     if row.rewards:
-        folder = f"{folder}/{at.preference.rewarded_key}"
+        folder = f"{folder}/{at.preference.gold_key}"
         inputs["rewards"] = make("rewards", row.rewards, f"{folder}/rewards", {}, **texts)
     if reference is not None:
         inputs |= {"policy": policy, "reference": reference}
     return make("scores", row.scores, f"{folder}/scores", params, **inputs)
 
 
-def _judged(at: Layout, folder: str, policy: Artifact, judging: Judging) -> dict[str, Artifact]:
-    """A policy's answers to the judge's prompts, one each, and what the judge says of them."""
-    kind = at.preference.gold_kinds.annotate
-    assert kind is not None, at.preference.gold
+def _judged(at: Layout, folder: str, policy: Artifact, annotate: Kind) -> dict[str, Artifact]:
+    """A policy's answers to the evaluation's prompts, one each, and the judge's annotations of them."""
+    judging = _judging(at)
     answers = sample(at, f"{folder}/answers", policy, Asked("answers", at.gold, ("test",), 1, judging.decoding))
     annotations = make(
-        "annotations", kind, f"{folder}/annotations", {"judge": judging.judge}, answers=answers, gold=at.gold
+        "annotations", annotate, f"{folder}/annotations", {"judge": judging.judge}, answers=answers, gold=at.gold
     )
     return {"answers": answers, "annotations": annotations}
 

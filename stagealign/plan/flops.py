@@ -226,32 +226,3 @@ PAIRRM = EncoderSize(303e6, 435e6)
 """DeBERTa-v3-large: 24 layers of width 1,024."""
 MINILM = EncoderSize(10.6e6, 22.7e6)
 """all-MiniLM-L6-v2: 6 layers of width 384."""
-
-
-@dataclass(frozen=True)
-class JudgePrice:
-    """What a served judge costs; all of it assumed but the number of prompts."""
-
-    model: str
-    input_dollars: float
-    """A million tokens read."""
-    output_dollars: float
-    prompts: int
-    frame_tokens: float
-    """Of the annotation prompt without instruction and answers."""
-    instruction_tokens: float
-    baseline_tokens: float
-    answer_tokens: float
-    source: str
-
-    def dollars(self) -> float:
-        """One policy's evaluation: each prompt once, one token answered."""
-        read = self.frame_tokens + self.instruction_tokens + self.baseline_tokens + self.answer_tokens
-        return self.prompts * (read * self.input_dollars + self.output_dollars) / 1e6
-
-
-ALPACA_EVAL = JudgePrice(
-    "gpt-4-1106-preview", 10.0, 30.0, 805, 200, 40, 470, 400,
-    source=f"{ASSUMED}: OpenAI's price list for GPT-4 Turbo, 10 and 30 dollars a million tokens (read in 2026-03); "
-    "lengths from the published outputs, 4.3 characters a token",
-)  # fmt: skip

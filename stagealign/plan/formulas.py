@@ -8,7 +8,7 @@ from stagealign.grid import models
 from stagealign.grid.cell import Scale
 from stagealign.grid.spec import Benchmark, Checkpoint
 from stagealign.plan import flops
-from stagealign.plan.flops import ALPACA_EVAL, LENGTHS, MINILM, PAIRRM, ModelSize
+from stagealign.plan.flops import LENGTHS, MINILM, PAIRRM, ModelSize
 from stagealign.store.artifact import Artifact
 
 MICRO_PAIRS = 1
@@ -205,7 +205,10 @@ def _scores(artifact: Artifact, scale: Scale) -> Part:
 
 def _annotations(artifact: Artifact, scale: Scale) -> Part:
     """The judge's bill."""
-    return {"judge_dollars": ALPACA_EVAL.dollars(), "disk": ALPACA_EVAL.prompts * 2000.0}
+    row = scale.preference.gold_kinds
+    judging = scale.evaluation.judging or row.judging
+    prompts = judging.prompts if judging else 0
+    return {"judge_dollars": row.judge.dollars(prompts) if row.judge else 0.0, "disk": prompts * 2000.0}
 
 
 def _pairrm(artifact: Artifact, scale: Scale) -> Part:

@@ -24,11 +24,11 @@ def _read_votes(artifact: Artifact, scale: Scale) -> tuple[float, float]:
 
 def _scored(prompts: float, tokens: float, artifact: Artifact, scale: Scale) -> Part:
     """One forward of the classifier over these tokens; its size is estimated as a gold reward's."""
-    parameters, shape, size = _gold_model(artifact, scale)
+    lm = _gold_model(scale)
     context = LENGTHS[scale.key].prompt + LENGTHS[scale.key].sampled
-    work = flops.body_flops(parameters, shape, tokens, context / 2)
-    memory = size * parameters + 34 * shape.width * size / 2 * context
-    return {"tokens": tokens, "flops": {"forward": work}, "loaded": size * parameters, "memory": memory,
+    work = flops.body_flops(lm, tokens, context / 2)
+    memory = lm.bytes + 34 * lm.shape.width * lm.size / 2 * context
+    return {"tokens": tokens, "flops": {"forward": work}, "loaded": lm.bytes, "memory": memory,
             "disk": prompts * 200.0}  # fmt: skip
 
 

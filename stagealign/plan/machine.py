@@ -7,13 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from stagealign.base.server import KEYS
-from stagealign.plan.flops import ALPACA_EVAL, GIB
+from stagealign.grid.prices import PaidJudge
+from stagealign.plan.flops import GIB
 from stagealign.plan.needs import free_memory, needs_of
-from stagealign.plan.plan import Plan
+from stagealign.plan.plan import Plan, PricedArtifact
 from stagealign.store.artifact import Artifact, Devices
-
-JUDGING = ("alpaca_eval", "httpx", "tenacity")
-"""Packages of the extras `eval` and `judge`."""
 
 
 def lacking(plan: Plan, home: Path, devices: Devices = Devices(), gpu_here: bool = True) -> list[str]:  # noqa: B008
@@ -31,12 +29,18 @@ def lacking(plan: Plan, home: Path, devices: Devices = Devices(), gpu_here: bool
     gated = sorted({run.cell.checkpoint.source for run in plan.runs if run.cell.checkpoint.gated})
     if gated and not os.environ.get("HF_TOKEN"):
         missing.append(f"access to gated weights: {', '.join(gated)} (accept the licence, then set HF_TOKEN)")
-    judged = any(item.cost.judge_dollars for item in plan.to_build)
-    if judged and not any(os.environ.get(name, "").strip() for name in KEYS):
-        missing.append(f"a key for the judge {ALPACA_EVAL.model}: set {' or '.join(KEYS)}")
-    if judged and not all(map(find_spec, JUDGING)):
-        missing.append("what asks the judge: pip install 'stagealign[eval,judge]'")
+    for judge in judges_of(plan.to_build):
+        if not any(os.environ.get(name, "").strip() for name in KEYS):
+            missing.append(f"a key for the judge {judge.model}: set {' or '.join(KEYS)}")
+        if not all(map(find_spec, judge.packages)):
+            missing.append(f"what asks the judge: pip install 'stagealign[{judge.extras}]'")
     return missing + [f"{name}: not part of this version" for name in absent(plan.missing)]
+
+
+def judges_of(items: Iterable[PricedArtifact]) -> list[PaidJudge]:
+    """Judges that have to be paid to build these artifacts, each once."""
+    rows = [item.scale.preference.gold_kinds.judge for item in items if item.cost.judge_dollars]
+    return list(dict.fromkeys(judge for judge in rows if judge is not None))
 
 
 def _memory(plan: Plan, gpu_here: bool, devices: Devices) -> Iterator[str]:

@@ -12,55 +12,38 @@ at the same path before.
 
 import json
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
+from stagealign.base.asking import GIVE_UP, Asking
+from stagealign.base.chat import ChatAnswer, content_of, tokens_of
 from stagealign.base.errors import StagealignError
 from stagealign.base.identity import fingerprint, stream
-from stagealign.base.server import FIRST_ATTEMPTS, POLICY_KEYS, RequestFailed, Server, content_of, tokens_of
+from stagealign.base.server import FIRST_ATTEMPTS, POLICY_KEYS, RequestFailed, Server
+from stagealign.base.shapes import FLAG, TEXT, WHOLE, misfit
 from stagealign.grid.spec import Decoding
-from stagealign.store.checksums import SEAL, sealed, whole
-from stagealign.store.files import append
+from stagealign.store.artifact import Identity
+from stagealign.store.kept import RowFile
 
 TIMEOUT = 600.0
 """Seconds for one completion, the wait for those before it included: some servers write one at a time."""
 WORKERS = 8
 REFUSED = {400, 413, 422}
 """What a server answers to a request that it will never take."""
-GIVE_UP = 10
-"""Prompts that fail one after the other before the run is stopped."""
 PROBE = "Write one sentence about the sea."
 Messages = Sequence[Mapping[str, str]]
 
 
-@dataclass(frozen=True)
-class Written:
-    """Completions of one prompt, or why there are none."""
-
-    texts: tuple["Text", ...] = ()
-    failed: str | None = None
-
-    @property
-    def completions(self) -> tuple[str, ...]:
-        return tuple(one.text.strip() for one in self.texts)
-
-    @property
-    def tokens(self) -> int:
-        """As the server counts them."""
-        return sum(one.tokens for one in self.texts)
-
-    @property
-    def truncated(self) -> int:
-        return sum(one.cut for one in self.texts)
+Request = Mapping[str, object]
+"""Fields of a request beside model and messages."""
 
 
 @dataclass(frozen=True)
-class Text:
+class ServedText:
     """One completion as it came."""
 
     text: str
@@ -70,36 +53,69 @@ class Text:
     """Ended at the token limit."""
 
 
-class Answers:
-    """Completions by prompt hash and index, each on disk as soon as it comes; safe to use from many threads."""
+@dataclass(frozen=True)
+class ServedCompletions:
+    """Completions of one prompt, or the reason why there are none."""
+
+    texts: tuple[ServedText, ...] = ()
+    failed: str | None = None
+
+    @property
+    def completions(self) -> tuple[str, ...]:
+        """Texts without white space around them."""
+        return tuple(one.text.strip() for one in self.texts)
+
+    @property
+    def tokens(self) -> int:
+        """As the server counts them."""
+        return sum(one.tokens for one in self.texts)
+
+    @property
+    def truncated(self) -> int:
+        """Number of completions that ended at the token limit."""
+        return sum(one.cut for one in self.texts)
+
+
+class KeptCompletions:
+    """Completions by prompt hash and index. Each is on disk as soon as it comes; many threads may add."""
 
     def __init__(self, path: Path | None):
-        """Reads what an earlier call kept; without a path nothing is kept."""
-        self.path, self._found = path, dict[tuple[str, int], Text]()
-        lines = path.read_bytes().splitlines(keepends=True) if path and path.exists() else []
-        for line in lines:
-            row: Any = whole(line)
-            if row is not None and SEAL in row:
-                self._found[row["key"], row["index"]] = Text(row["text"], row["tokens"], row["cut"])
+        """Reads what earlier calls kept at `path`; without one nothing is kept."""
+        self._file = None if path is None else RowFile(path, lambda row: misfit(row, KEPT) is None)
+        self._texts = {
+            (row["key"], row["index"]): ServedText(row["text"], row["tokens"], row["cut"])
+            for _, row in (self._file.read() if self._file else ())
+        }
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._texts)
 
-    def get(self, key: str, index: int) -> Text | None:
-        return self._found.get((key, index))
+    def get(self, key: str, index: int) -> ServedText | None:
+        """The completion of a prompt; None if it is not kept."""
+        return self._texts.get((key, index))
 
-    def add(self, key: str, index: int, text: Text) -> None:
-        """Keeps a completion. Raises CannotRun where the disk does not take it."""
-        if self.path:
-            append(self.path, json.dumps(sealed({"key": key, "index": index, **asdict(text)})) + "\n")
-            self._found[key, index] = text
-
-
-def _top_k(decoding: Decoding, tokens: int) -> dict[str, Any]:
-    return _plain(decoding, tokens) | {"top_k": decoding.top_k}
+    def add(self, key: str, index: int, text: ServedText) -> None:
+        """Keeps a completion. Raises CannotRun if the disk does not take it."""
+        if self._file:
+            self._file.add({"key": key, "index": index, **asdict(text)})
+            self._texts[key, index] = text
 
 
-def _generation_config(decoding: Decoding, tokens: int) -> dict[str, Any]:
+KEPT = {"key": TEXT, "index": WHOLE, "text": TEXT, "tokens": WHOLE, "cut": FLAG}
+"""Shape of a row of `KeptCompletions`."""
+
+
+class Style(Protocol):
+    """Tells a server the decoding, the most tokens, and the end tokens if it can be told them."""
+
+    def __call__(self, decoding: Decoding, tokens: int, ends: Sequence[int] = ()) -> Request: ...
+
+
+def _top_k(decoding: Decoding, tokens: int, ends: Sequence[int] = ()) -> Request:
+    return {**_plain(decoding, tokens), "top_k": decoding.top_k}
+
+
+def _generation_config(decoding: Decoding, tokens: int, ends: Sequence[int] = ()) -> Request:
     """Raises StagealignError for penalties, which a generation config does not have."""
     if penalties(decoding):
         raise StagealignError(
@@ -107,13 +123,17 @@ def _generation_config(decoding: Decoding, tokens: int) -> dict[str, Any]:
             "one that takes the API's own fields and `top_k`, such as `vllm serve`"
         )
     sampled = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k}
-    config = sampled if decoding.temperature > 0 else {"do_sample": False}
-    return {"generation_config": json.dumps(config | {"max_new_tokens": tokens}), "max_tokens": tokens}
+    config: Request = sampled if decoding.temperature > 0 else {"do_sample": False}
+    ending = {"eos_token_id": list(ends), "pad_token_id": ends[0]} if ends else {}
+    return {
+        "generation_config": json.dumps({**config, "max_new_tokens": tokens, **ending}),
+        "max_tokens": tokens,
+    }
 
 
-def _plain(decoding: Decoding, tokens: int) -> dict[str, Any]:
-    told = {"temperature": decoding.temperature, "top_p": decoding.top_p, "max_tokens": tokens}
-    return told | penalties(decoding)
+def _plain(decoding: Decoding, tokens: int, ends: Sequence[int] = ()) -> Request:
+    settings = {"temperature": decoding.temperature, "top_p": decoding.top_p, "max_tokens": tokens}
+    return {**settings, **penalties(decoding)}
 
 
 def penalties(decoding: Decoding) -> dict[str, float]:
@@ -122,14 +142,23 @@ def penalties(decoding: Decoding) -> dict[str, float]:
     return {name: value for name, value in given.items() if value}
 
 
-Settings = Callable[[Decoding, int], dict[str, Any]]
-STYLES: dict[str, Settings] = {
+STYLES: dict[str, Style] = {
     "top_k": _top_k,
     "generation_config": _generation_config,
     "plain": _plain,
 }
 """Ways to tell a server the decoding, best first: vLLM's and others', `transformers serve`'s, and the API's own, which
 has no top_k."""
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a server is asked, as far as that is known beforehand."""
+
+    style: str | None = None
+    """Key of `STYLES`; None tries them in turn."""
+    ends: tuple[int, ...] = ()
+    """End tokens of the policy, for a style that can tell them."""
 
 
 class ServedPolicy:
@@ -144,23 +173,21 @@ class ServedPolicy:
         server: Server,
         decoding: Decoding,
         seed: int,
-        style: str | None = None,
-        ends: Sequence[int] = (),
-        kept: Answers | None = None,
+        manner: Manner = Manner(),
+        kept: KeptCompletions | None = None,
     ):
-        """`style` where it is known already; `ends`: end tokens that a `generation_config` tells the server."""
+        """`kept`: completions of earlier calls, and where new ones go; None keeps nothing."""
         self.name, self.server, self.decoding, self.seed = name, server, decoding, seed
-        self.ends, self.kept = list(ends), Answers(None) if kept is None else kept
-        self.style, self.served = self._first(STYLES if style is None else {style: STYLES[style]})
+        self.ends, self.kept = manner.ends, KeptCompletions(None) if kept is None else kept
+        self.style, self.served = self._first(STYLES if manner.style is None else {manner.style: STYLES[manner.style]})
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What tells this policy from another of the same name: what it says without chance."""
-        said = self._ask(PROBE, _plain(Decoding(temperature=0.0), 16))
-        text = content_of(said) or ""
+    def identity(self) -> Identity:
+        """Name and style, and what the policy says without chance: this tells it from another of the same name."""
+        text = content_of(self._ask(PROBE, _plain(Decoding(temperature=0.0), 16))) or ""
         return {"served": self.name, "as": self.served, "style": self.style, "says": fingerprint({"text": text})}
 
-    def _first(self, styles: Mapping[str, Settings]) -> tuple[str, str | None]:
+    def _first(self, styles: Mapping[str, Style]) -> tuple[str, str | None]:
         """The first of `styles` that the server takes, and the model's name as it gives it."""
         for style, settings in styles.items():
             try:
@@ -169,16 +196,16 @@ class ServedPolicy:
                 if error.status in REFUSED and style != list(styles)[-1]:
                     continue
                 raise self._unusable(error) from error
-            return style, self._named(answer)
+            return style, self.server.name_in(answer)
         raise AssertionError("the last style ends the loop")
 
-    def _ask(self, prompt: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def _ask(self, prompt: str, settings: Request) -> ChatAnswer:
         try:
             return self._chat(prompt, settings)
         except RequestFailed as error:
             raise self._unusable(error) from error
 
-    def _chat(self, prompt: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def _chat(self, prompt: str, settings: Request) -> ChatAnswer:
         return self.server.chat(self.name, [{"role": "user", "content": prompt}], settings, attempts=FIRST_ATTEMPTS)
 
     def _unusable(self, error: RequestFailed) -> StagealignError:
@@ -187,44 +214,32 @@ class ServedPolicy:
             "name, and that the URL ends where its API starts (mostly /v1)"
         )
 
-    def _named(self, answer: Mapping[str, Any]) -> str | None:
-        name = answer.get("model")
-        return self.server.said(name) if isinstance(name, str) else None
-
-    def write(self, prompts: Sequence[tuple[str, Messages]], count: int) -> Iterator[Written]:
+    def write(self, prompts: Sequence[tuple[str, Messages]], count: int) -> Iterator[ServedCompletions]:
         """`count` completions of each (hash, messages), in order, with some requests under way.
 
         A prompt that the server refuses, or fails on after all attempts, is a failure with its reason: one beyond its
         context, say. Raises StagealignError where the server stays away, fails on `GIVE_UP` prompts in a row, or gives
         its model another name than before; what was given up to there stands.
         """
-        stop = threading.Event()
-        pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="policy")
-        waiting: deque[list[Future[Text]]] = deque()
-        streak = 0
-        try:
-            for place in range(len(prompts) + WORKERS):
-                if place < len(prompts):
-                    key, messages = prompts[place]
-                    waiting.append([pool.submit(self._complete, key, messages, i, stop) for i in range(count)])
-                if waiting and (len(waiting) > WORKERS or place >= len(prompts)):
-                    written = self._written(waiting.popleft())
-                    streak = streak + 1 if written.failed else 0
-                    if streak == GIVE_UP:
-                        raise self._stopped(f"{GIVE_UP} prompts in a row failed, the last with {written.failed}")
-                    yield written
-        finally:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+        asking: Asking[tuple[str, Messages], ServedText, ServedCompletions] = Asking(
+            requests=lambda prompt: [partial(self._complete, prompt[0], prompt[1], index) for index in range(count)],
+            answer=lambda prompt, parts: self._written(parts),
+            failed=lambda written: written.failed,
+            error=lambda reason: self._stopped(f"{GIVE_UP} prompts in a row failed, the last with {reason}"),
+            workers=WORKERS,
+            give_up=GIVE_UP,
+            name="policy",
+        )
+        with closing(asking.in_order(prompts)) as completions:
+            yield from completions
 
-    def _written(self, futures: Sequence[Future[Text]]) -> Written:
-        try:
-            found = [future.result() for future in futures]
-        except RequestFailed as error:
-            if error.status is not None:
-                return Written(failed=f"the policy's server answered {error}")
-            raise self._stopped(str(error)) from error
-        return Written(tuple(found))
+    def _written(self, parts: Sequence[ServedText | RequestFailed]) -> ServedCompletions:
+        for part in parts:
+            if isinstance(part, RequestFailed):
+                if part.status is not None:
+                    return ServedCompletions(failed=f"the policy's server answered {part}")
+                raise self._stopped(str(part)) from part
+        return ServedCompletions(tuple(part for part in parts if not isinstance(part, RequestFailed)))
 
     def _stopped(self, reason: str) -> StagealignError:
         return StagealignError(
@@ -232,37 +247,27 @@ class ServedPolicy:
             "again when it is back"
         )
 
-    def _complete(self, key: str, messages: Messages, index: int, stop: threading.Event) -> Text:
+    def _complete(self, key: str, messages: Messages, index: int, over: threading.Event) -> ServedText:
         """One completion; what was kept is not asked for again."""
-        found = self.kept.get(key, index)
-        if found is not None:
-            return found
+        kept = self.kept.get(key, index)
+        if kept is not None:
+            return kept
+        settings = STYLES[self.style](self.decoding, self.decoding.max_new_tokens, self.ends)
         seed = stream(self.seed, "sample", key, index) % 2**31
-        settings = self._settings()
-        answer = self.server.chat(self.name, messages, settings | {"seed": seed}, stop)
-        if self._named(answer) != self.served:
+        answer = self.server.chat(self.name, messages, {**settings, "seed": seed}, over)
+        name = self.server.name_in(answer)
+        if name != self.served:
             raise StagealignError(
-                f"policy {self.name!r}: the server named its model {self.served!r} and now {self._named(answer)!r}; "
+                f"policy {self.name!r}: the server named its model {self.served!r} and now {name!r}; "
                 "samples of two policies are never mixed: name one exact version, and start again"
             )
         choice, text = answer["choices"][0], content_of(answer)
         if text is None and choice["message"].get("content") is not None:
             raise RequestFailed("something else than text", status=200)
         cut = choice.get("finish_reason") == "length"
-        found = Text(text or "", tokens_of(answer, "completion_tokens"), cut)
-        self.kept.add(key, index, found)
-        return found
-
-    def _settings(self) -> dict[str, Any]:
-        """The decoding as the server takes it, with the policy's own end tokens where it can be told them."""
-        settings = STYLES[self.style](self.decoding, self.decoding.max_new_tokens)
-        if self.ends and "generation_config" in settings:
-            config = json.loads(settings["generation_config"]) | {
-                "eos_token_id": self.ends,
-                "pad_token_id": self.ends[0],
-            }
-            settings["generation_config"] = json.dumps(config)
-        return settings
+        completion = ServedText(text or "", tokens_of(answer, "completion_tokens"), cut)
+        self.kept.add(key, index, completion)
+        return completion
 
 
 def connect(name: str, url: str, decoding: Decoding, seed: int) -> ServedPolicy:

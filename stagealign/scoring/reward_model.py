@@ -1,6 +1,6 @@
 """Reward models: sequence classifiers with one logit, which score each candidate on its own."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -23,6 +23,7 @@ from stagealign.policy.checkpoints import (
     weights_identity,
 )
 from stagealign.scoring.contest import Contest, Judged
+from stagealign.store.artifact import Identity
 
 TextForm = Literal["chat", "pair", "completion"]
 """Form of a scored text: one turn of user and assistant by the chat template, prompt and completion as the tokenizer's
@@ -65,7 +66,7 @@ class RewardOracle:
         self.batch_tokens = batch_tokens or (65_536 if model.device.type == "cuda" else 1_024)
 
     @property
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Identity:
         return {
             "kind": "reward",
             "version": 1,

@@ -13,7 +13,11 @@ Facts = Mapping[str, object]
 """What a builder reports about its output, as JSON-ready values; never identity."""
 
 
-class Identity(TypedDict):
+Identity = Mapping[str, object]
+"""What identifies something, as JSON-ready values."""
+
+
+class ArtifactIdentity(TypedDict):
     """What determines an artifact's content, as JSON-ready values."""
 
     builder: str
@@ -71,7 +75,7 @@ class Artifact:
     """Its purpose, in tables: `candidates`, `pairs`, `policy`, ...; not identity."""
 
     @cached_property
-    def identity(self) -> Identity:
+    def identity(self) -> ArtifactIdentity:
         """Everything that determines the content, in clear text."""
         return {
             "builder": self.kind.name,

@@ -46,11 +46,11 @@ def check_target(option: str, path: Path) -> None:
         raise CannotRun(f"{option} {path}: {there} is no folder that can be written to; name another place")
 
 
-def append(path: Path, lines: str) -> None:
+def append(path: Path, lines: str) -> int:
     """Adds whole lines to a file that only grows, in one write, so that those of two processes do not mix.
 
-    Half a line that a crash left at its end is closed first. The file is the user's own (0600). Raises CannotRun where
-    the disk does not take them all: what it took is then cut off again.
+    Returns the byte at which they end. Half a line that a crash left at its end is closed first. The file is the user's
+    own (0600). Raises CannotRun where the disk does not take them all: what it took is then cut off again.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +62,7 @@ def append(path: Path, lines: str) -> None:
             if os.write(handle, data) != len(data):
                 os.ftruncate(handle, size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return os.lseek(handle, 0, os.SEEK_CUR)
         finally:
             os.close(handle)
     except OSError as error:

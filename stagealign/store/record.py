@@ -8,7 +8,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 from stagealign.base.errors import Damaged
 from stagealign.base.identity import fingerprint
-from stagealign.store.artifact import Facts, Identity
+from stagealign.store.artifact import ArtifactIdentity, Facts
 from stagealign.store.checksums import WrittenFile, broken, damage
 
 RECORD = "record.json"
@@ -18,7 +18,7 @@ class Record(TypedDict):
     """The spec and the inputs that an artifact was built from, its facts and its files."""
 
     fingerprint: str
-    identity: Identity
+    identity: ArtifactIdentity
     inputs: Mapping[str, str]
     """Path of each input, by its name."""
     facts: Facts

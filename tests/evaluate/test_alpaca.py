@@ -18,9 +18,9 @@ import pytest
 from stagealign.base import server as serving
 from stagealign.base.errors import StagealignError
 from stagealign.evaluate.alpaca_eval import evaluate as alpaca
-from stagealign.evaluate.alpaca_eval.answers import Answer, Answers, Spent
-from stagealign.evaluate.alpaca_eval.result import Result
-from stagealign.evaluate.alpaca_eval.rows import Item, read
+from stagealign.evaluate.alpaca_eval.answers import Bill, JudgeAnswer, KeptAnswers
+from stagealign.evaluate.alpaca_eval.result import WinRateResult
+from stagealign.evaluate.alpaca_eval.rows import BattleItem, read
 
 KEY = "sk-planted-51b07c44ae"
 MODEL = "gpt-4-1106-preview"
@@ -140,7 +140,7 @@ def ask(files, server):
 
     def run(outputs=None, baseline=None, heard=None, **changes):
         options = {"judge": "official", "judge_url": server.url, "spend": 10.0, "workers": 3} | changes
-        return alpaca.evaluate(alpaca.Request(*files(outputs, baseline), **options), heard)
+        return alpaca.evaluate(alpaca.EvaluationRequest(*files(outputs, baseline), **options), heard)
 
     return run
 
@@ -246,7 +246,7 @@ def test_importing_the_package_leaves_process_and_key_alone():
     """In a fresh process: log level, handlers, environment and warnings are as before, and it holds no key."""
     script = (
         "import logging, os; before = dict(os.environ)\n"
-        "from stagealign.evaluate.alpaca_eval.evaluate import official; official.load()\n"
+        "from stagealign.evaluate.alpaca_eval import official; official.load()\n"
         "import alpaca_eval\n"
         "assert alpaca_eval.constants.OPENAI_API_KEYS is None\n"
         "assert dict(os.environ) == before\n"
@@ -323,8 +323,10 @@ def test_showing_the_cost_needs_no_key_and_asks_nothing(ask, server, monkeypatch
 def test_failures_are_grouped_by_reason_with_the_first_prompts(files, tmp_path):
     battle = read(*files(), None)
     reasons = ["no letter"] * 5 + ["too long"] * 2 + [f"odd {i}" for i in range(5)]
-    answers = {item.hash: Answer(failed=why) for item, why in zip(battle.items, reasons, strict=True)}
-    lines = [line for line in Result(battle, answers, {}, Spent(), None, 1.0).details if line.startswith("failed")]
+    answers = {item.hash: JudgeAnswer(failed=why) for item, why in zip(battle.items, reasons, strict=True)}
+    lines = [
+        line for line in WinRateResult(battle, answers, {}, Bill(), None, 1.0).details if line.startswith("failed")
+    ]
     shown = ", ".join(f"{item.index} {item.prompt!r}" for item in battle.items[:3])
     assert lines[0] == f"failed: no letter: 5; prompt {shown}, ..."
     assert lines[1].startswith("failed: too long: 2; prompt ")
@@ -473,7 +475,7 @@ def test_a_judge_that_is_not_there_is_said_within_seconds(files, judge, monkeypa
     closed.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
     closed.close()
-    request = alpaca.Request(*files(), judge=judge, judge_url=url, spend=1.0, price="1,1")
+    request = alpaca.EvaluationRequest(*files(), judge=judge, judge_url=url, spend=1.0, price="1,1")
     started = time.monotonic()
     with pytest.raises(StagealignError, match=r"cannot connect.*\(3 attempts\)"):
         alpaca.evaluate(request)
@@ -557,7 +559,7 @@ def test_options_that_cannot_be(ask, server, changes, message):
 def test_the_official_judge_needs_a_key(files, monkeypatch):
     monkeypatch.delenv(serving.KEYS[1])
     with pytest.raises(StagealignError, match="no key found; set the environment variable"):
-        alpaca.evaluate(alpaca.Request(*files(), judge="official"))
+        alpaca.evaluate(alpaca.EvaluationRequest(*files(), judge="official"))
 
 
 @needs_package
@@ -595,7 +597,7 @@ def test_files_that_cannot_be_compared(files, change, message):
     """Before the judge is even looked for."""
     outputs, baseline = change(rows(generator="outputs"), rows(generator="baseline"))
     with pytest.raises(StagealignError, match=re.escape(message)):
-        alpaca.evaluate(alpaca.Request(*files(outputs, baseline), judge="local:nowhere"))
+        alpaca.evaluate(alpaca.EvaluationRequest(*files(outputs, baseline), judge="local:nowhere"))
 
 
 def test_a_file_cut_in_half_or_missing(files):
@@ -638,7 +640,7 @@ def local(tiny):
 
 def questions(judge, count=4):
     return judge.official.questions(
-        [Item(i, f"Task {i}", "fair " * (i + 1), "good " * (5 * i + 2)) for i in range(count)]
+        [BattleItem(i, f"Task {i}", "fair " * (i + 1), "good " * (5 * i + 2)) for i in range(count)]
     )
 
 
@@ -707,7 +709,7 @@ def test_a_local_judge_from_a_folder_is_kept(local, files, tmp_path, monkeypatch
     folder = tmp_path / "judge"
     judge.lm.model.save_pretrained(folder)
     judge.lm.tokenizer.save_pretrained(folder)
-    request = alpaca.Request(*files(), judge=f"local:{folder}")
+    request = alpaca.EvaluationRequest(*files(), judge=f"local:{folder}")
     found = alpaca.evaluate(request)
     assert found.reliable
     assert found.cost_now is None
@@ -742,21 +744,23 @@ def test_recorded_annotations_by_prompt_and_by_index(files, tmp_path):
     ]
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps(full), encoding="utf-8")
-    found = alpaca.evaluate(alpaca.Request(outputs, baseline, judge=f"recorded:{path}"))
+    found = alpaca.evaluate(alpaca.EvaluationRequest(outputs, baseline, judge=f"recorded:{path}"))
     assert found.metric["value"] == pytest.approx(100 * (15.5 / 12 - 1))
     assert found.judge["annotators"] == ["someone"]
 
-    alpaca.write(found, None, tmp_path / "table.csv")
-    alpaca.write(found, None, tmp_path / "table.jsonl")
-    alpaca.write(found, None, tmp_path / "table.parquet")
+    alpaca.write(found, tmp_path / "table.csv")
+    alpaca.write(found, tmp_path / "table.jsonl")
+    alpaca.write(found, tmp_path / "table.parquet")
     for ending in ("csv", "jsonl", "parquet"):
-        again = alpaca.evaluate(alpaca.Request(outputs, baseline, judge=f"recorded:{tmp_path / 'table'}.{ending}"))
+        again = alpaca.evaluate(
+            alpaca.EvaluationRequest(outputs, baseline, judge=f"recorded:{tmp_path / 'table'}.{ending}")
+        )
         assert again.preferences == pytest.approx(preferences)
 
     for odd, answered in ((math.nan, 11), (None, 11), (-1, 11), (7, 11), (0, 12)):
         full[0]["preference"] = odd
         path.write_text(json.dumps(full), encoding="utf-8")
-        found = alpaca.evaluate(alpaca.Request(outputs, baseline, judge=f"recorded:{path}"))
+        found = alpaca.evaluate(alpaca.EvaluationRequest(outputs, baseline, judge=f"recorded:{path}"))
         assert len(found.preferences) == answered
         assert found.reliable == (answered == 12)
         json.dumps(found.plain(), allow_nan=False)
@@ -786,7 +790,7 @@ def test_recorded_annotations_that_do_not_fit(files, tmp_path, change, message):
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps(change(table)), encoding="utf-8")
     with pytest.raises(StagealignError, match=re.escape(message)):
-        alpaca.evaluate(alpaca.Request(outputs, baseline, judge=f"recorded:{path}"))
+        alpaca.evaluate(alpaca.EvaluationRequest(outputs, baseline, judge=f"recorded:{path}"))
 
 
 def test_published_win_rates_come_back_from_published_annotations(shared_data, tmp_path):
@@ -805,7 +809,9 @@ def test_published_win_rates_come_back_from_published_annotations(shared_data, t
         texts[texts.generator == name].to_parquet(tmp_path / "outputs.parquet")
         judged[judged.generator == name].to_parquet(tmp_path / "judged.parquet")
         recorded = f"recorded:{tmp_path / 'judged.parquet'}"
-        found = alpaca.evaluate(alpaca.Request(str(tmp_path / "outputs.parquet"), str(baseline), judge=recorded))
+        found = alpaca.evaluate(
+            alpaca.EvaluationRequest(str(tmp_path / "outputs.parquet"), str(baseline), judge=recorded)
+        )
         assert found.metric["value"] == pytest.approx(published.loc[name, "win_rate"], abs=1e-6)
         assert found.metric["standard_error"] == pytest.approx(published.loc[name, "standard_error"], abs=1e-6)
         assert len(found.battle.items) == 805
@@ -818,18 +824,18 @@ def test_published_win_rates_come_back_from_published_annotations(shared_data, t
 
 def test_kept_answers_survive_a_cut_line(tmp_path):
     path = tmp_path / "answers.jsonl"
-    kept = Answers(path)
-    kept.add("a", Answer(1.25, served="x", prompt_tokens=10, cost=0.1))
-    kept.add("b", Answer(1.5, served="x", prompt_tokens=10, cost=0.1))
-    kept.add("c", Answer(failed="no letter", prompt_tokens=10, cost=0.1))
-    kept.add("d", Answer(failed="no answer"))  # neither answered nor paid for
+    kept = KeptAnswers(path)
+    kept.add("a", JudgeAnswer(1.25, served="x", prompt_tokens=10, cost=0.1))
+    kept.add("b", JudgeAnswer(1.5, served="x", prompt_tokens=10, cost=0.1))
+    kept.add("c", JudgeAnswer(failed="no letter", prompt_tokens=10, cost=0.1))
+    kept.add("d", JudgeAnswer(failed="no answer"))  # neither answered nor paid for
     whole = path.read_bytes()
     assert whole.count(b"\n") == 3
     path.write_bytes(whole[: whole.index(b"\n") + 20])
-    found = Answers(path)
+    found = KeptAnswers(path)
     assert (found.damaged, list(found.kept)) == (1, ["a"])
-    found.add("b", Answer(1.75, served="x"))
-    again = Answers(path)
+    found.add("b", JudgeAnswer(1.75, served="x"))
+    again = KeptAnswers(path)
     assert again.get("a") == kept.get("a")
     assert again.get("b")["x"].preference == 1.75
     assert again.damaged == 1

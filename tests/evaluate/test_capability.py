@@ -15,7 +15,7 @@ from stagealign.base.identity import plain
 from stagealign.cli import run as runs
 from stagealign.data.records import Drops
 from stagealign.evaluate import capability
-from stagealign.evaluate.capability import LOCAL, Local
+from stagealign.evaluate.capability import LOCAL, LocalTask
 from stagealign.grid import registry, select
 from stagealign.grid.spec import Benchmark
 from stagealign.pipeline.rounds import plan_run
@@ -47,11 +47,11 @@ def tasks(monkeypatch):
         "generation_kwargs": {"until": ["\n"], "max_gen_toks": 3, "do_sample": False},
     }
     given = {
-        "choices": Local(lambda home: (list(CHOICES), Drops(left=2)), LOCAL["piqa"].config),
-        "texts": Local(lambda home: (list(TEXTS), Drops()), LOCAL["passages"].config),
-        "greedy": Local(lambda home: (list(TEXTS), Drops()), spell),
-        "twice": Local(lambda home: ([*CHOICES, CHOICES[0]], Drops()), LOCAL["piqa"].config),
-        "none": Local(lambda home: ([], Drops(broken=3)), LOCAL["piqa"].config),
+        "choices": LocalTask(lambda home: (list(CHOICES), Drops(left=2)), LOCAL["piqa"].config),
+        "texts": LocalTask(lambda home: (list(TEXTS), Drops()), LOCAL["passages"].config),
+        "greedy": LocalTask(lambda home: (list(TEXTS), Drops()), spell),
+        "twice": LocalTask(lambda home: ([*CHOICES, CHOICES[0]], Drops()), LOCAL["piqa"].config),
+        "none": LocalTask(lambda home: ([], Drops(broken=3)), LOCAL["piqa"].config),
     }
     monkeypatch.setattr(capability, "LOCAL", LOCAL | given)
 

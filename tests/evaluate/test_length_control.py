@@ -11,8 +11,8 @@ import pytest
 from scipy.optimize import minimize
 
 from stagealign.base.errors import BadData, CannotRun
+from stagealign.cli import alpaca as show
 from stagealign.cli import app as cli
-from stagealign.cli import tables as show
 from stagealign.evaluate.alpaca_eval.comparisons import (
     COLUMNS,
     WEIGHTS,
@@ -24,8 +24,8 @@ from stagealign.evaluate.alpaca_eval.lc_win_rate import FITTED, NOT_THEIRS, NOTH
 from stagealign.evaluate.alpaca_eval.length_control import (
     LEARNED,
     PLAIN,
-    Prior,
-    Weights,
+    LengthPrior,
+    LengthWeights,
     features,
     fit,
     length_controlled,
@@ -68,20 +68,20 @@ def test_where_all_differences_are_equal_only_their_sign_is_left():
 def test_two_by_two_fit_by_hand():
     """Without difficulty and prior the model is saturated: longer 0.8, shorter 0.4, so base is their mean logit."""
     rows = np.array([[-1.0, 0, 1], [-1, 0, 1], [1, 0, 1], [1, 0, 1]])
-    found = fit(rows, np.array([0.7, 0.9, 0.3, 0.5]), Prior(((0, 0), (0, 1)), (0, 0), 0))
+    found = fit(rows, np.array([0.7, 0.9, 0.3, 0.5]), LengthPrior(((0, 0), (0, 1)), (0, 0), 0))
     longer, shorter = math.log(0.8 / 0.2), math.log(0.4 / 0.6)
     assert as_array(found) == pytest.approx([(shorter - longer) / 2, 0, (longer + shorter) / 2], abs=1e-6)
 
 
 def test_length_controlled_by_hand():
-    chances = length_controlled(Weights(-9.0, 2.0, math.log(3)), np.array([0.0, -math.log(3) / 2]))
+    chances = length_controlled(LengthWeights(-9.0, 2.0, math.log(3)), np.array([0.0, -math.log(3) / 2]))
     assert chances == pytest.approx([75, 50])
 
 
 def test_base_pull_by_hand():
     """Nothing but a base weight: n (p - y) = pull where all is lost, and 0 exactly where the pull is stronger."""
     rows = np.array([[0.0, 0, 1]] * 10)
-    prior = Prior(((1, 0), (0, 1)), (0, 0), 0.2)
+    prior = LengthPrior(((1, 0), (0, 1)), (0, 0), 0.2)
     lost = fit(rows, np.zeros(10), prior)
     assert lost.base == pytest.approx(math.log(0.02 / 0.98), abs=1e-5)
     won = fit(rows, np.ones(10), prior)
@@ -113,7 +113,9 @@ def test_fit_with_the_prior_agrees_with_a_search_without_gradients(weights):
     found = as_array(fit(rows, outcomes))
     other = minimize(loss, [-1, 1, 0.1], method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-9, "maxiter": 9999})
     assert found == pytest.approx(other.x, abs=1e-4)
-    assert score(rows, outcomes, Weights(*found))[2] == pytest.approx(-LEARNED.base_pull * np.sign(found[2]), abs=1e-3)
+    assert score(rows, outcomes, LengthWeights(*found))[2] == pytest.approx(
+        -LEARNED.base_pull * np.sign(found[2]), abs=1e-3
+    )
 
 
 @pytest.mark.parametrize("prior", [LEARNED, PLAIN])
@@ -145,7 +147,7 @@ def test_sampling_error_agrees_with_the_bootstrap():
         again = rows[chosen]
         draws.append(length_controlled(fit(again, outcomes[chosen]), again[:, 1]).mean())
     assert sampling_error(rows, outcomes, fit(rows, outcomes)) == pytest.approx(np.std(draws), rel=0.15)
-    assert sampling_error(rows[:1], outcomes[:1], Weights(0, 0, 0)) == math.inf
+    assert sampling_error(rows[:1], outcomes[:1], LengthWeights(0, 0, 0)) == math.inf
 
 
 # Against what is published
@@ -168,7 +170,7 @@ def test_published_weights_give_published_values(shared_data):
     complete = leaderboard[leaderboard["n_total"] == 805]["length_controlled_winrate"]
     assert len(complete) > 30
     for model, value in complete.items():
-        assert length_controlled(Weights(*weights[model]), difficulty).mean() == pytest.approx(value, abs=1e-4)
+        assert length_controlled(LengthWeights(*weights[model]), difficulty).mean() == pytest.approx(value, abs=1e-4)
 
 
 def test_cross_validated_error_is_within_the_aim(published):

@@ -27,7 +27,7 @@ from stagealign.evaluate.alpaca_eval.length_control import (
     pseudo_values,
     sampling_error,
 )
-from stagealign.evaluate.scores import annotated_readings
+from stagealign.evaluate.alpaca_eval.scores import annotated_readings
 from stagealign.grid import models, registry, scales, select, variants
 from stagealign.grid.spec import Decoding, Evaluation, Judging
 from stagealign.pipeline.result import result, unfinished

@@ -182,17 +182,17 @@ def test_no_byte_of_a_kept_line_can_change_unnoticed(tmp_path):
 
 
 def test_kept_answers_that_rotted_are_asked_again(tmp_path):
-    from stagealign.evaluate.alpaca_eval.answers import Answer, Answers
+    from stagealign.evaluate.alpaca_eval.answers import JudgeAnswer, KeptAnswers
 
     path = tmp_path / "answers.jsonl"
-    Answers(path).add("a", Answer(1.25, served="x", prompt_tokens=10))
+    KeptAnswers(path).add("a", JudgeAnswer(1.25, served="x", prompt_tokens=10))
     line = path.read_bytes()
     path.write_bytes(line.replace(b"1.25", b"1.75"))
-    found = Answers(path)
+    found = KeptAnswers(path)
     assert (found.damaged, dict(found.kept)) == (1, {})
     old = {key: one for key, one in json.loads(line).items() if key != "seal"}
     path.write_text(json.dumps(old) + "\n")
-    assert Answers(path).get("a")["x"].preference == 1.25, "what was kept before there were seals stays"
+    assert KeptAnswers(path).get("a")["x"].preference == 1.25, "what was kept before there were seals stays"
 
 
 def test_a_changed_asset_is_named_and_fetch_mends_it(tmp_path, monkeypatch, capsys):

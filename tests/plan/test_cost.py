@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from stagealign.grid import models, registry, scales, select, variants
+from stagealign.grid.preferences import GOLDS
+from stagealign.grid.prices import PaidJudge, TokenPrice
 from stagealign.grid.spec import Shape
 from stagealign.pipeline.rounds import plan_run
 from stagealign.plan import flops as cost
@@ -70,9 +72,9 @@ def test_memory_of_a_toy_by_hand():
 def test_time_and_dollars_by_hand():
     slow = cost.Processor("x", "x", 100.0, 1, 2, "made up", reached={"train": 0.5, "decode": 0.1}, load=10)
     assert slow.seconds({"train": 200, "decode": 30}, loaded_bytes=40) == 4 + 3 + 4
-    judge = cost.JudgePrice("x", 10, 30, 100, 200, 50, 400, 350, "made up")
-    assert judge.dollars() == pytest.approx(100 * (1000 * 10 + 30) / 1e6)
-    assert 5 < cost.ALPACA_EVAL.dollars() < 15, "its README says less than 10 dollars a model"
+    judge = PaidJudge("x", TokenPrice(10, 30, "made up"), 200, 50, 400, 350, "made up")
+    assert judge.dollars(100) == pytest.approx(100 * (1000 * 10 + 30) / 1e6)
+    assert 5 < GOLDS["alpaca_eval"].judge.dollars(805) < 15, "its README says less than 10 dollars a model"
 
 
 def test_what_is_known_of_real_models():

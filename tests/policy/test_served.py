@@ -36,7 +36,7 @@ from stagealign.plan import plan as planning
 from stagealign.policy import lm, served_samples
 from stagealign.policy import served as serving
 from stagealign.policy.served import ServedPolicy, penalties
-from stagealign.store.artifact import Artifact, Devices, Work
+from stagealign.store.artifact import Artifact, Context, Work
 from stagealign.store.home import default_home
 
 DECODING = Decoding(max_new_tokens=6)
@@ -279,7 +279,7 @@ def cell_work(home, url, lm_, count=12, texts=("prompt",), name="out"):
         "seed": 3,
         "dtype": "float32",
     }
-    return Work(params, {"policy": policy, "prompts": prompts}, out, home, Devices(policy_url=url))
+    return Work(params, {"policy": policy, "prompts": prompts}, out, home, Context(policy_url=url))
 
 
 class Loads(Fake):
@@ -353,7 +353,7 @@ def test_a_server_that_answers_for_any_name_is_refused_before_work(fake, tmp_pat
 def test_a_server_that_names_another_model_is_refused(loads, fake, tmp_path, tiny, monkeypatch):
     server = fake("top_k")
     work = cell_work(tmp_path, server.url, tiny(chat=True))
-    monkeypatch.setattr(ServedPolicy, "_named", lambda *_: "another")
+    monkeypatch.setattr(Server, "name_in", lambda *_: "another")
     with pytest.raises(StagealignError, match="the server named its model 'another'"):
         served_samples.build(work)
 

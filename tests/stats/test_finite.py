@@ -174,12 +174,14 @@ def test_a_collapsed_policy_is_reported_as_that_and_not_as_a_win_rate(tmp_path):
     texts = [Candidate(f"prompt {i}", "the the", "on", j, tokens=2) for i in range(4) for j in range(2)]
     votes = [{"on": 4, "off": 0, "ties": 0, "top_on": 1, "top_off": 0} for _ in range(4)]
     readings = {f"prompt {i}": evaluate.against(texts[:2], [3.0, 3.0], [0.0, 1.0], -1.0, 0.2) for i in range(4)}
-    found = evaluate.policy_metrics(texts, readings, votes, {}, 0.2, "rating points")
+    found = evaluate.policy_metrics(evaluate.Evaluated(texts, readings, votes, {}, 0.2, "rating points"))
     assert found["collapsed"] == "all completions are equal"
     assert (found["win_rate"]["value"], found["win_rate"]["interval"]) == (None, None)
     assert score(found["win_rate"]) == "no value: collapsed: all completions are equal"
     varied = [replace(one, completion=f"text {i}") for i, one in enumerate(texts)]
-    assert "collapsed" not in evaluate.policy_metrics(varied, readings, votes, {}, 0.2, "rating points")
+    assert "collapsed" not in evaluate.policy_metrics(
+        evaluate.Evaluated(varied, readings, votes, {}, 0.2, "rating points")
+    )
     fill(tmp_path / "results", seeds=1)
     made = json.loads(json.dumps(result("zephyr-dpo-1off")))
     metrics = made["rounds"][0]["rungs"][0]["metrics"]["test"]

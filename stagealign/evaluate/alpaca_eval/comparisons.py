@@ -25,7 +25,7 @@ class _Unusable(Exception):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class JudgedComparison:
     """One answer of a generator, held against the baseline's."""
 
     prompt_index: int
@@ -35,7 +35,7 @@ class Comparison:
     model_chars: float
 
 
-def read_comparisons(source: str, difficulty: Mapping[int, float]) -> dict[str, list[Comparison]]:
+def read_comparisons(source: str, difficulty: Mapping[int, float]) -> dict[str, list[JudgedComparison]]:
     """Comparisons by generator in order of the file's first mention, each list in order of the prompt index.
 
     `source`: .parquet, .csv, .jsonl or .json with `COLUMNS`. An empty, null or NaN preference is a failed judgment and
@@ -44,7 +44,7 @@ def read_comparisons(source: str, difficulty: Mapping[int, float]) -> dict[str, 
     """
     unit, rows = _rows(source, COLUMNS)
     tally, given = Tally(unit), 0
-    found: dict[str, dict[int, Comparison]] = {}
+    found: dict[str, dict[int, JudgedComparison]] = {}
     repeated: list[str] = []
     strange: dict[int, None] = {}
     for number, row in rows:
@@ -136,7 +136,7 @@ def _whole(source: str, tally: Tally, found: Mapping[Any, Any]) -> None:
         raise BadData(f"{source}: no rows; give the whole file")
 
 
-def _comparison(row: TableRow) -> tuple[str, Comparison]:
+def _comparison(row: TableRow) -> tuple[str, JudgedComparison]:
     generator = row.get("generator")
     if generator is MISFIT:
         raise _Unusable("more or fewer cells than the header")
@@ -148,7 +148,7 @@ def _comparison(row: TableRow) -> tuple[str, Comparison]:
     baseline, model = _number(row, "baseline_chars"), _number(row, "model_chars")
     if min(baseline, model) < 0:
         raise _Unusable("a negative number of characters")
-    return generator, Comparison(_index(row), preference, baseline, model)
+    return generator, JudgedComparison(_index(row), preference, baseline, model)
 
 
 def _preference(row: TableRow) -> float | None:

@@ -11,23 +11,29 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from stagealign.base.errors import BadData, StagealignError
 from stagealign.base.identity import fingerprint
 from stagealign.base.words import short
 from stagealign.evaluate.alpaca_eval import rows
-from stagealign.evaluate.alpaca_eval.answers import Answer, Answers, Spent, key_of
-from stagealign.evaluate.alpaca_eval.result import FAILURES_ALLOWED, Result, writable, write
+from stagealign.evaluate.alpaca_eval.answers import Bill, JudgeAnswer, KeptAnswers, key_of
+from stagealign.evaluate.alpaca_eval.result import FAILURES_ALLOWED, WinRateResult, writable, write
 from stagealign.evaluate.alpaca_eval.rows import Battle
+from stagealign.grid.prices import TokenPrice
+from stagealign.store.artifact import Identity
 from stagealign.store.home import default_home
 
-__all__ = ["Request", "Result", "evaluate", "writable", "write"]
+if TYPE_CHECKING:
+    from stagealign.evaluate.alpaca_eval.asking import Keep
+    from stagealign.evaluate.alpaca_eval.official import Official, Question
+
+__all__ = ["EvaluationRequest", "WinRateResult", "evaluate", "writable", "write"]
 KINDS = "official, judge:MODEL (with --judge-url), local:PATH or recorded:FILE"
 
 
 @dataclass(frozen=True)
-class Request:
+class EvaluationRequest:
     """What a user asks for."""
 
     outputs: str
@@ -47,24 +53,60 @@ class Request:
     """Whether answers are kept for the next call."""
 
 
-class Heard(Protocol):
-    """What a caller is told while it waits."""
+class EvaluationListener(Protocol):
+    """Hears how an evaluation goes on."""
 
-    def planned(self, prompts: int, kept: int, tokens: int, cost: float | None, price: str | None) -> None: ...
-    def answered(self, done: int, total: int) -> None: ...
+    def planned(self, prompts: int, kept: int, tokens: int, cost: float | None, price: str | None) -> None:
+        """Called before anything is asked, with what that will take."""
+
+    def answered(self, done: int, total: int) -> None:
+        """Called after each answer."""
 
 
 class Silent:
-    """Tells nobody."""
+    """Ignores it."""
 
     def planned(self, prompts: int, kept: int, tokens: int, cost: float | None, price: str | None) -> None:
-        """Before anything is asked."""
+        """Does nothing."""
 
     def answered(self, done: int, total: int) -> None:
-        """After each answer."""
+        """Does nothing."""
 
 
-def evaluate(request: Request, heard: Heard | None = None) -> Result:
+class Judge(Protocol):
+    """Anything that answers the official question about prompts."""
+
+    official: "Official"
+    expected: str | None
+    """Version that every answer must be of; None if the first answer tells."""
+
+    @property
+    def identity(self) -> Identity:
+        """Values that an answer is kept under."""
+
+    @property
+    def named(self) -> str | None:
+        """Version by the judge's own word; None if it is not known yet."""
+
+    @property
+    def price(self) -> TokenPrice | None:
+        """None if asking costs nothing, or the price is not known."""
+
+    @property
+    def spent(self) -> float | None:
+        """USD of this run."""
+
+    def estimate(self, questions: Sequence["Question"]) -> tuple[int, float | None]:
+        """Tokens and USD that asking will take, about."""
+
+    def ask(self, questions: Sequence["Question"], keep: "Keep") -> str | None:
+        """Passes each answer to `keep`. Returns the reason why not all was asked; None if all was."""
+
+    def close(self) -> None:
+        """Ends the connection, if there is one."""
+
+
+def evaluate(request: EvaluationRequest, heard: EvaluationListener | None = None) -> WinRateResult:
     """The win rate of a model's completions.
 
     What was answered before is not asked again, what failed is. Raises StagealignError for what cannot be evaluated,
@@ -83,7 +125,7 @@ def evaluate(request: Request, heard: Heard | None = None) -> Result:
         judge.close()
 
 
-def check(request: Request) -> tuple[str, str]:
+def check(request: EvaluationRequest) -> tuple[str, str]:
     """(kind of judge, what stands after its colon). Raises StagealignError for options that do not go together."""
     kind, colon, rest = request.judge.partition(":")
     if (
@@ -115,7 +157,7 @@ def _needs_key() -> None:
         raise StagealignError(f"--judge official: no key found; set the environment variable {' or '.join(KEYS)}")
 
 
-def _open(kind: str, rest: str, request: Request) -> Any:
+def _open(kind: str, rest: str, request: EvaluationRequest) -> Judge:
     """The judge, ready to be asked. Raises StagealignError, CannotRun where an extra is not installed."""
     from stagealign.evaluate.alpaca_eval import official
 
@@ -125,12 +167,12 @@ def _open(kind: str, rest: str, request: Request) -> Any:
 
         return open_local(rest, annotator)
     from stagealign.base.server import Server
-    from stagealign.evaluate.alpaca_eval.asking import OFFICIAL_URL, PRICES, STYLES, ServedJudge
+    from stagealign.evaluate.alpaca_eval.asking import OFFICIAL_URL, PRICES, STYLES, ServedJudge, Terms
 
     model = annotator.model if kind == "official" else rest
     price = _price(request.price) if request.price else PRICES[model] if kind == "official" else None
     server = Server(request.judge_url or os.environ.get("OPENAI_BASE_URL") or OFFICIAL_URL)
-    judge = ServedJudge(kind, model, server, annotator, price, request.spend, request.workers)
+    judge = ServedJudge(kind, model, server, annotator, Terms(price, request.spend, request.workers))
     if request.spend == 0:
         kept = (style for style in STYLES if _place(judge.identity_as(style)).exists())
         judge.style = next(kept, judge.style)
@@ -139,9 +181,7 @@ def _open(kind: str, rest: str, request: Request) -> Any:
     return judge
 
 
-def _price(text: str) -> Any:
-    from stagealign.evaluate.alpaca_eval.asking import Price
-
+def _price(text: str) -> TokenPrice:
     try:
         prompt, completion = (float(one) for one in text.split(","))
         if not (0 <= prompt < math.inf and 0 <= completion < math.inf):
@@ -150,15 +190,17 @@ def _price(text: str) -> Any:
         raise StagealignError(
             f"--price {text!r}: IN,OUT expected, in USD for a million tokens of prompt and completion; such as 10,30"
         ) from None
-    return Price(prompt, completion, "given")
+    return TokenPrice(prompt, completion, "given")
 
 
-def _judged(request: Request, battle: Battle, judge: Any, heard: Heard, started: float) -> Result:
+def _judged(
+    request: EvaluationRequest, battle: Battle, judge: Judge, heard: EvaluationListener, started: float
+) -> WinRateResult:
     """The judge's answers to all prompts, those kept of earlier calls included."""
     found = _unasked(battle)
     drawn = sum(one.preference is not None for one in found.values())
     asked = [item for item in battle.items if item.hash not in found]
-    answers = Answers(_place(judge.identity) if request.keep else None)
+    answers = KeptAnswers(_place(judge.identity) if request.keep else None)
     keys = {item.hash: key_of(judge.identity, item) for item in asked}
     judge.expected = version = _version(request.served, [answers.get(key) for key in keys.values()], judge.named)
     found |= {name: answers.get(key)[version] for name, key in keys.items() if version in answers.get(key)}
@@ -167,18 +209,18 @@ def _judged(request: Request, battle: Battle, judge: Any, heard: Heard, started:
     questions = sorted((one for one in every if one.item.hash not in found), key=lambda one: one.item.hash)
     _plan(request, judge, questions, battle, heard)
 
-    def keep(question: Any, answer: Answer) -> None:
+    def keep(question: "Question", answer: JudgeAnswer) -> None:
         name = question.item.hash
         answers.add(keys[name], answer)
         found[name] = answer
         heard.answered(len(found), len(battle.items))
 
     stopped = judge.ask(questions, keep) if questions else None
-    spent = Spent()
+    spent = Bill()
     for key in keys.values():
         for bill in answers.bills.get(key, []):
             spent.add(bill)
-    return Result(
+    return WinRateResult(
         battle=battle,
         answers=found,
         judge={**judge.identity, "served": judge.expected, "alpaca_eval": judge.official.version},
@@ -203,22 +245,25 @@ def _enough(outputs: str, battle: Battle) -> None:
         )
 
 
-def _unasked(battle: Battle) -> dict[str, Answer]:
-    """Answers, by prompt hash, that need no judge: no completion is a failure, equal texts are a draw."""
+def _unasked(battle: Battle) -> dict[str, JudgeAnswer]:
+    """KeptAnswers, by prompt hash, that need no judge: no completion is a failure, equal texts are a draw."""
     found = {}
     for item in battle.items:
         if item.model is None:
-            found[item.hash] = Answer(failed="no completion given")
+            found[item.hash] = JudgeAnswer(failed="no completion given")
         elif item.model == item.baseline:
-            found[item.hash] = Answer(1.5)
+            found[item.hash] = JudgeAnswer(1.5)
     return found
 
 
-def _plan(request: Request, judge: Any, questions: Sequence[Any], battle: Battle, heard: Heard) -> None:
+def _plan(
+    request: EvaluationRequest, judge: Judge, questions: Sequence["Question"], battle: Battle, heard: EvaluationListener
+) -> None:
     """Tells what will be asked and what it costs. Raises StagealignError where it costs money and no limit is named."""
     if judge.price is None:
         return heard.planned(len(battle.items), len(battle.items) - len(questions), 0, None, None)
     tokens, cost = judge.estimate(questions)
+    assert cost is not None, "a judge with a price estimates its cost"
     heard.planned(len(battle.items), len(battle.items) - len(questions), tokens, cost, judge.price.source)
     if questions and request.spend is None:
         raise StagealignError(
@@ -228,7 +273,7 @@ def _plan(request: Request, judge: Any, questions: Sequence[Any], battle: Battle
     return None
 
 
-def _version(asked_for: str | None, kept: Sequence[Mapping[str | None, Answer]], named: str | None) -> str | None:
+def _version(asked_for: str | None, kept: Sequence[Mapping[str | None, JudgeAnswer]], named: str | None) -> str | None:
     """The judge's version that this result is of; None where the first answer will tell.
 
     It is the one asked for, else that of the kept answers, else `named`, the judge's own word. Raises StagealignError
@@ -245,18 +290,18 @@ def _version(asked_for: str | None, kept: Sequence[Mapping[str | None, Answer]],
     return next(iter(known), None)
 
 
-def _place(identity: Mapping[str, Any]) -> Path:
+def _place(identity: Identity) -> Path:
     """File of a judge's answers."""
     return default_home() / "alpaca" / f"{identity['kind']}-{fingerprint(dict(identity))}.jsonl"
 
 
-def _recorded(source: str, battle: Battle, started: float) -> Result:
+def _recorded(source: str, battle: Battle, started: float) -> WinRateResult:
     from stagealign.evaluate.alpaca_eval import recorded
 
     found, judges = recorded.annotations(source, battle)
     for item in battle.items:
         if item.hash not in found:
             reason = "no completion given" if item.model is None else "no annotation recorded"
-            found[item.hash] = Answer(failed=reason)
-    who = recorded.facts(judges, rows.file_facts(source))
-    return Result(battle, found, who, Spent(), None, time.monotonic() - started)
+            found[item.hash] = JudgeAnswer(failed=reason)
+    who = recorded.identity_of(judges, rows.file_facts(source))
+    return WinRateResult(battle, found, who, Bill(), None, time.monotonic() - started)

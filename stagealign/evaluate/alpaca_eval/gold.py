@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from stagealign.base.errors import BadData, CannotRun, StagealignError
 from stagealign.data.mirrors import content_of, local_copy
@@ -10,7 +9,7 @@ from stagealign.data.records import Candidate, Prompt, read_dicts, read_rows, wr
 from stagealign.evaluate.alpaca_eval import evaluate as alpaca
 from stagealign.evaluate.alpaca_eval import rows
 from stagealign.evaluate.alpaca_eval.comparisons import read_difficulty
-from stagealign.store.artifact import Work
+from stagealign.store.artifact import Facts, Work
 
 BASELINE, DIFFICULTY = "alpaca_eval_gpt4_baseline", "instruction_difficulty"
 """Files of the hub data set, and of its local copy."""
@@ -19,7 +18,7 @@ TOLD = ("judge", "n", "answered", "win_rate", "standard_error", "failed", "garbl
 """What the record keeps of an evaluation's own."""
 
 
-def prepare(work: Work) -> dict[str, Any]:
+def prepare(work: Work) -> Facts:
     """Builder of `gold`: AlpacaEval's prompts, the baseline's completions, and how hard each prompt is.
 
     From the hub, or from local files in `STAGEALIGN_DATA/alpaca_eval`. Raises BadData where prompts are missing, come
@@ -47,7 +46,7 @@ def prepare(work: Work) -> dict[str, Any]:
     return {"prompts": len(table), "baseline": battle.baseline, "revision": commit, "spearman": None}
 
 
-def annotate(work: Work) -> dict[str, Any]:
+def annotate(work: Work) -> Facts:
     """Builder of `annotations`: the official judge's preference for each answer of a policy, the baseline beside it.
 
     What was answered is kept and never asked again, so a run that a limit or a failure stopped goes on. Raises
@@ -58,11 +57,13 @@ def annotate(work: Work) -> dict[str, Any]:
     named = [{"instruction": one.prompt, "output": one.completion, "generator": "policy"} for one in answers]
     outputs.write_text(json.dumps(named, indent=1), encoding="utf-8")
     baseline = work.inputs["gold"] / "baseline.json"
-    found = alpaca.evaluate(alpaca.Request(str(outputs), str(baseline), work.params["judge"], spend=work.context.spend))
+    found = alpaca.evaluate(
+        alpaca.EvaluationRequest(str(outputs), str(baseline), work.params["judge"], spend=work.context.spend)
+    )
     if not found.reliable:
         raise StagealignError(f"{found.sentence}; {'; '.join(found.details)}")
     hard = {row["prompt_index"]: row["difficulty"] for row in read_dicts(work.inputs["gold"] / "difficulty.jsonl")}
-    rows_with = [row | {"difficulty": hard[row["prompt_index"]]} for row in found.table()]
+    rows_with = [{**row, "difficulty": hard[row["prompt_index"]]} for row in found.table()]
     write_rows(work.out / "annotations.jsonl", rows_with)
     told = found.plain()
     return {name: told[name] for name in TOLD}

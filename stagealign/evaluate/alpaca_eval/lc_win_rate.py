@@ -6,10 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stagealign.evaluate.alpaca_eval.comparisons import Comparison, read_comparisons, read_difficulty, read_weights
+from stagealign.evaluate.alpaca_eval.comparisons import (
+    JudgedComparison,
+    read_comparisons,
+    read_difficulty,
+    read_weights,
+)
 
 if TYPE_CHECKING:
-    from stagealign.evaluate.alpaca_eval.length_control import Weights
+    from stagealign.evaluate.alpaca_eval.length_control import LengthWeights
 
 PUBLISHED, FITTED, OFFICIAL = "published weights", "fitted", "official function"
 NOT_THEIRS = "fitted; the published weights of this name are of other rows"
@@ -62,22 +67,22 @@ def lc_win_rates(
     one; all others are fitted, and all for `fit_all`. `use_official` calls alpaca_eval's function, which needs the hub.
     Raises BadData, CannotRun.
     """
-    from stagealign.evaluate.alpaca_eval.length_control import Weights
+    from stagealign.evaluate.alpaca_eval.length_control import LengthWeights
 
     difficulties = read_difficulty(str(difficulty))
     beside = Path(difficulty).expanduser().with_name(BESIDE)
     chosen = weights if weights is not None else beside if beside.is_file() else None
     given = {} if chosen is None or fit_all or use_official else read_weights(str(chosen))
-    published = {name: Weights(*numbers) for name, numbers in given.items()}
+    published = {name: LengthWeights(*numbers) for name, numbers in given.items()}
     found = read_comparisons(str(preferences), difficulties)
     return [_measured(name, rows, difficulties, published.get(name), use_official) for name, rows in found.items()]
 
 
 def _measured(
     generator: str,
-    every: Sequence[Comparison],
+    every: Sequence[JudgedComparison],
     difficulties: Mapping[int, float],
-    published: "Weights | None",
+    published: "LengthWeights | None",
     use_official: bool,
 ) -> LcWinRate:
     from stagealign.stats.statistics import mean_metric
@@ -107,7 +112,10 @@ _NUMBERS = ("win_rate", "standard_error", "lc_win_rate", "lc_standard_error", "l
 
 
 def _controlled(
-    every: Sequence[Comparison], difficulties: Mapping[int, float], published: "Weights | None", win_rate: float
+    every: Sequence[JudgedComparison],
+    difficulties: Mapping[int, float],
+    published: "LengthWeights | None",
+    win_rate: float,
 ) -> dict[str, Any]:
     """Length-controlled fields of one generator: from its published weights where these are its rows', else fitted."""
     import numpy as np
@@ -143,7 +151,7 @@ def _controlled(
     }
 
 
-def _features(rows: Sequence[Comparison], difficulty: Sequence[float]) -> Any:
+def _features(rows: Sequence[JudgedComparison], difficulty: Sequence[float]) -> Any:
     from stagealign.evaluate.alpaca_eval.length_control import features
 
     return features([row.baseline_chars for row in rows], [row.model_chars for row in rows], difficulty)

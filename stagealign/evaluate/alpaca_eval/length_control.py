@@ -13,8 +13,8 @@ What is approximate. The official fit also sees 1,610 rows of the baseline again
 ("gamed", from the hub), each with weight 0.1 and without the base weight, and an L1 penalty 1 / C with C from
 cross-validation over ten values. The gamed rows are the same for every generator, so they are one fixed function of the
 length and difficulty weights. Its gradient can be read off where it must balance a generator's own rows: at the
-published weights. `Prior` is the quadratic with that gradient (least squares, five numbers), and in place of C stands
-one mean pull on the base weight. How far that is from published values: `python -m benchmarks.length_control`.
+published weights. `LengthPrior` is the quadratic with that gradient (least squares, five numbers), and in place of C
+stands one mean pull on the base weight. How far that is from published values: `python -m benchmarks.length_control`.
 
 One deviation is meant: difficulties are joined by prompt. The official function takes the k-th for the k-th row, so for
 a generator that misses a prompt all later rows get another prompt's, and its value moves, by up to 2.5 points in what
@@ -34,7 +34,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Weights:
+class LengthWeights:
     """Weights of one generator, in logits. The official columns are, in this order, `np.tanh(std_delta_len)`,
     `instruction_difficulty` and `not_gamed_baseline.astype(float)`."""
 
@@ -44,7 +44,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Prior:
+class LengthPrior:
     """Quadratic penalty on the (length, difficulty) weights w, and a pull of the base weight towards 0.
 
     The penalty is w'Cw / 2 + s'w with C `curvature` and s `slope`, in nats for the whole set of rows; it is that of a
@@ -55,7 +55,7 @@ class Prior:
     slope: tuple[float, float]
     base_pull: float
 
-    def for_rows(self, n: int) -> "Prior":
+    def for_rows(self, n: int) -> "LengthPrior":
         """This prior weakened to `n` rows of `ALL_PROMPTS`, so that a share of the prompts estimates what all give.
 
         The official rows keep their weight however few prompts there are, which biases a half by +0.3 points.
@@ -63,12 +63,12 @@ class Prior:
         share = min(1.0, n / ALL_PROMPTS)
         (length, both), (_, difficulty) = self.curvature
         curvature = ((share * length, share * both), (share * both, share * difficulty))
-        return Prior(curvature, (share * self.slope[0], share * self.slope[1]), share * self.base_pull)
+        return LengthPrior(curvature, (share * self.slope[0], share * self.slope[1]), share * self.base_pull)
 
 
 ALL_PROMPTS = 805
-LEARNED = Prior(length_prior.CURVATURE, length_prior.SLOPE, length_prior.BASE_PULL)
-PLAIN = Prior(((0.0, 0.0), (0.0, 0.0)), (0.0, 0.0), 0.0)
+LEARNED = LengthPrior(length_prior.CURVATURE, length_prior.SLOPE, length_prior.BASE_PULL)
+PLAIN = LengthPrior(((0.0, 0.0), (0.0, 0.0)), (0.0, 0.0), 0.0)
 """Maximum likelihood of the generator's own rows."""
 
 
@@ -84,13 +84,13 @@ def features(baseline_chars: ArrayLike, model_chars: ArrayLike, difficulty: Arra
     return np.stack([squeezed, np.asarray(difficulty, dtype=np.float64), np.ones(len(delta))], axis=1)
 
 
-def score(rows: Array, outcomes: Array, weights: Weights) -> Array:
+def score(rows: Array, outcomes: Array, weights: LengthWeights) -> Array:
     """[3]: gradient of the rows' negative log-likelihood at `weights`; outcomes [n] in [0, 1]."""
     gradient: Array = rows.T @ (_chances(rows, _vector(weights)) - outcomes)
     return gradient
 
 
-def fit(rows: Array, outcomes: Array, prior: Prior = LEARNED) -> Weights:
+def fit(rows: Array, outcomes: Array, prior: LengthPrior = LEARNED) -> LengthWeights:
     """Weights at which likelihood and prior balance; rows [n, 3] as from `features`, outcomes [n] in [0, 1].
 
     The base pull has a kink at 0: the base weight is 0 where the rows pull less, else on the side that they pull to.
@@ -99,21 +99,21 @@ def fit(rows: Array, outcomes: Array, prior: Prior = LEARNED) -> Weights:
     if len(outcomes) == 0 or not ((outcomes >= 0) & (outcomes <= 1)).all():
         raise ValueError(f"{len(outcomes)} outcomes; give at least one, all in [0, 1]")
     if prior.base_pull == 0:
-        return Weights(*_minimise(rows, outcomes, prior, 0.0))
+        return LengthWeights(*_minimise(rows, outcomes, prior, 0.0))
     length, difficulty = _minimise(rows[:, :2], outcomes, prior, 0.0)
-    without = Weights(length, difficulty, 0.0)
+    without = LengthWeights(length, difficulty, 0.0)
     pull = -float(score(rows, outcomes, without)[2])
     if abs(pull) <= prior.base_pull:
         return without
-    return Weights(*_minimise(rows, outcomes, prior, math.copysign(1.0, pull)))
+    return LengthWeights(*_minimise(rows, outcomes, prior, math.copysign(1.0, pull)))
 
 
-def length_controlled(weights: Weights, difficulty: Array) -> Array:
+def length_controlled(weights: LengthWeights, difficulty: Array) -> Array:
     """Percent [n]: chance of each prompt at equal lengths; their mean is the length-controlled win rate."""
     return 100 * _sigmoid(weights.base + weights.difficulty * difficulty)
 
 
-def sampling_error(rows: Array, outcomes: Array, weights: Weights, prior: Prior = LEARNED) -> float:
+def sampling_error(rows: Array, outcomes: Array, weights: LengthWeights, prior: LengthPrior = LEARNED) -> float:
     """Standard error, in points, of a fitted length-controlled win rate over draws of the prompts.
 
     Counts what the official error leaves out: that other prompts would have given other weights. The learned prior is
@@ -138,7 +138,7 @@ def pseudo_values(rows: Array, outcomes: Array) -> Array:
     return np.asarray(rate + 100 * len(outcomes) * _influence(rows, outcomes, weights, prior))
 
 
-def _influence(rows: Array, outcomes: Array, weights: Weights, prior: Prior) -> Array:
+def _influence(rows: Array, outcomes: Array, weights: LengthWeights, prior: LengthPrior) -> Array:
     """[n], summing to 0: how far each prompt moves the length-controlled win rate, as a share.
 
     Delta method with the sandwich variance (Huber 1967): a prompt's influence on the mean and, through the weights, on
@@ -154,7 +154,7 @@ def _influence(rows: Array, outcomes: Array, weights: Weights, prior: Prior) -> 
     return np.asarray((equal - equal.mean()) / n + through - through.mean())
 
 
-def _minimise(rows: Array, outcomes: Array, prior: Prior, sign: float) -> Any:
+def _minimise(rows: Array, outcomes: Array, prior: LengthPrior, sign: float) -> Any:
     """Optimum of the smooth part, the pull on the base weight being a slope of this sign; a weight a column."""
     from scipy.optimize import minimize
 
@@ -186,7 +186,7 @@ def _chances(rows: Array, weights: Array) -> Array:
     return _sigmoid(rows @ weights)
 
 
-def _vector(weights: Weights) -> Array:
+def _vector(weights: LengthWeights) -> Array:
     return np.array([weights.length, weights.difficulty, weights.base])
 
 

@@ -2,18 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
 from stagealign.base.errors import StagealignError
-from stagealign.evaluate.alpaca_eval.answers import Answer
+from stagealign.evaluate.alpaca_eval.answers import JudgeAnswer
 from stagealign.evaluate.alpaca_eval.asking import Keep
 from stagealign.evaluate.alpaca_eval.official import Official, Question
+from stagealign.grid.prices import TokenPrice
 from stagealign.policy.checkpoints import length_batches, padded, read_config, weights_identity
 from stagealign.policy.lm import LanguageModel, load
+from stagealign.store.artifact import Identity
 
 LETTERS = ("m", "M")
 SHORT = 6
@@ -26,7 +27,8 @@ class LocalJudge:
     Every vocabulary entry that is the letter, with or without a space before it, counts as the letter.
     """
 
-    price = spent = None
+    price: TokenPrice | None = None
+    spent: float | None = None
 
     def __init__(self, lm: LanguageModel, weights: str, official: Official, batch_tokens: int | None = None):
         """`weights` names what was loaded; `batch_tokens` bounds a batch with its padding, and memory with it.
@@ -42,7 +44,7 @@ class LocalJudge:
                 raise StagealignError(f"judge {weights}: no token for {letter!r}; use a model whose tokenizer has one")
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Identity:
         return {
             "kind": "local",
             "version": 1,
@@ -62,9 +64,9 @@ class LocalJudge:
         fits = []
         for place, (question, row) in enumerate(zip(questions, rows, strict=True)):
             if not row:
-                keep(question, Answer(failed="the official prompt cannot carry these texts"))
+                keep(question, JudgeAnswer(failed="the official prompt cannot carry these texts"))
             elif self.longest is not None and len(row) > self.longest:
-                keep(question, Answer(failed=f"a prompt of {len(row)} tokens; the judge reads {self.longest}"))
+                keep(question, JudgeAnswer(failed=f"a prompt of {len(row)} tokens; the judge reads {self.longest}"))
             else:
                 fits.append(place)
         for batch in length_batches([len(rows[i]) for i in fits], self.batch_tokens):
@@ -72,6 +74,10 @@ class LocalJudge:
             scores = self.logprobs([rows[i] for i in places]).tolist()
             for i, (m, other) in zip(places, scores, strict=True):
                 keep(questions[i], self._answer(questions[i], m, other, len(rows[i])))
+
+    def estimate(self, questions: Sequence[Question]) -> tuple[int, float | None]:
+        """No tokens and no USD: nothing is billed."""
+        return 0, None
 
     def close(self) -> None:
         """Nothing to close."""
@@ -100,12 +106,14 @@ class LocalJudge:
         logps = logits[torch.arange(len(rows), device=last.device), where].float().log_softmax(-1)
         return torch.stack([logps[:, self.letters[letter]].logsumexp(-1) for letter in LETTERS], dim=1).cpu()
 
-    def _answer(self, question: Question, m: float, other: float, tokens: int) -> Answer:
+    def _answer(self, question: Question, m: float, other: float, tokens: int) -> JudgeAnswer:
         pair = torch.tensor([m, other], dtype=torch.float64)
         if not pair.logsumexp(0).isfinite():
-            return Answer(failed="the judge gave neither 'm' nor 'M' a finite log-probability", prompt_tokens=tokens)
+            return JudgeAnswer(
+                failed="the judge gave neither 'm' nor 'M' a finite log-probability", prompt_tokens=tokens
+            )
         first, letters = float(pair.softmax(0)[0]), float(pair.exp().sum())
-        return Answer(question.preference(first), None, self.named, first, letters, tokens)
+        return JudgeAnswer(question.preference(first), None, self.named, first, letters, tokens)
 
     def _entries(self, letter: str) -> list[int]:
         tokenizer = self.lm.tokenizer

@@ -20,9 +20,11 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from stagealign.base.chat import Choice
 from stagealign.base.errors import CannotRun
 from stagealign.base.identity import fingerprint
-from stagealign.evaluate.alpaca_eval.rows import Item
+from stagealign.evaluate.alpaca_eval.rows import BattleItem
+from stagealign.store.artifact import Identity
 
 NAME = "weighted_alpaca_eval_gpt4_turbo"
 MARKS = ("<|im_start|>", "<|im_end|>")
@@ -35,7 +37,7 @@ PRIVATE = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|IS_ALPACA_EVAL_2")
 class Question:
     """What a judge is asked about one prompt."""
 
-    item: Item
+    item: BattleItem
     messages: tuple[Mapping[str, str], ...]
     """Empty where the official prompt cannot carry the texts."""
     switched: bool
@@ -65,15 +67,15 @@ class Official:
         self.version = version
         settings = dict(self._single.completions_kwargs)
         self.model: str = settings.pop("model_name")
-        self.settings: dict[str, Any] = {**settings, "top_p": 1.0}  # the package's decoder adds it
+        self.settings: Mapping[str, object] = {**settings, "top_p": 1.0}  # the package's decoder adds it
         self.template: str = self._single.prompt_template
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Identity:
         """What may change a question; the judge's own identity includes it."""
         return {"annotator": NAME, "template": fingerprint(self.template), "seed": self._single.seed}
 
-    def questions(self, items: Sequence[Item]) -> list[Question]:
+    def questions(self, items: Sequence[BattleItem]) -> list[Question]:
         """The official question about each prompt, in order."""
         import pandas as pd
 
@@ -88,7 +90,7 @@ class Official:
         switched = [bool(one) for one in table["is_switched_outputs"]]
         return [self._question(*one) for one in zip(items, prompts, switched, strict=True)]
 
-    def first_preferred(self, choice: Mapping[str, Any]) -> float | None:
+    def first_preferred(self, choice: Choice) -> float | None:
         """Probability that the completion shown first is preferred, of the first choice of a chat answer.
 
         None where the parser finds neither "m" nor "M" in it.
@@ -100,7 +102,7 @@ class Official:
             return None
         return 2 - float(value) if isfinite(value) else None
 
-    def _question(self, item: Item, prompt: str, switched: bool) -> Question:
+    def _question(self, item: BattleItem, prompt: str, switched: bool) -> Question:
         try:
             messages = tuple(self._package.utils.prompt_to_chatml(prompt.strip()))
         except (AssertionError, IndexError):

@@ -12,10 +12,10 @@ from typing import Any
 
 from stagealign.base.errors import CannotRun
 
-Row = tuple[float, int, int]
+LengthRow = tuple[float, int, int]
 
 
-def official(rows: Sequence[Row], generator: str) -> tuple[float, float]:
+def official(rows: Sequence[LengthRow], generator: str) -> tuple[float, float]:
     """(length-controlled win rate, its official standard error), both in percent, of one generator.
 
     `rows`: (preference 1 ... 2, NaN for a failed judgment; baseline's characters; model's characters), one for each

@@ -10,8 +10,9 @@ from stagealign.base.errors import BadData
 from stagealign.base.words import kind_of, listed, short
 from stagealign.data.formats import TableRow
 from stagealign.data.records import prompt_hash
-from stagealign.evaluate.alpaca_eval.answers import Answer
-from stagealign.evaluate.alpaca_eval.rows import PROMPT, Battle, Item, column, index_of, quoted, rows_of
+from stagealign.evaluate.alpaca_eval.answers import JudgeAnswer
+from stagealign.evaluate.alpaca_eval.rows import PROMPT, Battle, BattleItem, column, index_of, quoted, rows_of
+from stagealign.store.artifact import Identity
 
 COLUMNS = (
     *PROMPT,
@@ -33,11 +34,11 @@ class _Record:
     row: TableRow
     prompt: str
     """The prompt's text, or its index as text, for messages."""
-    item: Item | None
+    item: BattleItem | None
     """None where the baseline does not have the prompt."""
 
 
-def annotations(source: str, battle: Battle) -> tuple[dict[str, Answer], list[str]]:
+def annotations(source: str, battle: Battle) -> tuple[dict[str, JudgeAnswer], list[str]]:
     """(answers by prompt hash, names of the annotators) of the battle's generator.
 
     Raises BadData, naming rows and prompts, for prompts that are unknown or come twice, and for annotations of other
@@ -94,7 +95,7 @@ def _generator(row: TableRow) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _same(row: TableRow, item: Item) -> bool:
+def _same(row: TableRow, item: BattleItem) -> bool:
     """Whether the row was made for these texts, as far as it tells."""
     texts = {"output_1": item.baseline, "output_2": item.model}
     lengths = {"baseline_chars": item.baseline, "model_chars": item.model}
@@ -107,14 +108,14 @@ def _same(row: TableRow, item: Item) -> bool:
     return all(told)
 
 
-def _answer(value: Any) -> Answer:
+def _answer(value: Any) -> JudgeAnswer:
     """The annotation; 0 is AlpacaEval's old code for a draw, anything else outside 1 to 2 a failure."""
     number = _number(value)
     if number == 0:
         number = 1.5
     if number is None or not 1 <= number <= 2:
-        return Answer(failed=f"the annotation has preference {short(value)}")
-    return Answer(number)
+        return JudgeAnswer(failed=f"the annotation has preference {short(value)}")
+    return JudgeAnswer(number)
 
 
 def _number(value: Any) -> float | None:
@@ -125,6 +126,6 @@ def _number(value: Any) -> float | None:
     return number if number is not None and isfinite(number) else None
 
 
-def facts(judges: list[str], file: Mapping[str, str]) -> dict[str, Any]:
-    """What the record says of the judge."""
+def identity_of(judges: list[str], file: Mapping[str, str]) -> Identity:
+    """Entry of the judge in the record: who annotated, and the file."""
     return {"kind": "recorded", "version": 1, "file": dict(file), "annotators": judges}

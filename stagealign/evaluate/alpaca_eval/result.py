@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from stagealign.base.errors import BadData
 from stagealign.base.words import short
 from stagealign.data.formats import EXAMPLES, no_formula
-from stagealign.evaluate.alpaca_eval.answers import Answer, Spent
-from stagealign.evaluate.alpaca_eval.rows import Battle, Item
-from stagealign.stats.statistics import mean_metric
+from stagealign.evaluate.alpaca_eval.answers import Bill, JudgeAnswer
+from stagealign.evaluate.alpaca_eval.rows import Battle, BattleItem
+from stagealign.stats.statistics import Metric, mean_metric
+from stagealign.store.artifact import Facts, Identity
 from stagealign.store.facts import code_version, package_versions
 from stagealign.store.files import write_bytes
 
@@ -27,15 +28,28 @@ REASONS = 5
 """Reasons for failures that are shown; the record has all."""
 
 
+class AnnotationRow(TypedDict):
+    """One comparison, as `stagealign lc-win-rate` reads it."""
+
+    prompt_index: int
+    generator: str
+    preference: float | None
+    """From 1 (the baseline is preferred) to 2 (the model is); None if the judge gave none."""
+    baseline_chars: int
+    model_chars: int
+    prompt_hash: str
+    failed: str | None
+
+
 @dataclass(frozen=True)
-class Result:
+class WinRateResult:
     """One model against one baseline by one judge; every prompt of the baseline has an answer or a reason."""
 
     battle: Battle
-    answers: Mapping[str, Answer]
+    answers: Mapping[str, JudgeAnswer]
     """By prompt hash, all prompts."""
-    judge: Mapping[str, Any]
-    spent: Spent
+    judge: Identity
+    spent: Bill
     """All that the answers of this result cost, also in earlier calls."""
     cost_now: float | None
     """USD of this call."""
@@ -54,13 +68,13 @@ class Result:
         return [one.preference for one in self._ordered() if one.preference is not None]
 
     @property
-    def failed(self) -> list[tuple[Item, str]]:
+    def failed(self) -> list[tuple[BattleItem, str]]:
         """Prompts without a preference, and why."""
         pairs = zip(self.battle.items, self._ordered(), strict=True)
         return [(item, one.failed or UNASKED) for item, one in pairs if one.preference is None]
 
     @property
-    def metric(self) -> Mapping[str, Any] | None:
+    def metric(self) -> Metric | None:
         """Win rate over the prompts that have a preference, in percent, as a metric; None where none has."""
         found = [100 * (one - 1) for one in self.preferences]
         return mean_metric(found, "percent") if found else None
@@ -126,7 +140,7 @@ class Result:
 
     def _failures(self) -> list[str]:
         """A line a reason, the most frequent first, with how many prompts failed for it and the first few of them."""
-        reasons: dict[str, list[Item]] = defaultdict(list)
+        reasons: dict[str, list[BattleItem]] = defaultdict(list)
         for item, reason in self.failed:
             if reason != UNASKED:
                 reasons[reason].append(item)
@@ -138,7 +152,7 @@ class Result:
         rest = sum(len(items) for _, items in ranked[REASONS:])
         return [*lines, f"failed for {len(ranked) - REASONS} other reasons: {rest}"] if rest else lines
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Facts:
         """The record, as JSON has it."""
         metric = self.metric
         return {
@@ -174,7 +188,7 @@ class Result:
             "versions": package_versions(),
         }
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[AnnotationRow]:
         """One row a comparison, for `stagealign lc-win-rate`; the preference is None where the judge gave none.
 
         A prompt without a completion was never compared: it is in the record alone.
@@ -193,8 +207,8 @@ class Result:
             if item.model is not None
         ]
 
-    def _ordered(self) -> list[Answer]:
-        return [self.answers.get(item.hash, Answer()) for item in self.battle.items]
+    def _ordered(self) -> list[JudgeAnswer]:
+        return [self.answers.get(item.hash, JudgeAnswer()) for item in self.battle.items]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -207,13 +221,13 @@ def writable(annotations: Path | None) -> None:
         raise BadData(f"--annotations {annotations}: unknown ending; one of {', '.join(ENDINGS)}")
 
 
-def write(found: Result, annotations: Path | None) -> None:
+def write(found: WinRateResult, annotations: Path | None) -> None:
     """Writes the annotations, whole or not at all, where they are asked for."""
     if annotations is not None:
         write_bytes(annotations, _encoded(found.table(), annotations.suffix))
 
 
-def _encoded(table: Sequence[Mapping[str, Any]], ending: str) -> bytes:
+def _encoded(table: Sequence[Mapping[str, object]], ending: str) -> bytes:
     if ending == ".jsonl":
         return "".join(json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n" for row in table).encode()
     import pandas as pd

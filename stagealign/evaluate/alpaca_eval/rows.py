@@ -21,7 +21,7 @@ NAMED = 3
 
 
 @dataclass(frozen=True)
-class Item:
+class BattleItem:
     """One prompt with the two completions."""
 
     index: int
@@ -40,7 +40,7 @@ class Item:
 class Battle:
     """All prompts, in the baseline's order, and who wrote the completions."""
 
-    items: tuple[Item, ...]
+    items: tuple[BattleItem, ...]
     generator: str
     baseline: str
     files: Mapping[str, Mapping[str, str]]
@@ -48,7 +48,7 @@ class Battle:
 
 
 @dataclass(frozen=True)
-class _Told:
+class _Completion:
     """One row of a file of completions."""
 
     number: int
@@ -73,7 +73,7 @@ def read(outputs: str, baseline: str, generator: str | None = None) -> Battle:
     items = []
     for place, (key, row) in enumerate(theirs.items()):
         index = place if row.index is None else row.index
-        items.append(Item(index, row.prompt, row.completion, ours[key].completion if key in ours else None))
+        items.append(BattleItem(index, row.prompt, row.completion, ours[key].completion if key in ours else None))
     indices = [item.index for item in items]
     if len(set(indices)) != len(indices):
         twice = sorted({one for one in indices if indices.count(one) > 1})
@@ -112,7 +112,7 @@ def quoted(rows: Iterable[Any]) -> str:
     return f"{len(rows)} prompt{'s' * (len(rows) > 1)} ({some}{', ...' * (len(rows) > NAMED)})"
 
 
-def _completions(source: str, generator: str | None = None) -> dict[str, _Told]:
+def _completions(source: str, generator: str | None = None) -> dict[str, _Completion]:
     """Completions by prompt hash, of one generator."""
     columns = (*PROMPT, *COMPLETION, "generator", "prompt_index")
     told = [_told(source, number, row) for number, row in rows_of(source, columns)]
@@ -123,7 +123,7 @@ def _completions(source: str, generator: str | None = None) -> dict[str, _Told]:
             raise BadData(f"{source}: generator {generator!r} not found; it has {listed(names)}")
     elif len(names) > 1:
         raise BadData(f"{source}: completions of {len(names)} generators found ({listed(names)}); name one or split it")
-    found: dict[str, _Told] = {}
+    found: dict[str, _Completion] = {}
     twice = []
     for row in told:
         key = prompt_hash(row.prompt)
@@ -135,7 +135,7 @@ def _completions(source: str, generator: str | None = None) -> dict[str, _Told]:
     return found
 
 
-def _told(source: str, number: int, row: TableRow) -> _Told:
+def _told(source: str, number: int, row: TableRow) -> _Completion:
     where = f"{source}, row {number}"
     texts = []
     for names in (PROMPT, COMPLETION):
@@ -153,7 +153,7 @@ def _told(source: str, number: int, row: TableRow) -> _Told:
         texts.append(row[name])
     generator = row.get("generator")
     name = generator if isinstance(generator, str) and generator else Path(source).name.split(".")[0]
-    return _Told(number, texts[0], texts[1], name, index_of(row, where))
+    return _Completion(number, texts[0], texts[1], name, index_of(row, where))
 
 
 def index_of(row: TableRow, where: str) -> int | None:

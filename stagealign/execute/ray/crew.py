@@ -66,7 +66,7 @@ class RayCrew:
         store.home = store.home.absolute()
         devices = store.context.devices
         self.needs = {item.artifact.path: needs_of(item.artifact, item.scale, devices) for item in plan.to_build}
-        check_room(self.needs, check_nodes(ray, nodes, store, keys=plan.scale.evaluation.judging is not None))
+        check_room(self.needs, check_nodes(ray, nodes, store, keys=plan.scale.preference.gold_kinds.judge is not None))
         self.size = most or len(plan.missing)
         self.slots = min(self.size, max(1, self._slots(nodes)))
         self._settings = {name: os.environ[name] for name in PASSED_ON if name in os.environ}

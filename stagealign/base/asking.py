@@ -1,0 +1,140 @@
+"""Many questions to one server: some under way at a time, in order or as they are answered, until it stays away."""
+
+import threading
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from stagealign.base.errors import StagealignError
+from stagealign.base.server import RequestFailed
+
+GIVE_UP = 10
+"""Failures in a row after which a server counts as gone."""
+QuestionT = TypeVar("QuestionT")
+PartT = TypeVar("PartT")
+AnswerT = TypeVar("AnswerT")
+
+
+@dataclass(eq=False)
+class UnderWay(Generic[QuestionT, PartT]):
+    """A question whose requests have been handed to the threads."""
+
+    question: QuestionT
+    over: threading.Event
+    """Set when the answer is of no more use: a request failed, or the asking ended."""
+    requests: list["Future[PartT]"] = field(default_factory=list)
+
+    def parts(self) -> list[PartT | RequestFailed]:
+        """The outcome of each request, in order; waits for all of them. Raises what is no RequestFailed."""
+        outcomes: list[PartT | RequestFailed] = []
+        for request in self.requests:
+            try:
+                outcomes.append(request.result())
+            except RequestFailed as error:
+                outcomes.append(error)
+        return outcomes
+
+
+@dataclass(frozen=True)
+class Asking(Generic[QuestionT, PartT, AnswerT]):
+    """How questions of one kind are asked: what each sends, how it ends, and when to stop."""
+
+    requests: Callable[[QuestionT], Sequence[Callable[[threading.Event], PartT]]]
+    """Requests of one question, run in threads; each gets the question's `over`."""
+    answer: Callable[[QuestionT, Sequence[PartT | RequestFailed]], AnswerT]
+    """Answer to a question from the outcome of each of its requests; run in the caller's thread."""
+    failed: Callable[[AnswerT], str | None]
+    """Reason why an answer cannot be used; None if it can."""
+    error: Callable[[str], StagealignError]
+    """Error that is raised after `give_up` failures in a row, from the reason of the last."""
+    workers: int
+    """Requests sent at a time."""
+    allowed: Callable[[QuestionT, Sequence[QuestionT]], bool] = lambda question, under_way: True
+    """Whether a question may be asked beside those under way. Asking ends if it may not and none is under way."""
+
+    give_up: int = GIVE_UP
+    """Failures in a row after which the server counts as gone."""
+    name: str = "asking"
+    """Of the threads."""
+
+    def in_order(self, questions: Sequence[QuestionT]) -> Generator[AnswerT, None, None]:
+        """Answers in the order of the questions. An interrupt ends the asking at once.
+
+        Raises `error` after `give_up` failures in a row, and whatever `answer` or a request raises.
+        """
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix=self.name)
+        waiting: list[UnderWay[QuestionT, PartT]] = []
+        try:
+            yield from self._answers(questions, waiting, pool, self.workers + 1, lambda: waiting[:1])
+        finally:
+            for one in waiting:
+                one.over.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def as_completed(self, questions: Sequence[QuestionT]) -> Generator[AnswerT, None, None]:
+        """Answers in the order in which they come.
+
+        At its end, also by an interrupt, waits for the requests under way and passes them to `answer`, so that nothing
+        that was paid for is lost: close the iterator when leaving it early. Raises as `in_order` does.
+        """
+        waiting: list[UnderWay[QuestionT, PartT]] = []
+        with ThreadPoolExecutor(self.workers, thread_name_prefix=self.name) as pool:
+            try:
+                yield from self._answers(questions, waiting, pool, self.workers, lambda: _ended(waiting))
+            finally:
+                for one in waiting:
+                    one.over.set()
+                for one in waiting:
+                    self.answer(one.question, one.parts())
+
+    def _answers(
+        self,
+        questions: Sequence[QuestionT],
+        waiting: list[UnderWay[QuestionT, PartT]],
+        pool: ThreadPoolExecutor,
+        most: int,
+        ready: Callable[[], list[UnderWay[QuestionT, PartT]]],
+    ) -> Generator[AnswerT, None, None]:
+        """Answers to the questions that `ready` names, while up to `most` stand in `waiting`."""
+        place = streak = 0
+        while True:
+            while place < len(questions) and len(waiting) < most:
+                if not self.allowed(questions[place], [one.question for one in waiting]):
+                    break
+                waiting.append(self._sent(questions[place], pool))
+                place += 1
+            if not waiting:
+                return
+            for one in ready():
+                parts = one.parts()
+                waiting.remove(one)
+                answer = self.answer(one.question, parts)
+                reason = self.failed(answer)
+                streak = 0 if reason is None else streak + 1
+                if reason is not None and streak == self.give_up:
+                    raise self.error(reason)
+                yield answer
+
+    def _sent(self, question: QuestionT, pool: ThreadPoolExecutor) -> UnderWay[QuestionT, PartT]:
+        sent = UnderWay[QuestionT, PartT](question, threading.Event())
+        sent.requests += [pool.submit(_request, request, sent.over) for request in self.requests(question)]
+        return sent
+
+
+def _request(request: Callable[[threading.Event], PartT], over: threading.Event) -> PartT:
+    """Sends one request; its failure makes the others of its question useless."""
+    try:
+        return request(over)
+    except BaseException:
+        over.set()
+        raise
+
+
+def _ended(waiting: Sequence[UnderWay[QuestionT, PartT]]) -> list[UnderWay[QuestionT, PartT]]:
+    """Questions whose requests have all ended; waits until there is one."""
+    while True:
+        ended = [one for one in waiting if all(request.done() for request in one.requests)]
+        if ended:
+            return ended
+        wait([request for one in waiting for request in one.requests if not request.done()], None, FIRST_COMPLETED)

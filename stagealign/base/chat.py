@@ -1,0 +1,36 @@
+"""Body of a chat completion, as an OpenAI-compatible server sends it."""
+
+from collections.abc import Mapping
+from typing import Any, Required, TypedDict
+
+MOST_TOKENS = 10**12
+"""Tokens of one answer; a server that counts more does not count."""
+
+
+class Choice(TypedDict, total=False):
+    """A choice of a chat completion. Only `message` is checked: all else is as the server sends it."""
+
+    message: Required[Mapping[str, object]]
+    finish_reason: object
+    logprobs: Any
+
+
+class ChatAnswer(TypedDict, total=False):
+    """Body of a chat completion. Its first choice has a message; all else is as the server sends it."""
+
+    choices: Required[list[Choice]]
+    model: object
+    usage: object
+
+
+def content_of(answer: ChatAnswer) -> str | None:
+    """Text of a chat answer's first choice, half characters (lone surrogates) replaced; None if it has none."""
+    content = answer["choices"][0]["message"].get("content")
+    return content.encode("utf-8", "replace").decode() if isinstance(content, str) else None
+
+
+def tokens_of(answer: ChatAnswer, name: str) -> int:
+    """Tokens by the server's own count, at most `MOST_TOKENS`; 0 if it gives none."""
+    used = answer.get("usage")
+    count = used.get(name) if isinstance(used, dict) else None
+    return max(0, min(count, MOST_TOKENS)) if isinstance(count, int) and not isinstance(count, bool) else 0
