@@ -10,7 +10,7 @@ from stagealign.report.read.rungs import SPLIT, Policy, Start, after
 from stagealign.report.sections import capability
 from stagealign.report.sections.rows import Row, Table, method_name, policy_name
 from stagealign.report.sections.words import DASH, duration, gain, percent, plain, rate, score
-from stagealign.store.results import Result
+from stagealign.store.result_types import Result
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from stagealign.grid import methods as methods_room
 from stagealign.grid import models as models_room
 from stagealign.grid import registry, scales
 from stagealign.report.read.rungs import SPLIT, Policy, Rung, Start
-from stagealign.store.results import Result, read_results
+from stagealign.store.result_types import Result, is_done
+from stagealign.store.results import read_results
 
 SAMPLERS = ("", "vllm", "served")
 """What may sample a row's candidates, ours first."""
@@ -256,7 +257,7 @@ def _policies(results: list[Result]) -> tuple[Policy, ...]:
                 measured.append(Policy(key, result["method"]["key"], sources, seed, entry.get("start") or {}))
             sources = (*sources, entry["source"])
             for rung in entry.get("rungs", []):
-                if rung["state"] == "done" and rung["learning_rate"] == recorded_rate(result, entry):
+                if is_done(rung) and rung["learning_rate"] == recorded_rate(result, entry):
                     measured.append(Policy(key, result["method"]["key"], sources, seed, rung["metrics"]))
         for policy in measured:
             if policy.metrics.get(SPLIT):

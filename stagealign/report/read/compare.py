@@ -12,7 +12,8 @@ from stagealign.base.identity import stream
 from stagealign.report.read.rungs import SPLIT, after, value
 from stagealign.report.read.verdicts import ALPHA, holm, normal
 from stagealign.stats.statistics import mean_over_seeds, paired_differences, pooled_score
-from stagealign.store.results import Result, read_results
+from stagealign.store.result_types import Result, is_done
+from stagealign.store.results import read_results
 
 PLACES = {"gold reward": 0, "clean gold reward": 1}
 Metrics = Mapping[str, Any]
@@ -89,7 +90,7 @@ def _done(folder: Path, scale: str) -> list[Result]:
 def _last(run: Result) -> Metrics:
     """Metrics of the policy that the run ends with, at the recorded learning rate."""
     entry = run["rounds"][-1]
-    rungs = [r for r in entry["rungs"] if r["state"] == "done"]
+    rungs = [rung for rung in entry["rungs"] if is_done(rung)]
     kept = next((r for r in rungs if r["learning_rate"] == entry["learning_rate"]), rungs[-1])
     metrics: Metrics = kept["metrics"]
     return metrics
@@ -104,7 +105,7 @@ def _policies(runs: Sequence[Result]) -> dict[str, dict[int, Metrics]]:
         for entry in run["rounds"]:
             sources.append(entry["source"])
             for rung in entry["rungs"]:
-                if rung["state"] == "done":
+                if is_done(rung):
                     name = f"{head} {after(sources)}, lr {rung['learning_rate']:g}"
                     found.setdefault(name, {})[run["seed"]] = rung["metrics"]
     return found

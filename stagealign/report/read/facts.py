@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from stagealign.store.results import Result
+from stagealign.store.result_types import Result, is_done
 
 
 def facts(results: Iterable[Result]) -> dict[str, Mapping[str, Any]]:
@@ -42,15 +42,11 @@ def peak_memory(result: Result) -> float | None:
 
 def reference_forwards(result: Result) -> tuple[int, int] | None:
     """(computed, reused) forwards of the reference model in one run; None where its runs do not say."""
-    found = [
-        rung["training"]["reference"]
-        for entry in result.get("rounds", [])
-        for rung in entry.get("rungs", [])
-        if rung.get("training", {}).get("reference")
-    ]
-    if not found:
+    rungs = (rung for entry in result["rounds"] for rung in entry["rungs"] if is_done(rung))
+    counts = [forwards for rung in rungs if (forwards := rung.get("training", {}).get("reference"))]
+    if not counts:
         return None
-    return sum(int(one.get("computed", 0)) for one in found), sum(int(one.get("reused", 0)) for one in found)
+    return sum(count.get("computed", 0) for count in counts), sum(count.get("reused", 0) for count in counts)
 
 
 def scorers(results: Iterable[Result]) -> list[str]:
