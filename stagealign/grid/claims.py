@@ -17,7 +17,7 @@ from stagealign.base.identity import fingerprint
 from stagealign.grid import paper
 from stagealign.grid.cell import Cell
 
-KINDS = {
+CLAIM_KINDS = {
     "better": "which source gains more in the next round, each at its best learning rate (ratio of gains on / off)",
     "score": "boundary score of one policy, against 0.5",
     "rise": "boundary score after the round minus the score before it",
@@ -33,7 +33,7 @@ class Claim:
     words: str
     scale: str
     kind: str
-    """One of `KINDS`."""
+    """One of `CLAIM_KINDS`."""
     expected: str
     """`on` or `off` of `better`; `above` or `below` of `score`, `rise` and `rule`."""
     model: str = ""

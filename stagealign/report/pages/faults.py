@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stagealign.base.shapes import NUMBER, TEXT, WHOLE, misfit
-from stagealign.report.sections.rows import Row, Table
+from stagealign.report.sections.rows import Table, TableRow
 
 FOLDER = "faults"
 SHAPE = {
@@ -58,14 +58,14 @@ def _read(path: Path) -> dict[str, Any] | str:
     return f"damaged file: {wrong}; {again} makes it again" if wrong else found
 
 
-def _rows(path: Path) -> list[Row]:
+def _rows(path: Path) -> list[TableRow]:
     found = _read(path)
     if isinstance(found, str):
-        return [Row((path.stem, found, "", "", ""), "failed")]
+        return [TableRow((path.stem, found, "", "", ""), "failed")]
     return [_row(found["title"], row) for row in found["rows"]]
 
 
-def _row(title: str, row: dict[str, Any]) -> Row:
+def _row(title: str, row: dict[str, Any]) -> TableRow:
     said = "; ".join([row["found"], *row["wrong"]])
     state = "done" if row["survived"] == row["times"] else "failed"
-    return Row((title, row["tried"], f"{row['times']:,}", f"{row['survived']:,}", said), state)
+    return TableRow((title, row["tried"], f"{row['times']:,}", f"{row['survived']:,}", said), state)

@@ -159,7 +159,7 @@ ABOUT = "Boundary score over the prompts measured, with its interval; above 0.5 
 
 def figure(found: Measurement) -> str:
     """SVG of the score over prompts, its interval and the line at 0.5; light or dark as the reader's system asks."""
-    from stagealign.report.sections.figures import render
+    from stagealign.report.sections.drawing import render
 
     return render("running", ABOUT, lambda: _running(found))
 
@@ -168,7 +168,7 @@ def _running(found: Measurement) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    from stagealign.report.sections.figures import FAINT, INK, SOURCE_COLOUR
+    from stagealign.report.sections.drawing import FAINT, INK, SOURCE_COLOUR
 
     prompts, score, low, high = (list(column) for column in zip(*found.running, strict=True))
     drawn = Figure(figsize=(7.2, 3.0), layout="constrained")

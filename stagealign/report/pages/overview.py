@@ -9,7 +9,7 @@ from markupsafe import Markup
 from stagealign.grid import registry, scales
 from stagealign.grid.claims import of_scale
 from stagealign.report.pages.faults import faults
-from stagealign.report.pages.speed import read as read_speed
+from stagealign.report.pages.speed_results import read as read_speed
 from stagealign.report.read.book import Book, open_book
 from stagealign.report.read.contrasts import Contrast, contrasts
 from stagealign.report.sections.claims import table, tally, verdicts
@@ -42,7 +42,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Known:
+class ScaleResults:
     """One scale's results, read and compared."""
 
     book: Book
@@ -50,16 +50,16 @@ class Known:
     figures: dict[str, str]
 
 
-def read(results: Path, scale: str) -> Known:
+def read(results: Path, scale: str) -> ScaleResults:
     """Everything that a scale's pages are made from."""
     book = open_book(results, scale)
     compared = contrasts(book)
     drawn = figures(book, compared)
     reached = frontier(book, compared)
-    return Known(book, compared, drawn | ({"frontier.svg": reached} if reached else {}))
+    return ScaleResults(book, compared, drawn | ({"frontier.svg": reached} if reached else {}))
 
 
-def overview(results: Path, known: Known) -> dict[str, str]:
+def overview(results: Path, known: ScaleResults) -> dict[str, str]:
     """`index.html` and `README.md` by name; `known` is one scale that has been read already."""
     from stagealign.report.pages.page import environment
 
@@ -70,7 +70,7 @@ def overview(results: Path, known: Known) -> dict[str, str]:
     return {name: environment().get_template(template).render(values) for name, template in pages.items()}
 
 
-def _part(results: Path, scale: str, known: Known) -> list[Part]:
+def _part(results: Path, scale: str, known: ScaleResults) -> list[Part]:
     """The scale's part: none for the smoke, which claims nothing."""
     claims = of_scale(scale)
     if not claims:
@@ -84,7 +84,7 @@ def _part(results: Path, scale: str, known: Known) -> list[Part]:
     return [_judged(read(results, scale), name)]
 
 
-def _judged(known: Known, name: str) -> Part:
+def _judged(known: ScaleResults, name: str) -> Part:
     book = known.book
     judged = verdicts(book, known.contrasts)
     figure = known.figures.get("rule.svg")

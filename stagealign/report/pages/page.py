@@ -25,7 +25,7 @@ from stagealign.report.sections.strategies import table as strategies
 from stagealign.report.sections.tables import boundaries, effectiveness, ratios
 from stagealign.report.sections.words import listing
 
-KINDS = {
+FINDING_KINDS = {
     "scope": "What this is",
     "found": "Found",
     "against": "Against the paper",
@@ -43,7 +43,7 @@ def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) ->
         "scale": book.scale,
         "tally": tally(judged),
         "made": made(book),
-        "kinds": KINDS,
+        "kinds": FINDING_KINDS,
         "findings": [*findings(book, contrasts), *data_statements(book), *capability.statements(book)],
         "verdicts": claims_table(book, judged),
         "tables": [
@@ -67,7 +67,7 @@ def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) ->
         ),
     }
     values["rows"] = [
-        (rowpage.file_name(*key), rowpage.title(book, *key)) for key in rowpage.keys(book) if book.scale != "smoke"
+        (rowpage.file_name(*key), rowpage.title(book, *key)) for key in rowpage.keys(book) if not book.plumbing
     ]
     rows = {name: _row(templates, book, *key) for key in rowpage.keys(book) if (name := rowpage.file_name(*key))}
     return {

@@ -6,19 +6,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from stagealign.report.read.book import Book
-from stagealign.report.read.rungs import SPLIT, Policy, Start, after
+from stagealign.report.read.rungs import SPLIT, MeasuredPolicy, Start, after
+from stagealign.report.read.sides import source_place
 from stagealign.report.sections import capability
-from stagealign.report.sections.rows import Row, Table, method_name, policy_name
+from stagealign.report.sections.rows import Table, TableRow, method_name, policy_name
 from stagealign.report.sections.words import DASH, duration, gain, percent, plain, rate, score
 from stagealign.store.result_types import Result
 
 
 @dataclass(frozen=True)
-class Answer:
+class ColumnSample:
     """Completions of one prompt by one policy, and their gold reward."""
 
     column: str
-    """`before`, `off` or `on`."""
+    """`before`, or the source of the round."""
     texts: tuple[str, ...]
     gold: float | None
     """Mean over the prompt's completions."""
@@ -27,22 +28,22 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Sample:
+class PromptSample:
     """One test prompt, answered by a starting policy and by what each source made of it."""
 
     prompt: str
-    answers: tuple[Answer, ...]
+    answers: tuple[ColumnSample, ...]
 
 
 @dataclass(frozen=True)
-class Samples:
+class StartSamples:
     """All shown prompts of one starting policy and seed."""
 
     start: str
     seed: int
     won: str
     """How often each column was best."""
-    prompts: tuple[Sample, ...]
+    prompts: tuple[PromptSample, ...]
 
 
 def keys(book: Book) -> list[tuple[str, str]]:
@@ -86,11 +87,11 @@ def _policies(book: Book, model: str, method: str) -> Table:
         "nats a completion, is to the start of the policy's last round.",
         ("Policy", "Seed", "Boundary score", "Gold reward", "Win rate, %", "Length, tokens", "KL", "Degenerate",
          "Truncated"),
-        tuple(Row((after(p.sources), str(p.seed), *_measures(p))) for p in mine),
+        tuple(TableRow((after(p.sources), str(p.seed), *_measures(p))) for p in mine),
     )  # fmt: skip
 
 
-def _measures(policy: Policy) -> Iterator[str]:
+def _measures(policy: MeasuredPolicy) -> Iterator[str]:
     found = policy.metrics[SPLIT]
     yield score(_boundary(found))
     yield gain(found.get("gold"))
@@ -111,7 +112,7 @@ def _rungs(book: Book, model: str, method: str) -> Table:
     for rung in book.rungs:
         if (rung.start.model, rung.start.method) == (model, method) and rung.state == "done":
             rows.append(
-                Row(
+                TableRow(
                     (
                         rung.start.name,
                         rung.source,
@@ -139,7 +140,7 @@ def _artifacts(runs: Sequence[Result]) -> Table:
     for run in runs:
         made |= run["artifacts"]
     rows = [
-        Row(
+        TableRow(
             (
                 path,
                 str(facts.get("fingerprint")),
@@ -161,7 +162,7 @@ def _artifacts(runs: Sequence[Result]) -> Table:
     )
 
 
-def samples(book: Book, model: str, method: str) -> list[Samples]:
+def samples(book: Book, model: str, method: str) -> list[StartSamples]:
     """Completions beside each other, for every starting policy of the row's first seed that shows any."""
     runs = [run for run in results(book, model, method) if run.get("samples")]
     first = min((run["seed"] for run in runs), default=0)
@@ -174,9 +175,11 @@ def samples(book: Book, model: str, method: str) -> list[Samples]:
     return [_beside(book, Start(model, method, before), first, ends) for before in starts]
 
 
-def _beside(book: Book, start: Start, seed: int, ends: dict[tuple[str, ...], Result]) -> Samples:
+def _beside(book: Book, start: Start, seed: int, ends: dict[tuple[str, ...], Result]) -> StartSamples:
     columns = {"before": start.before} | {
-        source: (*start.before, source) for source in ("off", "on") if (*start.before, source) in ends
+        sources[-1]: sources
+        for sources in sorted(ends, key=lambda sources: list(map(source_place, sources)))
+        if sources and sources[:-1] == start.before
     }
     texts = {name: _texts(ends[sources], len(sources)) for name, sources in columns.items()}
     metrics = {p.sources: p.metrics for p in book.policies if p.model == start.model and p.seed == seed
@@ -186,7 +189,7 @@ def _beside(book: Book, start: Start, seed: int, ends: dict[tuple[str, ...], Res
     shown = [_sample(key, texts, golds) for key in shared]
     won = {name: sum(a.won for one in shown for a in one.answers if a.column == name) for name in columns}
     said = ", ".join(f"{name} {number}" for name, number in won.items())
-    return Samples(policy_name(book, start), seed, said, tuple(shown))
+    return StartSamples(policy_name(book, start), seed, said, tuple(shown))
 
 
 def _texts(run: Result, number: int) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -195,14 +198,14 @@ def _texts(run: Result, number: int) -> dict[str, tuple[str, tuple[str, ...]]]:
     return {one["prompt"]: (one["text"], tuple(one["completions"].get(name, ()))) for one in run["samples"]}
 
 
-def _sample(key: str, texts: dict[str, Any], golds: dict[str, Any]) -> Sample:
+def _sample(key: str, texts: dict[str, Any], golds: dict[str, Any]) -> PromptSample:
     reward = {name: golds[name][key][0] if key in golds[name] else None for name in texts}
     known = [value for value in reward.values() if value is not None]
     answers = tuple(
-        Answer(name, found[key][1], reward[name], bool(known) and reward[name] == max(known))
+        ColumnSample(name, found[key][1], reward[name], bool(known) and reward[name] == max(known))
         for name, found in texts.items()
     )
-    return Sample(texts["before"][key][0], answers)
+    return PromptSample(texts["before"][key][0], answers)
 
 
 def spec(runs: Sequence[Result]) -> str:

@@ -3,46 +3,31 @@
 What was not measured stays in the table and says so, with the command that measures it.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stagealign.base.errors import BadData
-from stagealign.report.pages.aims import BY_KEY, ROWS, Against, SpeedRow
-from stagealign.report.sections.rows import Row, Table
-from stagealign.report.sections.words import DASH
+from stagealign.report.pages.aims import ROWS, Against, SpeedRow
+from stagealign.report.pages.speed_results import (
+    COMMAND,
+    DEVICES,
+    SpeedRatio,
+    SpeedResult,
+    SpeedResults,
+    SpeedTurn,
+    ratio_of,
+    read,
+)
+from stagealign.report.sections.rows import Table, TableRow
+from stagealign.report.sections.words import DASH, NOT_MEASURED
 
-DEVICES = {"cpu": "CPU", "cuda": "GPU"}
-COMMAND = {"cpu": "make speed", "cuda": "make speed DEVICE=cuda"}
-NOT_MEASURED = "not measured"
 ABOUT = (
     "How many times as fast as the peer, on a logarithmic scale: median of the turns, with the least and the most. "
     "Grey line: as fast as the peer. Tick: what was asked of it."
 )
 
 
-def read(results: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """Results by device and row key; raises BadData for a file that is damaged, of no row or of `--small`."""
-    found: dict[str, dict[str, dict[str, Any]]] = {device: {} for device in DEVICES}
-    for device in DEVICES:
-        for file in sorted((results / "speed" / device).glob("*.json")):
-            try:
-                made = json.loads(file.read_text(encoding="utf-8"))
-                key = made["row"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise BadData(f"{file}: not a result of `python -m benchmarks.speed` ({error}); remove it") from error
-            if key not in BY_KEY or file.stem != key:
-                raise BadData(f"{file}: row {key!r} is unknown or not that of the file; remove it")
-            if made["made"]["settings"]["small"]:
-                raise BadData(
-                    f"{file}: of thin models, which tell nothing of speed; remove it and run `{COMMAND[device]}`"
-                )
-            found[device][key] = made
-    return found
-
-
-def table(found: dict[str, dict[str, dict[str, Any]]]) -> Table:
+def table(found: SpeedResults) -> Table:
     """A line a comparison, CPU and GPU side by side; a row without results stands there too."""
     lines = [line for row in ROWS for line in _lines(row, found)]
     note = (
@@ -54,7 +39,7 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> Table:
     return Table("speed", "Speed", note, columns, tuple(lines))
 
 
-def machines(found: dict[str, dict[str, dict[str, Any]]], escaped: Callable[[str], str] = str) -> list[str]:
+def machines(found: SpeedResults, escaped: Callable[[str], str] = str) -> list[str]:
     """A sentence a device: on what its rows were measured, or how they can be; `escaped` is done to machines' names."""
     sentences = []
     for device, name in DEVICES.items():
@@ -64,14 +49,14 @@ def machines(found: dict[str, dict[str, dict[str, Any]]], escaped: Callable[[str
     return sentences
 
 
-def _machine(made: dict[str, Any]) -> str:
+def _machine(made: SpeedResult) -> str:
     machine = made["made"]["hardware"]
     gpu = f"{machine['gpu']}, " if machine.get("gpu") else ""
     versions = ", ".join(f"{name} {number}" for name, number in made["made"]["packages"].items())
     return f"{gpu}{machine['processor']}, {machine['cores']} cores, threads: {machine['threads']}, {versions}"
 
 
-def _lines(row: SpeedRow, found: dict[str, dict[str, dict[str, Any]]]) -> list[Row]:
+def _lines(row: SpeedRow, found: SpeedResults) -> list[TableRow]:
     if row.against:
         return [
             _line(row, one.ours, one.peer, [_ratio(row, one, found, device) for device in DEVICES])
@@ -85,20 +70,20 @@ def _lines(row: SpeedRow, found: dict[str, dict[str, dict[str, Any]]]) -> list[R
     return [_line(row, "", "", [_growth(row, found, device) for device in DEVICES])]
 
 
-def _line(row: SpeedRow, ours: str, peer: str, cells: Sequence[tuple[str, str]]) -> Row:
+def _line(row: SpeedRow, ours: str, peer: str, cells: Sequence[tuple[str, str]]) -> TableRow:
     what = row.title + (f"\n{ours}" if ours not in ("", "ours") else "")
     texts = [text for pair in cells for text in pair]
     measured = any(text not in (NOT_MEASURED, DASH) for text in texts[::2])
-    return Row((what, peer or DASH, *texts), "done" if measured else "not run")
+    return TableRow((what, peer or DASH, *texts), "done" if measured else "not run")
 
 
-def _made(row: SpeedRow, found: dict[str, dict[str, dict[str, Any]]], device: str) -> dict[str, Any] | str:
+def _made(row: SpeedRow, found: SpeedResults, device: str) -> SpeedResult | str:
     if device not in row.devices:
         return DASH
     return found[device].get(row.key, NOT_MEASURED)
 
 
-def _ratio(row: SpeedRow, one: Against, found: Any, device: str) -> tuple[str, str]:
+def _ratio(row: SpeedRow, one: Against, found: SpeedResults, device: str) -> tuple[str, str]:
     """What was reached, and the aim with whether it was; memory where that is the aim."""
     made, aim = _made(row, found, device), one.aim(device)
     asked = f"{aim:g}x" if aim else f"at most {one.memory:g} of its memory" if one.memory else DASH
@@ -117,7 +102,7 @@ def _ratio(row: SpeedRow, one: Against, found: Any, device: str) -> tuple[str, s
     return told, f"{asked}: not reached{_bound(made, one, ratio)}"
 
 
-def _bound(made: dict[str, Any], one: Against, ratio: dict[str, Any]) -> str:
+def _bound(made: SpeedResult, one: Against, ratio: SpeedRatio) -> str:
     """What the ratio would be if ours ran at the roof in its median turn: more cannot be had on this machine."""
     shares = sorted(run["roof_percent"] for run in made["runs"][one.ours] if "roof_percent" in run)
     if not shares or not shares[len(shares) // 2]:
@@ -125,18 +110,12 @@ def _bound(made: dict[str, Any], one: Against, ratio: dict[str, Any]) -> str:
     return f"; at the roof it would be {100 * ratio['time']['median'] / shares[len(shares) // 2]:.1f}x"
 
 
-def ratio_of(made: dict[str, Any], one: Against) -> dict[str, Any] | None:
-    """The comparison's numbers in a result; None where it was not made there."""
-    found = [ratio for ratio in made["ratios"] if (ratio["ours"], ratio["peer"]) == (one.ours, one.peer)]
-    return found[0] if found else None
-
-
-def _times(ratio: dict[str, Any]) -> str:
+def _times(ratio: SpeedRatio) -> str:
     time, work = ratio["time"], ratio["processor"]["median"]
     return f"{time['median']:.1f}x [{time['least']:.1f}, {time['most']:.1f}], processor {work:.1f}x"
 
 
-def _extra(made: dict[str, Any], one: Against) -> str:
+def _extra(made: SpeedResult, one: Against) -> str:
     """Share of the roof, and what a reader of this row must know."""
     runs = made["runs"][one.ours]
     text = ""
@@ -156,7 +135,7 @@ def _word(reached: bool) -> str:
     return "reached" if reached else "not reached"
 
 
-def _time(row: SpeedRow, name: str, most: float, found: Any, device: str) -> tuple[str, str]:
+def _time(row: SpeedRow, name: str, most: float, found: SpeedResults, device: str) -> tuple[str, str]:
     made = _made(row, found, device)
     if isinstance(made, str):
         return made, DASH if made == DASH else f"{most:g} s"
@@ -168,7 +147,7 @@ def _time(row: SpeedRow, name: str, most: float, found: Any, device: str) -> tup
     return told, f"{most:g} s: {_word(took['median'] <= most)}"
 
 
-def _growth(row: SpeedRow, found: Any, device: str) -> tuple[str, str]:
+def _growth(row: SpeedRow, found: SpeedResults, device: str) -> tuple[str, str]:
     made = _made(row, found, device)
     asked = f"at most {row.exponent:g}" if row.exponent else DASH
     if isinstance(made, str):
@@ -182,9 +161,9 @@ def _growth(row: SpeedRow, found: Any, device: str) -> tuple[str, str]:
     return told, f"{asked}: {_word(grown['seconds'] <= row.exponent)}" if row.exponent else asked
 
 
-def figure(found: dict[str, dict[str, dict[str, Any]]]) -> str | None:
+def figure(found: SpeedResults) -> str | None:
     """SVG of all ratios on one axis; None where nothing was measured."""
-    from stagealign.report.sections.figures import render
+    from stagealign.report.sections.drawing import render
 
     drawn = [
         (device, row, one, ratio)
@@ -197,10 +176,10 @@ def figure(found: dict[str, dict[str, dict[str, Any]]]) -> str | None:
     return render("speed", ABOUT, lambda: _draw(drawn)) if drawn else None
 
 
-def _draw(drawn: Sequence[tuple[str, SpeedRow, Against, dict[str, Any]]]) -> Any:
+def _draw(drawn: Sequence[tuple[str, SpeedRow, Against, SpeedRatio]]) -> Any:
     from matplotlib.figure import Figure
 
-    from stagealign.report.sections.figures import FAINT, SOURCE_COLOUR, WIDTH
+    from stagealign.report.sections.drawing import FAINT, SOURCE_COLOUR, WIDTH
 
     picture = Figure(figsize=(WIDTH, 0.36 * len(drawn) + 0.9), layout="constrained")
     axis: Any = picture.subplots()
@@ -241,7 +220,7 @@ def page(results: Path) -> dict[str, str]:
     return {"speed.html": environment().get_template("speed.html.j2").render(values)}
 
 
-def _runs(found: dict[str, dict[str, dict[str, Any]]]) -> Table:
+def _runs(found: SpeedResults) -> Table:
     """Every run of every side, folded."""
     lines = []
     for device, rows in found.items():
@@ -254,13 +233,13 @@ def _runs(found: dict[str, dict[str, dict[str, Any]]]) -> Table:
     return Table("turns", "Every turn", note, columns, tuple(lines), folded=True)
 
 
-def _run(row: SpeedRow, side: str, run: dict[str, Any], device: str) -> Row:
+def _run(row: SpeedRow, side: str, run: SpeedTurn, device: str) -> TableRow:
     tokens = f"{run['tokens_per_second']:,.0f}" if "tokens_per_second" in run else DASH
     peak = f"{run['peak_mb']:,}" if "peak_mb" in run else DASH
     share = f"{run['roof_percent']:.1f}%" if "roof_percent" in run else DASH
     speed = f"{run['per_second']:.3g} {row.unit}"
     took = (f"{run['seconds']:.2f}", f"{run['cpu_seconds']:.2f}")
-    return Row((row.title, side, DEVICES[device], *took, speed, tokens, peak, share))
+    return TableRow((row.title, side, DEVICES[device], *took, speed, tokens, peak, share))
 
 
 def readme_lines(results: Path) -> list[str]:

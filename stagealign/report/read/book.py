@@ -10,13 +10,14 @@ from stagealign.base.errors import BadData, UnknownName
 from stagealign.base.identity import plain
 from stagealign.grid import methods as methods_room
 from stagealign.grid import models as models_room
-from stagealign.grid import registry, scales
-from stagealign.report.read.rungs import SPLIT, Policy, Rung, Start
+from stagealign.grid import registry, samplers, scales
+from stagealign.report.read.rungs import SPLIT, MeasuredPolicy, Rung, Start
+from stagealign.report.read.sides import ordered, source_place
 from stagealign.store.result_types import Result, is_done
 from stagealign.store.results import read_results
 
-SAMPLERS = ("", "vllm", "served")
-"""What may sample a row's candidates, ours first."""
+OWN_SAMPLER = ""
+"""Sampler of a row whose spec names none."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Book:
     missing: tuple[str, ...]
     """`cell-seedK` of the grid without a result file."""
     rungs: tuple[Rung, ...]
-    policies: tuple[Policy, ...]
+    policies: tuple[MeasuredPolicy, ...]
 
     @property
     def starts(self) -> list[Start]:
@@ -43,6 +44,17 @@ class Book:
         """Rungs of one start and source over all seeds, by learning rate and seed."""
         return self._ladders.get((start, source, state), [])
 
+    def sources(self, start: Start) -> list[str]:
+        """Sources of the rungs from one start, in the grid's order."""
+        return ordered(self._sources.get(start, []))
+
+    @cached_property
+    def _sources(self) -> dict[Start, list[str]]:
+        sources: dict[Start, list[str]] = {}
+        for start, source, _ in self._ladders:
+            sources.setdefault(start, []).append(source)
+        return sources
+
     @cached_property
     def _ladders(self) -> dict[tuple[Start, str, str], list[Rung]]:
         found: dict[tuple[Start, str, str], list[Rung]] = {}
@@ -50,7 +62,7 @@ class Book:
             found.setdefault((rung.start, rung.source, rung.state), []).append(rung)
         return found
 
-    def policy(self, start: Start) -> list[Policy]:
+    def policy(self, start: Start) -> list[MeasuredPolicy]:
         """The starting policy's measurements, one a seed."""
         key = (start.model, start.method if start.before else self.shared(start.method), start.before)
         return [policy for policy in self.policies if policy.key == key]
@@ -86,17 +98,19 @@ class Book:
     def rows_of(self, method: str) -> list[str]:
         """Rows that measure a method as claims mean it, by key: with the scale's own gold reward, whatever samples.
 
-        In the order in which one is taken for the other, fixed before any result: our own sampler, vLLM, a server.
+        The first row that has a result counts. The order was fixed before any result: our own sampler, then the others
+        as `grid.samplers` lists them.
         """
-        return sorted(self._rows.get(method, {}), key=lambda row: SAMPLERS.index(self._rows[method][row]))
+        order = [OWN_SAMPLER, *samplers.SAMPLERS]
+        return sorted(self._rows.get(method, {}), key=lambda row: order.index(self._rows[method][row]))
 
     @cached_property
     def _rows(self) -> dict[str, dict[str, str]]:
-        """Method -> row -> what samples it, less the rows of another gold reward."""
+        """Method -> row -> its sampler, without the rows of another gold reward."""
         found: dict[str, dict[str, str]] = {}
         for result in self.results:
             row, method = result["method"]["key"], result["spec"].get("method", {}).get("key")
-            sampler = (result["spec"].get("scale", {}).get("engine") or {}).get("key", "")
+            sampler = (result["spec"].get("scale", {}).get("engine") or {}).get("key", OWN_SAMPLER)
             if row == "_".join(filter(None, (method, sampler))):
                 found.setdefault(method, {})[row] = sampler
         return found
@@ -104,9 +118,19 @@ class Book:
     @property
     def stand_ins(self) -> bool:
         """Whether any result is not of the paper's own checkpoints."""
-        return self.scale != "paper" or any(
+        return not self.replicates or any(
             weights(result["model"], self.scale) != "published" for result in self.results
         )
+
+    @property
+    def replicates(self) -> bool:
+        """Whether the scale repeats the paper's own experiment; False for a scale that the registry does not have."""
+        return self.scale in scales.SCALES and registry.scale(self.scale).replicates
+
+    @property
+    def plumbing(self) -> bool:
+        """Whether the scale only checks that the path runs, so that its numbers mean nothing."""
+        return self.scale in scales.SCALES and registry.scale(self.scale).plumbing
 
 
 def open_book(folder: Path, scale: str, cells: Collection[str] | None = None) -> Book:
@@ -209,8 +233,7 @@ def _rungs(results: list[Result]) -> tuple[Rung, ...]:
                 *order(r.start.model, r.start.method),
                 len(r.start.before),
                 r.start.before[::-1],
-                r.source != "off",
-                r.source,
+                source_place(r.source),
                 r.learning_rate,
                 r.seed,
             ),
@@ -246,19 +269,19 @@ def _beside(result: Result) -> str:
     return row.removeprefix(result["spec"].get("method", {}).get("key", row))
 
 
-def _policies(results: list[Result]) -> tuple[Policy, ...]:
-    found: dict[Any, Policy] = {}
+def _policies(results: list[Result]) -> tuple[MeasuredPolicy, ...]:
+    found: dict[Any, MeasuredPolicy] = {}
     for result in results:
         key, seed = result["model"]["key"], int(result["seed"])
-        measured = [Policy(key, _beside(result), (), seed, result.get("start") or {})]
+        measured = [MeasuredPolicy(key, _beside(result), (), seed, result.get("start") or {})]
         sources: tuple[str, ...] = ()
         for entry in result.get("rounds", []):
             if sources:
-                measured.append(Policy(key, result["method"]["key"], sources, seed, entry.get("start") or {}))
+                measured.append(MeasuredPolicy(key, result["method"]["key"], sources, seed, entry.get("start") or {}))
             sources = (*sources, entry["source"])
             for rung in entry.get("rungs", []):
                 if is_done(rung) and rung["learning_rate"] == recorded_rate(result, entry):
-                    measured.append(Policy(key, result["method"]["key"], sources, seed, rung["metrics"]))
+                    measured.append(MeasuredPolicy(key, result["method"]["key"], sources, seed, rung["metrics"]))
         for policy in measured:
             if policy.metrics.get(SPLIT):
                 found.setdefault((policy.key, seed), policy)

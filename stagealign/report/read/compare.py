@@ -40,7 +40,7 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ResultsComparison:
     """Everything that both sides have, and what only one has."""
 
     moved: tuple[Moved, ...]
@@ -53,7 +53,7 @@ class Comparison:
         return bool(self.only_first) or any(one.more_than_noise for one in self.moved)
 
 
-def compare_folders(first: Path, second: Path, scale: str) -> Comparison:
+def compare_folders(first: Path, second: Path, scale: str) -> ResultsComparison:
     """The same runs of one scale in two folders, a policy at a time, seeds together.
 
     Raises BadData where a result is damaged or the two have no policy in common.
@@ -61,7 +61,7 @@ def compare_folders(first: Path, second: Path, scale: str) -> Comparison:
     return _compare(_policies(_done(first, scale)), _policies(_done(second, scale)), f"{first} and {second}")
 
 
-def compare_cells(folder: Path, scale: str, first: str, second: str) -> Comparison:
+def compare_cells(folder: Path, scale: str, first: str, second: str) -> ResultsComparison:
     """The policies that two cells end with, over the seeds both have.
 
     Raises BadData where either has no finished run, or they share no seed.
@@ -111,7 +111,9 @@ def _policies(runs: Sequence[Result]) -> dict[str, dict[int, Metrics]]:
     return found
 
 
-def _compare(first: dict[str, dict[int, Metrics]], second: dict[str, dict[int, Metrics]], what: str) -> Comparison:
+def _compare(
+    first: dict[str, dict[int, Metrics]], second: dict[str, dict[int, Metrics]], what: str
+) -> ResultsComparison:
     """Holm over all quantities of all policies that both sides have with a shared seed."""
     moved: list[Moved] = []
     for name in [name for name in first if name in second]:
@@ -124,7 +126,7 @@ def _compare(first: dict[str, dict[int, Metrics]], second: dict[str, dict[int, M
     corrected = tuple(Moved(**{**vars(one), "p": p}) for one, p in zip(moved, adjusted, strict=True))
     runs = [{(name, seed) for name, seeds in side.items() for seed in seeds} for side in (first, second)]
     lonely = [tuple(f"{name}, seed {seed}" for name, seed in sorted(a - b)) for a, b in (runs, runs[::-1])]
-    return Comparison(corrected, *lonely)
+    return ResultsComparison(corrected, *lonely)
 
 
 def _quantities(name: str, first: list[Metrics], second: list[Metrics]) -> Iterator[Moved]:

@@ -8,7 +8,8 @@ import numpy as np
 
 from stagealign.base.identity import stream
 from stagealign.report.read.book import Book
-from stagealign.report.read.rungs import KINDS, SPLIT, Rung, Start, value
+from stagealign.report.read.rungs import GAIN_KINDS, SPLIT, Rung, Start, value
+from stagealign.report.read.sides import COMPARED, ordered
 from stagealign.stats import effectiveness, statistics
 from stagealign.stats.statistics import Metric
 
@@ -140,12 +141,13 @@ def _interval(score: Any) -> list[float] | None:
 
 
 def _contrast(book: Book, start: Start) -> Contrast:
-    ladders = {source: _by_rate(book.ladder(start, source)) for source in ("off", "on")}
+    sources = ordered([*COMPARED, *book.sources(start)])
+    ladders = {source: _by_rate(book.ladder(start, source)) for source in sources}
     sides = [_side(start, source, rate, rungs) for source, rates in ladders.items() for rate, rungs in rates.items()]
     best = {source: _best(rates) for source, rates in ladders.items() if rates}
     views = []
-    if all(ladders.values()):
-        off, on = ladders["off"], ladders["on"]
+    off, on = ladders["off"], ladders["on"]
+    if off and on:
         for rate in sorted(off.keys() & on.keys()):
             views += _view(start, "equal", on[rate], off[rate], rate)
         views += _view(start, "best", on[best["on"]], off[best["off"]])
@@ -189,7 +191,7 @@ def _side(start: Start, source: str, rate: float, rungs: dict[int, Rung]) -> Sid
             unit(rungs),
             _rng(start, source, f"{rate:g}", kind),
         )
-        for kind in KINDS
+        for kind in GAIN_KINDS
     }
     kl, degenerate = (_mean(rung.metric(name) for rung in rungs.values()) for name in ("kl", "degenerate"))
     return Side(source, rate, gains["gain"], gains["clean_gain"], kl, degenerate)
@@ -223,7 +225,7 @@ def _view(start: Start, name: str, on: dict[int, Rung], off: dict[int, Rung], ra
             _rng(start, name, str(rate), kind),
             unit(on),
         )
-        for kind in KINDS
+        for kind in GAIN_KINDS
     }
     return [View(name, found["gain"], found["clean_gain"], rate)]
 
@@ -244,7 +246,7 @@ def _matched(start: Start, on: Ladder, off: Ladder) -> list[View]:
         kind: effectiveness.ratio_at_matched_kl(
             points("on", kind), points("off", kind), _rng(start, "kl", kind), unit(next(iter(on.values())))
         )
-        for kind in KINDS
+        for kind in GAIN_KINDS
     }
     return [View("matched KL", found["gain"], found["clean_gain"], kl=found["gain"]["kl"])]
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from stagealign.grid import sources
 from stagealign.report.read.book import Book, order
 from stagealign.report.read.rungs import Start
+from stagealign.report.read.sides import on_policy, source_place
 from stagealign.report.sections.words import DASH, plain
 
 NAMES = {
@@ -20,7 +20,6 @@ NAMES = {
 }
 JUDGED = {"surprise", "surprise_gap"}
 """Measures that are taken under the policy that the round starts from; the others need the texts only."""
-NOT_MEASURED = "not measured"
 ENOUGH = 6
 """Comparisons without a contradiction from which on chance is an unlikely reason: a sign test's fewest at 95%."""
 
@@ -45,12 +44,6 @@ class DataSet:
         """One metric; without a value where it was not measured."""
         found: Mapping[str, Any] = ((self.data or {}).get("metrics") or {}).get(name) or {"value": None}
         return found
-
-
-def on_policy(source: str) -> bool:
-    """Whether a source's candidates belong to the policy in training; an unknown source is taken to."""
-    known = sources.SOURCES.get(source)
-    return known is None or known.on_policy
 
 
 def data_sets(book: Book) -> list[DataSet]:
@@ -87,6 +80,7 @@ def mean_over(group: Sequence[DataSet], name: str, digits: int = 2) -> str:
 
 
 def share_over(group: Sequence[DataSet], name: str) -> str:
+    """`1.0%`: mean of a share over the sets of texts; a dash if none was measured."""
     values = [float(metric["value"]) for metric in _each(group, name) if metric["value"] is not None]
     return f"{100 * fmean(values):.1f}%" if values else DASH
 
@@ -98,12 +92,10 @@ def _each(group: Sequence[DataSet], name: str) -> list[Mapping[str, Any]]:
 
 def _place(one: DataSet) -> tuple[Any, ...]:
     """Fixed sources first, then by round; sampled ones by model, method and what came before."""
-    known = list(sources.SOURCES)
-    source = known.index(one.source) if one.source in known else len(known)
     start = one.start
     return (
         on_policy(one.source),
-        source,
+        source_place(one.source),
         start.round,
         *order(start.model, start.method),
         start.before[::-1],

@@ -8,7 +8,7 @@ from typing import Any
 from stagealign.stats.statistics import paired_differences
 
 SPLIT = "test"
-KINDS = {"gain": 0, "clean_gain": 1}
+GAIN_KINDS = {"gain": 0, "clean_gain": 1}
 """Kind of gain -> place in a prompt's `[gold, clean gold]`."""
 
 
@@ -64,7 +64,7 @@ class Rung:
                 {prompt: values[place] for prompt, values in new.items()},
                 {prompt: values[place] for prompt, values in old.items()},
             )
-            for kind, place in KINDS.items()
+            for kind, place in GAIN_KINDS.items()
         }
 
     def metric(self, name: str) -> float | None:
@@ -81,7 +81,7 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Policy:
+class MeasuredPolicy:
     """A policy that was measured: a model after some rounds, with one seed."""
 
     model: str

@@ -18,7 +18,7 @@ VERDICTS = (REPRODUCED, DIRECTION_ONLY, NOT_REPRODUCED, UNDER_POWERED, NOT_RUN)
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ClaimEstimate:
     """What results say about one claim's metric."""
 
     effect: float
@@ -33,7 +33,7 @@ class Estimate:
     """Upper end of the effect's 95% interval."""
 
 
-def normal(effect: float, standard_error: float, value: float | None, shown: str) -> Estimate:
+def normal(effect: float, standard_error: float, value: float | None, shown: str) -> ClaimEstimate:
     """An estimate whose error is normal; `standard_error` is positive, in the unit of `effect`.
 
     Raises ValueError for an error that is not positive: a metric without an interval decides nothing.
@@ -41,31 +41,33 @@ def normal(effect: float, standard_error: float, value: float | None, shown: str
     if not standard_error > 0:
         raise ValueError(f"standard error {standard_error!r}: not positive; give a metric with an interval")
     p = math.erfc(abs(effect) / standard_error / math.sqrt(2))
-    return Estimate(effect, value, shown, p, effect + NormalDist().inv_cdf(1 - ALPHA / 2) * standard_error)
+    return ClaimEstimate(effect, value, shown, p, effect + NormalDist().inv_cdf(1 - ALPHA / 2) * standard_error)
 
 
-def share_of(right: int, n: int, shown: str) -> Estimate:
+def share_of(right: int, n: int, shown: str) -> ClaimEstimate:
     """An estimate of a share against one half, by the exact binomial test and the Clopper-Pearson interval."""
     from scipy.stats import binomtest
 
     found = binomtest(right, n)
-    return Estimate(right / n - 0.5, right / n, shown, float(found.pvalue), float(found.proportion_ci().high) - 0.5)
+    return ClaimEstimate(
+        right / n - 0.5, right / n, shown, float(found.pvalue), float(found.proportion_ci().high) - 0.5
+    )
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ClaimVerdict:
     """A claim, what was found, and what that makes of the claim."""
 
     claim: Claim
     state: str
     """One of `VERDICTS`."""
     why: str
-    estimate: Estimate | None = None
+    estimate: ClaimEstimate | None = None
     adjusted: float | None = None
     """p value corrected by Holm over all claims of the scale that were run."""
 
 
-def judge(claims: Sequence[Claim], estimates: Sequence[Estimate | str]) -> list[Verdict]:
+def judge(claims: Sequence[Claim], estimates: Sequence[ClaimEstimate | str]) -> list[ClaimVerdict]:
     """One verdict a claim; an estimate that is text says why there is none.
 
     A direction holds where its p value, corrected over all claims that were run, is below 5%. `reproduced`: the claimed
@@ -73,12 +75,12 @@ def judge(claims: Sequence[Claim], estimates: Sequence[Estimate | str]) -> list[
     lies outside. `not reproduced`: the opposite direction holds, or neither does and the 95% interval leaves out every
     effect as large as the smallest one planned for. `under-powered`: none of these can be said.
     """
-    run = [found for found in estimates if isinstance(found, Estimate)]
+    run = [found for found in estimates if isinstance(found, ClaimEstimate)]
     adjusted = iter(holm([found.p for found in run]))
     return [
-        Verdict(claim, NOT_RUN, found)
+        ClaimVerdict(claim, NOT_RUN, found)
         if isinstance(found, str)
-        else Verdict(claim, *_state(claim, found, p := next(adjusted)), found, p)
+        else ClaimVerdict(claim, *_state(claim, found, p := next(adjusted)), found, p)
         for claim, found in zip(claims, estimates, strict=True)
     ]
 
@@ -97,7 +99,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _state(claim: Claim, found: Estimate, p: float) -> tuple[str, str]:
+def _state(claim: Claim, found: ClaimEstimate, p: float) -> tuple[str, str]:
     """Verdict and reason of a claim that was run."""
     if p < ALPHA and found.effect < 0:
         return NOT_REPRODUCED, "the opposite direction holds"

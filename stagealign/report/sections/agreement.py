@@ -1,6 +1,6 @@
 """Whether measures of diversity agree."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from statistics import median
@@ -14,7 +14,8 @@ from stagealign.report.read.book import Book
 from stagealign.report.read.contrasts import UNDECIDED, unit, verdict
 from stagealign.report.read.data_sets import JUDGED, NAMES, DataSet, mean_over
 from stagealign.report.read.rungs import Start
-from stagealign.report.sections.rows import Row, Table, policy_name
+from stagealign.report.read.sides import source_place
+from stagealign.report.sections.rows import Table, TableRow, policy_name
 from stagealign.report.sections.words import DASH, count, gain, rate, signed
 from stagealign.stats import effectiveness
 from stagealign.stats.diversity import MORE, concordance, larger
@@ -31,7 +32,7 @@ def orders(measured: Sequence[DataSet]) -> Table:
             signs = [sign for (a, b, _), (sign,) in said.items() if (a[0], b[0]) == couple]
             first, second, neither = (signs.count(one) for one in (1, -1, 0))
             cells.append(f"{couple[0]} {first}, {couple[1]} {second}, cannot tell {neither}" if signs else DASH)
-        rows.append(Row(tuple(cells)))
+        rows.append(TableRow(tuple(cells)))
     return Table(
         "orders",
         "Which source is more diverse, by each measure",
@@ -57,7 +58,7 @@ def agreement(measured: Sequence[DataSet]) -> Table:
             spread,
             str(len(rhos)),
         )
-        rows.append(Row(cells))
+        rows.append(TableRow(cells))
     return Table(
         "agreement",
         "Do the measures of diversity agree?",
@@ -69,13 +70,12 @@ def agreement(measured: Sequence[DataSet]) -> Table:
     )
 
 
-Couple = tuple[DataSet, DataSet]
+DataSetPair = tuple[DataSet, DataSet]
 
 
-def _comparisons(measured: Sequence[DataSet]) -> list[Couple]:
+def _comparisons(measured: Sequence[DataSet]) -> list[DataSetPair]:
     """Every two sources of one start and seed, in the registry's order of sources."""
-    known = list(sources.SOURCES)
-    ranked = sorted(measured, key=lambda one: known.index(one.source) if one.source in known else len(known))
+    ranked = sorted(measured, key=lambda one: source_place(one.source))
     return [(a, b) for a, b in combinations(ranked, 2) if (a.start, a.seed) == (b.start, b.seed)]
 
 
@@ -95,7 +95,7 @@ def agreement_words(measured: Sequence[DataSet], names: Sequence[str]) -> dict[A
     return found
 
 
-def agreements(measured: Sequence[DataSet]) -> list[tuple[tuple[str, str], dict[str, Any], list[float]]]:
+def agreements(measured: Sequence[DataSet]) -> Sequence[tuple[tuple[str, str], Mapping[str, Any], list[float]]]:
     """For each two measures: their concordance over sources, and their rank correlation in each set."""
     rows = []
     for names in combinations(NAMES, 2):
@@ -137,7 +137,7 @@ def good_or_diverse(book: Book, measured: Sequence[DataSet]) -> Table:
     )
 
 
-def _contrast(book: Book, start: Start, source: str, measured: Sequence[DataSet]) -> Iterator[Row]:
+def _contrast(book: Book, start: Start, source: str, measured: Sequence[DataSet]) -> Iterator[TableRow]:
     """One row for each learning rate that both sources have, over the seeds that both have."""
     rungs = {
         key: {(rung.learning_rate, rung.seed): rung for rung in book.ladder(start, key)} for key in ("off", source)
@@ -160,7 +160,7 @@ def _contrast(book: Book, start: Start, source: str, measured: Sequence[DataSet]
             key: [one for one in measured if (one.start, one.source) == (here, key) and one.seed in seeds]
             for key in rungs
         }
-        yield Row(
+        yield TableRow(
             (
                 policy_name(book, start),
                 source,
@@ -176,4 +176,5 @@ def _contrast(book: Book, start: Start, source: str, measured: Sequence[DataSet]
 
 
 def both_names(names: tuple[str, str]) -> str:
+    """`distinct-2 and self-BLEU`."""
     return f"{NAMES[names[0]]} and {NAMES[names[1]]}"

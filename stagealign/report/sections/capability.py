@@ -8,19 +8,18 @@ from typing import Any
 import numpy as np
 
 from stagealign.base.identity import stream
-from stagealign.grid import sources as sources_room
 from stagealign.report.read.book import Book
 from stagealign.report.read.rungs import Start
+from stagealign.report.read.sides import source_place
 from stagealign.report.read.verdicts import ALPHA, holm, normal
-from stagealign.report.sections.findings import Finding
-from stagealign.report.sections.rows import Row, Table, policy_name
-from stagealign.report.sections.words import DASH, count, gain, listing, plain, signed
+from stagealign.report.sections.findings import ReportFinding
+from stagealign.report.sections.rows import Table, TableRow, policy_name
+from stagealign.report.sections.words import DASH, NOT_MEASURED, count, gain, listing, plain, signed
 from stagealign.stats import statistics
 from stagealign.stats.statistics import Metric
 
 Ends = tuple[Mapping[str, Any], Mapping[str, Any]]
 """A result's entries of the policy that a round starts from and of the one it ends with."""
-NOT_MEASURED = "not measured"
 DIGITS = {"percent": 1, "bits a byte": 3}
 NAMES = {
     "acc": "accuracy",
@@ -32,7 +31,7 @@ NAMES = {
 
 
 @dataclass(frozen=True)
-class Change:
+class CapabilityChange:
     """One measure before and after a round, over seeds."""
 
     name: str
@@ -67,14 +66,14 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Round:
+class CapabilityRound:
     """One round from one start with one source, at the recorded learning rate."""
 
     start: Start
     source: str
     seeds: tuple[int, ...]
     """Those whose runs measured both ends; empty where none did."""
-    changes: tuple[Change, ...] = field(repr=False)
+    changes: tuple[CapabilityChange, ...] = field(repr=False)
     gain: Metric | None = field(repr=False)
     """In gold reward on test prompts, over those seeds."""
 
@@ -90,7 +89,7 @@ def label(name: str) -> str:
     return f"{task} {NAMES.get(metric, metric)}"
 
 
-def rounds(book: Book, model: str | None = None, method: str | None = None) -> list[Round]:
+def rounds(book: Book, model: str | None = None, method: str | None = None) -> list[CapabilityRound]:
     """Every round of every run, each once, in the order of the report; of one model or method where one is named."""
     ends: dict[tuple[Start, str], dict[int, Ends]] = {}
     for result in book.results:
@@ -105,17 +104,17 @@ def rounds(book: Book, model: str | None = None, method: str | None = None) -> l
             names = (f"round {number}" if number else "start", f"round {number + 1}")
             if all(name in measured for name in names):
                 found.setdefault(int(result["seed"]), (measured[names[0]], measured[names[1]]))
-    starts, sources = book.starts, list(sources_room.SOURCES)
-    ranked = sorted(ends, key=lambda key: (_place(starts, key[0]), _place(sources, key[1])))
+    starts = book.starts
+    ranked = sorted(ends, key=lambda key: (_place(starts, key[0]), source_place(key[1])))
     return [_round(book, start, source, ends[start, source]) for start, source in ranked]
 
 
-def _place(known: Sequence[Any], one: Any) -> int:
-    """Its place; what is not known comes last."""
-    return known.index(one) if one in known else len(known)
+def _place(starts: Sequence[Start], start: Start) -> int:
+    """Place of a start; an unknown one comes last."""
+    return starts.index(start) if start in starts else len(starts)
 
 
-def _round(book: Book, start: Start, source: str, ends: Mapping[int, Ends]) -> Round:
+def _round(book: Book, start: Start, source: str, ends: Mapping[int, Ends]) -> CapabilityRound:
     seeds = tuple(sorted(ends))
     pairs = [ends[seed] for seed in seeds]
     names = [name for name in pairs[0][0]["metrics"] if all(_paired(name, *pair) for pair in pairs)] if pairs else []
@@ -124,7 +123,7 @@ def _round(book: Book, start: Start, source: str, ends: Mapping[int, Ends]) -> R
     here = (start.model, start.method, *start.before, source)
     gained = statistics.mean_over_seeds(tables, "rating points", _chance(*here, "gain")) if tables else None
     changes = tuple(_change(name, pairs, _chance(*here, name)) for name in names)
-    return Round(start, source, seeds, changes, gained)
+    return CapabilityRound(start, source, seeds, changes, gained)
 
 
 def _chance(*names: str) -> np.random.Generator:
@@ -137,12 +136,12 @@ def _paired(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> b
     return bool(old) and old.keys() == new.keys()
 
 
-def _change(name: str, pairs: Sequence[Ends], rng: np.random.Generator) -> Change:
+def _change(name: str, pairs: Sequence[Ends], rng: np.random.Generator) -> CapabilityChange:
     metric = pairs[0][0]["metrics"][name]
     differences = [statistics.paired_differences(new["items"][name], old["items"][name]) for old, new in pairs]
     before, after = (fmean(float(pair[end]["metrics"][name]["value"]) for pair in pairs) for end in (0, 1))
     change = statistics.mean_over_seeds(differences, metric["unit"], rng)
-    return Change(name, before, after, change, metric["better"])
+    return CapabilityChange(name, before, after, change, metric["better"])
 
 
 def table(book: Book, model: str | None = None, method: str | None = None) -> Table:
@@ -170,17 +169,17 @@ def table(book: Book, model: str | None = None, method: str | None = None) -> Ta
     )
 
 
-def _row(book: Book, one: Round, names: Sequence[str]) -> Row:
+def _row(book: Book, one: CapabilityRound, names: Sequence[str]) -> TableRow:
     first = (policy_name(book, one.start), one.source)
     if not one.seeds:
-        return Row((*first, NOT_MEASURED, *[DASH] * (len(names) + 2)), NOT_MEASURED)
+        return TableRow((*first, NOT_MEASURED, *[DASH] * (len(names) + 2)), NOT_MEASURED)
     changes = {change.name: change for change in one.changes}
     cells = [_cell(changes[name]) if name in changes else DASH for name in names]
     worse = [label(change.name) for change in one.changes if _seen(change) < 0]
-    return Row((*first, ", ".join(map(str, one.seeds)), gain(one.gain), *cells, listing(worse)))
+    return TableRow((*first, ", ".join(map(str, one.seeds)), gain(one.gain), *cells, listing(worse)))
 
 
-def _cell(change: Change) -> str:
+def _cell(change: CapabilityChange) -> str:
     """`67.5 → 66.0`, and below it the change with its interval."""
     digits = DIGITS.get(change.unit, 2)
     bounds = ", ".join(signed(bound, digits) for bound in change.change["interval"])
@@ -190,21 +189,23 @@ def _cell(change: Change) -> str:
     )
 
 
-def _seen(change: Change) -> int:
+def _seen(change: CapabilityChange) -> int:
     """-1 for the worse, 1 for the better, 0 where the change's interval meets 0."""
     low, high = change.change["interval"]
     sign = (low > 0) - (high < 0)
     return -sign if change.better == "lower" else sign
 
 
-def statements(book: Book) -> Iterator[Finding]:
+def statements(book: Book) -> Iterator[ReportFinding]:
     """Whether a gain was bought by forgetting, in words; and what is not measured."""
     every = rounds(book)
-    if book.scale == "smoke" or not every:
+    if book.plumbing or not every:
         return
     measured = [one for one in every if one.seeds]
     if not measured:
-        yield Finding("missing", "Capability before and after a round is not measured: `stagealign run --capability`.")
+        yield ReportFinding(
+            "missing", "Capability before and after a round is not measured: `stagealign run --capability`."
+        )
         return
     absent = len(every) - len(measured)
     gained = [one for one in measured if one.gained]
@@ -221,10 +222,10 @@ def statements(book: Book) -> Iterator[Finding]:
         sure = [change for change in worse if adjusted[id(change)] < ALPHA]
         lost = lost or bool(sure)
         text += f" {_said(book, here, len(worse), len(sure))}"
-    yield Finding("found" if lost else "unsure", text)
+    yield ReportFinding("found" if lost else "unsure", text)
 
 
-def _said(book: Book, here: Sequence[tuple[Round, Change]], worse: int, sure: int) -> str:
+def _said(book: Book, here: Sequence[tuple[CapabilityRound, CapabilityChange]], worse: int, sure: int) -> str:
     """What one measure says of the rounds that gained: how often it fell, how far, and what it could have shown."""
     one, most = min(here, key=lambda pair: pair[1].toward)
     digits = DIGITS.get(most.unit, 2)

@@ -2,30 +2,31 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from stagealign.grid.claims import KINDS, Claim, of_scale
+from stagealign.grid.claims import CLAIM_KINDS, Claim, of_scale
 from stagealign.report.read.book import Book, weights
 from stagealign.report.read.contrasts import BOUNDARY, NOT_RUN, UNDECIDED, Contrast, boundary, counted
 from stagealign.report.read.rungs import SPLIT, after
+from stagealign.report.read.sides import COMPARED
 from stagealign.report.read.verdicts import NOT_RUN as NO_RESULT
-from stagealign.report.read.verdicts import VERDICTS, Estimate, Verdict, judge, normal, share_of
-from stagealign.report.sections.rows import Row, Table
+from stagealign.report.read.verdicts import VERDICTS, ClaimEstimate, ClaimVerdict, judge, normal, share_of
+from stagealign.report.sections.rows import Table, TableRow
 from stagealign.report.sections.words import DASH, count, gain, listing, plain, score, signed
 from stagealign.stats.statistics import Metric, proportion
 
 CHANGED = "the claim was changed after results that cite it were made: give the new one a new key"
 
 
-def verdicts(book: Book, contrasts: Sequence[Contrast]) -> list[Verdict]:
+def verdicts(book: Book, contrasts: Sequence[Contrast]) -> list[ClaimVerdict]:
     """One verdict for each claim of the book's scale, in the order they were written down."""
     claims = of_scale(book.scale)
     strangers = [r["cell"] for r in book.results if weights(r["model"], book.scale) != "published"]
-    if book.scale == "paper" and strangers:
+    if book.replicates and strangers:
         why = f"results with other weights than the published ones stand in the folder: {listing(strangers)}"
         return judge(claims, [why] * len(claims))
     return judge(claims, [_estimate(claim, book, contrasts) for claim in claims])
 
 
-def _estimate(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> Estimate | str:
+def _estimate(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstimate | str:
     """What the results say of the claim's metric, or why they say nothing."""
     cited = {found for result in book.results if (found := result.get("claims", {}).get(claim.key))}
     if cited - {claim.fingerprint}:
@@ -33,7 +34,7 @@ def _estimate(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> Estima
     return ESTIMATES[claim.kind](claim, book, contrasts)
 
 
-def _better(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> Estimate | str:
+def _better(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstimate | str:
     found = [one for one in contrasts if _is_about(claim, one)]
     view = found[0].view("best") if found else None
     if view is None:
@@ -55,7 +56,7 @@ def _sampled(row: str, claim: Claim) -> str:
     return "" if row == claim.method else f"; sampled by {row.removeprefix(f'{claim.method}_')}"
 
 
-def _score(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> Estimate | str:
+def _score(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstimate | str:
     found = _boundary(book, claim, claim.policy)
     if found is None:
         return f"no boundary score of {claim.model}, {claim.policy}"
@@ -63,7 +64,7 @@ def _score(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> Estimate 
     return normal(sign * (found["value"] - BOUNDARY), found["standard_error"], found["value"], score(found))
 
 
-def _rise(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> Estimate | str:
+def _rise(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstimate | str:
     """Scores of both policies on the same test prompts; their errors are added as if independent, so it is cautious."""
     before, now = _boundary(book, claim, "start"), _boundary(book, claim, claim.policy)
     if before is None or now is None:
@@ -86,13 +87,13 @@ def _boundary(book: Book, claim: Claim, policy: str) -> Metric | None:
     return None
 
 
-def _rule(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> Estimate | str:
+def _rule(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstimate | str:
     """Exact sign test over decided cases; cases share policies and data, so it is somewhat bold."""
     cases = decided(contrasts)
     if not cases:
         return "no case in which one source was better"
     right, n = sum(one.named_it == "yes" for one in cases), len(cases)
-    always = {source: sum(one.better == source for one in cases) for source in ("off", "on")}
+    always = {source: sum(one.better == source for one in cases) for source in COMPARED}
     constant = max(always, key=lambda source: always[source])
     beside = f"; always {constant}-policy: {always[constant]} of {n}"
     return share_of(right, n, f"{right} of {n}: {score(proportion(right, n))}{beside}")
@@ -103,7 +104,7 @@ def decided(contrasts: Sequence[Contrast]) -> list[Contrast]:
     return [one for one in counted(contrasts) if one.better != UNDECIDED and NOT_RUN not in (one.better, one.named)]
 
 
-ESTIMATES: Mapping[str, Callable[[Claim, Book, Sequence[Contrast]], Estimate | str]] = {
+ESTIMATES: Mapping[str, Callable[[Claim, Book, Sequence[Contrast]], ClaimEstimate | str]] = {
     "better": _better,
     "score": _score,
     "rise": _rise,
@@ -111,11 +112,11 @@ ESTIMATES: Mapping[str, Callable[[Claim, Book, Sequence[Contrast]], Estimate | s
 }
 
 
-def table(book: Book, found: Sequence[Verdict]) -> Table:
+def table(book: Book, found: Sequence[ClaimVerdict]) -> Table:
     """Every claim with its verdict: the report's first table."""
     run = sum(one.state != NO_RESULT for one in found)
     rows = [
-        Row(
+        TableRow(
             (
                 one.claim.words,
                 one.state,
@@ -127,7 +128,7 @@ def table(book: Book, found: Sequence[Verdict]) -> Table:
         )
         for one in found
     ]
-    what = "" if book.scale == "paper" else "The claims are the paper's rule said of stand-ins: a direction each. "
+    what = "" if book.replicates else "The claims are the paper's rule said of stand-ins: a direction each. "
     return Table(
         "verdicts",
         "Verdicts",
@@ -141,10 +142,10 @@ def table(book: Book, found: Sequence[Verdict]) -> Table:
 def ledger(book: Book) -> Table:
     """The claims as they were written down."""
     rows = [
-        Row(
+        TableRow(
             (
                 claim.words,
-                KINDS[claim.kind],
+                CLAIM_KINDS[claim.kind],
                 "direction only" if claim.tolerance is None else "{:g} to {:g}".format(*claim.tolerance),
                 f"{claim.smallest_effect:g} {claim.unit} ({claim.planned})",
                 "some" if claim.seen else "none",
@@ -165,7 +166,7 @@ def ledger(book: Book) -> Table:
     )
 
 
-def tally(found: Sequence[Verdict]) -> str:
+def tally(found: Sequence[ClaimVerdict]) -> str:
     """`2 reproduced, 1 direction only, 3 not reproduced, 1 under-powered, 2 not run`."""
     counts = {state: sum(one.state == state for one in found) for state in VERDICTS}
     return ", ".join(f"{number} {state}" for state, number in counts.items() if number)

@@ -4,7 +4,7 @@ from typing import Any
 
 from stagealign.report.read.book import Book
 from stagealign.report.read.rungs import Rung
-from stagealign.report.sections.figures import INK, SOURCE_COLOUR, grid, legend, render
+from stagealign.report.sections.drawing import grid, legend, render, source_look
 from stagealign.report.sections.words import rate
 
 ABOUT = (
@@ -36,7 +36,7 @@ def _draw(rungs: list[Rung]) -> Any:
                 axis.plot(
                     [entry["step"] for entry in curve],
                     [entry[quantity] for entry in curve],
-                    color=SOURCE_COLOUR.get(rung.source, INK),
+                    color=source_look(rung.source)[0],
                     alpha=strength,
                     linewidth=0.9,
                 )
@@ -47,5 +47,5 @@ def _draw(rungs: list[Rung]) -> Any:
     axes[0][0].annotate(
         "learning rates " + ", ".join(map(rate, rates)), (0.02, 0.04), xycoords="axes fraction", fontsize=7
     )
-    legend(figure)
+    legend(figure, (rung.source for rung in rungs))
     return figure

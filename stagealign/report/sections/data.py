@@ -5,7 +5,8 @@ from statistics import median
 from typing import Any
 
 from stagealign.report.read.book import Book
-from stagealign.report.read.data_sets import ENOUGH, NOT_MEASURED, DataSet, data_sets, mean_over, on_policy, share_over
+from stagealign.report.read.data_sets import ENOUGH, DataSet, data_sets, mean_over, share_over
+from stagealign.report.read.sides import on_policy
 from stagealign.report.sections.agreement import (
     agreement,
     agreement_words,
@@ -14,9 +15,9 @@ from stagealign.report.sections.agreement import (
     good_or_diverse,
     orders,
 )
-from stagealign.report.sections.findings import Finding
-from stagealign.report.sections.rows import Row, Table, policy_name
-from stagealign.report.sections.words import DASH, count, listing, signed
+from stagealign.report.sections.findings import ReportFinding
+from stagealign.report.sections.rows import Table, TableRow, policy_name
+from stagealign.report.sections.words import DASH, NOT_MEASURED, count, listing, signed
 
 
 def data_tables(book: Book) -> list[Table]:
@@ -26,10 +27,10 @@ def data_tables(book: Book) -> list[Table]:
     return [good_or_diverse(book, measured), orders(measured), agreement(measured), described(book, sets)]
 
 
-def data_statements(book: Book) -> Iterator[Finding]:
+def data_statements(book: Book) -> Iterator[ReportFinding]:
     """Whether diversity by one measure speaks for the others, in words."""
     measured = [one for one in data_sets(book) if one.data is not None]
-    if book.scale == "smoke" or not measured:
+    if book.plumbing or not measured:
         return
     rows = agreements(measured)
     alike = [names for names, found, _ in rows if found["same"] and not found["opposite"]]
@@ -53,7 +54,7 @@ def data_statements(book: Book) -> Iterator[Finding]:
             f" Over the prompts of one set their rank correlation is {signed(within[low])} ({both_names(low)}) to "
             f"{signed(within[high])} ({both_names(high)}), medians of {count(len(measured), 'set')}."
         )
-    yield Finding("found" if alike and not against and compared >= ENOUGH else "unsure", text)
+    yield ReportFinding("found" if alike and not against and compared >= ENOUGH else "unsure", text)
 
 
 def described(book: Book, sets: Sequence[DataSet]) -> Table:
@@ -90,13 +91,13 @@ def described(book: Book, sets: Sequence[DataSet]) -> Table:
     )
 
 
-def _row(book: Book, group: Sequence[DataSet]) -> Row:
+def _row(book: Book, group: Sequence[DataSet]) -> TableRow:
     first, measured = group[0], [one for one in group if one.data is not None]
     names = [policy_name(book, first.start) if first.start.method else f"{book.label(first.start.model)}, start"]
     name = f"{first.source}, {names[0] if on_policy(first.source) else f'round {first.start.round}'}"
     seeds = ", ".join(map(str, sorted({one.seed for one in group})))
     if not measured:
-        return Row((name, seeds, NOT_MEASURED, *[DASH] * 8), NOT_MEASURED)
+        return TableRow((name, seeds, NOT_MEASURED, *[DASH] * 8), NOT_MEASURED)
     left_out = {
         reason: number for one in measured for reason, number in ((one.data or {}).get("drops") or {}).items() if number
     }
@@ -115,4 +116,4 @@ def _row(book: Book, group: Sequence[DataSet]) -> Row:
         mean_over(measured, "margin"),
         ", ".join(share_over(measured, name) for name in ("ties", "duplicates", "repeats")),
     )
-    return Row(cells)
+    return TableRow(cells)

@@ -6,7 +6,7 @@ from stagealign.report.read import facts
 from stagealign.report.read.book import Book, label, weights
 from stagealign.report.read.contrasts import NOT_RUN, rung_metric
 from stagealign.report.read.rungs import Rung, Start, value
-from stagealign.report.sections.rows import Row, Table, policy_name
+from stagealign.report.sections.rows import Table, TableRow, policy_name
 from stagealign.report.sections.words import DASH, count, duration, gain, percent, plain, rate
 
 
@@ -44,7 +44,7 @@ def ladder(book: Book) -> Table:
 
 def pairs(book: Book) -> Table:
     """What each round was trained on, and what was left out for which reason."""
-    rows: dict[tuple[str, ...], Row] = {}
+    rows: dict[tuple[str, ...], TableRow] = {}
     for result in book.results:
         sources: tuple[str, ...] = ()
         for entry in result.get("rounds", []):
@@ -62,7 +62,7 @@ def pairs(book: Book) -> Table:
                 _number(found.get("truncated"), 0),
                 "\n".join(dropped) or "none",
             )
-            rows[cells] = Row((*cells, *figures))
+            rows[cells] = TableRow((*cells, *figures))
     return Table(
         "pairs",
         "Training pairs of each round",
@@ -92,9 +92,9 @@ def runs(book: Book) -> Table:
             DASH if memory is None else f"{memory:.0f} MiB",
             DASH if forwards is None else f"{forwards[0]} / {forwards[1]}",
         )
-        rows.append(Row(cells, result["state"]))
+        rows.append(TableRow(cells, result["state"]))
     rows += [
-        Row((group, seeds, NOT_RUN, *[DASH] * 6), NOT_RUN) for group, seeds in _missing(book)
+        TableRow((group, seeds, NOT_RUN, *[DASH] * 6), NOT_RUN) for group, seeds in _missing(book)
     ]  # fmt: skip
     return Table(
         "runs",
@@ -117,11 +117,11 @@ def runs(book: Book) -> Table:
     )
 
 
-def _rung_row(book: Book, rung: Rung) -> Row:
+def _rung_row(book: Book, rung: Rung) -> TableRow:
     head = (policy_name(book, rung.start), rung.source, rate(rung.learning_rate), str(rung.seed), rung.state)
     schedules = ", ".join(dict.fromkeys(cell.rpartition("-")[2] for cell in rung.cells))
     if rung.state != "done":
-        return Row((*head, *[DASH] * 6, schedules), rung.state)
+        return TableRow((*head, *[DASH] * 6, schedules), rung.state)
     tail = (
         gain(rung_metric(rung, "gain")),
         gain(rung_metric(rung, "clean_gain")),
@@ -131,12 +131,12 @@ def _rung_row(book: Book, rung: Rung) -> Row:
         percent(rung.metric("truncated")),
         schedules,
     )
-    return Row((*head, *tail))
+    return TableRow((*head, *tail))
 
 
-def _state_row(name: str, seed: str, state: str, reason: object) -> Row:
+def _state_row(name: str, seed: str, state: str, reason: object) -> TableRow:
     words = f"{state}: {reason}" if reason else state
-    return Row((name, DASH, DASH, seed, words, *[DASH] * 7), state)
+    return TableRow((name, DASH, DASH, seed, words, *[DASH] * 7), state)
 
 
 def _missing(book: Book) -> Iterator[tuple[str, str]]:

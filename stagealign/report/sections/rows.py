@@ -7,7 +7,7 @@ from stagealign.report.read.rungs import Start
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """Texts of one row; a newline starts a second line in the cell."""
 
     cells: tuple[str, ...]
@@ -22,7 +22,7 @@ class Table:
     title: str
     note: str
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     folded: bool = False
 
 

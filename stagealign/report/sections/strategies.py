@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stagealign.report.read.contrasts import Contrast, counted
+from stagealign.report.read.sides import COMPARED
 from stagealign.report.sections.claims import decided
-from stagealign.report.sections.rows import Row, Table
+from stagealign.report.sections.rows import Table, TableRow
 from stagealign.report.sections.words import DASH, gain, plain, score, signed
 from stagealign.stats.statistics import Metric, mean_metric, proportion
 
@@ -34,7 +35,7 @@ CHOICES: dict[str, Callable[[Contrast], str]] = {
 
 def cases(contrasts: Sequence[Contrast]) -> list[Contrast]:
     """Starting policies that claims count, with a boundary score, from which both sources were run."""
-    return [one for one in counted(contrasts) if one.boundary is not None and {"off", "on"} <= one.best.keys()]
+    return [one for one in counted(contrasts) if one.boundary is not None and set(COMPARED) <= one.best.keys()]
 
 
 def strategies(contrasts: Sequence[Contrast]) -> list[Strategy]:
@@ -77,7 +78,7 @@ def table(contrasts: Sequence[Contrast]) -> Table:
     """One row a strategy."""
     sure, every = decided(contrasts), cases(contrasts)
     rows = [
-        Row(
+        TableRow(
             (
                 one.name,
                 f"{plain(one.right, 0) if one.right == int(one.right) else plain(one.right, 1)} of {len(sure)}",
@@ -88,7 +89,7 @@ def table(contrasts: Sequence[Contrast]) -> Table:
         )
         for one in strategies(contrasts)
     ]
-    versus = [(over, advantage(contrasts, over)) for over in ("off", "on")]
+    versus = [(over, advantage(contrasts, over)) for over in COMPARED]
     said = "; ".join(f"minus always {over}: {gain(metric)}" for over, metric in versus if metric)
     return Table(
         "strategies",

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from stagealign.grid import models, paper
 from stagealign.report.read.book import Book
 from stagealign.report.read.contrasts import NOT_RUN, Contrast, Side, boundary
-from stagealign.report.read.rungs import Policy, after
-from stagealign.report.sections.rows import Row, Table, method_name, policy_name
+from stagealign.report.read.rungs import MeasuredPolicy, after
+from stagealign.report.read.sides import COMPARED, data_name, others
+from stagealign.report.sections.rows import Table, TableRow, method_name, policy_name
 from stagealign.report.sections.words import DASH, count, gain, percent, plain, rate, score
 
 STAGE = {"off": "injection", "on": "fine-tuning"}
@@ -15,12 +16,12 @@ STAGE = {"off": "injection", "on": "fine-tuning"}
 
 def effectiveness(book: Book, contrasts: Sequence[Contrast]) -> Table:
     """Which source was better from each starting policy, and whether the boundary score named it."""
+    sources = [*COMPARED, *others(source for one in contrasts for source in one.best)]
     columns = (
         "Starting policy",
         "Boundary score before",
         "Stage: source named",
-        "Gain, off-policy",
-        "Gain, on-policy",
+        *(f"Gain, {data_name(source)}" for source in sources),
         "Better source",
         "Named it?",
     )
@@ -33,12 +34,11 @@ def effectiveness(book: Book, contrasts: Sequence[Contrast]) -> Table:
             policy_name(book, one.start),
             score(one.boundary),
             named,
-            side(one.best.get("off")),
-            side(one.best.get("on")),
+            *(side(one.best.get(source)) for source in sources),
             one.better,
             one.named_it,
         )
-        rows.append(Row(cells, one.better if one.better == NOT_RUN else "done"))
+        rows.append(TableRow(cells, one.better if one.better == NOT_RUN else "done"))
     return Table(
         "effectiveness",
         "Effectiveness of off-policy and on-policy data",
@@ -69,7 +69,7 @@ def spreads(found: Side) -> str:
 
 def ratios(book: Book, contrasts: Sequence[Contrast]) -> Table:
     """Effectiveness ratio, on over off, in three views, with seeds and both spreads."""
-    real = book.scale != "smoke"
+    real = not book.plumbing
     columns = (
         "Starting policy",
         "Equal learning rate",
@@ -94,7 +94,7 @@ def ratios(book: Book, contrasts: Sequence[Contrast]) -> Table:
             "\n".join(spreads(found) for found in one.best.values()),
             *((_paper(one.start.model, one.start.name, "effectiveness_ratio", one.start.method),) if real else ()),
         )
-        rows.append(Row(cells, "done" if best else NOT_RUN))
+        rows.append(TableRow(cells, "done" if best else NOT_RUN))
     return Table(
         "ratios",
         "Effectiveness ratio: on-policy over off-policy gain",
@@ -111,10 +111,10 @@ def ratios(book: Book, contrasts: Sequence[Contrast]) -> Table:
 
 def boundaries(book: Book) -> Table:
     """Boundary score of every policy that was measured, before and after each round."""
-    groups: dict[tuple[str, str, tuple[str, ...]], list[Policy]] = {}
+    groups: dict[tuple[str, str, tuple[str, ...]], list[MeasuredPolicy]] = {}
     for policy in book.policies:
         groups.setdefault(policy.key, []).append(policy)
-    real = book.scale != "smoke"
+    real = not book.plumbing
     rows = []
     for (model, method, sources), seeds in groups.items():
         found = boundary(policy.metrics for policy in seeds)
@@ -131,7 +131,7 @@ def boundaries(book: Book) -> Table:
             named,
             *((_paper(model, place, "boundary_score", method or "dpo"),) if real else ()),
         )
-        rows.append(Row(cells))
+        rows.append(TableRow(cells))
     return Table(
         "boundaries",
         "Boundary score by model and round",

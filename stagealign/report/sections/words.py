@@ -5,6 +5,7 @@ from typing import Any
 
 DASH = "–"
 MINUS = "−"
+NOT_MEASURED = "not measured"
 
 
 def signed(number: float | None, digits: int = 2) -> str:
