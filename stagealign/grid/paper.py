@@ -1,7 +1,7 @@
-"""Published numbers as data: value, place, source and how sure. What was not found says so and is never filled in.
+"""Published numbers with value, place, source and certainty. An unknown number stays `NOT_FOUND`.
 
 The paper: arXiv 2508.10530, "Is On-Policy Data always the Best Choice for Direct Preference Optimization-based LM
-Alignment?" (ICLR 2026). All numbers are of the paper's own models; none of a stand-in belongs beside them as equal.
+Alignment?" (ICLR 2026). All numbers are of the paper's own models and cannot be compared with those of stand-ins.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ NOT_FOUND = "not published / not found"
 
 @dataclass(frozen=True)
 class PublishedNumber:
-    """One published number, or the words where only words are known."""
+    """One published number, or its description in words."""
 
     model: str
     method: str
     policy: str
-    """The policy it is about, or that a round starts from: `start`, `after off`, `after round 1`."""
+    """Policy that was measured, or that a round starts from: `start`, `after off`, `after round 1`."""
     quantity: str
     """`lc_win_rate` (percent), `gain_on`, `gain_off` (points), `effectiveness_ratio` (on / off), `boundary_score`."""
     value: float | None
@@ -33,7 +33,7 @@ class PublishedNumber:
     sure: str
     words: str = ""
     interval: tuple[float, float] | None = None
-    """95%, from the unpaired standard errors of 805 prompts; not the paper's own."""
+    """95%, computed here from the unpaired standard errors of 805 prompts; the paper gives none."""
 
     @property
     def text(self) -> str:
@@ -105,14 +105,12 @@ KNOWN = (
 
 
 def known(model: str, policy: str, quantity: str, method: str = "dpo") -> PublishedNumber | None:
-    """What is known of one quantity; None where it was not published or not found."""
-    matches = (
-        one for one in KNOWN if (one.model, one.method, one.policy, one.quantity) == (model, method, policy, quantity)
-    )
-    return next(matches, None)
+    """The published number for one quantity; None if it is not published or not found."""
+    wanted = (model, method, policy, quantity)
+    return next((row for row in KNOWN if (row.model, row.method, row.policy, row.quantity) == wanted), None)
 
 
 def text(model: str, policy: str, quantity: str, method: str = "dpo") -> str:
-    """The known value with its source letter, or `NOT_FOUND`."""
-    found = known(model, policy, quantity, method)
-    return found.text if found else NOT_FOUND
+    """Published value with its source letter, or `NOT_FOUND`."""
+    number = known(model, policy, quantity, method)
+    return number.text if number else NOT_FOUND

@@ -23,13 +23,17 @@ def faults(results: Path) -> Table | None:
         return None
     broken = sum(row.state != "done" for row in rows)
     note = (
-        "What was done to a small lab, its files, readers and servers, and whether it survived: "
-        f"{len(rows) - broken} of {len(rows)} did. Survived means the same bytes and numbers as undisturbed, or a "
-        "clear message and nothing lost; 0 times means that it could not be tried there. Made by "
-        "`python -m benchmarks.faults`."
+        f"Faults injected into a small lab, its files, readers and servers: {len(rows) - broken} of {len(rows)} "
+        "survived. Survived: the bytes and numbers of an undisturbed run, or a clear message without loss. 0 times: "
+        "the fault could not be injected on that machine. Made by `python -m benchmarks.faults`."
     )
     return Table(
-        "faults", "Attacks", note, ("part", "tried", "times", "survived", "what was found"), tuple(rows), folded=True
+        "faults",
+        "Fault-injection tests",
+        note,
+        ("part", "tried", "times", "survived", "what was found"),
+        tuple(rows),
+        folded=True,
     )
 
 
@@ -55,7 +59,7 @@ def _read(path: Path) -> dict[str, Any] | str:
     except (OSError, ValueError, RecursionError):
         wrong = "it is not JSON"
     again = f"`python -m benchmarks.faults --part {path.stem}`"
-    return f"damaged file: {wrong}; {again} makes it again" if wrong else found
+    return f"damaged file: {wrong}; {again} rebuilds it" if wrong else found
 
 
 def _rows(path: Path) -> list[TableRow]:

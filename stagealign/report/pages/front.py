@@ -17,8 +17,8 @@ SPEED = re.compile(r"(<!-- speed:[^>]*-->\n).*?(<!-- /speed -->)", re.DOTALL)
 FAULTS = re.compile(r"(<!-- faults:[^>]*-->\n).*?(<!-- /faults -->)", re.DOTALL)
 FIGURE = "boundary.svg"
 BETTER = (
-    "`better` is by the 95% interval of each row's own difference; the report's verdicts are corrected for all claims\n"
-    "together (Holm), so a row that is decided here can be under-powered there."
+    "`better` uses the 95% interval of each row's own difference. The report's verdicts are corrected for all claims\n"
+    "(Holm), so a row that is decided here can be under-powered there."
 )
 
 

@@ -20,9 +20,10 @@ from stagealign.report.sections.rows import Table
 from stagealign.report.sections.words import count
 
 QUESTION = (
-    "The paper arXiv 2508.10530 says that preference alignment has two stages: while preferences are injected, diverse "
-    "off-policy data works better; while they are fine-tuned, high-quality on-policy data does; and that a boundary "
-    "score tells the stage. Below is what came of its claims, at each scale; one scale never speaks for another."
+    "The paper arXiv 2508.10530 says that preference alignment has two stages. In preference injection diverse "
+    "off-policy data works better; in preference fine-tuning high-quality on-policy data does. A boundary score names "
+    "the stage of a policy. Below are the verdicts on the paper's claims at each scale. Results at one scale are not "
+    "evidence for another."
 )
 
 

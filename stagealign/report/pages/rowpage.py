@@ -82,7 +82,7 @@ def _policies(book: Book, model: str, method: str) -> Table:
     mine = [p for p in book.policies if p.model == model and p.method in (book.shared(method), method)]
     return Table(
         "policies",
-        "Its policies",
+        "Policies",
         "On test prompts, with 95% intervals over prompts. Win rate: gold reward against the static candidates. KL, in "
         "nats a completion, is to the start of the policy's last round.",
         ("Policy", "Seed", "Boundary score", "Gold reward", "Win rate, %", "Length, tokens", "KL", "Degenerate",
@@ -127,7 +127,7 @@ def _rungs(book: Book, model: str, method: str) -> Table:
             )
     return Table(
         "rungs",
-        "Its rounds",
+        "Rounds",
         "Every learning rate of every round.",
         ("From", "Source", "Learning rate", "Seed", "Gain", "KL", "Pairs/s", "Cells"),
         tuple(rows),
@@ -154,8 +154,8 @@ def _artifacts(runs: Sequence[Result]) -> Table:
     ]
     return Table(
         "artifacts",
-        "How it was made",
-        "Everything that the row's runs are built from, each once.",
+        "Artifacts",
+        "Every artifact that the row's runs are built from, once.",
         ("Artifact", "Fingerprint", "Seconds", "Peak memory", "Commit", "Hardware"),
         tuple(rows),
         folded=True,

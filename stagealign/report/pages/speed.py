@@ -23,7 +23,7 @@ from stagealign.report.sections.words import DASH, NOT_MEASURED
 
 ABOUT = (
     "How many times as fast as the peer, on a logarithmic scale: median of the turns, with the least and the most. "
-    "Grey line: as fast as the peer. Tick: what was asked of it."
+    "Grey line: equal speed. Orange tick: target."
 )
 
 
@@ -31,7 +31,7 @@ def table(found: SpeedResults) -> Table:
     """A line a comparison, CPU and GPU side by side; a row without results stands there too."""
     lines = [line for row in ROWS for line in _lines(row, found)]
     note = (
-        "Ours and each peer in turns on the same weights, data and threads, after a check that they compute the same. "
+        "Ours and each peer run in turns on the same weights, data and threads, after a check of equal outputs. "
         "Ratio: median of the turns [least, most]; beside it in processor time, which other programs on the machine "
         f"disturb least. {' '.join(machines(found))}"
     )
@@ -229,7 +229,7 @@ def _runs(found: SpeedResults) -> Table:
             for side, runs in made.get("runs", {}).items() if made else ():
                 lines += [_run(row, side, run, device) for run in runs]
     columns = ("what", "side", "device", "seconds", "processor seconds", "speed", "tokens/s", "peak MB", "of the roof")
-    note = "Each turn of each side; a slow peer may have done fewer units, so compare speeds."
+    note = "Each turn of each side. A slow peer may have done fewer units, so compare speeds."
     return Table("turns", "Every turn", note, columns, tuple(lines), folded=True)
 
 

@@ -105,13 +105,13 @@ def _state(claim: Claim, found: ClaimEstimate, p: float) -> tuple[str, str]:
         return NOT_REPRODUCED, "the opposite direction holds"
     if p < ALPHA:
         if claim.tolerance is None:
-            return REPRODUCED, "the claimed direction holds; no number was claimed"
+            return REPRODUCED, "the claimed direction holds; the claim gives only a direction"
         low, high = claim.tolerance
         if found.value is not None and low <= found.value <= high:
-            return REPRODUCED, f"the direction holds and the value lies in [{low:g}, {high:g}]"
-        return DIRECTION_ONLY, f"the direction holds, the value lies outside [{low:g}, {high:g}]"
+            return REPRODUCED, f"the claimed direction holds, and the value lies in [{low:g}, {high:g}]"
+        return DIRECTION_ONLY, f"the claimed direction holds, but the value lies outside [{low:g}, {high:g}]"
     if found.highest < claim.smallest_effect:
-        return NOT_REPRODUCED, f"an effect of {claim.smallest_effect:g} {claim.unit} or more is left out"
+        return NOT_REPRODUCED, f"rules out an effect of {claim.smallest_effect:g} or more ({claim.unit})"
     if found.effect < 0:
-        return UNDER_POWERED, "leans the other way, and could be chance"
-    return UNDER_POWERED, "leans the claimed way, and could be chance"
+        return UNDER_POWERED, "opposite direction, not significant"
+    return UNDER_POWERED, "right direction, not significant"

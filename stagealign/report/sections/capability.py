@@ -151,12 +151,12 @@ def table(book: Book, model: str | None = None, method: str | None = None) -> Ta
     return Table(
         "capability",
         "Capability before and after",
-        "What lm-eval measures of the policy that a round starts from and of the one it ends with, at the recorded "
+        "Measured by lm-eval on the policy that a round starts from and on the one it ends with, at the recorded "
         "learning rate: before → after, and the change with its 95% interval, paired by item, over items and seeds. "
         "Accuracy in percent. Margin: how much likelier the right answer is than the wrong one, in bits a byte. Text: "
-        "bits a byte of general text that no round is trained on, less is better. Worse: measures whose change for the "
-        "worse has an interval without 0; of many measures one in forty does so by chance. An interval without width: "
-        "no item moved, which few items can do by chance. A dash: both ends were not measured on the same items.",
+        "bits a byte of general text that no round is trained on, less is better. Worse: measures that got worse by an "
+        "interval that excludes 0, as chance alone does for one measure in 40. An interval of width 0: no item "
+        "changed, which is likely with few items. A dash: the two policies were not measured on the same items.",
         (
             "Starting policy",
             "Source",

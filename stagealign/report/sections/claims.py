@@ -128,19 +128,19 @@ def table(book: Book, found: Sequence[ClaimVerdict]) -> Table:
         )
         for one in found
     ]
-    what = "" if book.replicates else "The claims are the paper's rule said of stand-ins: a direction each. "
+    what = "" if book.replicates else "Each claim predicts a direction for one stand-in, by the paper's rule. "
     return Table(
         "verdicts",
         "Verdicts",
-        f"{what}p: two-sided, corrected by Holm over the {count(run, 'claim')} that could be judged; a direction holds "
-        "below 0.05. How each claim was written down stands at the end of the scale's report.",
+        f"{what}p: two-sided, Holm-corrected over the {count(run, 'claim')} that could be judged; a direction holds "
+        "if p is below 0.05. The last table of the scale's report shows each claim in full.",
         ("Claim", "Verdict", "Found", "p", "Why"),
         tuple(rows),
     )
 
 
 def ledger(book: Book) -> Table:
-    """The claims as they were written down."""
+    """Table of the claims as they were recorded, folded."""
     rows = [
         TableRow(
             (
@@ -156,10 +156,10 @@ def ledger(book: Book) -> Table:
     ]
     return Table(
         "claims",
-        "The claims as they were written down",
-        "Each result carries the fingerprints of the claims that it helps to judge, and a claim that was changed "
-        "afterwards judges nothing. Smallest effect: what the planned prompts and seeds show 4 times in 5; where an "
-        "interval leaves out all effects as large, the claim is not reproduced.",
+        "The claims as they were recorded",
+        "Each result records the fingerprints of the claims that it helps to judge. A claim that was changed after its "
+        "results is not judged. Smallest effect: what the planned prompts and seeds detect with 80% power; a claim is "
+        "not reproduced if its 95% interval excludes every effect of that size.",
         ("Claim", "Metric", "Same number", "Smallest effect", "Results seen before", "The paper's source"),
         tuple(rows),
         folded=True,

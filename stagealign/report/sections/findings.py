@@ -39,19 +39,14 @@ def findings(book: Book, contrasts: Sequence[Contrast]) -> list[ReportFinding]:
 
 def _scope(book: Book) -> Iterator[ReportFinding]:
     if book.plumbing:
-        text = (
-            "A check that the path runs, with models and sizes too small to learn. No number here says anything about "
-            "the paper."
-        )
+        text = "A check of the pipeline with models too small to learn. Its numbers say nothing about the paper."
     elif book.stand_ins:
         text = (
-            "Stand-ins, not the paper's models: small policies on another task, under another reward. They can show "
-            "whether the paper's rule holds here; nothing here is a number of the paper or replaces one."
+            "Stand-ins, not the paper's models: small policies on another task with another reward. They test whether "
+            "the paper's rule holds for them; their numbers do not replace the paper's."
         )
     else:
-        text = (
-            "The paper's own kind of checkpoints; settings that it did not publish are assumed, as the registry says."
-        )
+        text = "The paper's kind of checkpoints. Unpublished settings are assumed and marked in the registry."
     asked = [result["preference"] for result in book.results if result.get("preference")]
     wishes = listing(sorted({f"“{one['key']}” ({one.get('wish', '')})" for one in asked}))
     states = [result["state"] for result in book.results]
@@ -98,7 +93,7 @@ def _rule(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
     rest = f"; in {count(undecided, 'more case')} the better source is undecided" if undecided else ""
     if not decided:
         if cases:
-            yield ReportFinding("unsure", f"Whether the boundary score names the better source cannot be said{rest}.")
+            yield ReportFinding("unsure", f"No case decides whether the boundary score names the better source{rest}.")
         return
     n, right = len(decided), sum(one.named_it == "yes" for one in decided)
     always = {source: sum(one.better == source for one in decided) for source in COMPARED}
@@ -109,16 +104,14 @@ def _rule(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
     text = (
         f"The boundary score named the better source in {right} of {count(n, 'decided case')} (share "
         f"{score(share)}{rest}). Always off-policy would have been right in {always['off']}, always on-policy in "
-        f"{always['on']}, a coin in {n / 2:g} on average.{more} Cases share policies and data, so they are fewer than "
-        "they look."
+        f"{always['on']}, a coin in {n / 2:g} on average.{more} Cases share policies and data, so they are not "
+        "independent."
     )
     low, high = share["interval"]
     if low <= BOUNDARY <= high:
         needed = next((k for k in range(n + 1) if statistics.proportion(k, n)["interval"][0] > BOUNDARY), None)
-        limit = (
-            f"it would take {needed} of {n}" if needed is not None else f"{n} cases cannot show it whatever they say"
-        )
-        yield ReportFinding("unsure", f"{text} This cannot be told from a coin (under-powered: {limit}).")
+        limit = f"{needed} of {n} would be needed" if needed is not None else f"{n} cases are too few to show it"
+        yield ReportFinding("unsure", f"{text} This is not distinguishable from a coin (under-powered: {limit}).")
     elif low > BOUNDARY:
         yield ReportFinding("found", f"{text} That is better than a coin.")
     else:
@@ -156,7 +149,7 @@ def _views(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]
         policy_name(book, one.start) for one in contrasts if set(COMPARED) <= {view.better for view in one.views}
     ]  # fmt: skip
     if split:
-        head = "Which source is better hangs on the comparison (learning rate, best, KL)"
+        head = "Which source is better depends on the comparison (learning rate, best, KL)"
         yield ReportFinding("unsure", f"{head} for {len(split)} of {len(contrasts)}: {listing(split, 4)}.")
     changed = []
     for one in contrasts:
@@ -209,22 +202,22 @@ def _power(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]
     visible = [statistics.smallest_visible(view.ratio["difference"]["standard_error"]) for view in best]
     undecided = sum(view.better == UNDECIDED for view in best)
     text = (
-        "Smallest difference between the sources that such a comparison shows 4 times in 5: "
-        f"{plain(median(visible))} {unit} (median); {undecided} of {count(len(best), 'comparison')} undecided, "
-        "which is under-powered and not a proof of equality."
+        "Smallest difference between the sources that such a comparison detects with 80% power: "
+        f"{plain(median(visible))} {unit} (median); {undecided} of {count(len(best), 'comparison')} undecided. "
+        "Undecided means under-powered, not equal."
     )
     yield ReportFinding("unsure", text)
     few = {view.ratio["seeds"] for view in best}
     if min(few) == 1:
         yield ReportFinding(
             "unsure",
-            "Where only one seed was run an interval covers the choice of prompts only, not the chance of training and "
+            "With one seed an interval covers the choice of prompts only; it leaves out the randomness of training and "
             "sampling.",
         )
     elif max(few) < 5:
         yield ReportFinding(
             "unsure",
-            f"With {max(few)} seeds the spread between seeds is itself hardly known; the intervals are too narrow.",
+            f"With {max(few)} seeds the spread between seeds is poorly estimated, so the intervals are too narrow.",
         )
 
 

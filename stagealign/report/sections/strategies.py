@@ -95,9 +95,9 @@ def table(contrasts: Sequence[Contrast]) -> Table:
         "strategies",
         "Does the boundary score choose well?",
         f"All {len(every)} starting policies from which both sources were run, each source at its best learning rate; "
-        f"in {len(sure)} of them one source was better. Lost: against the better source in hindsight. Mean gain of "
+        f"one source was better in {len(sure)}. Lost: mean gain below the better source in hindsight. Mean gain of "
         f"following the score, paired by case, {said}. Cases share policies and data, so intervals over cases are "
-        "somewhat narrow.",
+        "too narrow.",
         ("Choice", "Better source taken", "Share", "Mean gain", "Lost to hindsight"),
         tuple(rows),
     )

@@ -44,7 +44,7 @@ def effectiveness(book: Book, contrasts: Sequence[Contrast]) -> Table:
         "Effectiveness of off-policy and on-policy data",
         "Gain in gold reward on held-out test prompts over the policy that the round starts from, each source at the "
         "learning rate with its best clean gain on validation prompts. Better: the 95% interval of the difference of "
-        "paired gains leaves out 0, else undecided. Clean: a degenerate completion counts as the worst reward. KL in "
+        "paired gains excludes 0, else undecided. Clean: a degenerate completion counts as the worst reward. KL in "
         "nats a completion, to the round's start.",
         columns,
         tuple(rows),
@@ -98,10 +98,10 @@ def ratios(book: Book, contrasts: Sequence[Contrast]) -> Table:
     return Table(
         "ratios",
         "Effectiveness ratio: on-policy over off-policy gain",
-        "Above 1 on-policy data gained more. No value where the off-policy gain cannot be told from 0. Matched KL: "
-        "both gains interpolated over the ladder at the largest KL that both sources reach. Intervals: bootstrap over "
-        "seeds, then prompts. Spread between seeds: standard deviation of the seeds' mean gains (none for one seed), "
-        "beside the standard error of one seed's gain over its prompts."
+        "Above 1 on-policy data gained more. No value if the off-policy gain is not distinguishable from 0. Matched "
+        "KL: both gains interpolated over the ladder at the largest KL that both sources reach. Intervals: bootstrap "
+        "over seeds, then prompts. Spread between seeds: standard deviation of the seeds' mean gains (none for one "
+        "seed), beside the standard error of one seed's gain over its prompts."
         + (" The last column is the paper's own model and metric, another experiment: D arithmetic, N a reading note, "
            "A the abstract." if real else ""),
         columns,
