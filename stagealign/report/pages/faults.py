@@ -1,4 +1,4 @@
-"""What was tried to break the project, and what survived: from `results/faults/`, where the benchmark leaves it."""
+"""Fault-injection tests and their outcome, from the benchmark's files in `results/faults/`."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ SHAPE = {
 
 
 def faults(results: Path) -> Table | None:
-    """A row for all that was tried, part by part; None where nothing was. A damaged file is a row that says so."""
+    """Table with one row for each injected fault; None if there are no results. A damaged file becomes a row."""
     rows = [row for path in sorted((results / FOLDER).glob("*.json")) for row in _rows(path)]
     if not rows:
         return None
@@ -38,7 +38,7 @@ def faults(results: Path) -> Table | None:
 
 
 def readme_lines(results: Path) -> list[str]:
-    """A Markdown table with a row for each part of the attacks; a damaged file is a row that says so."""
+    """Lines of a Markdown table with one row for each part of the tests. A damaged file becomes a row."""
     lines = ["| attack | kinds | times | survived |", "|---|---|---|---|"]
     for path in sorted((results / FOLDER).glob("*.json")):
         found = _read(path)
@@ -52,7 +52,7 @@ def readme_lines(results: Path) -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Any] | str:
-    """One part's results, or what is wrong with the file."""
+    """Results of one part, or the fault of its file."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         wrong = misfit(found, SHAPE)

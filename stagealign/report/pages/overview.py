@@ -1,4 +1,4 @@
-"""The front page of all reports: at each scale, which claims held, and where the rest stands."""
+"""Front page of all reports: the verdicts at each scale, with links to the rest."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ QUESTION = (
 
 @dataclass(frozen=True)
 class Part:
-    """One scale's share of the front page."""
+    """One scale's part of the front page."""
 
     key: str
     name: str
@@ -61,7 +61,7 @@ def read(results: Path, scale: str) -> ScaleResults:
 
 
 def overview(results: Path, known: ScaleResults) -> dict[str, str]:
-    """`index.html` and `README.md` by name; `known` is one scale that has been read already."""
+    """Text of `index.html` and `README.md` by name; `known` is a scale that was read before."""
     from stagealign.report.pages.page import environment
 
     parts = [part for scale in scales.SCALES for part in _part(results, scale, known)]
@@ -72,7 +72,7 @@ def overview(results: Path, known: ScaleResults) -> dict[str, str]:
 
 
 def _part(results: Path, scale: str, known: ScaleResults) -> list[Part]:
-    """The scale's part: none for the smoke, which claims nothing."""
+    """Part of one scale; empty for a scale without claims."""
     claims = of_scale(scale)
     if not claims:
         return []

@@ -1,4 +1,4 @@
-"""One page for each row of the grid: how its rounds went, what its policies write, and how all of it was made."""
+"""Page of one row of the grid: its policies, rounds, completions and artifacts."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -24,12 +24,12 @@ class ColumnSample:
     gold: float | None
     """Mean over the prompt's completions."""
     won: bool
-    """Whether it is the best of the columns."""
+    """Whether its gold reward is the highest of the columns."""
 
 
 @dataclass(frozen=True)
 class PromptSample:
-    """One test prompt, answered by a starting policy and by what each source made of it."""
+    """One test prompt with completions of the starting policy and of the policies after each source."""
 
     prompt: str
     answers: tuple[ColumnSample, ...]
@@ -37,12 +37,12 @@ class PromptSample:
 
 @dataclass(frozen=True)
 class StartSamples:
-    """All shown prompts of one starting policy and seed."""
+    """Shown prompts of one starting policy and seed."""
 
     start: str
     seed: int
     won: str
-    """How often each column was best."""
+    """Number of prompts for which each column was best."""
     prompts: tuple[PromptSample, ...]
 
 
@@ -163,7 +163,7 @@ def _artifacts(runs: Sequence[Result]) -> Table:
 
 
 def samples(book: Book, model: str, method: str) -> list[StartSamples]:
-    """Completions beside each other, for every starting policy of the row's first seed that shows any."""
+    """Completions side by side for each starting policy of the row's first seed that has any."""
     runs = [run for run in results(book, model, method) if run.get("samples")]
     first = min((run["seed"] for run in runs), default=0)
     ends: dict[tuple[str, ...], Result] = {}
@@ -209,11 +209,11 @@ def _sample(key: str, texts: dict[str, Any], golds: dict[str, Any]) -> PromptSam
 
 
 def spec(runs: Sequence[Result]) -> str:
-    """The spec of the row's first cell, as its result holds it."""
+    """Spec of the row's first cell as JSON, from its result."""
     return json.dumps(runs[0]["spec"], indent=1, sort_keys=True) if runs else ""
 
 
 def versions(runs: Sequence[Result]) -> list[str]:
-    """Package versions that the row's artifacts were made with, each once."""
+    """Distinct package versions of the row's artifacts."""
     found = [facts.get("versions") or {} for run in runs for facts in run["artifacts"].values()]
     return sorted({f"{name} {number}" for one in found for name, number in one.items()})

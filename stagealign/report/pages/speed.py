@@ -1,6 +1,6 @@
-"""Speed as it was measured: one table and one figure of the files that `python -m benchmarks.speed` wrote.
+"""Table and figure of the speed benchmark's results.
 
-What was not measured stays in the table and says so, with the command that measures it.
+Unmeasured rows stay in the table, with the command that measures them.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ ABOUT = (
 
 
 def table(found: SpeedResults) -> Table:
-    """A line a comparison, CPU and GPU side by side; a row without results stands there too."""
+    """Table with one line for each comparison, CPU and GPU side by side, unmeasured rows included."""
     lines = [line for row in ROWS for line in _lines(row, found)]
     note = (
         "Ours and each peer run in turns on the same weights, data and threads, after a check of equal outputs. "
@@ -40,7 +40,7 @@ def table(found: SpeedResults) -> Table:
 
 
 def machines(found: SpeedResults, escaped: Callable[[str], str] = str) -> list[str]:
-    """A sentence a device: on what its rows were measured, or how they can be; `escaped` is done to machines' names."""
+    """One sentence for each device: its machines, or the command that measures it. `escaped` escapes machine names."""
     sentences = []
     for device, name in DEVICES.items():
         known = list(dict.fromkeys(escaped(_machine(made)) for made in found[device].values()))
@@ -84,7 +84,7 @@ def _made(row: SpeedRow, found: SpeedResults, device: str) -> SpeedResult | str:
 
 
 def _ratio(row: SpeedRow, one: Against, found: SpeedResults, device: str) -> tuple[str, str]:
-    """What was reached, and the aim with whether it was; memory where that is the aim."""
+    """(measured ratio, target with whether it was reached); the target may be about memory."""
     made, aim = _made(row, found, device), one.aim(device)
     asked = f"{aim:g}x" if aim else f"at most {one.memory:g} of its memory" if one.memory else DASH
     if isinstance(made, str):
@@ -103,7 +103,7 @@ def _ratio(row: SpeedRow, one: Against, found: SpeedResults, device: str) -> tup
 
 
 def _bound(made: SpeedResult, one: Against, ratio: SpeedRatio) -> str:
-    """What the ratio would be if ours ran at the roof in its median turn: more cannot be had on this machine."""
+    """Ratio that our side would have at the machine's peak rate, an upper limit; empty if unknown."""
     shares = sorted(run["roof_percent"] for run in made["runs"][one.ours] if "roof_percent" in run)
     if not shares or not shares[len(shares) // 2]:
         return ""
@@ -116,7 +116,7 @@ def _times(ratio: SpeedRatio) -> str:
 
 
 def _extra(made: SpeedResult, one: Against) -> str:
-    """Share of the roof, and what a reader of this row must know."""
+    """Share of the machine's peak rate, and remarks for this row."""
     runs = made["runs"][one.ours]
     text = ""
     if all("roof_percent" in run for run in runs):
@@ -162,7 +162,7 @@ def _growth(row: SpeedRow, found: SpeedResults, device: str) -> tuple[str, str]:
 
 
 def figure(found: SpeedResults) -> str | None:
-    """SVG of all ratios on one axis; None where nothing was measured."""
+    """SVG of all ratios on one axis; None if nothing was measured."""
     from stagealign.report.sections.drawing import render
 
     drawn = [
@@ -206,7 +206,7 @@ def _draw(drawn: Sequence[tuple[str, SpeedRow, Against, SpeedRatio]]) -> Any:
 
 
 def page(results: Path) -> dict[str, str]:
-    """`speed.html` by name; nothing where no row was measured."""
+    """Text of `speed.html` by name; empty if nothing was measured."""
     from markupsafe import Markup
 
     from stagealign.report.pages.page import environment
@@ -221,7 +221,7 @@ def page(results: Path) -> dict[str, str]:
 
 
 def _runs(found: SpeedResults) -> Table:
-    """Every run of every side, folded."""
+    """Table of every turn of every side, folded."""
     lines = []
     for device, rows in found.items():
         for row in ROWS:
@@ -243,7 +243,7 @@ def _run(row: SpeedRow, side: str, run: SpeedTurn, device: str) -> TableRow:
 
 
 def readme_lines(results: Path) -> list[str]:
-    """The table for the README, in Markdown: what was reached on the devices that were measured, and what is open."""
+    """Lines of the README's table in Markdown: measured rows, then the names of the others."""
     from stagealign.report.pages.page import markdown
 
     found = read(results)

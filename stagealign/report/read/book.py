@@ -1,4 +1,4 @@
-"""Results of one scale, read and joined: every rung and every policy once, however many cells share it."""
+"""Results of one scale, joined: each rung and each policy once, even if several cells share it."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,13 +22,13 @@ OWN_SAMPLER = ""
 
 @dataclass(frozen=True)
 class Book:
-    """All that one scale's reports are made from."""
+    """Everything that one scale's reports are made from."""
 
     scale: str
     results: tuple[Result, ...]
     damaged: tuple[str, ...]
     missing: tuple[str, ...]
-    """`cell-seedK` of the grid without a result file."""
+    """Runs of the grid without a result file, as `cell-seedK`."""
     rungs: tuple[Rung, ...]
     policies: tuple[MeasuredPolicy, ...]
 
@@ -63,12 +63,12 @@ class Book:
         return found
 
     def policy(self, start: Start) -> list[MeasuredPolicy]:
-        """The starting policy's measurements, one a seed."""
+        """Measurements of a starting policy, one for each seed."""
         key = (start.model, start.method if start.before else self.shared(start.method), start.before)
         return [policy for policy in self.policies if policy.key == key]
 
     def model(self, key: str) -> Mapping[str, Any]:
-        """What the results say about a model: name, checkpoint, whether it is a stand-in."""
+        """The results' entry of a model, the one with the most fields; key and name alone if there is none."""
         return max(self._models.get(key, []), key=len, default={"key": key, "name": key})
 
     @cached_property
@@ -84,11 +84,11 @@ class Book:
 
     @property
     def methods(self) -> list[str]:
-        """Methods that have a row which claims count."""
+        """Methods with at least one row that counts for claims."""
         return list(self._rows)
 
     def shared(self, row: str) -> str:
-        """What the start of a row is known by: its sampler and gold reward, where they are not the usual ones."""
+        """Suffix of a row's start: `_vllm` or `_name-of-gold` for another sampler or gold reward, else empty."""
         return self._shared.get(row, "")
 
     @cached_property
@@ -96,7 +96,7 @@ class Book:
         return {result["method"]["key"]: _beside(result) for result in self.results}
 
     def rows_of(self, method: str) -> list[str]:
-        """Rows that measure a method as claims mean it, by key: with the scale's own gold reward, whatever samples.
+        """Keys of the rows that count for claims about a method: the scale's own gold reward, any sampler.
 
         The first row that has a result counts. The order was fixed before any result: our own sampler, then the others
         as `grid.samplers` lists them.
@@ -117,7 +117,7 @@ class Book:
 
     @property
     def stand_ins(self) -> bool:
-        """Whether any result is not of the paper's own checkpoints."""
+        """Whether any result has weights other than the paper's checkpoints."""
         return not self.replicates or any(
             weights(result["model"], self.scale) != "published" for result in self.results
         )
@@ -134,7 +134,7 @@ class Book:
 
 
 def open_book(folder: Path, scale: str, cells: Collection[str] | None = None) -> Book:
-    """Everything that `folder/<scale>` holds; `cells` (ids) restricts it, None takes all."""
+    """Results in `folder/<scale>`, restricted to `cells` (ids) unless it is None."""
     results, damaged = [], []
     for path, found in read_results(folder, scale):
         if isinstance(found, BadData):
@@ -156,13 +156,13 @@ def open_book(folder: Path, scale: str, cells: Collection[str] | None = None) ->
 
 
 def spec_moved(result: Result) -> str:
-    """First field in which a result's spec differs from the registry's; a field that one of them lacks is no matter."""
+    """First field that differs between a result's spec and the registry's, or empty; ignores fields that one lacks."""
     return next(_shared_differences(result.get("spec", {}), _spec(result["cell"], result["scale"])), "")
 
 
 @lru_cache
 def _spec(cell: str, scale: str) -> Any:
-    """The registry's spec of a cell; nothing of one that it does not have."""
+    """Spec of a cell in the registry; empty for an unknown cell."""
     try:
         return plain(registry.cell(cell, scale))
     except UnknownName:
@@ -178,27 +178,27 @@ def _shared_differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
 
 
 def label(model: Mapping[str, Any], scale: str) -> str:
-    """A model's name, never without the remark that it is a stand-in or has random weights."""
+    """Name of a model, with a remark if it is a stand-in or has random weights."""
     remark = {"stand-in": " stand-in", "random": " (random weights)"}.get(weights(model, scale), "")
     return f"{model['name']}{remark}"
 
 
 def weights(model: Mapping[str, Any], scale: str) -> str:
-    """`published`, `stand-in` or `random`; a run that never began says what its registry entry would have been."""
+    """`published`, `stand-in` or `random`; for a run that never began, from its registry entry."""
     checkpoint = models_room.CHECKPOINTS.get(scale, {}).get(model["key"])
     planned = "stand-in" if checkpoint and checkpoint.stand_in_for else "not known"
     return str(model.get("weights") or planned)
 
 
 def recorded_rate(result: Result, entry: Mapping[str, Any]) -> float:
-    """Learning rate of the rung that later rounds continue from: the round's own word, else the spec's."""
+    """Learning rate of the rung that later rounds continue from, as the round recorded it, else from the spec."""
     if "learning_rate" in entry:
         return float(entry["learning_rate"])
     return float(result["spec"]["scale"]["training"]["learning_rate"][entry["source"]])
 
 
 def order(model: str, method: str = "") -> tuple[int, int]:
-    """Place in the registry; no method comes first, unknown names come last."""
+    """Sort key by place in the registry; an empty method comes first, unknown names come last."""
     models, methods = list(models_room.MODELS), list(methods_room.METHODS["paper"])
     return (
         models.index(model) if model in models else len(models),
@@ -215,7 +215,7 @@ def _grid(scale: str, cells: Collection[str] | None) -> Iterator[str]:
 
 
 def _rungs(results: list[Result]) -> tuple[Rung, ...]:
-    """Each rung once; the same one in several results counts once, done before any other state."""
+    """Each rung once, even if several results hold it; a done copy wins."""
     found: dict[Any, Rung] = {}
     for rung in _each_rung(results):
         key = rung.data.get("fingerprint") or (rung.start, rung.source, rung.seed, rung.learning_rate)
@@ -264,7 +264,7 @@ def _each_rung(results: list[Result]) -> Iterator[Rung]:
 
 
 def _beside(result: Result) -> str:
-    """What a row's key has behind its method's."""
+    """Part of a row's key after its method's key."""
     row = str(result["method"]["key"])
     return row.removeprefix(result["spec"].get("method", {}).get("key", row))
 

@@ -1,4 +1,4 @@
-"""What moved between two results folders, or between two cells of one, and whether that is more than noise."""
+"""Differences between two results folders, or between two cells of one folder, tested against noise."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Metrics = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Moved:
-    """One quantity of one policy, on both sides."""
+    """One quantity of one policy on both sides of a comparison."""
 
     policy: str
     quantity: str
@@ -29,19 +29,19 @@ class Moved:
     before: float
     after: float
     interval: tuple[float, float] | None
-    """95%, of `after - before`; None where both sides are the same to the last digit."""
+    """95%, of `after - before`; None if both sides are equal to the last digit."""
     p: float
-    """Corrected by Holm over everything that was compared."""
+    """Two-sided, Holm-corrected over all compared quantities."""
 
     @property
     def more_than_noise(self) -> bool:
-        """Whether a difference this large is unlikely where nothing changed."""
+        """Whether the difference is significant at 5%."""
         return self.p < ALPHA
 
 
 @dataclass(frozen=True)
 class ResultsComparison:
-    """Everything that both sides have, and what only one has."""
+    """Quantities on both sides, and policies on one side only."""
 
     moved: tuple[Moved, ...]
     only_first: tuple[str, ...]
@@ -49,22 +49,22 @@ class ResultsComparison:
 
     @property
     def changed(self) -> bool:
-        """Whether anything moved by more than noise, or stands on the first side only."""
+        """Whether anything moved by more than noise, or is missing on the second side."""
         return bool(self.only_first) or any(one.more_than_noise for one in self.moved)
 
 
 def compare_folders(first: Path, second: Path, scale: str) -> ResultsComparison:
-    """The same runs of one scale in two folders, a policy at a time, seeds together.
+    """Comparison of the runs of one scale in two folders, policy by policy over the shared seeds.
 
-    Raises BadData where a result is damaged or the two have no policy in common.
+    Raises BadData if a result is damaged or the folders share no policy.
     """
     return _compare(_policies(_done(first, scale)), _policies(_done(second, scale)), f"{first} and {second}")
 
 
 def compare_cells(folder: Path, scale: str, first: str, second: str) -> ResultsComparison:
-    """The policies that two cells end with, over the seeds both have.
+    """Comparison of the policies that two cells end with, over the shared seeds.
 
-    Raises BadData where either has no finished run, or they share no seed.
+    Raises BadData if either has no finished run, or they share no seed.
     """
     ends: list[dict[str, dict[int, Metrics]]] = []
     for cell in (first, second):
@@ -114,7 +114,7 @@ def _policies(runs: Sequence[Result]) -> dict[str, dict[int, Metrics]]:
 def _compare(
     first: dict[str, dict[int, Metrics]], second: dict[str, dict[int, Metrics]], what: str
 ) -> ResultsComparison:
-    """Holm over all quantities of all policies that both sides have with a shared seed."""
+    """Comparison of all policies on both sides with a shared seed, Holm-corrected over all quantities."""
     moved: list[Moved] = []
     for name in [name for name in first if name in second]:
         seeds = sorted(first[name].keys() & second[name].keys())
@@ -130,7 +130,7 @@ def _compare(
 
 
 def _quantities(name: str, first: list[Metrics], second: list[Metrics]) -> Iterator[Moved]:
-    """Gold rewards paired by prompt hash, and the boundary score; p not yet corrected."""
+    """Gold rewards paired by prompt hash, and the boundary score; p is uncorrected."""
     for quantity, place in PLACES.items():
         gains = [
             paired_differences(_column(new, place), _column(old, place)) for old, new in zip(first, second, strict=True)

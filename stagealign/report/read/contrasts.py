@@ -1,4 +1,4 @@
-"""On- against off-policy data from one starting policy: three views of the same ladder, and what the meter had said."""
+"""On-policy against off-policy data from one starting policy, in three views, with the boundary score before it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ class Side:
 
 @dataclass(frozen=True)
 class View:
-    """One way to put the two sources beside each other."""
+    """One way to compare on-policy with off-policy data."""
 
     name: str
     """`equal` (learning rate), `best` (of each source) or `matched KL`."""
@@ -49,7 +49,7 @@ class View:
 
     @property
     def better(self) -> str:
-        """Source with the larger gain, or `undecided` where the difference's interval meets 0."""
+        """Source with the larger gain, or `undecided` if the interval of the difference includes 0."""
         return verdict(self.ratio)
 
     @property
@@ -60,21 +60,21 @@ class View:
 
 @dataclass(frozen=True)
 class Contrast:
-    """All that is known about the next round from one starting policy."""
+    """Results of the next round from one starting policy, with every source."""
 
     start: Start
     boundary: Metric | None
     """Score before the round: mean over seeds with interval."""
     sides: tuple[Side, ...]
-    """Every rung that is done, by source and learning rate."""
+    """Done rungs by source and learning rate, over seeds."""
     best: dict[str, Side]
     """By source: its rung with the best clean gain on validation prompts."""
     views: tuple[View, ...]
     method: str = ""
-    """Of a contrast that claims count; empty where another sampler's stands for it or the gold is not the scale's."""
+    """Method if claims count this contrast; empty for another gold reward, or if another sampler's row counts."""
 
     def view(self, name: str) -> View | None:
-        """The view called `name`, where it could be taken."""
+        """The view called `name`; None if a rung for it is missing."""
         return next((view for view in self.views if view.name == name), None)
 
     @property
@@ -84,31 +84,31 @@ class Contrast:
 
     @property
     def sure(self) -> bool:
-        """Whether the boundary score's interval leaves out 0.5."""
+        """Whether the boundary score's interval excludes 0.5."""
         low, high = (self.boundary["interval"] if self.boundary else None) or (BOUNDARY, BOUNDARY)
         return not low <= BOUNDARY <= high
 
     @property
     def better(self) -> str:
-        """The better source, each at its best rung; `not run` where one is missing."""
+        """Better source, each at its best rung; `not run` if one is missing."""
         view = self.view("best")
         return view.better if view else NOT_RUN
 
     @property
     def named_it(self) -> str:
-        """`yes`, `no`, or why this cannot be said."""
+        """`yes` or `no`: whether the score named the better source; else `undecided` or `not run`."""
         if NOT_RUN in (self.better, self.named):
             return NOT_RUN
         return UNDECIDED if self.better == UNDECIDED else ("yes" if self.named == self.better else "no")
 
 
 def counted(contrasts: Sequence[Contrast]) -> list[Contrast]:
-    """Those that claims count: a starting policy once, whatever sampled it."""
+    """Contrasts that claims count: each starting policy once, by any sampler."""
     return [one for one in contrasts if one.method]
 
 
 def contrasts(book: Book) -> list[Contrast]:
-    """One contrast for each starting policy, in the registry's order; those that claims count carry their method."""
+    """One contrast for each starting policy, in the registry's order; `method` marks those that claims count."""
     found = {one.start: one for one in (_contrast(book, start) for start in book.starts)}
     for method in book.methods:
         rows = book.rows_of(method)
@@ -121,7 +121,7 @@ def contrasts(book: Book) -> list[Contrast]:
 
 
 def boundary(measurements: Iterable[Any]) -> Metric | None:
-    """Boundary score over the seeds' policy metrics; None where none was measured."""
+    """Boundary score over the seeds' policy metrics; None if no seed measured it."""
     scores = [metrics[SPLIT]["boundary"] for metrics in measurements if metrics.get(SPLIT, {}).get("boundary")]
     if not scores:
         return None
@@ -203,7 +203,7 @@ def unit(rungs: dict[int, Rung]) -> str:
 
 
 def rung_metric(rung: Rung, kind: str) -> Metric | None:
-    """The rung's own gain on test prompts, as its run recorded it."""
+    """Gain of one rung on test prompts, as its run recorded it."""
     found: Metric | None = (rung.data.get(kind) or {}).get(SPLIT)
     return found
 
@@ -214,7 +214,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _view(start: Start, name: str, on: dict[int, Rung], off: dict[int, Rung], rate: float | None = None) -> list[View]:
-    """The view over the seeds that both sources have; none where they share no seed."""
+    """The view over the seeds that both sources have; empty if they share no seed."""
     seeds = sorted(on.keys() & off.keys())
     if not seeds:
         return []
@@ -231,7 +231,7 @@ def _view(start: Start, name: str, on: dict[int, Rung], off: dict[int, Rung], ra
 
 
 def _matched(start: Start, on: Ladder, off: Ladder) -> list[View]:
-    """Both sources at the largest KL that both reach; none without KL or a shared seed."""
+    """Both sources at the largest KL that both reach; empty without KL or a shared seed."""
     ladders = {"on": _with_kl(on), "off": _with_kl(off)}
     seeds = sorted(ladders["on"].keys() & ladders["off"].keys())
     if not seeds:
@@ -252,7 +252,7 @@ def _matched(start: Start, on: Ladder, off: Ladder) -> list[View]:
 
 
 def _with_kl(rates: Ladder) -> dict[int, list[Rung]]:
-    """Seed -> its rungs, where every one has a KL."""
+    """Seed -> its rungs, for seeds whose rungs all have a KL."""
     seeds: dict[int, list[Rung]] = {}
     for rungs in rates.values():
         for seed, rung in rungs.items():
@@ -261,5 +261,5 @@ def _with_kl(rates: Ladder) -> dict[int, list[Rung]]:
 
 
 def _rng(start: Start, *names: str) -> np.random.Generator:
-    """The same numbers for the same question, whatever else the report holds."""
+    """Generator that depends on the question alone, so that other results do not change an interval."""
     return np.random.default_rng(stream(0, "report", start.model, start.method, start.name, *names))

@@ -1,4 +1,4 @@
-"""A round's data, as results describe it."""
+"""Candidates and pairs of each round, as results describe them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,35 +19,35 @@ NAMES = {
     "surprise_gap": "surprise gap",
 }
 JUDGED = {"surprise", "surprise_gap"}
-"""Measures that are taken under the policy that the round starts from; the others need the texts only."""
+"""Measures under the policy that the round starts from; the others depend on the texts alone."""
 ENOUGH = 6
-"""Comparisons without a contradiction from which on chance is an unlikely reason: a sign test's fewest at 95%."""
+"""Fewest comparisons, all alike, that a sign test at 95% accepts."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Candidates and pairs of one round, as seen from the policy that it starts from, with one seed."""
+    """Candidates and pairs of one round under the policy that it starts from, with one seed."""
 
     start: Start
-    """Its method is empty before round 1, which all methods share."""
+    """With an empty method before round 1, which all methods share."""
     source: str
     seed: int
     data: Mapping[str, Any] | None = field(repr=False)
-    """The result's entry; None in results of before it was measured."""
+    """Entry of the result; None in results older than this measurement."""
 
     @property
     def texts(self) -> tuple[Any, ...]:
-        """The same for sets of the same texts: what is not sampled from the start serves every start of the round."""
+        """Key of the texts: fixed candidates serve every start of a round, samples of the policy one start."""
         return self.source, self.seed, self.start if on_policy(self.source) else self.start.round
 
     def metric(self, name: str) -> Mapping[str, Any]:
-        """One metric; without a value where it was not measured."""
+        """One metric; its value is None if it was not measured."""
         found: Mapping[str, Any] = ((self.data or {}).get("metrics") or {}).get(name) or {"value": None}
         return found
 
 
 def data_sets(book: Book) -> list[DataSet]:
-    """Each set once, however many cells share it; measured ones before others."""
+    """Each data set once, even if several cells share it; a measured copy wins."""
     found: dict[Any, DataSet] = {}
     for result in book.results:
         before: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ def data_sets(book: Book) -> list[DataSet]:
 
 
 def mean_over(group: Sequence[DataSet], name: str, digits: int = 2) -> str:
-    """`0.97 ± 0.01`; under several policies the range of their means."""
+    """`0.97 ± 0.01`: mean over sets with its standard error; for several policies the range of their means."""
     metrics = _each(group, name)
     known = [metric for metric in metrics if metric["value"] is not None]
     if not known:
@@ -86,12 +86,12 @@ def share_over(group: Sequence[DataSet], name: str) -> str:
 
 
 def _each(group: Sequence[DataSet], name: str) -> list[Mapping[str, Any]]:
-    """One metric for each set of texts, or for each policy that takes it."""
+    """One metric for each set of texts, or for each policy that judges it."""
     return list({(one.texts, one.start if name in JUDGED else None): one.metric(name) for one in group}.values())
 
 
 def _place(one: DataSet) -> tuple[Any, ...]:
-    """Fixed sources first, then by round; sampled ones by model, method and what came before."""
+    """Sort key: fixed sources first, then by round; on-policy ones by model, method and earlier rounds."""
     start = one.start
     return (
         on_policy(one.source),

@@ -1,4 +1,4 @@
-"""Where the numbers were made: commits, hardware and seconds, as the results themselves say it."""
+"""Origin of the numbers as recorded in results: commits, hardware and seconds."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -15,20 +15,20 @@ def facts(results: Iterable[Result]) -> dict[str, Mapping[str, Any]]:
 
 
 def distinct(results: Iterable[Result], field: str) -> list[str]:
-    """Every value of one field of the facts, in order; `commit` also takes the result's own."""
+    """Distinct values of one field of the artifacts' facts and of the results, sorted."""
     results = list(results)
     values = [one.get(field) for one in facts(results).values()] + [result.get(field) for result in results]
     return sorted({value for value in values if isinstance(value, str)})
 
 
 def dirty(results: Iterable[Result]) -> bool:
-    """Whether any result was made with uncommitted changes."""
+    """Whether any result or artifact was made with uncommitted changes."""
     results = list(results)
     return any(one.get("dirty") for one in [*facts(results).values(), *results])
 
 
 def seconds(result: Result) -> float | None:
-    """Seconds that built the artifacts of one run; shared ones count in every run that uses them."""
+    """Seconds to build all artifacts of one run; a shared artifact counts in every run that uses it."""
     known = [float(one["seconds"]) for one in facts([result]).values() if isinstance(one.get("seconds"), int | float)]
     return sum(known) if known else None
 
@@ -41,7 +41,7 @@ def peak_memory(result: Result) -> float | None:
 
 
 def reference_forwards(result: Result) -> tuple[int, int] | None:
-    """(computed, reused) forwards of the reference model in one run; None where its runs do not say."""
+    """(computed, reused) forwards of the reference model in one run; None if they were not recorded."""
     rungs = (rung for entry in result["rounds"] for rung in entry["rungs"] if is_done(rung))
     counts = [forwards for rung in rungs if (forwards := rung.get("training", {}).get("reference"))]
     if not counts:
@@ -50,7 +50,7 @@ def reference_forwards(result: Result) -> tuple[int, int] | None:
 
 
 def scorers(results: Iterable[Result]) -> list[str]:
-    """Held-out quality of each scorer, one line a scorer, each once."""
+    """Held-out quality of each scorer, one distinct line each."""
     lines = (
         f"{name}: {', '.join(_flat('', quality))}"
         for result in results

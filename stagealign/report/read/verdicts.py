@@ -1,4 +1,4 @@
-"""Estimate and claim to verdict: pure numbers, corrected for many claims at once."""
+"""Verdicts on claims from estimates, Holm-corrected over all claims of a scale."""
 
 import math
 from collections.abc import Sequence
@@ -14,29 +14,29 @@ NOT_REPRODUCED = "not reproduced"
 UNDER_POWERED = "under-powered"
 NOT_RUN = "not run"
 VERDICTS = (REPRODUCED, DIRECTION_ONLY, NOT_REPRODUCED, UNDER_POWERED, NOT_RUN)
-"""From the strongest support to none."""
+"""Ordered from the strongest support to none."""
 
 
 @dataclass(frozen=True)
 class ClaimEstimate:
-    """What results say about one claim's metric."""
+    """Estimate of one claim's metric from results."""
 
     effect: float
     """Signed so that the claimed direction is positive, in the claim's unit."""
     value: float | None
-    """The number that a tolerance is about (a ratio, a score); None where it has no useful value."""
+    """Number to compare with the claim's tolerance (a ratio or a score); None if it has no usable value."""
     shown: str
-    """Value and interval as text, as the tables show it."""
+    """Value and interval as text."""
     p: float
-    """Two-sided probability of an effect this far from 0 where there is none."""
+    """Two-sided p value against no effect."""
     highest: float
     """Upper end of the effect's 95% interval."""
 
 
 def normal(effect: float, standard_error: float, value: float | None, shown: str) -> ClaimEstimate:
-    """An estimate whose error is normal; `standard_error` is positive, in the unit of `effect`.
+    """Estimate with a normal error; `standard_error` is positive, in the unit of `effect`.
 
-    Raises ValueError for an error that is not positive: a metric without an interval decides nothing.
+    Raises ValueError if `standard_error` is not positive: a metric without an interval decides nothing.
     """
     if not standard_error > 0:
         raise ValueError(f"standard error {standard_error!r}: not positive; give a metric with an interval")
@@ -45,7 +45,7 @@ def normal(effect: float, standard_error: float, value: float | None, shown: str
 
 
 def share_of(right: int, n: int, shown: str) -> ClaimEstimate:
-    """An estimate of a share against one half, by the exact binomial test and the Clopper-Pearson interval."""
+    """Estimate of a share against one half, by the exact binomial test and the Clopper-Pearson interval."""
     from scipy.stats import binomtest
 
     found = binomtest(right, n)
@@ -56,7 +56,7 @@ def share_of(right: int, n: int, shown: str) -> ClaimEstimate:
 
 @dataclass(frozen=True)
 class ClaimVerdict:
-    """A claim, what was found, and what that makes of the claim."""
+    """A claim with its estimate and verdict."""
 
     claim: Claim
     state: str
@@ -64,16 +64,19 @@ class ClaimVerdict:
     why: str
     estimate: ClaimEstimate | None = None
     adjusted: float | None = None
-    """p value corrected by Holm over all claims of the scale that were run."""
+    """p value, Holm-corrected over all claims of the scale with an estimate."""
 
 
 def judge(claims: Sequence[Claim], estimates: Sequence[ClaimEstimate | str]) -> list[ClaimVerdict]:
-    """One verdict a claim; an estimate that is text says why there is none.
+    """One verdict for each claim; a text in place of an estimate is the reason for its absence.
 
-    A direction holds where its p value, corrected over all claims that were run, is below 5%. `reproduced`: the claimed
-    direction holds and the value lies in the claim's tolerance, where it has one. `direction only`: it holds, the value
-    lies outside. `not reproduced`: the opposite direction holds, or neither does and the 95% interval leaves out every
-    effect as large as the smallest one planned for. `under-powered`: none of these can be said.
+    A direction holds if its Holm-corrected p value is below 5%.
+
+    - `reproduced`: the claimed direction holds, and the value lies in the claim's tolerance if it has one.
+    - `direction only`: the claimed direction holds, but the value lies outside the tolerance.
+    - `not reproduced`: the opposite direction holds, or neither does and the 95% interval excludes the claim's smallest
+      effect.
+    - `under-powered`: none of the above.
     """
     run = [found for found in estimates if isinstance(found, ClaimEstimate)]
     adjusted = iter(holm([found.p for found in run]))
@@ -86,7 +89,7 @@ def judge(claims: Sequence[Claim], estimates: Sequence[ClaimEstimate | str]) -> 
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P values corrected for being many, in the order given; at most 1.
+    """Holm-corrected p values in the given order, at most 1.
 
     Source: Holm 1979, step-down; controls the chance of any false statement under every dependence.
     """
@@ -100,7 +103,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _state(claim: Claim, found: ClaimEstimate, p: float) -> tuple[str, str]:
-    """Verdict and reason of a claim that was run."""
+    """Verdict and reason of a claim with an estimate."""
     if p < ALPHA and found.effect < 0:
         return NOT_REPRODUCED, "the opposite direction holds"
     if p < ALPHA:

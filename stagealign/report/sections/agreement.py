@@ -1,4 +1,4 @@
-"""Whether measures of diversity agree."""
+"""Agreement of diversity measures, and off-policy sources compared by diversity and quality."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ from stagealign.stats.diversity import MORE, concordance, larger
 
 
 def orders(measured: Sequence[DataSet]) -> Table:
-    """By each measure: which of two sources from one start is the more diverse, and which the better."""
+    """Table of the more diverse of two sources from one start, by each measure; its last row is about quality."""
     couples = list(dict.fromkeys((a.source, b.source) for a, b in _comparisons(measured)))
     rows = []
     for name, label in {**NAMES, "quality": "quality under the oracle"}.items():
@@ -45,7 +45,7 @@ def orders(measured: Sequence[DataSet]) -> Table:
 
 
 def agreement(measured: Sequence[DataSet]) -> Table:
-    """Each two measures of diversity beside each other: over sources, and over the prompts of one set."""
+    """Table of each two diversity measures: agreement over sources, and over the prompts of one set."""
     rows = []
     for names, found, rhos in agreements(measured):
         spread = f"{signed(median(rhos))} [{signed(min(rhos))}, {signed(max(rhos))}]" if rhos else DASH
@@ -74,16 +74,16 @@ DataSetPair = tuple[DataSet, DataSet]
 
 
 def _comparisons(measured: Sequence[DataSet]) -> list[DataSetPair]:
-    """Every two sources of one start and seed, in the registry's order of sources."""
+    """Every two data sets of one start and seed, in the grid's order of sources."""
     ranked = sorted(measured, key=lambda one: source_place(one.source))
     return [(a, b) for a, b in combinations(ranked, 2) if (a.start, a.seed) == (b.start, b.seed)]
 
 
 def agreement_words(measured: Sequence[DataSet], names: Sequence[str]) -> dict[Any, tuple[int, ...]]:
-    """Comparison -> what each measure says: 1 its first source has more, -1 the second, 0 cannot tell.
+    """Comparison -> sign of each measure: 1 if the first source has more, -1 if the second has, 0 if undecided.
 
-    Left out where one of the measures has no value. Two sets of texts are one comparison, or one a policy where a
-    measure is that policy's.
+    A comparison without a value for one of the measures is left out. Two sets of texts make one comparison, or one for
+    each policy if a measure depends on the policy.
     """
     found = {}
     for a, b in _comparisons(measured):
@@ -96,7 +96,7 @@ def agreement_words(measured: Sequence[DataSet], names: Sequence[str]) -> dict[A
 
 
 def agreements(measured: Sequence[DataSet]) -> Sequence[tuple[tuple[str, str], Mapping[str, Any], list[float]]]:
-    """For each two measures: their concordance over sources, and their rank correlation in each set."""
+    """Each two measures with their concordance over sources and their rank correlation in each set."""
     rows = []
     for names in combinations(NAMES, 2):
         rhos = {}
@@ -110,7 +110,7 @@ def agreements(measured: Sequence[DataSet]) -> Sequence[tuple[tuple[str, str], M
 
 
 def good_or_diverse(book: Book, measured: Sequence[DataSet]) -> Table:
-    """Static candidates against another model's: both off-policy, so what differs is how diverse and how good."""
+    """Table of static candidates against another model's: both are off-policy and differ in diversity and quality."""
     others = [key for key, one in sources.SOURCES.items() if one.sampled_from]
     rows = [
         row for start in book.starts for source in others for row in _contrast(book, start, source, measured)
@@ -138,7 +138,7 @@ def good_or_diverse(book: Book, measured: Sequence[DataSet]) -> Table:
 
 
 def _contrast(book: Book, start: Start, source: str, measured: Sequence[DataSet]) -> Iterator[TableRow]:
-    """One row for each learning rate that both sources have, over the seeds that both have."""
+    """One row for each shared learning rate, over the shared seeds."""
     rungs = {
         key: {(rung.learning_rate, rung.seed): rung for rung in book.ladder(start, key)} for key in ("off", source)
     }

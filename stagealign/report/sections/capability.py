@@ -1,4 +1,4 @@
-"""What policies can do besides what they are trained for, before and after a round: was a gain bought by forgetting?"""
+"""Capability of policies before and after a round: whether a gain came with forgetting."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from stagealign.stats import statistics
 from stagealign.stats.statistics import Metric
 
 Ends = tuple[Mapping[str, Any], Mapping[str, Any]]
-"""A result's entries of the policy that a round starts from and of the one it ends with."""
+"""Capability entries of the policies that a round starts from and ends with."""
 DIGITS = {"percent": 1, "bits a byte": 3}
 NAMES = {
     "acc": "accuracy",
@@ -32,26 +32,26 @@ NAMES = {
 
 @dataclass(frozen=True)
 class CapabilityChange:
-    """One measure before and after a round, over seeds."""
+    """One capability measure before and after a round, over seeds."""
 
     name: str
     """`<task> <metric>`."""
     before: float
     after: float
     change: Metric
-    """After minus before, paired by item: as from `statistics.mean_over_seeds`."""
+    """After minus before, paired by item, as `statistics.mean_over_seeds` returns it."""
     better: str
-    """`higher` or `lower`: which side of the measure is the better one."""
+    """Direction of an improvement: `higher` or `lower`."""
 
     @property
     def toward(self) -> float:
-        """The change, counted so that a loss is negative."""
+        """The change with the sign that makes a loss negative."""
         value = float(self.change["value"])
         return -value if self.better == "lower" else value
 
     @property
     def p(self) -> float:
-        """Two-sided probability of a change this far from 0 where there is none; 1 where no item moved."""
+        """Two-sided p value against no change; 1 if no item changed."""
         error = float(self.change["standard_error"])
         return normal(self.toward, error, None, "").p if error > 0 else 1.0
 
@@ -72,10 +72,10 @@ class CapabilityRound:
     start: Start
     source: str
     seeds: tuple[int, ...]
-    """Those whose runs measured both ends; empty where none did."""
+    """Seeds whose runs measured both ends."""
     changes: tuple[CapabilityChange, ...] = field(repr=False)
     gain: Metric | None = field(repr=False)
-    """In gold reward on test prompts, over those seeds."""
+    """Gain in gold reward on test prompts, over those seeds."""
 
     @property
     def gained(self) -> bool:
@@ -84,13 +84,13 @@ class CapabilityRound:
 
 
 def label(name: str) -> str:
-    """`piqa accuracy` for `piqa acc`; a metric without a word of its own keeps its name."""
+    """`piqa accuracy` for `piqa acc`; a metric without an entry in `NAMES` keeps its name."""
     task, _, metric = name.rpartition(" ")
     return f"{task} {NAMES.get(metric, metric)}"
 
 
 def rounds(book: Book, model: str | None = None, method: str | None = None) -> list[CapabilityRound]:
-    """Every round of every run, each once, in the order of the report; of one model or method where one is named."""
+    """Distinct rounds of all runs in the report's order, restricted to one model or method if given."""
     ends: dict[tuple[Start, str], dict[int, Ends]] = {}
     for result in book.results:
         if model not in (None, result["model"]["key"]) or method not in (None, result["method"]["key"]):
@@ -131,7 +131,7 @@ def _chance(*names: str) -> np.random.Generator:
 
 
 def _paired(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether both ends were measured on the same items; another version may have had other ones."""
+    """Whether both ends were measured on the same items, which may differ between versions."""
     old, new = (end["items"].get(name, {}) for end in (before, after))
     return bool(old) and old.keys() == new.keys()
 
@@ -145,7 +145,7 @@ def _change(name: str, pairs: Sequence[Ends], rng: np.random.Generator) -> Capab
 
 
 def table(book: Book, model: str | None = None, method: str | None = None) -> Table:
-    """One row a round, for all models and methods or for one; empty where nothing at all was measured."""
+    """Table with one row for each round, of all models and methods or of one; empty if nothing was measured."""
     every = rounds(book, model, method)
     known = {change.name: change for one in every for change in one.changes}
     return Table(
@@ -180,7 +180,7 @@ def _row(book: Book, one: CapabilityRound, names: Sequence[str]) -> TableRow:
 
 
 def _cell(change: CapabilityChange) -> str:
-    """`67.5 → 66.0`, and below it the change with its interval."""
+    """`67.5 → 66.0` and, on a second line, the change with its interval."""
     digits = DIGITS.get(change.unit, 2)
     bounds = ", ".join(signed(bound, digits) for bound in change.change["interval"])
     return (
@@ -190,14 +190,14 @@ def _cell(change: CapabilityChange) -> str:
 
 
 def _seen(change: CapabilityChange) -> int:
-    """-1 for the worse, 1 for the better, 0 where the change's interval meets 0."""
+    """Direction of a change: -1 worse, 1 better, 0 if its interval includes 0."""
     low, high = change.change["interval"]
     sign = (low > 0) - (high < 0)
     return -sign if change.better == "lower" else sign
 
 
 def statements(book: Book) -> Iterator[ReportFinding]:
-    """Whether a gain was bought by forgetting, in words; and what is not measured."""
+    """Finding on whether gains came with a loss of capability, or that capability is not measured."""
     every = rounds(book)
     if book.plumbing or not every:
         return
@@ -226,7 +226,7 @@ def statements(book: Book) -> Iterator[ReportFinding]:
 
 
 def _said(book: Book, here: Sequence[tuple[CapabilityRound, CapabilityChange]], worse: int, sure: int) -> str:
-    """What one measure says of the rounds that gained: how often it fell, how far, and what it could have shown."""
+    """Summary of one measure over the rounds that gained: losses, mean and worst change, detectable change."""
     one, most = min(here, key=lambda pair: pair[1].toward)
     digits = DIGITS.get(most.unit, 2)
     errors = [float(change.change["standard_error"]) for _, change in here if change.change["standard_error"] > 0]

@@ -1,4 +1,4 @@
-"""Claims held against results: the estimate of each claim's metric, and the verdict."""
+"""Estimates of the claims' metrics from results, and the tables of verdicts and claims."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -17,7 +17,7 @@ CHANGED = "the claim was changed after results that cite it were made: give the 
 
 
 def verdicts(book: Book, contrasts: Sequence[Contrast]) -> list[ClaimVerdict]:
-    """One verdict for each claim of the book's scale, in the order they were written down."""
+    """One verdict for each claim of the book's scale, in the order of `grid.claims`."""
     claims = of_scale(book.scale)
     strangers = [r["cell"] for r in book.results if weights(r["model"], book.scale) != "published"]
     if book.replicates and strangers:
@@ -27,7 +27,7 @@ def verdicts(book: Book, contrasts: Sequence[Contrast]) -> list[ClaimVerdict]:
 
 
 def _estimate(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstimate | str:
-    """What the results say of the claim's metric, or why they say nothing."""
+    """Estimate of the claim's metric, or the reason why there is none."""
     cited = {found for result in book.results if (found := result.get("claims", {}).get(claim.key))}
     if cited - {claim.fingerprint}:
         return CHANGED
@@ -52,7 +52,7 @@ def _is_about(claim: Claim, one: Contrast) -> bool:
 
 
 def _sampled(row: str, claim: Claim) -> str:
-    """What sampled a row, where it was not our own sampler."""
+    """Remark on a row's sampler; empty for our own."""
     return "" if row == claim.method else f"; sampled by {row.removeprefix(f'{claim.method}_')}"
 
 
@@ -65,7 +65,7 @@ def _score(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEsti
 
 
 def _rise(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstimate | str:
-    """Scores of both policies on the same test prompts; their errors are added as if independent, so it is cautious."""
+    """Rise of the score on the same test prompts. Errors are added as if independent, which is conservative."""
     before, now = _boundary(book, claim, "start"), _boundary(book, claim, claim.policy)
     if before is None or now is None:
         return f"no boundary score of {claim.model} before and {claim.policy}"
@@ -77,7 +77,7 @@ def _rise(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstim
 
 
 def _boundary(book: Book, claim: Claim, policy: str) -> Metric | None:
-    """Score of one policy over its seeds, of the first row that has it; the start is shared by all."""
+    """Score of one policy over its seeds, from the first row that has one; all rows share the start."""
     policies = [one for one in book.policies if one.model == claim.model and after(one.sources) == policy]
     for row in book.rows_of(claim.method):
         known = (row, book.shared(row)) if policy == "start" else (row,)
@@ -88,7 +88,7 @@ def _boundary(book: Book, claim: Claim, policy: str) -> Metric | None:
 
 
 def _rule(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstimate | str:
-    """Exact sign test over decided cases; cases share policies and data, so it is somewhat bold."""
+    """Exact sign test over decided cases; it is anti-conservative, as cases share policies and data."""
     cases = decided(contrasts)
     if not cases:
         return "no case in which one source was better"
@@ -100,7 +100,7 @@ def _rule(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstim
 
 
 def decided(contrasts: Sequence[Contrast]) -> list[Contrast]:
-    """Cases that claims count, with a boundary score, in which one source was better."""
+    """Contrasts that claims count, with a boundary score and a better source."""
     return [one for one in counted(contrasts) if one.better != UNDECIDED and NOT_RUN not in (one.better, one.named)]
 
 
@@ -113,7 +113,7 @@ ESTIMATES: Mapping[str, Callable[[Claim, Book, Sequence[Contrast]], ClaimEstimat
 
 
 def table(book: Book, found: Sequence[ClaimVerdict]) -> Table:
-    """Every claim with its verdict: the report's first table."""
+    """Table of every claim with its verdict."""
     run = sum(one.state != NO_RESULT for one in found)
     rows = [
         TableRow(

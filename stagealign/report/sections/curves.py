@@ -1,4 +1,4 @@
-"""Training curves of one row as SVG: loss and margin by step, one panel a starting policy."""
+"""Training curves of one row as SVG: loss and margin by step, one panel for each starting policy."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ QUANTITIES = {"loss": "loss", "margin": "margin, nats"}
 
 
 def curves(book: Book, model: str, method: str) -> str:
-    """SVG text; empty where no rung recorded a curve."""
+    """SVG text; empty if no rung recorded a curve."""
     rungs = [r for r in book.rungs if (r.start.model, r.start.method, r.state) == (model, method, "done")]
     rungs = [rung for rung in rungs if rung.data["training"].get("curve")]
     if not rungs:

@@ -1,4 +1,4 @@
-"""What the rounds were trained on: diversity by each measure, quality, lengths; and whether the measures agree."""
+"""Training data of the rounds: diversity, quality and length, and the agreement of diversity measures."""
 
 from collections.abc import Iterator, Sequence
 from statistics import median
@@ -21,14 +21,14 @@ from stagealign.report.sections.words import DASH, NOT_MEASURED, count, listing,
 
 
 def data_tables(book: Book) -> list[Table]:
-    """The sets, who is more diverse by which measure, whether the measures agree, and what good data gained."""
+    """Tables of the data sets, of the more diverse source by each measure, and of the measures' agreement."""
     sets = data_sets(book)
     measured = [one for one in sets if one.data is not None]
     return [good_or_diverse(book, measured), orders(measured), agreement(measured), described(book, sets)]
 
 
 def data_statements(book: Book) -> Iterator[ReportFinding]:
-    """Whether diversity by one measure speaks for the others, in words."""
+    """Finding on whether the measures of diversity agree."""
     measured = [one for one in data_sets(book) if one.data is not None]
     if book.plumbing or not measured:
         return
@@ -58,7 +58,7 @@ def data_statements(book: Book) -> Iterator[ReportFinding]:
 
 
 def described(book: Book, sets: Sequence[DataSet]) -> Table:
-    """One row for each set of texts, over seeds."""
+    """Table with one row for each set of texts, over seeds."""
     groups: dict[Any, list[DataSet]] = {}
     for one in sets:
         source, _, place = one.texts

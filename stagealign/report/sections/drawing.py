@@ -1,4 +1,4 @@
-"""What all figures share: colours, style, panels, legend, and SVG text with the same bytes for the same drawing."""
+"""Shared parts of all figures: colours, style, panels, legend, and reproducible SVG text."""
 
 import io
 import re
@@ -14,7 +14,7 @@ MODEL_COLOUR = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")
 """Okabe and Ito, one for each model."""
 SOURCE_SHAPE = {"off": "s", "on": "o"}
 OTHER_COLOURS, OTHER_SHAPES = ("#009e73", "#cc79a7", "#56b4e9"), ("^", "v", "P")
-"""For the grid's other sources, in its order."""
+"""Looks of the grid's other sources, in its order."""
 INK, PAPER, FAINT = "#222222", "#ffffff", "#999999"
 DARK = {
     INK: "#e6e6e6",
@@ -25,7 +25,7 @@ DARK = {
     "#009e73": "#33c79b",
 }
 WIDTH = 7.2
-"""Inches; narrow, so that a phone shows it whole."""
+"""Inches; narrow enough for a phone."""
 STYLE = {
     "svg.fonttype": "none",
     "font.family": ["DejaVu Sans"],

@@ -43,7 +43,7 @@ ABOUT = {
 
 
 def _gains(book: Book, contrasts: list[Contrast]) -> Any:
-    """Rows: model and method; columns: start; x: learning rate; y: gain."""
+    """Panels of gain by learning rate; rows are models and methods, columns are starts."""
     rows = list(dict.fromkeys((one.start.model, one.start.method) for one in contrasts))
     columns = list(dict.fromkeys(one.start.name for one in sorted(contrasts, key=lambda c: c.start.before[::-1])))
     rates = sorted({side.learning_rate for one in contrasts for side in one.sides})
@@ -96,7 +96,7 @@ def _has_ratio(one: Contrast) -> bool:
 
 
 def _rule(book: Book, contrasts: list[Contrast]) -> Any:
-    """Ratio against score, one point a starting policy; colour: model."""
+    """Ratio against score, one point for each starting policy, coloured by model."""
     from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
     figure, axes = grid(1, 1, 3.6, sharex=False)
@@ -124,7 +124,7 @@ def _rule(book: Book, contrasts: list[Contrast]) -> Any:
 
 
 def _share(value: float, low: float, high: float) -> float:
-    """Place of `value` on a logarithmic axis, 0 to 1."""
+    """Position of `value` on a logarithmic axis, 0 to 1."""
     return math.log(value / low) / math.log(high / low)
 
 
@@ -159,7 +159,7 @@ def _models_legend(figure: Any, book: Book, models: list[str]) -> None:
 
 
 def _boundary(book: Book) -> Any:
-    """One panel a model; a tree of policies over rounds."""
+    """One panel for each model with its tree of policies over rounds."""
     models = list(dict.fromkeys(policy.model for policy in book.policies))
     columns = min(3, len(models))
     figure, axes = grid(-(-len(models) // columns), columns, 2.1, sharex=False)

@@ -15,7 +15,7 @@ from stagealign.stats import statistics
 
 @dataclass(frozen=True)
 class ReportFinding:
-    """One statement; `kind` says how to read it."""
+    """One statement of the report's opening."""
 
     kind: str
     """`scope`, `found`, `against` (the paper), `unsure` or `missing`."""
@@ -23,7 +23,7 @@ class ReportFinding:
 
 
 def findings(book: Book, contrasts: Sequence[Contrast]) -> list[ReportFinding]:
-    """The report's opening, most general first; of a starting policy that was sampled twice, what claims count."""
+    """Statements of the report's opening, most general first, from the contrasts that claims count."""
     contrasts = counted(contrasts)
     parts: list[Iterator[ReportFinding]] = [_scope(book)]
     if not book.plumbing:
@@ -59,7 +59,7 @@ def _scope(book: Book) -> Iterator[ReportFinding]:
 
 
 def _sources(contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
-    """One statement for each kind of start: who won, in each view."""
+    """One statement for each kind of start: the better source in each view."""
     for name in dict.fromkeys(one.start.name for one in contrasts):
         group = [one for one in contrasts if one.start.name == name]
         best = [view for one in group if (view := one.view("best"))]
@@ -81,7 +81,7 @@ def _sources(contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
 
 
 def central(book: Book, contrasts: Sequence[Contrast]) -> str:
-    """The finding on the paper's central claim, for those who read nothing else; empty where there is no case."""
+    """Finding on the paper's central claim; empty if no case exists."""
     return next((finding.text for finding in _rule(book, counted(contrasts))), "")
 
 
@@ -123,7 +123,7 @@ def _rule(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
 
 
 def _movement(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
-    """What one round does to the boundary score."""
+    """Change of the boundary score in one round, by source."""
     scores, rows = _scores(book), {(one.start.model, one.start.method) for one in contrasts}
     for source in ordered([*COMPARED, *(sources[0] for _, _, sources in scores if len(sources) == 1)]):
         moves = [
@@ -144,7 +144,7 @@ def _movement(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFindi
 
 
 def _views(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
-    """Where the answer hangs on how the sources are compared."""
+    """Starting policies whose better source depends on the comparison."""
     split = [
         policy_name(book, one.start) for one in contrasts if set(COMPARED) <= {view.better for view in one.views}
     ]  # fmt: skip
@@ -162,7 +162,7 @@ def _views(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]
 
 
 def _cost(contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
-    """How far each source moves at equal learning rate, and how repetitive it gets."""
+    """KL and degenerate share of on-policy against off-policy rounds at equal learning rate."""
     moved, degenerate = [], []
     for one in contrasts:
         sides = {(side.source, side.learning_rate): side for side in one.sides}
@@ -182,7 +182,7 @@ def _cost(contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
 
 
 def _collapsed(book: Book) -> Iterator[ReportFinding]:
-    """Policies that broke down: what they write is no answer, so they have no win rate."""
+    """Policies that collapsed and therefore have no win rate."""
     found = {
         f"{policy_name(book, replace(rung.start, before=(*rung.start.before, rung.source)))}, lr "
         f"{rate(rung.learning_rate)} ({rung.data['metrics'][SPLIT]['collapsed']})": None
@@ -194,7 +194,7 @@ def _collapsed(book: Book) -> Iterator[ReportFinding]:
 
 
 def _power(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
-    """What these prompts and seeds could have shown."""
+    """Smallest difference that these prompts and seeds can detect."""
     best = [view for one in contrasts if (view := one.view("best"))]
     if not best:
         return

@@ -1,4 +1,4 @@
-"""Gold reward against KL: what each source's ladder of learning rates reaches at equal movement."""
+"""Gold reward against KL over each source's ladder of learning rates."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ ABOUT = (
 
 
 def frontier(book: Book, contrasts: Sequence[Contrast]) -> str:
-    """SVG text; empty where no starting policy has both sources with a KL."""
+    """SVG text; empty if no starting policy has both sources with a KL."""
     shown = [one for one in contrasts if {side.source for side in one.sides if side.kl is not None} >= set(COMPARED)]
     return render("frontier", ABOUT, lambda: _draw(book, shown)) if shown else ""
 

@@ -1,4 +1,4 @@
-"""The tables that leave nothing out: every rung, every round's pairs, every run, in whatever state it is."""
+"""Complete tables: every rung, the pairs of every round, and every run, in any state."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from stagealign.report.sections.words import DASH, count, duration, gain, percen
 
 
 def ladder(book: Book) -> Table:
-    """Every rung of every cell, and what is not there."""
+    """Table of every rung of every cell, missing ones included."""
     rows = [_rung_row(book, rung) for rung in book.rungs]
     for result in book.results:
         if result["state"] != "done":
@@ -43,7 +43,7 @@ def ladder(book: Book) -> Table:
 
 
 def pairs(book: Book) -> Table:
-    """What each round was trained on, and what was left out for which reason."""
+    """Table of each round's training pairs, with dropped rows by reason."""
     rows: dict[tuple[str, ...], TableRow] = {}
     for result in book.results:
         sources: tuple[str, ...] = ()
@@ -74,7 +74,7 @@ def pairs(book: Book) -> Table:
 
 
 def runs(book: Book) -> Table:
-    """One row a run: where, when and at what cost."""
+    """Table with one row for each run: hardware, commit and cost."""
     rows = []
     for result in book.results:
         forwards = facts.reference_forwards(result)

@@ -1,4 +1,4 @@
-"""What a table is, and how a policy is called in all of them."""
+"""The table that both templates draw, and the names of policies and methods in it."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """What both templates draw."""
+    """One table of a report."""
 
     key: str
     title: str
@@ -32,5 +32,5 @@ def policy_name(book: Book, start: Start) -> str:
 
 
 def method_name(book: Book, key: str) -> str:
-    """`DPO`, as the results call it."""
+    """Name of a method in the results, such as `DPO`."""
     return next((str(r["method"].get("name", key)) for r in book.results if r["method"]["key"] == key), key)

@@ -1,4 +1,4 @@
-"""The central claim: what following the boundary score would have gained, against constant choices and a coin."""
+"""Gain of following the boundary score, against constant choices and a coin: the paper's central claim."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from stagealign.stats.statistics import Metric, mean_metric, proportion
 
 @dataclass(frozen=True)
 class Strategy:
-    """One way to choose the next round's data, over all cases that were run."""
+    """One way to choose the next round's data, evaluated over all cases."""
 
     name: str
     right: float
-    """Decided cases in which it takes the better source; of a coin, on average."""
+    """Decided cases in which it takes the better source; for a coin, the expected number."""
     share: Metric | None
-    """That number as a share of the decided cases; None of a coin and without decided cases."""
+    """`right` as a share of the decided cases; None for a coin, or without decided cases."""
     gain: Metric
-    """Mean gain of the source it takes, over all cases with both sources."""
+    """Mean gain of the chosen source over all cases with both sources."""
     lost: float
-    """Mean of the larger gain minus the gain of the source it takes: 0 is perfect hindsight."""
+    """Mean of the larger gain minus the chosen source's gain; 0 for perfect choices."""
 
 
 CHOICES: dict[str, Callable[[Contrast], str]] = {
@@ -34,12 +34,12 @@ CHOICES: dict[str, Callable[[Contrast], str]] = {
 
 
 def cases(contrasts: Sequence[Contrast]) -> list[Contrast]:
-    """Starting policies that claims count, with a boundary score, from which both sources were run."""
+    """Contrasts that claims count and that have a boundary score and both sources."""
     return [one for one in counted(contrasts) if one.boundary is not None and set(COMPARED) <= one.best.keys()]
 
 
 def strategies(contrasts: Sequence[Contrast]) -> list[Strategy]:
-    """The boundary score, both constants and a coin; none without cases."""
+    """The boundary score, both constant choices and a coin; empty without cases."""
     every, sure = cases(contrasts), decided(contrasts)
     if not every:
         return []
@@ -75,7 +75,7 @@ def advantage(contrasts: Sequence[Contrast], over: str) -> Metric | None:
 
 
 def table(contrasts: Sequence[Contrast]) -> Table:
-    """One row a strategy."""
+    """Table with one row for each strategy."""
     sure, every = decided(contrasts), cases(contrasts)
     rows = [
         TableRow(

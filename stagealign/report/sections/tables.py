@@ -1,4 +1,4 @@
-"""The tables that answer the question: who gained more, by how much, and what the boundary score had said."""
+"""Tables of effectiveness, effectiveness ratios and boundary scores."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from stagealign.report.sections.rows import Table, TableRow, method_name, policy
 from stagealign.report.sections.words import DASH, count, gain, percent, plain, rate, score
 
 STAGE = {"off": "injection", "on": "fine-tuning"}
-"""Source that the boundary score names -> the preference stage that it stands for."""
+"""Source that the boundary score names -> preference stage."""
 
 
 def effectiveness(book: Book, contrasts: Sequence[Contrast]) -> Table:
-    """Which source was better from each starting policy, and whether the boundary score named it."""
+    """Table of each starting policy: gains by source, the better one, and whether the boundary score named it."""
     sources = [*COMPARED, *others(source for one in contrasts for source in one.best)]
     columns = (
         "Starting policy",
@@ -52,7 +52,7 @@ def effectiveness(book: Book, contrasts: Sequence[Contrast]) -> Table:
 
 
 def side(found: Side | None) -> str:
-    """A gain with what it cost: learning rate, clean gain, KL and degenerate share."""
+    """Gain of one source with its learning rate, clean gain, KL and degenerate share."""
     if found is None:
         return NOT_RUN
     kl, clean = plain(found.kl, 1), gain(found.clean_gain)
@@ -61,14 +61,14 @@ def side(found: Side | None) -> str:
 
 
 def spreads(found: Side) -> str:
-    """`off 0.02 / 0.04 (2 seeds)`: between seeds, and over the prompts of one."""
+    """`off 0.02 / 0.04 (2 seeds)`: spread between seeds, and error over the prompts of one seed."""
     metric = found.gain
     between, over = plain(metric["between_seeds"]), plain(metric["over_prompts"])
     return f"{found.source} {between} / {over} ({count(metric['seeds'], 'seed')})"
 
 
 def ratios(book: Book, contrasts: Sequence[Contrast]) -> Table:
-    """Effectiveness ratio, on over off, in three views, with seeds and both spreads."""
+    """Table of effectiveness ratios, on over off, in three views, with both spreads."""
     real = not book.plumbing
     columns = (
         "Starting policy",
@@ -110,7 +110,7 @@ def ratios(book: Book, contrasts: Sequence[Contrast]) -> Table:
 
 
 def boundaries(book: Book) -> Table:
-    """Boundary score of every policy that was measured, before and after each round."""
+    """Table of the boundary score of every measured policy, before and after each round."""
     groups: dict[tuple[str, str, tuple[str, ...]], list[MeasuredPolicy]] = {}
     for policy in book.policies:
         groups.setdefault(policy.key, []).append(policy)
