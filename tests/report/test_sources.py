@@ -1,15 +1,16 @@
-"""A source that somebody adds to the grid reaches every part of the report under its own name."""
+"""A source or method that somebody adds to the grid reaches every part of the report under its own name."""
 
 import pytest
 from factory_results import result
 
+from stagealign.grid import methods
 from stagealign.grid.sources import SCHEDULES, SOURCES
-from stagealign.grid.spec import Source
+from stagealign.grid.spec import Method, Source
 from stagealign.report import build as report
 from stagealign.report.read.book import open_book
 from stagealign.report.read.contrasts import contrasts
 from stagealign.report.read.sides import COMPARED, data_name, ordered, others
-from stagealign.report.sections.drawing import INK, source_look
+from stagealign.report.sections.drawing import INK, marks_in_words, method_look, source_look
 from stagealign.report.sections.findings import findings
 from stagealign.report.sections.tables import effectiveness
 from stagealign.store.results import write_result
@@ -65,3 +66,11 @@ def test_sources_stand_in_the_grids_order_and_unknown_ones_last():
     looks = [source_look(source) for source in (*COMPARED, "llama", "gone")]
     assert len(set(looks)) == 4
     assert looks[-1] == (INK, "D")
+
+
+def test_each_method_has_a_marker_and_a_line_of_its_own(monkeypatch):
+    assert marks_in_words() == "circle: DPO, triangle: SLiC-HF"
+    monkeypatch.setattr(methods, "BASES", (*methods.BASES, Method("toy", "Toy", form="sigmoid", beta=0.1)))
+    assert marks_in_words().endswith(", square: Toy")
+    assert len({method_look(base.key) for base in methods.BASES}) == 3
+    assert method_look("dpo_beta0.5") == method_look("dpo")

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from stagealign.grid import sources
+from stagealign.grid import methods, sources
 from stagealign.report.read.sides import COMPARED, data_name, others
 
 SOURCE_COLOUR = {"off": "#0072b2", "on": "#d55e00"}
@@ -50,6 +50,29 @@ def source_look(source: str) -> tuple[str, str]:
         return INK, "D"
     place = known.index(source)
     return OTHER_COLOURS[place % len(OTHER_COLOURS)], OTHER_SHAPES[place % len(OTHER_SHAPES)]
+
+
+METHOD_MARKS = {"o": "circle", "^": "triangle", "s": "square", "D": "diamond"}
+METHOD_LINES = {"-": "solid", "--": "dashes", ":": "dots", "-.": "dashes and dots"}
+"""Markers and line styles of methods, in the order of `grid.methods.BASES`, with their names."""
+
+
+def method_look(method: str) -> tuple[str, str]:
+    """Marker and line style of a method; a variant has those of the first method."""
+    keys = [base.key for base in methods.BASES]
+    place = keys.index(method) if method in keys else 0
+    marks, lines = list(METHOD_MARKS), list(METHOD_LINES)
+    return marks[place % len(marks)], lines[place % len(lines)]
+
+
+def marks_in_words() -> str:
+    """`circle: DPO, triangle: SLiC-HF`."""
+    return ", ".join(f"{METHOD_MARKS[method_look(base.key)[0]]}: {base.name}" for base in methods.BASES)
+
+
+def lines_in_words() -> str:
+    """`dashes: SLiC-HF`: the methods after the first, whose lines are solid."""
+    return ", ".join(f"{METHOD_LINES[method_look(base.key)[1]]}: {base.name}" for base in methods.BASES[1:])
 
 
 def grid(

@@ -7,7 +7,19 @@ from typing import Any
 
 from stagealign.report.read.book import Book
 from stagealign.report.read.contrasts import BOUNDARY, Contrast, Side, boundary, counted
-from stagealign.report.sections.drawing import FAINT, INK, MODEL_COLOUR, PAPER, grid, legend, render, source_look
+from stagealign.report.sections.drawing import (
+    FAINT,
+    INK,
+    MODEL_COLOUR,
+    PAPER,
+    grid,
+    legend,
+    lines_in_words,
+    marks_in_words,
+    method_look,
+    render,
+    source_look,
+)
 from stagealign.report.sections.rows import method_name
 from stagealign.report.sections.words import rate
 from stagealign.stats.statistics import Metric
@@ -36,9 +48,11 @@ ABOUT = {
     "rule.svg": "Effectiveness ratio (gain from on-policy over gain from off-policy data, each at its best learning "
     "rate, logarithmic) against the boundary score before the round, with 95% intervals. By the paper's rule every "
     "point lies in a shaded quarter: below 1 left of the line at 0.5, above 1 right of it. A starting policy whose "
-    "ratio has no value is not drawn. Full: round 1, hollow: later; circle: DPO, triangle: SLiC-HF.",
+    "ratio has no value is not drawn. Full: round 1, hollow: later; "
+    f"{marks_in_words()}.",
     "boundary.svg": "Boundary score of each policy by round, with 95% intervals and the line at 0.5. A line has "
-    "the colour of the round's data (square, blue: off-policy; circle, orange: on-policy); dashes: SLiC-HF.",
+    "the colour of the round's data (square, blue: off-policy; circle, orange: on-policy); "
+    f"{lines_in_words()}.",
 }
 
 
@@ -140,7 +154,7 @@ def _ratio_point(axis: Any, one: Contrast, colour: str) -> None:
         [ratio["value"]],
         xerr=[[score["value"] - left], [right - score["value"]]],
         yerr=[[max(ratio["value"] - low, 0)], [max(high - ratio["value"], 0)]],
-        fmt="^" if one.start.method == "slichf" else "o",
+        fmt=method_look(one.start.method)[0],
         color=colour,
         markerfacecolor=colour if not one.start.before else PAPER,
         markersize=6,
@@ -217,6 +231,6 @@ def _node(axis: Any, edge: ScoreEdge) -> None:
     colour, shape = source_look(edge.source)
     axis.errorbar([edge.place], [value], yerr=[[value - low], [high - value]], fmt=shape, color=colour, markersize=4.5)
     if edge.parent is not None:
-        style = "--" if edge.method == "slichf" else "-"
+        style = method_look(edge.method)[1]
         places, values = [edge.parent_place, edge.place], [edge.parent["value"], value]
         axis.plot(places, values, style, color=colour, linewidth=1)
