@@ -97,15 +97,15 @@ def summary_rows(results: Path, cells: Sequence[Cell]) -> list[SummaryRow]:
     book = open_book(results, cells[0].scale.key, {cell.id for cell in cells})
     return [
         SummaryRow(
-            policy_name(book, one.start),
-            score(one.boundary),
-            DASH if one.named == NOT_RUN else one.named,
-            gain(one.best["off"].gain) if "off" in one.best else NOT_RUN,
-            gain(one.best["on"].gain) if "on" in one.best else NOT_RUN,
-            one.better,
-            one.named_it,
+            policy_name(book, contrast.start),
+            score(contrast.boundary),
+            DASH if contrast.named == NOT_RUN else contrast.named,
+            gain(contrast.best["off"].gain) if "off" in contrast.best else NOT_RUN,
+            gain(contrast.best["on"].gain) if "on" in contrast.best else NOT_RUN,
+            contrast.better,
+            contrast.named_it,
         )
-        for one in contrasts(book)
+        for contrast in contrasts(book)
     ]
 
 

@@ -41,32 +41,32 @@ def readme_lines(results: Path) -> list[str]:
     """Lines of a Markdown table with one row for each part of the tests. A damaged file becomes a row."""
     lines = ["| attack | kinds | times | survived |", "|---|---|---|---|"]
     for path in sorted((results / FOLDER).glob("*.json")):
-        found = _read(path)
-        if isinstance(found, str):
-            lines.append(f"| {path.stem} | {found} | | |")
+        part = _read(path)
+        if isinstance(part, str):
+            lines.append(f"| {path.stem} | {part} | | |")
             continue
-        rows = found["rows"]
+        rows = part["rows"]
         times, survived = (sum(row[name] for row in rows) for name in ("times", "survived"))
-        lines.append(f"| {found['title']} | {len(rows)} | {times:,} | {'all' if times == survived else survived} |")
+        lines.append(f"| {part['title']} | {len(rows)} | {times:,} | {'all' if times == survived else survived} |")
     return lines if len(lines) > 2 else ["Not measured yet: `python -m benchmarks.faults`."]
 
 
 def _read(path: Path) -> dict[str, Any] | str:
     """Results of one part, or the fault of its file."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        wrong = misfit(found, SHAPE)
+        part: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        wrong = misfit(part, SHAPE)
     except (OSError, ValueError, RecursionError):
         wrong = "it is not JSON"
     again = f"`python -m benchmarks.faults --part {path.stem}`"
-    return f"damaged file: {wrong}; {again} rebuilds it" if wrong else found
+    return f"damaged file: {wrong}; {again} rebuilds it" if wrong else part
 
 
 def _rows(path: Path) -> list[TableRow]:
-    found = _read(path)
-    if isinstance(found, str):
-        return [TableRow((path.stem, found, "", "", ""), "failed")]
-    return [_row(found["title"], row) for row in found["rows"]]
+    part = _read(path)
+    if isinstance(part, str):
+        return [TableRow((path.stem, part, "", "", ""), "failed")]
+    return [_row(part["title"], row) for row in part["rows"]]
 
 
 def _row(title: str, row: dict[str, Any]) -> TableRow:

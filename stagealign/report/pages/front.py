@@ -49,8 +49,8 @@ def _central(results: Path, scale: str) -> str:
     from stagealign.report.sections.findings import central
 
     book = open_book(results, scale)
-    said = central(book, contrasts(book))
-    return f"\nOver the whole {scale} grid: {markdown(said)}\n" if said else ""
+    finding = central(book, contrasts(book))
+    return f"\nOver the whole {scale} grid: {markdown(finding)}\n" if finding else ""
 
 
 def with_meter(readme: str, results: Path) -> str:

@@ -91,5 +91,5 @@ def _judged(known: ScaleResults, name: str) -> Part:
     figure = known.figures.get("rule.svg")
     scope = findings(book, known.contrasts)[0].text
     drawn = Markup(figure) if figure else None  # our own SVG: matplotlib escapes its texts
-    said = central(book, known.contrasts)
-    return Part(book.scale, name, tally(judged), scope, said, table(book, judged), drawn, f"{book.scale}/index.html")
+    finding = central(book, known.contrasts)
+    return Part(book.scale, name, tally(judged), scope, finding, table(book, judged), drawn, f"{book.scale}/index.html")

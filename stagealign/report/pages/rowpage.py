@@ -92,19 +92,19 @@ def _policies(book: Book, model: str, method: str) -> Table:
 
 
 def _measures(policy: MeasuredPolicy) -> Iterator[str]:
-    found = policy.metrics[SPLIT]
-    yield score(_boundary(found))
-    yield gain(found.get("gold"))
-    yield score(found.get("win_rate"))
+    metrics = policy.metrics[SPLIT]
+    yield score(_boundary(metrics))
+    yield gain(metrics.get("gold"))
+    yield score(metrics.get("win_rate"))
     for name in ("length", "kl"):
-        yield plain(found[name]["value"], 1) if found.get(name) else DASH
+        yield plain(metrics[name]["value"], 1) if metrics.get(name) else DASH
     for name in ("degenerate", "truncated"):
-        yield percent(found[name]["value"]) if found.get(name) else DASH
+        yield percent(metrics[name]["value"]) if metrics.get(name) else DASH
 
 
-def _boundary(found: Any) -> dict[str, Any] | None:
-    one = found.get("boundary")
-    return {"value": one["score"], "interval": one["interval"]} if one else None
+def _boundary(metrics: Any) -> dict[str, Any] | None:
+    boundary = metrics.get("boundary")
+    return {"value": boundary["score"], "interval": boundary["interval"]} if boundary else None
 
 
 def _rungs(book: Book, model: str, method: str) -> Table:
@@ -136,9 +136,9 @@ def _rungs(book: Book, model: str, method: str) -> Table:
 
 
 def _artifacts(runs: Sequence[Result]) -> Table:
-    made: dict[str, Any] = {}
+    origins: dict[str, Any] = {}
     for run in runs:
-        made |= run["artifacts"]
+        origins |= run["artifacts"]
     rows = [
         TableRow(
             (
@@ -150,7 +150,7 @@ def _artifacts(runs: Sequence[Result]) -> Table:
                 str(facts.get("hardware")),
             )
         )
-        for path, facts in sorted(made.items())
+        for path, facts in sorted(origins.items())
     ]
     return Table(
         "artifacts",
@@ -185,25 +185,25 @@ def _beside(book: Book, start: Start, seed: int, ends: dict[tuple[str, ...], Res
     metrics = {p.sources: p.metrics for p in book.policies if p.model == start.model and p.seed == seed
                and p.method in ("", start.method)}  # fmt: skip
     golds = {name: metrics.get(sources, {}).get(SPLIT, {}).get("prompts", {}) for name, sources in columns.items()}
-    shared = [key for key in texts["before"] if all(key in found for found in texts.values())]
+    shared = [key for key in texts["before"] if all(key in by_prompt for by_prompt in texts.values())]
     shown = [_sample(key, texts, golds) for key in shared]
-    won = {name: sum(a.won for one in shown for a in one.answers if a.column == name) for name in columns}
-    said = ", ".join(f"{name} {number}" for name, number in won.items())
-    return StartSamples(policy_name(book, start), seed, said, tuple(shown))
+    won = {name: sum(a.won for sample in shown for a in sample.answers if a.column == name) for name in columns}
+    wins = ", ".join(f"{name} {number}" for name, number in won.items())
+    return StartSamples(policy_name(book, start), seed, wins, tuple(shown))
 
 
 def _texts(run: Result, number: int) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Prompt hash -> its text and the completions after round `number`."""
     name = f"round {number}" if number else "start"
-    return {one["prompt"]: (one["text"], tuple(one["completions"].get(name, ()))) for one in run["samples"]}
+    return {sample["prompt"]: (sample["text"], tuple(sample["completions"].get(name, ()))) for sample in run["samples"]}
 
 
 def _sample(key: str, texts: dict[str, Any], golds: dict[str, Any]) -> PromptSample:
     reward = {name: golds[name][key][0] if key in golds[name] else None for name in texts}
     known = [value for value in reward.values() if value is not None]
     answers = tuple(
-        ColumnSample(name, found[key][1], reward[name], bool(known) and reward[name] == max(known))
-        for name, found in texts.items()
+        ColumnSample(name, by_prompt[key][1], reward[name], bool(known) and reward[name] == max(known))
+        for name, by_prompt in texts.items()
     )
     return PromptSample(texts["before"][key][0], answers)
 
@@ -215,5 +215,5 @@ def spec(runs: Sequence[Result]) -> str:
 
 def versions(runs: Sequence[Result]) -> list[str]:
     """Distinct package versions of the row's artifacts."""
-    found = [facts.get("versions") or {} for run in runs for facts in run["artifacts"].values()]
-    return sorted({f"{name} {number}" for one in found for name, number in one.items()})
+    packages = [facts.get("versions") or {} for run in runs for facts in run["artifacts"].values()]
+    return sorted({f"{name} {number}" for installed in packages for name, number in installed.items()})

@@ -35,9 +35,9 @@ class Book:
     @property
     def starts(self) -> list[Start]:
         """Starting policies with at least one rung, in the registry's order of models and methods."""
-        found = {rung.start for rung in self.rungs}
+        starts = {rung.start for rung in self.rungs}
         return sorted(
-            found, key=lambda start: (*order(start.model, start.method), len(start.before), start.before[::-1])
+            starts, key=lambda start: (*order(start.model, start.method), len(start.before), start.before[::-1])
         )
 
     def ladder(self, start: Start, source: str, state: str = "done") -> list[Rung]:
@@ -57,10 +57,10 @@ class Book:
 
     @cached_property
     def _ladders(self) -> dict[tuple[Start, str, str], list[Rung]]:
-        found: dict[tuple[Start, str, str], list[Rung]] = {}
+        ladders: dict[tuple[Start, str, str], list[Rung]] = {}
         for rung in self.rungs:
-            found.setdefault((rung.start, rung.source, rung.state), []).append(rung)
-        return found
+            ladders.setdefault((rung.start, rung.source, rung.state), []).append(rung)
+        return ladders
 
     def policy(self, start: Start) -> list[MeasuredPolicy]:
         """Measurements of a starting policy, one for each seed."""
@@ -73,10 +73,10 @@ class Book:
 
     @cached_property
     def _models(self) -> dict[str, list[Mapping[str, Any]]]:
-        found: dict[str, list[Mapping[str, Any]]] = {}
+        models: dict[str, list[Mapping[str, Any]]] = {}
         for result in self.results:
-            found.setdefault(result["model"]["key"], []).append(result["model"])
-        return found
+            models.setdefault(result["model"]["key"], []).append(result["model"])
+        return models
 
     def label(self, key: str) -> str:
         """`Zephyr stand-in`, `Pythia (random weights)` or `Zephyr`."""
@@ -107,13 +107,13 @@ class Book:
     @cached_property
     def _rows(self) -> dict[str, dict[str, str]]:
         """Method -> row -> its sampler, without the rows of another gold reward."""
-        found: dict[str, dict[str, str]] = {}
+        rows: dict[str, dict[str, str]] = {}
         for result in self.results:
             row, method = result["method"]["key"], result["spec"].get("method", {}).get("key")
             sampler = (result["spec"].get("scale", {}).get("engine") or {}).get("key", OWN_SAMPLER)
             if row == "_".join(filter(None, (method, sampler))):
-                found.setdefault(method, {})[row] = sampler
-        return found
+                rows.setdefault(method, {})[row] = sampler
+        return rows
 
     @property
     def stand_ins(self) -> bool:
@@ -136,17 +136,17 @@ class Book:
 def open_book(folder: Path, scale: str, cells: Collection[str] | None = None) -> Book:
     """Results in `folder/<scale>`, restricted to `cells` (ids) unless it is None."""
     results, damaged = [], []
-    for path, found in read_results(folder, scale):
-        if isinstance(found, BadData):
-            damaged.append((path.stem, str(found).replace(str(folder), folder.name)))
-        elif cells is None or found["cell"] in cells:
-            moved = spec_moved(found)
+    for path, result in read_results(folder, scale):
+        if isinstance(result, BadData):
+            damaged.append((path.stem, str(result).replace(str(folder), folder.name)))
+        elif cells is None or result["cell"] in cells:
+            moved = spec_moved(result)
             if moved:
-                again = f"run it again: `stagealign run --scale {scale} -k {found['cell']}`"
+                again = f"run it again: `stagealign run --scale {scale} -k {result['cell']}`"
                 text = f"{path}: of another spec than the registry has now ({moved}); {again}"
                 damaged.append((path.stem, text.replace(str(folder), folder.name)))
             else:
-                results.append(found)
+                results.append(result)
     present = {f"{r['cell']}-seed{r['seed']}" for r in results} | {name for name, _ in damaged}
     missing = [name for name in _grid(scale, cells) if name not in present]
     results.sort(key=lambda r: (*order(r["model"]["key"], r["method"]["key"]), r["schedule"], r["seed"]))
@@ -216,19 +216,19 @@ def _grid(scale: str, cells: Collection[str] | None) -> Iterator[str]:
 
 def _rungs(results: list[Result]) -> tuple[Rung, ...]:
     """Each rung once, even if several results hold it; a done copy wins."""
-    found: dict[Any, Rung] = {}
+    rungs: dict[Any, Rung] = {}
     for rung in _each_rung(results):
         key = rung.data.get("fingerprint") or (rung.start, rung.source, rung.seed, rung.learning_rate)
-        old = found.get(key)
+        old = rungs.get(key)
         if old is None:
-            found[key] = rung
+            rungs[key] = rung
             continue
         best = rung if rung.state == "done" and old.state != "done" else old
         cells = tuple(dict.fromkeys([*old.cells, *rung.cells]))
-        found[key] = replace(best, cells=cells, recorded=old.recorded or rung.recorded)
+        rungs[key] = replace(best, cells=cells, recorded=old.recorded or rung.recorded)
     return tuple(
         sorted(
-            found.values(),
+            rungs.values(),
             key=lambda r: (
                 *order(r.start.model, r.start.method),
                 len(r.start.before),
@@ -270,7 +270,7 @@ def _beside(result: Result) -> str:
 
 
 def _policies(results: list[Result]) -> tuple[MeasuredPolicy, ...]:
-    found: dict[Any, MeasuredPolicy] = {}
+    policies: dict[Any, MeasuredPolicy] = {}
     for result in results:
         key, seed = result["model"]["key"], int(result["seed"])
         measured = [MeasuredPolicy(key, _beside(result), (), seed, result.get("start") or {})]
@@ -284,7 +284,7 @@ def _policies(results: list[Result]) -> tuple[MeasuredPolicy, ...]:
                     measured.append(MeasuredPolicy(key, result["method"]["key"], sources, seed, rung["metrics"]))
         for policy in measured:
             if policy.metrics.get(SPLIT):
-                found.setdefault((policy.key, seed), policy)
+                policies.setdefault((policy.key, seed), policy)
     return tuple(
-        sorted(found.values(), key=lambda p: (*order(p.model, p.method), len(p.sources), p.sources[::-1], p.seed))
+        sorted(policies.values(), key=lambda p: (*order(p.model, p.method), len(p.sources), p.sources[::-1], p.seed))
     )

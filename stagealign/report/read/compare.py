@@ -76,15 +76,15 @@ def compare_cells(folder: Path, scale: str, first: str, second: str) -> ResultsC
 
 
 def _done(folder: Path, scale: str) -> list[Result]:
-    found = []
+    done = []
     for _, result in read_results(folder, scale):
         if isinstance(result, BadData):
             raise result
         if result["state"] == "done":
-            found.append(result)
-    if not found:
+            done.append(result)
+    if not done:
         raise BadData(f"{folder / scale}: no finished results; run some: `stagealign run --scale {scale}`")
-    return found
+    return done
 
 
 def _last(run: Result) -> Metrics:
@@ -98,17 +98,17 @@ def _last(run: Result) -> Metrics:
 
 def _policies(runs: Sequence[Result]) -> dict[str, dict[int, Metrics]]:
     """Name -> seed -> metrics of every policy that the runs measured, each once."""
-    found: dict[str, dict[int, Metrics]] = {}
+    policies: dict[str, dict[int, Metrics]] = {}
     for run in runs:
         head, sources = f"{run['model']['key']}-{run['method']['key']}", []
-        found.setdefault(f"{run['model']['key']} start", {})[run["seed"]] = run["start"]
+        policies.setdefault(f"{run['model']['key']} start", {})[run["seed"]] = run["start"]
         for entry in run["rounds"]:
             sources.append(entry["source"])
             for rung in entry["rungs"]:
                 if is_done(rung):
                     name = f"{head} {after(sources)}, lr {rung['learning_rate']:g}"
-                    found.setdefault(name, {})[run["seed"]] = rung["metrics"]
-    return found
+                    policies.setdefault(name, {})[run["seed"]] = rung["metrics"]
+    return policies
 
 
 def _compare(
@@ -122,8 +122,8 @@ def _compare(
             moved += _quantities(name, [first[name][s] for s in seeds], [second[name][s] for s in seeds])
     if not moved:
         raise BadData(f"{what}: no policy with a seed in common; nothing can be compared")
-    adjusted = holm([one.p for one in moved])
-    corrected = tuple(Moved(**{**vars(one), "p": p}) for one, p in zip(moved, adjusted, strict=True))
+    adjusted = holm([change.p for change in moved])
+    corrected = tuple(Moved(**{**vars(change), "p": p}) for change, p in zip(moved, adjusted, strict=True))
     runs = [{(name, seed) for name, seeds in side.items() for seed in seeds} for side in (first, second)]
     lonely = [tuple(f"{name}, seed {seed}" for name, seed in sorted(a - b)) for a, b in (runs, runs[::-1])]
     return ResultsComparison(corrected, *lonely)
@@ -161,5 +161,5 @@ def _column(metrics: Metrics, place: int) -> dict[str, float]:
 
 
 def _score(side: list[Metrics]) -> dict[str, Any]:
-    found = [m[SPLIT]["boundary"] for m in side]
-    return pooled_score([value(one["score"]) or 0.0 for one in found], [one["interval"] for one in found])
+    scores = [m[SPLIT]["boundary"] for m in side]
+    return pooled_score([value(one["score"]) or 0.0 for one in scores], [one["interval"] for one in scores])

@@ -104,20 +104,20 @@ class Contrast:
 
 def counted(contrasts: Sequence[Contrast]) -> list[Contrast]:
     """Contrasts that claims count: each starting policy once, by any sampler."""
-    return [one for one in contrasts if one.method]
+    return [contrast for contrast in contrasts if contrast.method]
 
 
 def contrasts(book: Book) -> list[Contrast]:
     """One contrast for each starting policy, in the registry's order; `method` marks those that claims count."""
-    found = {one.start: one for one in (_contrast(book, start) for start in book.starts)}
+    by_start = {contrast.start: contrast for contrast in (_contrast(book, start) for start in book.starts)}
     for method in book.methods:
         rows = book.rows_of(method)
-        for model, before in {(start.model, start.before) for start in found}:
-            known = [found[start] for row in rows if (start := Start(model, row, before)) in found]
-            whole = [one for one in known if NOT_RUN not in (one.better, one.named)]
-            for one in (whole or known)[:1]:
-                found[one.start] = replace(one, method=method)
-    return list(found.values())
+        for model, before in {(start.model, start.before) for start in by_start}:
+            known = [by_start[start] for row in rows if (start := Start(model, row, before)) in by_start]
+            whole = [contrast for contrast in known if NOT_RUN not in (contrast.better, contrast.named)]
+            for contrast in (whole or known)[:1]:
+                by_start[contrast.start] = replace(contrast, method=method)
+    return list(by_start.values())
 
 
 def boundary(measurements: Iterable[Any]) -> Metric | None:
@@ -136,8 +136,8 @@ def verdict(ratio: Metric) -> str:
 
 def _interval(score: Any) -> list[float] | None:
     nested = score["score"].get("interval") if isinstance(score["score"], dict) else None
-    found: list[float] | None = score.get("interval") or nested
-    return found
+    bounds: list[float] | None = score.get("interval") or nested
+    return bounds
 
 
 def _contrast(book: Book, start: Start) -> Contrast:
@@ -166,10 +166,10 @@ Ladder = dict[float, dict[int, Rung]]
 
 def _by_rate(rungs: list[Rung]) -> Ladder:
     """Learning rate -> seed -> rung."""
-    found: Ladder = {}
+    ladder: Ladder = {}
     for rung in rungs:
-        found.setdefault(rung.learning_rate, {})[rung.seed] = rung
-    return found
+        ladder.setdefault(rung.learning_rate, {})[rung.seed] = rung
+    return ladder
 
 
 def _best(rates: Ladder) -> float:
@@ -204,12 +204,12 @@ def unit(rungs: dict[int, Rung]) -> str:
 
 def rung_metric(rung: Rung, kind: str) -> Metric | None:
     """Gain of one rung on test prompts, as its run recorded it."""
-    found: Metric | None = (rung.data.get(kind) or {}).get(SPLIT)
-    return found
+    gain: Metric | None = (rung.data.get(kind) or {}).get(SPLIT)
+    return gain
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    present = [one for one in values if one is not None]
+    present = [value for value in values if value is not None]
     return float(np.mean(present)) if present else None
 
 
@@ -218,7 +218,7 @@ def _view(start: Start, name: str, on: dict[int, Rung], off: dict[int, Rung], ra
     seeds = sorted(on.keys() & off.keys())
     if not seeds:
         return []
-    found = {
+    ratios = {
         kind: effectiveness.effectiveness_ratio(
             [on[seed].gains(kind) for seed in seeds],
             [off[seed].gains(kind) for seed in seeds],
@@ -227,7 +227,7 @@ def _view(start: Start, name: str, on: dict[int, Rung], off: dict[int, Rung], ra
         )
         for kind in GAIN_KINDS
     }
-    return [View(name, found["gain"], found["clean_gain"], rate)]
+    return [View(name, ratios["gain"], ratios["clean_gain"], rate)]
 
 
 def _matched(start: Start, on: Ladder, off: Ladder) -> list[View]:
@@ -242,13 +242,13 @@ def _matched(start: Start, on: Ladder, off: Ladder) -> list[View]:
 
     if effectiveness.matched_kl(points("on", "gain"), points("off", "gain")) <= 0:
         return []
-    found = {
+    ratios = {
         kind: effectiveness.ratio_at_matched_kl(
             points("on", kind), points("off", kind), _rng(start, "kl", kind), unit(next(iter(on.values())))
         )
         for kind in GAIN_KINDS
     }
-    return [View("matched KL", found["gain"], found["clean_gain"], kl=found["gain"]["kl"])]
+    return [View("matched KL", ratios["gain"], ratios["clean_gain"], kl=ratios["gain"]["kl"])]
 
 
 def _with_kl(rates: Ladder) -> dict[int, list[Rung]]:

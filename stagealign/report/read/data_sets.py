@@ -42,23 +42,23 @@ class DataSet:
 
     def metric(self, name: str) -> Mapping[str, Any]:
         """One metric; its value is None if it was not measured."""
-        found: Mapping[str, Any] = ((self.data or {}).get("metrics") or {}).get(name) or {"value": None}
-        return found
+        metric: Mapping[str, Any] = ((self.data or {}).get("metrics") or {}).get(name) or {"value": None}
+        return metric
 
 
 def data_sets(book: Book) -> list[DataSet]:
     """Each data set once, even if several cells share it; a measured copy wins."""
-    found: dict[Any, DataSet] = {}
+    sets: dict[Any, DataSet] = {}
     for result in book.results:
         before: tuple[str, ...] = ()
         for entry in result.get("rounds", []):
             start = Start(result["model"]["key"], result["method"]["key"] if before else "", before)
-            one = DataSet(start, entry["source"], int(result["seed"]), entry.get("data"))
+            data_set = DataSet(start, entry["source"], int(result["seed"]), entry.get("data"))
             before = (*before, entry["source"])
-            key = (one.start, one.source, one.seed)
-            if key not in found or found[key].data is None:
-                found[key] = one
-    return sorted(found.values(), key=_place)
+            key = (data_set.start, data_set.source, data_set.seed)
+            if key not in sets or sets[key].data is None:
+                sets[key] = data_set
+    return sorted(sets.values(), key=_place)
 
 
 def mean_over(group: Sequence[DataSet], name: str, digits: int = 2) -> str:
@@ -69,7 +69,7 @@ def mean_over(group: Sequence[DataSet], name: str, digits: int = 2) -> str:
         reasons = [str(metric["reason"]) for metric in metrics if metric.get("reason")]
         return f"no value: {reasons[0]}" if reasons else DASH
     values = [float(metric["value"]) for metric in known]
-    policies = len({one.start for one in group})
+    policies = len({data_set.start for data_set in group})
     if name in JUDGED and policies > 1:
         return f"{plain(min(values), digits)} to {plain(max(values), digits)} ({policies} policies)"
     mean = plain(fmean(values), digits)
@@ -87,17 +87,21 @@ def share_over(group: Sequence[DataSet], name: str) -> str:
 
 def _each(group: Sequence[DataSet], name: str) -> list[Mapping[str, Any]]:
     """One metric for each set of texts, or for each policy that judges it."""
-    return list({(one.texts, one.start if name in JUDGED else None): one.metric(name) for one in group}.values())
+    return list(
+        {
+            (data_set.texts, data_set.start if name in JUDGED else None): data_set.metric(name) for data_set in group
+        }.values()
+    )
 
 
-def _place(one: DataSet) -> tuple[Any, ...]:
+def _place(data_set: DataSet) -> tuple[Any, ...]:
     """Sort key: fixed sources first, then by round; on-policy ones by model, method and earlier rounds."""
-    start = one.start
+    start = data_set.start
     return (
-        on_policy(one.source),
-        source_place(one.source),
+        on_policy(data_set.source),
+        source_place(data_set.source),
         start.round,
         *order(start.model, start.method),
         start.before[::-1],
-        one.seed,
+        data_set.seed,
     )

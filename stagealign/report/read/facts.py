@@ -8,34 +8,38 @@ from stagealign.store.result_types import Result, is_done
 
 def facts(results: Iterable[Result]) -> dict[str, Mapping[str, Any]]:
     """Facts by artifact, each artifact once."""
-    found: dict[str, Mapping[str, Any]] = {}
+    by_path: dict[str, Mapping[str, Any]] = {}
     for result in results:
-        found |= result.get("artifacts", {})
-    return found
+        by_path |= result.get("artifacts", {})
+    return by_path
 
 
 def distinct(results: Iterable[Result], field: str) -> list[str]:
     """Distinct values of one field of the artifacts' facts and of the results, sorted."""
     results = list(results)
-    values = [one.get(field) for one in facts(results).values()] + [result.get(field) for result in results]
+    values = [artifact.get(field) for artifact in facts(results).values()] + [result.get(field) for result in results]
     return sorted({value for value in values if isinstance(value, str)})
 
 
 def dirty(results: Iterable[Result]) -> bool:
     """Whether any result or artifact was made with uncommitted changes."""
     results = list(results)
-    return any(one.get("dirty") for one in [*facts(results).values(), *results])
+    return any(entry.get("dirty") for entry in [*facts(results).values(), *results])
 
 
 def seconds(result: Result) -> float | None:
     """Seconds to build all artifacts of one run; a shared artifact counts in every run that uses it."""
-    known = [float(one["seconds"]) for one in facts([result]).values() if isinstance(one.get("seconds"), int | float)]
+    known = [
+        float(artifact["seconds"])
+        for artifact in facts([result]).values()
+        if isinstance(artifact.get("seconds"), int | float)
+    ]
     return sum(known) if known else None
 
 
 def peak_memory(result: Result) -> float | None:
     """Largest peak of resident memory among the run's artifacts, in MiB."""
-    known = [one.get("peak_memory_mib") for one in facts([result]).values()]
+    known = [artifact.get("peak_memory_mib") for artifact in facts([result]).values()]
     numbers = [float(number) for number in known if isinstance(number, int | float)]
     return max(numbers) if numbers else None
 

@@ -69,9 +69,9 @@ class Rung:
 
     def metric(self, name: str) -> float | None:
         """Value of `kl` or of a policy metric on test prompts after the round; shares are returned in percent."""
-        found = self.data.get("kl") if name == "kl" else self.data.get("metrics", {}).get(SPLIT, {}).get(name)
-        number = value(found)
-        share = isinstance(found, Mapping) and found.get("unit") == "share"
+        metric = self.data.get("kl") if name == "kl" else self.data.get("metrics", {}).get(SPLIT, {}).get(name)
+        number = value(metric)
+        share = isinstance(metric, Mapping) and metric.get("unit") == "share"
         return 100 * number if share and number is not None else number
 
     @property
@@ -98,5 +98,5 @@ class MeasuredPolicy:
 
 def value(metric: Any) -> float | None:
     """Number of a metric or a bare number; None if it has no value."""
-    found = metric.get("value") if isinstance(metric, Mapping) else metric
-    return None if found is None else float(found)
+    number = metric.get("value") if isinstance(metric, Mapping) else metric
+    return None if number is None else float(number)

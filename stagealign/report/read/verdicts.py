@@ -48,10 +48,8 @@ def share_of(right: int, n: int, shown: str) -> ClaimEstimate:
     """Estimate of a share against one half, by the exact binomial test and the Clopper-Pearson interval."""
     from scipy.stats import binomtest
 
-    found = binomtest(right, n)
-    return ClaimEstimate(
-        right / n - 0.5, right / n, shown, float(found.pvalue), float(found.proportion_ci().high) - 0.5
-    )
+    test = binomtest(right, n)
+    return ClaimEstimate(right / n - 0.5, right / n, shown, float(test.pvalue), float(test.proportion_ci().high) - 0.5)
 
 
 @dataclass(frozen=True)
@@ -78,13 +76,13 @@ def judge(claims: Sequence[Claim], estimates: Sequence[ClaimEstimate | str]) -> 
       effect.
     - `under-powered`: none of the above.
     """
-    run = [found for found in estimates if isinstance(found, ClaimEstimate)]
-    adjusted = iter(holm([found.p for found in run]))
+    run = [estimate for estimate in estimates if isinstance(estimate, ClaimEstimate)]
+    adjusted = iter(holm([estimate.p for estimate in run]))
     return [
-        ClaimVerdict(claim, NOT_RUN, found)
-        if isinstance(found, str)
-        else ClaimVerdict(claim, *_state(claim, found, p := next(adjusted)), found, p)
-        for claim, found in zip(claims, estimates, strict=True)
+        ClaimVerdict(claim, NOT_RUN, estimate)
+        if isinstance(estimate, str)
+        else ClaimVerdict(claim, *_state(claim, estimate, p := next(adjusted)), estimate, p)
+        for claim, estimate in zip(claims, estimates, strict=True)
     ]
 
 
@@ -102,19 +100,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _state(claim: Claim, found: ClaimEstimate, p: float) -> tuple[str, str]:
+def _state(claim: Claim, estimate: ClaimEstimate, p: float) -> tuple[str, str]:
     """Verdict and reason of a claim with an estimate."""
-    if p < ALPHA and found.effect < 0:
+    if p < ALPHA and estimate.effect < 0:
         return NOT_REPRODUCED, "the opposite direction holds"
     if p < ALPHA:
         if claim.tolerance is None:
             return REPRODUCED, "the claimed direction holds; the claim gives only a direction"
         low, high = claim.tolerance
-        if found.value is not None and low <= found.value <= high:
+        if estimate.value is not None and low <= estimate.value <= high:
             return REPRODUCED, f"the claimed direction holds, and the value lies in [{low:g}, {high:g}]"
         return DIRECTION_ONLY, f"the claimed direction holds, but the value lies outside [{low:g}, {high:g}]"
-    if found.highest < claim.smallest_effect:
+    if estimate.highest < claim.smallest_effect:
         return NOT_REPRODUCED, f"rules out an effect of {claim.smallest_effect:g} or more ({claim.unit})"
-    if found.effect < 0:
+    if estimate.effect < 0:
         return UNDER_POWERED, "opposite direction, not significant"
     return UNDER_POWERED, "right direction, not significant"

@@ -47,14 +47,14 @@ def orders(measured: Sequence[DataSet]) -> Table:
 def agreement(measured: Sequence[DataSet]) -> Table:
     """Table of each two diversity measures: agreement over sources, and over the prompts of one set."""
     rows = []
-    for names, found, rhos in agreements(measured):
+    for names, counts, rhos in agreements(measured):
         spread = f"{signed(median(rhos))} [{signed(min(rhos))}, {signed(max(rhos))}]" if rhos else DASH
         cells = (
             both_names(names),
-            str(found["same"]),
-            str(found["opposite"]),
-            str(found["undecided"]),
-            signed(found["tau"]),
+            str(counts["same"]),
+            str(counts["opposite"]),
+            str(counts["undecided"]),
+            signed(counts["tau"]),
             spread,
             str(len(rhos)),
         )
@@ -75,7 +75,7 @@ DataSetPair = tuple[DataSet, DataSet]
 
 def _comparisons(measured: Sequence[DataSet]) -> list[DataSetPair]:
     """Every two data sets of one start and seed, in the grid's order of sources."""
-    ranked = sorted(measured, key=lambda one: source_place(one.source))
+    ranked = sorted(measured, key=lambda data_set: source_place(data_set.source))
     return [(a, b) for a, b in combinations(ranked, 2) if (a.start, a.seed) == (b.start, b.seed)]
 
 
@@ -85,14 +85,14 @@ def agreement_words(measured: Sequence[DataSet], names: Sequence[str]) -> dict[A
     A comparison without a value for one of the measures is left out. Two sets of texts make one comparison, or one for
     each policy if a measure depends on the policy.
     """
-    found = {}
+    signs_of = {}
     for a, b in _comparisons(measured):
         said = [larger(a.metric(name), b.metric(name)) for name in names]
         if None not in said:
             judge = a.start if JUDGED.intersection(names) else None
             signs = (sign * MORE.get(name, 1) for sign, name in zip(said, names, strict=True) if sign is not None)
-            found[(a.texts, b.texts, judge)] = tuple(signs)
-    return found
+            signs_of[(a.texts, b.texts, judge)] = tuple(signs)
+    return signs_of
 
 
 def agreements(measured: Sequence[DataSet]) -> Sequence[tuple[tuple[str, str], Mapping[str, Any], list[float]]]:
@@ -100,10 +100,10 @@ def agreements(measured: Sequence[DataSet]) -> Sequence[tuple[tuple[str, str], M
     rows = []
     for names in combinations(NAMES, 2):
         rhos = {}
-        for one in measured:
-            rho = ((one.data or {}).get("agreement") or {}).get(", ".join(names), {}).get("value")
+        for data_set in measured:
+            rho = ((data_set.data or {}).get("agreement") or {}).get(", ".join(names), {}).get("value")
             if rho is not None:
-                rhos[(one.texts, one.start if JUDGED.intersection(names) else None)] = float(rho)
+                rhos[(data_set.texts, data_set.start if JUDGED.intersection(names) else None)] = float(rho)
         said = [(ours, theirs) for ours, theirs in agreement_words(measured, names).values()]
         rows.append((names, concordance(said), list(rhos.values())))
     return rows
@@ -111,7 +111,7 @@ def agreements(measured: Sequence[DataSet]) -> Sequence[tuple[tuple[str, str], M
 
 def good_or_diverse(book: Book, measured: Sequence[DataSet]) -> Table:
     """Table of static candidates against another model's: both are off-policy and differ in diversity and quality."""
-    others = [key for key, one in sources.SOURCES.items() if one.sampled_from]
+    others = [key for key, source_spec in sources.SOURCES.items() if source_spec.sampled_from]
     rows = [
         row for start in book.starts for source in others for row in _contrast(book, start, source, measured)
     ]  # fmt: skip
@@ -148,16 +148,20 @@ def _contrast(book: Book, start: Start, source: str, measured: Sequence[DataSet]
         ]
         theirs, ours = ([rungs[key][learning_rate, seed] for seed in seeds] for key in (source, "off"))
         rng = np.random.default_rng(stream(0, "report", "diverse", *start.before, start.model, start.method, source))
-        found = effectiveness.effectiveness_ratio(
+        ratio = effectiveness.effectiveness_ratio(
             [rung.gains("gain") for rung in theirs],
             [rung.gains("gain") for rung in ours],
             rng,
             unit(dict(zip(seeds, ours, strict=True))),
         )
-        better = {"on": source, "off": "static"}.get(verdict(found), UNDECIDED)
+        better = {"on": source, "off": "static"}.get(verdict(ratio), UNDECIDED)
         here = replace(start, method=start.method if start.before else "")
         seen = {
-            key: [one for one in measured if (one.start, one.source) == (here, key) and one.seed in seeds]
+            key: [
+                data_set
+                for data_set in measured
+                if (data_set.start, data_set.source) == (here, key) and data_set.seed in seeds
+            ]
             for key in rungs
         }
         yield TableRow(
@@ -167,9 +171,9 @@ def _contrast(book: Book, start: Start, source: str, measured: Sequence[DataSet]
                 f"{rate(learning_rate)} ({count(len(seeds), 'seed')})",
                 mean_over(seen[source], "quality", 0),
                 f"{mean_over(seen['off'], 'embedding')} / {mean_over(seen[source], 'embedding')}",
-                gain(found["off"]),
-                gain(found["on"]),
-                gain(found["difference"]),
+                gain(ratio["off"]),
+                gain(ratio["on"]),
+                gain(ratio["difference"]),
                 better,
             )
         )

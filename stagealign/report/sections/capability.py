@@ -100,10 +100,10 @@ def rounds(book: Book, model: str | None = None, method: str | None = None) -> l
         for number, entry in enumerate(result.get("rounds", [])):
             start = Start(result["model"]["key"], result["method"]["key"], before)
             before = (*before, entry["source"])
-            found = ends.setdefault((start, entry["source"]), {})
+            by_seed = ends.setdefault((start, entry["source"]), {})
             names = (f"round {number}" if number else "start", f"round {number + 1}")
             if all(name in measured for name in names):
-                found.setdefault(int(result["seed"]), (measured[names[0]], measured[names[1]]))
+                by_seed.setdefault(int(result["seed"]), (measured[names[0]], measured[names[1]]))
     starts = book.starts
     ranked = sorted(ends, key=lambda key: (_place(starts, key[0]), source_place(key[1])))
     return [_round(book, start, source, ends[start, source]) for start, source in ranked]
@@ -147,7 +147,7 @@ def _change(name: str, pairs: Sequence[Ends], rng: np.random.Generator) -> Capab
 def table(book: Book, model: str | None = None, method: str | None = None) -> Table:
     """Table with one row for each round, of all models and methods or of one; empty if nothing was measured."""
     every = rounds(book, model, method)
-    known = {change.name: change for one in every for change in one.changes}
+    known = {change.name: change for measured in every for change in measured.changes}
     return Table(
         "capability",
         "Capability before and after",
@@ -165,18 +165,18 @@ def table(book: Book, model: str | None = None, method: str | None = None) -> Ta
             *(known[name].words for name in known),
             "Worse",
         ),
-        tuple(_row(book, one, list(known)) for one in every) if known else (),
+        tuple(_row(book, measured, list(known)) for measured in every) if known else (),
     )
 
 
-def _row(book: Book, one: CapabilityRound, names: Sequence[str]) -> TableRow:
-    first = (policy_name(book, one.start), one.source)
-    if not one.seeds:
+def _row(book: Book, measured: CapabilityRound, names: Sequence[str]) -> TableRow:
+    first = (policy_name(book, measured.start), measured.source)
+    if not measured.seeds:
         return TableRow((*first, NOT_MEASURED, *[DASH] * (len(names) + 2)), NOT_MEASURED)
-    changes = {change.name: change for change in one.changes}
+    changes = {change.name: change for change in measured.changes}
     cells = [_cell(changes[name]) if name in changes else DASH for name in names]
-    worse = [label(change.name) for change in one.changes if _seen(change) < 0]
-    return TableRow((*first, ", ".join(map(str, one.seeds)), gain(one.gain), *cells, listing(worse)))
+    worse = [label(change.name) for change in measured.changes if _seen(change) < 0]
+    return TableRow((*first, ", ".join(map(str, measured.seeds)), gain(measured.gain), *cells, listing(worse)))
 
 
 def _cell(change: CapabilityChange) -> str:
@@ -201,23 +201,23 @@ def statements(book: Book) -> Iterator[ReportFinding]:
     every = rounds(book)
     if book.plumbing or not every:
         return
-    measured = [one for one in every if one.seeds]
+    measured = [measured_round for measured_round in every if measured_round.seeds]
     if not measured:
         yield ReportFinding(
             "missing", "Capability before and after a round is not measured: `stagealign run --capability`."
         )
         return
     absent = len(every) - len(measured)
-    gained = [one for one in measured if one.gained]
+    gained = [measured_round for measured_round in measured if measured_round.gained]
     text = (
         f"Was a gain bought by forgetting? {count(len(measured), 'round')} measured before and after"
         f"{f' ({absent} not)' if absent else ''}, {len(gained)} with a gain above 0."
     )
-    cases = [(one, change) for one in gained for change in one.changes]
+    cases = [(measured_round, change) for measured_round in gained for change in measured_round.changes]
     adjusted = dict(zip(map(id, (change for _, change in cases)), holm([c.p for _, c in cases]), strict=True))
     lost = False
     for name in dict.fromkeys(change.name for _, change in cases):
-        here = [(one, change) for one, change in cases if change.name == name]
+        here = [(measured_round, change) for measured_round, change in cases if change.name == name]
         worse = [change for _, change in here if _seen(change) < 0]
         sure = [change for change in worse if adjusted[id(change)] < ALPHA]
         lost = lost or bool(sure)

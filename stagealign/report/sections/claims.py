@@ -28,27 +28,27 @@ def verdicts(book: Book, contrasts: Sequence[Contrast]) -> list[ClaimVerdict]:
 
 def _estimate(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstimate | str:
     """Estimate of the claim's metric, or the reason why there is none."""
-    cited = {found for result in book.results if (found := result.get("claims", {}).get(claim.key))}
+    cited = {fingerprint for result in book.results if (fingerprint := result.get("claims", {}).get(claim.key))}
     if cited - {claim.fingerprint}:
         return CHANGED
     return ESTIMATES[claim.kind](claim, book, contrasts)
 
 
 def _better(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstimate | str:
-    found = [one for one in contrasts if _is_about(claim, one)]
-    view = found[0].view("best") if found else None
+    matching = [contrast for contrast in contrasts if _is_about(claim, contrast)]
+    view = matching[0].view("best") if matching else None
     if view is None:
         return f"no results of both sources for {claim.model}, {claim.method}, {claim.policy}"
     difference = view.ratio["difference"]
     sign = 1 if claim.expected == "on" else -1
     error = difference["standard_error"]
-    by = _sampled(found[0].start.method, claim)
+    by = _sampled(matching[0].start.method, claim)
     shown = f"ratio {score(view.ratio)}; on − off {gain(difference)} {difference['unit']}{by}"
     return normal(sign * difference["value"], error, view.ratio["value"], shown)
 
 
-def _is_about(claim: Claim, one: Contrast) -> bool:
-    return (one.start.model, one.method, one.start.name) == (claim.model, claim.method, claim.policy)
+def _is_about(claim: Claim, contrast: Contrast) -> bool:
+    return (contrast.start.model, contrast.method, contrast.start.name) == (claim.model, claim.method, claim.policy)
 
 
 def _sampled(row: str, claim: Claim) -> str:
@@ -57,11 +57,11 @@ def _sampled(row: str, claim: Claim) -> str:
 
 
 def _score(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstimate | str:
-    found = _boundary(book, claim, claim.policy)
-    if found is None:
+    pooled = _boundary(book, claim, claim.policy)
+    if pooled is None:
         return f"no boundary score of {claim.model}, {claim.policy}"
     sign = 1 if claim.expected == "above" else -1
-    return normal(sign * (found["value"] - BOUNDARY), found["standard_error"], found["value"], score(found))
+    return normal(sign * (pooled["value"] - BOUNDARY), pooled["standard_error"], pooled["value"], score(pooled))
 
 
 def _rise(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstimate | str:
@@ -81,9 +81,9 @@ def _boundary(book: Book, claim: Claim, policy: str) -> Metric | None:
     policies = [one for one in book.policies if one.model == claim.model and after(one.sources) == policy]
     for row in book.rows_of(claim.method):
         known = (row, book.shared(row)) if policy == "start" else (row,)
-        found = boundary(one.metrics for one in policies if one.method in known and one.metrics.get(SPLIT))
-        if found is not None:
-            return found
+        pooled = boundary(one.metrics for one in policies if one.method in known and one.metrics.get(SPLIT))
+        if pooled is not None:
+            return pooled
     return None
 
 
@@ -92,8 +92,8 @@ def _rule(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstim
     cases = decided(contrasts)
     if not cases:
         return "no case in which one source was better"
-    right, n = sum(one.named_it == "yes" for one in cases), len(cases)
-    always = {source: sum(one.better == source for one in cases) for source in COMPARED}
+    right, n = sum(contrast.named_it == "yes" for contrast in cases), len(cases)
+    always = {source: sum(contrast.better == source for contrast in cases) for source in COMPARED}
     constant = max(always, key=lambda source: always[source])
     beside = f"; always {constant}-policy: {always[constant]} of {n}"
     return share_of(right, n, f"{right} of {n}: {score(proportion(right, n))}{beside}")
@@ -101,7 +101,11 @@ def _rule(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstim
 
 def decided(contrasts: Sequence[Contrast]) -> list[Contrast]:
     """Contrasts that claims count, with a boundary score and a better source."""
-    return [one for one in counted(contrasts) if one.better != UNDECIDED and NOT_RUN not in (one.better, one.named)]
+    return [
+        contrast
+        for contrast in counted(contrasts)
+        if contrast.better != UNDECIDED and NOT_RUN not in (contrast.better, contrast.named)
+    ]
 
 
 ESTIMATES: Mapping[str, Callable[[Claim, Book, Sequence[Contrast]], ClaimEstimate | str]] = {
@@ -112,21 +116,21 @@ ESTIMATES: Mapping[str, Callable[[Claim, Book, Sequence[Contrast]], ClaimEstimat
 }
 
 
-def table(book: Book, found: Sequence[ClaimVerdict]) -> Table:
+def table(book: Book, judged: Sequence[ClaimVerdict]) -> Table:
     """Table of every claim with its verdict."""
-    run = sum(one.state != NO_RESULT for one in found)
+    run = sum(verdict.state != NO_RESULT for verdict in judged)
     rows = [
         TableRow(
             (
-                one.claim.words,
-                one.state,
-                one.estimate.shown if one.estimate else DASH,
-                _probability(one.adjusted),
-                one.why,
+                verdict.claim.words,
+                verdict.state,
+                verdict.estimate.shown if verdict.estimate else DASH,
+                _probability(verdict.adjusted),
+                verdict.why,
             ),
-            one.state,
+            verdict.state,
         )
-        for one in found
+        for verdict in judged
     ]
     what = "" if book.replicates else "Each claim predicts a direction for one stand-in, by the paper's rule. "
     return Table(
@@ -166,9 +170,9 @@ def ledger(book: Book) -> Table:
     )
 
 
-def tally(found: Sequence[ClaimVerdict]) -> str:
+def tally(judged: Sequence[ClaimVerdict]) -> str:
     """`2 reproduced, 1 direction only, 3 not reproduced, 1 under-powered, 2 not run`."""
-    counts = {state: sum(one.state == state for one in found) for state in VERDICTS}
+    counts = {state: sum(verdict.state == state for verdict in judged) for state in VERDICTS}
     return ", ".join(f"{number} {state}" for state, number in counts.items() if number)
 
 

@@ -23,25 +23,26 @@ from stagealign.report.sections.words import DASH, NOT_MEASURED, count, listing,
 def data_tables(book: Book) -> list[Table]:
     """Tables of the data sets, of the more diverse source by each measure, and of the measures' agreement."""
     sets = data_sets(book)
-    measured = [one for one in sets if one.data is not None]
+    measured = [data_set for data_set in sets if data_set.data is not None]
     return [good_or_diverse(book, measured), orders(measured), agreement(measured), described(book, sets)]
 
 
 def data_statements(book: Book) -> Iterator[ReportFinding]:
     """Finding on whether the measures of diversity agree."""
-    measured = [one for one in data_sets(book) if one.data is not None]
+    measured = [data_set for data_set in data_sets(book) if data_set.data is not None]
     if book.plumbing or not measured:
         return
     rows = agreements(measured)
-    alike = [names for names, found, _ in rows if found["same"] and not found["opposite"]]
-    against = [(names, found) for names, found, _ in rows if found["opposite"]]
+    alike = [names for names, counts, _ in rows if counts["same"] and not counts["opposite"]]
+    against = [(names, counts) for names, counts, _ in rows if counts["opposite"]]
     silent = len(rows) - len(alike) - len(against)
     text = (
         f"Does diversity by one measure hold with others? Of {count(len(rows), 'pair')} of measures, {len(alike)} "
         f"order two sources alike wherever both can tell, {len(against)} contradict each other at least once"
     )
     words = [
-        f"{both_names(names)} in {found['opposite']} of {found['same'] + found['opposite']}" for names, found in against
+        f"{both_names(names)} in {counts['opposite']} of {counts['same'] + counts['opposite']}"
+        for names, counts in against
     ]
     text += f" ({listing(words, 4)})" if words else ""
     text += f", {silent} can never both tell" if silent else ""
@@ -60,9 +61,9 @@ def data_statements(book: Book) -> Iterator[ReportFinding]:
 def described(book: Book, sets: Sequence[DataSet]) -> Table:
     """Table with one row for each set of texts, over seeds."""
     groups: dict[Any, list[DataSet]] = {}
-    for one in sets:
-        source, _, place = one.texts
-        groups.setdefault((source, place), []).append(one)
+    for data_set in sets:
+        source, _, place = data_set.texts
+        groups.setdefault((source, place), []).append(data_set)
     return Table(
         "data",
         "Data of each round",
@@ -92,16 +93,19 @@ def described(book: Book, sets: Sequence[DataSet]) -> Table:
 
 
 def _row(book: Book, group: Sequence[DataSet]) -> TableRow:
-    first, measured = group[0], [one for one in group if one.data is not None]
+    first, measured = group[0], [data_set for data_set in group if data_set.data is not None]
     names = [policy_name(book, first.start) if first.start.method else f"{book.label(first.start.model)}, start"]
     name = f"{first.source}, {names[0] if on_policy(first.source) else f'round {first.start.round}'}"
-    seeds = ", ".join(map(str, sorted({one.seed for one in group})))
+    seeds = ", ".join(map(str, sorted({data_set.seed for data_set in group})))
     if not measured:
         return TableRow((name, seeds, NOT_MEASURED, *[DASH] * 8), NOT_MEASURED)
     left_out = {
-        reason: number for one in measured for reason, number in ((one.data or {}).get("drops") or {}).items() if number
+        reason: number
+        for data_set in measured
+        for reason, number in ((data_set.data or {}).get("drops") or {}).items()
+        if number
     }
-    prompts = sorted({int((one.data or {}).get("prompts", 0)) for one in measured})
+    prompts = sorted({int((data_set.data or {}).get("prompts", 0)) for data_set in measured})
     cells = (
         name,
         seeds,

@@ -60,9 +60,9 @@ def _scope(book: Book) -> Iterator[ReportFinding]:
 
 def _sources(contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
     """One statement for each kind of start: the better source in each view."""
-    for name in dict.fromkeys(one.start.name for one in contrasts):
-        group = [one for one in contrasts if one.start.name == name]
-        best = [view for one in group if (view := one.view("best"))]
+    for name in dict.fromkeys(contrast.start.name for contrast in contrasts):
+        group = [contrast for contrast in contrasts if contrast.start.name == name]
+        best = [view for contrast in group if (view := contrast.view("best"))]
         if not best:
             continue
         values = [view.ratio["value"] for view in best if view.ratio["value"] is not None]
@@ -72,10 +72,10 @@ def _sources(contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
             f"Round {start.round}, {_where(start.before)}, {count(len(best), 'starting policy')}; how often each "
             f"source was better. Each at its best learning rate: {_tally(best)} (ratio on over off: {between})."
         )
-        for learning_rate in sorted({v.learning_rate for one in group for v in one.views if v.learning_rate}):
-            views = [v for one in group for v in one.views if v.learning_rate == learning_rate]
+        for learning_rate in sorted({v.learning_rate for contrast in group for v in contrast.views if v.learning_rate}):
+            views = [v for contrast in group for v in contrast.views if v.learning_rate == learning_rate]
             text += f" Both at {rate(learning_rate)}: {_tally(views)}."
-        matched = [view for one in group if (view := one.view("matched KL"))]
+        matched = [view for contrast in group if (view := contrast.view("matched KL"))]
         text += f" At matched KL: {_tally(matched)}." if matched else ""
         yield ReportFinding("found", text)
 
@@ -87,16 +87,16 @@ def central(book: Book, contrasts: Sequence[Contrast]) -> str:
 
 def _rule(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
     """How often the boundary score named the better source, against always-on, always-off and a coin."""
-    cases = [one for one in contrasts if NOT_RUN not in (one.better, one.named)]
-    decided = [one for one in cases if one.better != UNDECIDED]
+    cases = [contrast for contrast in contrasts if NOT_RUN not in (contrast.better, contrast.named)]
+    decided = [contrast for contrast in cases if contrast.better != UNDECIDED]
     undecided = len(cases) - len(decided)
     rest = f"; in {count(undecided, 'more case')} the better source is undecided" if undecided else ""
     if not decided:
         if cases:
             yield ReportFinding("unsure", f"No case decides whether the boundary score names the better source{rest}.")
         return
-    n, right = len(decided), sum(one.named_it == "yes" for one in decided)
-    always = {source: sum(one.better == source for one in decided) for source in COMPARED}
+    n, right = len(decided), sum(contrast.named_it == "yes" for contrast in decided)
+    always = {source: sum(contrast.better == source for contrast in decided) for source in COMPARED}
     share = statistics.proportion(right, n)
     constant = max(always, key=lambda source: always[source])
     more = f" A constant choice, always {constant}-policy, did better." if right < always[constant] else ""
@@ -116,7 +116,7 @@ def _rule(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
         yield ReportFinding("found", f"{text} That is better than a coin.")
     else:
         yield ReportFinding("against", f"{text} That is worse than a coin, against the paper's rule.")
-    wrong = [policy_name(book, one.start) for one in decided if one.named_it == "no"]
+    wrong = [policy_name(book, contrast.start) for contrast in decided if contrast.named_it == "no"]
     if wrong:
         text = f"Against the paper's rule, the source that the score does not name was better for: {listing(wrong)}."
         yield ReportFinding("against", text)
@@ -124,11 +124,11 @@ def _rule(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
 
 def _movement(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
     """Change of the boundary score in one round, by source."""
-    scores, rows = _scores(book), {(one.start.model, one.start.method) for one in contrasts}
+    scores, rows = _scores(book), {(contrast.start.model, contrast.start.method) for contrast in contrasts}
     for source in ordered([*COMPARED, *(sources[0] for _, _, sources in scores if len(sources) == 1)]):
         moves = [
-            (scores[model, book.shared(row), ()], found)
-            for (model, row, sources), found in scores.items()
+            (scores[model, book.shared(row), ()], after)
+            for (model, row, sources), after in scores.items()
             if sources == (source,) and (model, row) in rows and (model, book.shared(row), ()) in scores
         ]
         if moves:
@@ -146,16 +146,18 @@ def _movement(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFindi
 def _views(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
     """Starting policies whose better source depends on the comparison."""
     split = [
-        policy_name(book, one.start) for one in contrasts if set(COMPARED) <= {view.better for view in one.views}
-    ]  # fmt: skip
+        policy_name(book, contrast.start)
+        for contrast in contrasts
+        if set(COMPARED) <= {view.better for view in contrast.views}
+    ]
     if split:
         head = "Which source is better depends on the comparison (learning rate, best, KL)"
         yield ReportFinding("unsure", f"{head} for {len(split)} of {len(contrasts)}: {listing(split, 4)}.")
     changed = []
-    for one in contrasts:
-        best = one.view("best")
+    for contrast in contrasts:
+        best = contrast.view("best")
         if best and best.clean_better != best.better:
-            changed.append(f"{policy_name(book, one.start)} ({best.better}, counted clean {best.clean_better})")
+            changed.append(f"{policy_name(book, contrast.start)} ({best.better}, counted clean {best.clean_better})")
     if changed:
         head = "Counting degenerate completions as the worst reward changes the answer"
         yield ReportFinding("unsure", f"{head} for {len(changed)} of {len(contrasts)}: {listing(changed, 4)}.")
@@ -164,8 +166,8 @@ def _views(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]
 def _cost(contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
     """KL and degenerate share of on-policy against off-policy rounds at equal learning rate."""
     moved, degenerate = [], []
-    for one in contrasts:
-        sides = {(side.source, side.learning_rate): side for side in one.sides}
+    for contrast in contrasts:
+        sides = {(side.source, side.learning_rate): side for side in contrast.sides}
         for (source, learning_rate), on in sides.items():
             off = sides.get(("off", learning_rate))
             if source == "on" and off and off.kl and on.kl is not None:
@@ -183,19 +185,19 @@ def _cost(contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
 
 def _collapsed(book: Book) -> Iterator[ReportFinding]:
     """Policies that collapsed and therefore have no win rate."""
-    found = {
+    collapsed = {
         f"{policy_name(book, replace(rung.start, before=(*rung.start.before, rung.source)))}, lr "
         f"{rate(rung.learning_rate)} ({rung.data['metrics'][SPLIT]['collapsed']})": None
         for rung in book.rungs
         if rung.state == "done" and rung.data["metrics"][SPLIT].get("collapsed")
     }
-    if found:
-        yield ReportFinding("unsure", f"Collapsed, so without a win rate: {listing(list(found), 4)}.")
+    if collapsed:
+        yield ReportFinding("unsure", f"Collapsed, so without a win rate: {listing(list(collapsed), 4)}.")
 
 
 def _power(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
     """Smallest difference that these prompts and seeds can detect."""
-    best = [view for one in contrasts if (view := one.view("best"))]
+    best = [view for contrast in contrasts if (view := contrast.view("best"))]
     if not best:
         return
     unit = best[0].ratio["difference"]["unit"]
@@ -242,9 +244,9 @@ def _where(before: Sequence[str]) -> str:
 
 def _scores(book: Book) -> dict[tuple[str, str, tuple[str, ...]], float]:
     """Boundary score of each policy, mean over seeds."""
-    found = {}
+    scores = {}
     for key in dict.fromkeys(policy.key for policy in book.policies):
         number = value(boundary(policy.metrics for policy in book.policies if policy.key == key))
         if number is not None:
-            found[key] = number
-    return found
+            scores[key] = number
+    return scores

@@ -18,7 +18,11 @@ ABOUT = (
 
 def frontier(book: Book, contrasts: Sequence[Contrast]) -> str:
     """SVG text; empty if no starting policy has both sources with a KL."""
-    shown = [one for one in contrasts if {side.source for side in one.sides if side.kl is not None} >= set(COMPARED)]
+    shown = [
+        contrast
+        for contrast in contrasts
+        if {side.source for side in contrast.sides if side.kl is not None} >= set(COMPARED)
+    ]
     return render("frontier", ABOUT, lambda: _draw(book, shown)) if shown else ""
 
 
@@ -29,19 +33,20 @@ def _draw(book: Book, shown: Sequence[Contrast]) -> Any:
     panels = [axis for line in axes for axis in line]
     for axis in panels[len(shown) :]:
         axis.set_visible(False)
-    for axis, one in zip(panels, shown, strict=False):
+    for axis, contrast in zip(panels, shown, strict=False):
         axis.axhline(0, color=FAINT, linewidth=0.8)
         axis.set_title(
-            f"{book.label(one.start.model)}, {method_name(book, one.start.method)}\n{one.start.name}", loc="left"
+            f"{book.label(contrast.start.model)}, {method_name(book, contrast.start.method)}\n{contrast.start.name}",
+            loc="left",
         )
-        for source in ordered(side.source for side in one.sides):
-            _line(axis, source, [side for side in one.sides if side.source == source and side.kl is not None])
+        for source in ordered(side.source for side in contrast.sides):
+            _line(axis, source, [side for side in contrast.sides if side.source == source and side.kl is not None])
         axis.set_xlim(left=0)
     for line in axes:
         line[0].set_ylabel("gain, gold reward")
     for axis in panels[max(0, len(shown) - columns) : len(shown)]:
         axis.set_xlabel("KL, nats")
-    legend(figure, (side.source for one in shown for side in one.sides))
+    legend(figure, (side.source for contrast in shown for side in contrast.sides))
     return figure
 
 

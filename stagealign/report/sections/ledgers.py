@@ -50,16 +50,16 @@ def pairs(book: Book) -> Table:
         for entry in result.get("rounds", []):
             start = Start(result["model"]["key"], result["method"]["key"], sources)
             sources = (*sources, entry["source"])
-            found = entry.get("pairs")
-            if not found:
+            entry_pairs = entry.get("pairs")
+            if not entry_pairs:
                 continue
-            dropped = [f"{reason}: {number}" for reason, number in sorted((found.get("drops") or {}).items())]
+            dropped = [f"{reason}: {number}" for reason, number in sorted((entry_pairs.get("drops") or {}).items())]
             cells = (policy_name(book, start), entry["source"], str(result["seed"]))
             figures = (
-                _number(found.get("n", found.get("pairs")), 0),
-                _number(found.get("margin"), 3),
-                _number(found.get("ties"), 0),
-                _number(found.get("truncated"), 0),
+                _number(entry_pairs.get("n", entry_pairs.get("pairs")), 0),
+                _number(entry_pairs.get("margin"), 3),
+                _number(entry_pairs.get("ties"), 0),
+                _number(entry_pairs.get("truncated"), 0),
                 "\n".join(dropped) or "none",
             )
             rows[cells] = TableRow((*cells, *figures))

@@ -35,7 +35,11 @@ CHOICES: dict[str, Callable[[Contrast], str]] = {
 
 def cases(contrasts: Sequence[Contrast]) -> list[Contrast]:
     """Contrasts that claims count and that have a boundary score and both sources."""
-    return [one for one in counted(contrasts) if one.boundary is not None and set(COMPARED) <= one.best.keys()]
+    return [
+        contrast
+        for contrast in counted(contrasts)
+        if contrast.boundary is not None and set(COMPARED) <= contrast.best.keys()
+    ]
 
 
 def strategies(contrasts: Sequence[Contrast]) -> list[Strategy]:
@@ -43,23 +47,23 @@ def strategies(contrasts: Sequence[Contrast]) -> list[Strategy]:
     every, sure = cases(contrasts), decided(contrasts)
     if not every:
         return []
-    found = []
+    chosen = []
     for name, choose in CHOICES.items():
-        right = sum(choose(one) == one.better for one in sure)
+        right = sum(choose(contrast) == contrast.better for contrast in sure)
         share = proportion(right, len(sure)) if sure else None
-        found.append(_strategy(name, right, share, [_gain(one, choose(one)) for one in every], every))
-    coin = [(_gain(one, "off") + _gain(one, "on")) / 2 for one in every]
-    return [*found, _strategy("a coin, on average", len(sure) / 2, None, coin, every)]
+        chosen.append(_strategy(name, right, share, [_gain(contrast, choose(contrast)) for contrast in every], every))
+    coin = [(_gain(contrast, "off") + _gain(contrast, "on")) / 2 for contrast in every]
+    return [*chosen, _strategy("a coin, on average", len(sure) / 2, None, coin, every)]
 
 
 def _strategy(name: str, right: float, share: Metric | None, gains: list[float], every: list[Contrast]) -> Strategy:
-    most = [max(_gain(one, "off"), _gain(one, "on")) for one in every]
+    most = [max(_gain(contrast, "off"), _gain(contrast, "on")) for contrast in every]
     lost = sum(best - taken for best, taken in zip(most, gains, strict=True)) / len(every)
     return Strategy(name, right, share, mean_metric(gains, _unit(every)), lost)
 
 
-def _gain(one: Contrast, source: str) -> float:
-    return float(one.best[source].gain["value"])
+def _gain(contrast: Contrast, source: str) -> float:
+    return float(contrast.best[source].gain["value"])
 
 
 def _unit(every: list[Contrast]) -> str:
@@ -71,7 +75,7 @@ def advantage(contrasts: Sequence[Contrast], over: str) -> Metric | None:
     every = cases(contrasts)
     if not every:
         return None
-    return mean_metric([_gain(one, one.named) - _gain(one, over) for one in every], _unit(every))
+    return mean_metric([_gain(contrast, contrast.named) - _gain(contrast, over) for contrast in every], _unit(every))
 
 
 def table(contrasts: Sequence[Contrast]) -> Table:
@@ -80,24 +84,24 @@ def table(contrasts: Sequence[Contrast]) -> Table:
     rows = [
         TableRow(
             (
-                one.name,
-                f"{plain(one.right, 0) if one.right == int(one.right) else plain(one.right, 1)} of {len(sure)}",
-                score(one.share) if one.share else DASH,
-                gain(one.gain),
-                signed(-one.lost) if one.lost else plain(0.0),
+                strategy.name,
+                f"{strategy.right:g} of {len(sure)}",
+                score(strategy.share) if strategy.share else DASH,
+                gain(strategy.gain),
+                signed(-strategy.lost) if strategy.lost else plain(0.0),
             )
         )
-        for one in strategies(contrasts)
+        for strategy in strategies(contrasts)
     ]
     versus = [(over, advantage(contrasts, over)) for over in COMPARED]
-    said = "; ".join(f"minus always {over}: {gain(metric)}" for over, metric in versus if metric)
+    differences = "; ".join(f"minus always {over}: {gain(metric)}" for over, metric in versus if metric)
     return Table(
         "strategies",
         "Does the boundary score choose well?",
         f"All {len(every)} starting policies from which both sources were run, each source at its best learning rate; "
         f"one source was better in {len(sure)}. Lost: mean gain below the better source in hindsight. Mean gain of "
-        f"following the score, paired by case, {said}. Cases share policies and data, so intervals over cases are "
-        "too narrow.",
+        f"following the score, paired by case, {differences}. Cases share policies and data, so intervals over cases "
+        "are too narrow.",
         ("Choice", "Better source taken", "Share", "Mean gain", "Lost to hindsight"),
         tuple(rows),
     )

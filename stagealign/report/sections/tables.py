@@ -16,7 +16,7 @@ STAGE = {"off": "injection", "on": "fine-tuning"}
 
 def effectiveness(book: Book, contrasts: Sequence[Contrast]) -> Table:
     """Table of each starting policy: gains by source, the better one, and whether the boundary score named it."""
-    sources = [*COMPARED, *others(source for one in contrasts for source in one.best)]
+    sources = [*COMPARED, *others(source for contrast in contrasts for source in contrast.best)]
     columns = (
         "Starting policy",
         "Boundary score before",
@@ -26,19 +26,21 @@ def effectiveness(book: Book, contrasts: Sequence[Contrast]) -> Table:
         "Named it?",
     )
     rows = []
-    for one in contrasts:
+    for contrast in contrasts:
         named = (
-            DASH if one.named == NOT_RUN else f"{STAGE[one.named]}: {one.named}" + ("" if one.sure else " (not sure)")
+            DASH
+            if contrast.named == NOT_RUN
+            else f"{STAGE[contrast.named]}: {contrast.named}" + ("" if contrast.sure else " (not sure)")
         )
         cells = (
-            policy_name(book, one.start),
-            score(one.boundary),
+            policy_name(book, contrast.start),
+            score(contrast.boundary),
             named,
-            *(side(one.best.get(source)) for source in sources),
-            one.better,
-            one.named_it,
+            *(side(contrast.best.get(source)) for source in sources),
+            contrast.better,
+            contrast.named_it,
         )
-        rows.append(TableRow(cells, one.better if one.better == NOT_RUN else "done"))
+        rows.append(TableRow(cells, contrast.better if contrast.better == NOT_RUN else "done"))
     return Table(
         "effectiveness",
         "Effectiveness of off-policy and on-policy data",
@@ -51,20 +53,20 @@ def effectiveness(book: Book, contrasts: Sequence[Contrast]) -> Table:
     )
 
 
-def side(found: Side | None) -> str:
+def side(best: Side | None) -> str:
     """Gain of one source with its learning rate, clean gain, KL and degenerate share."""
-    if found is None:
+    if best is None:
         return NOT_RUN
-    kl, clean = plain(found.kl, 1), gain(found.clean_gain)
-    cost = f"lr {rate(found.learning_rate)}, KL {kl}\ndegenerate {percent(found.degenerate)}"
-    return f"{gain(found.gain)}\nclean {clean}\n{cost}"
+    kl, clean = plain(best.kl, 1), gain(best.clean_gain)
+    cost = f"lr {rate(best.learning_rate)}, KL {kl}\ndegenerate {percent(best.degenerate)}"
+    return f"{gain(best.gain)}\nclean {clean}\n{cost}"
 
 
-def spreads(found: Side) -> str:
+def spreads(best: Side) -> str:
     """`off 0.02 / 0.04 (2 seeds)`: spread between seeds, and error over the prompts of one seed."""
-    metric = found.gain
+    metric = best.gain
     between, over = plain(metric["between_seeds"]), plain(metric["over_prompts"])
-    return f"{found.source} {between} / {over} ({count(metric['seeds'], 'seed')})"
+    return f"{best.source} {between} / {over} ({count(metric['seeds'], 'seed')})"
 
 
 def ratios(book: Book, contrasts: Sequence[Contrast]) -> Table:
@@ -79,20 +81,24 @@ def ratios(book: Book, contrasts: Sequence[Contrast]) -> Table:
         *(("The paper's real model (LC win rate)",) if real else ()),
     )
     rows = []
-    for one in contrasts:
-        best, matched = one.view("best"), one.view("matched KL")
+    for contrast in contrasts:
+        best, matched = contrast.view("best"), contrast.view("matched KL")
         equal = [
             f"{rate(view.learning_rate or 0)}: {score(view.ratio)}, {view.better}"
-            for view in one.views
+            for view in contrast.views
             if view.name == "equal"
         ]
         cells = (
-            policy_name(book, one.start),
+            policy_name(book, contrast.start),
             "\n".join(equal) or "no rung in common",
             f"{score(best.ratio)}, {best.better}" if best else NOT_RUN,
             f"at {plain(matched.kl, 1)} nats: {score(matched.ratio)}, {matched.better}" if matched else NOT_RUN,
-            "\n".join(spreads(found) for found in one.best.values()),
-            *((_paper(one.start.model, one.start.name, "effectiveness_ratio", one.start.method),) if real else ()),
+            "\n".join(spreads(best_side) for best_side in contrast.best.values()),
+            *(
+                (_paper(contrast.start.model, contrast.start.name, "effectiveness_ratio", contrast.start.method),)
+                if real
+                else ()
+            ),
         )
         rows.append(TableRow(cells, "done" if best else NOT_RUN))
     return Table(
@@ -117,16 +123,16 @@ def boundaries(book: Book) -> Table:
     real = not book.plumbing
     rows = []
     for (model, method, sources), seeds in groups.items():
-        found = boundary(policy.metrics for policy in seeds)
-        named = DASH if found is None else STAGE["off" if found["value"] < 0.5 else "on"]
-        each = [f"{p.seed}: {score(one)}" for p in seeds if (one := boundary([p.metrics]))]
+        pooled = boundary(policy.metrics for policy in seeds)
+        named = DASH if pooled is None else STAGE["off" if pooled["value"] < 0.5 else "on"]
+        each = [f"{p.seed}: {score(of_seed)}" for p in seeds if (of_seed := boundary([p.metrics]))]
         place = f"after round {len(sources)}" if sources else "start"
         cells = (
             book.label(model),
             f"{method_name(book, method)}, {after(sources)}"
             if sources
             else ", ".join(["start", *method.split("_")[1:]]),
-            score(found),
+            score(pooled),
             "\n".join(each) or DASH,
             named,
             *((_paper(model, place, "boundary_score", method or "dpo"),) if real else ()),
