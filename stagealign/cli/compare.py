@@ -14,7 +14,7 @@ from stagealign.cli.output import console
 from stagealign.report.sections.words import count, listing
 
 if TYPE_CHECKING:
-    from stagealign.report.read.compare import Comparison
+    from stagealign.report.read.compare import ResultsComparison
 
 
 def compare(
@@ -48,7 +48,7 @@ def compared(a: str, b: str, scale: str, results: Path) -> int:
     return 1 if found.changed else 0
 
 
-def comparison(found: "Comparison", every: bool = False) -> None:
+def comparison(found: "ResultsComparison", every: bool = False) -> None:
     """Every quantity that moved by more than noise, how many did not, and what stands on one side only.
 
     `every`: all quantities of the one policy that was compared, those within noise too.

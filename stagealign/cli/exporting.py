@@ -20,6 +20,7 @@ from stagealign.store.bucket import opened
 from stagealign.store.facts import code_version
 from stagealign.store.folder import Store
 from stagealign.store.record import RECORD, Record
+from stagealign.store.result_types import DoneRungEntry, is_done
 from stagealign.store.results import read_result, result_path
 
 INDEX = "model.safetensors.index.json"
@@ -101,14 +102,14 @@ def copy_policy(policy: Path, to: Path) -> None:
             shutil.copyfile(file, to / names.get(file.name, file.name))
 
 
-def _measured(run: Run, step: Step, results: Path) -> dict[str, Any] | None:
+def _measured(run: Run, step: Step, results: Path) -> DoneRungEntry | None:
     """The policy's rung of the run's result file; None where it holds none of this very policy."""
     path = result_path(results, run.cell.scale.key, run.cell.id, run.seed)
     if not path.exists():
         return None
     result = read_result(path)
     rungs = [rung for entry in result["rounds"] for rung in entry["rungs"]]
-    found = [rung for rung in rungs if rung.get("fingerprint") == step.fingerprint and rung["state"] == "done"]
+    found = [rung for rung in rungs if is_done(rung) and rung.get("fingerprint") == step.fingerprint]
     if rungs and not found:
         raise BadData(
             f"{path}: its numbers are of another policy than the store's; run `stagealign run --again "
@@ -124,7 +125,7 @@ def card(
     base: str,
     licence: str,
     weights: str,
-    measured: dict[str, Any] | None,
+    measured: DoneRungEntry | None,
     again: str,
 ) -> str:
     """The model card: metadata, what this is and is not, data, numbers with intervals, spec, how to make it again."""
@@ -173,17 +174,17 @@ def what_it_is(cell: Cell, base: str, weights: str) -> str:
     return f"{trained} It was trained from {base}."
 
 
-def _numbers(measured: dict[str, Any] | None, again: str) -> list[str]:
+def _numbers(measured: DoneRungEntry | None, again: str) -> list[str]:
     """The table of test metrics with their intervals."""
     if measured is None:
         return [f"Not measured: no result file of this policy was found. `{again}` measures it."]
-    test = measured["metrics"]["test"]
+    test: Mapping[str, Any] = measured["metrics"]["test"]
     rows = {"gain in gold reward over the round's start": measured["gain"]["test"]}
     rows |= {name.replace("_", " "): test[name] for name in METRICS if name in test}
     lines = ["| test split | value | 95% interval | unit | n |", "|---|---|---|---|---|"]
     for name, one in rows.items():
         value = "not known" if one.get("value") is None else f"{one['value']:.3f}"
-        between = "not known" if not one.get("interval") else "[{:.3f}, {:.3f}]".format(*one["interval"])
+        between = "not known" if not one.get("interval") else "[{:.3f}, {:.3f}]".format(*(one["interval"] or ()))
         lines.append(f"| {name} | {value} | {between} | {one['unit']} | {one['n']} |")
     boundary = test.get("boundary")
     if boundary:

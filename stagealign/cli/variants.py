@@ -10,7 +10,8 @@ from stagealign.grid import registry, samplers, variants
 from stagealign.grid.cell import Cell
 from stagealign.grid.spec import Engine
 from stagealign.store.folder import Store
-from stagealign.store.results import Result, read_result, result_path
+from stagealign.store.result_types import Result
+from stagealign.store.results import read_result, result_path
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""What the paper says, as statements that results can confirm or contradict; written down before the runs they judge.
+"""The paper's claims as statements that results can confirm or contradict, recorded before the runs that judge them.
 
-Each claim names its metric, the scale it is made for, what counts as the same number, and the smallest effect that the
-planned prompts and seeds can show. A result carries the fingerprints of the claims it was made under; a claim that is
-changed afterwards no longer judges it (a new claim gets a new key).
+Each claim names its metric, its scale, the tolerance within which a number counts as the same, and the smallest effect
+that the planned prompts and seeds can show. A result records the fingerprints of the claims that it was made under. A
+claim that changed afterwards is not judged by that result; a new claim needs a new key.
 
-Claims at paper scale are the paper's own. Those at lab scale say that the paper's *rule* holds for stand-ins too: a
-direction each, never a number. When they were written the results of Zephyr's stand-in (DPO, both seeds, four of six
-schedules) and of Phi-2's first round (one seed) had been seen, and none other of the grid.
+Claims at paper scale are the paper's own. Claims at lab scale extend the paper's rule to stand-ins: each predicts a
+direction and no number. When they were recorded, two sets of results had been seen: Zephyr's stand-in (DPO, both seeds,
+four of six schedules) and the first round of Phi-2's (one seed).
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from stagealign.base.identity import fingerprint
 from stagealign.grid import paper
 from stagealign.grid.cell import Cell
 
-KINDS = {
+CLAIM_KINDS = {
     "better": "which source gains more in the next round, each at its best learning rate (ratio of gains on / off)",
     "score": "boundary score of one policy, against 0.5",
     "rise": "boundary score after the round minus the score before it",
@@ -27,40 +27,40 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Claim:
-    """One statement, its metric and when our number counts as the same."""
+    """One statement with its metric and its tolerance."""
 
     key: str
     words: str
     scale: str
     kind: str
-    """One of `KINDS`."""
+    """Key of `CLAIM_KINDS`."""
     expected: str
-    """`on` or `off` of `better`; `above` or `below` of `score`, `rise` and `rule`."""
+    """`on` or `off` for kind `better`; `above` or `below` for the other kinds."""
     model: str = ""
-    """Empty: all models."""
+    """Key of the model; empty means all models."""
     method: str = "dpo"
-    """Empty: all methods."""
+    """Key of the method; empty means all methods."""
     policy: str = "start"
-    """The policy measured, or the one that the round starts from: `start`, `after off`, `after off then on`."""
+    """Policy that is measured, or that the round starts from: `start`, `after off`, `after off then on`."""
     tolerance: tuple[float, float] | None = None
-    """Our value counts as the same number inside it; None where only the direction is claimed."""
+    """Range in which our value counts as the same number; None if the claim gives only a direction."""
     smallest_effect: float = 0.0
-    """What the planned prompts and seeds show 4 times in 5, in `unit`; a confirmed smaller one is no effect."""
+    """Effect, in `unit`, that the planned prompts and seeds detect with 80% power; a smaller one counts as none."""
     unit: str = ""
     planned: str = ""
-    """Prompts and seeds that `smallest_effect` was worked out for."""
+    """Prompts and seeds from which `smallest_effect` was computed."""
     source: str = ""
-    """Where the paper says so, and how sure that is known."""
+    """Place in the paper and certainty."""
     seen: bool = False
-    """Whether some of the results that judge it had been seen when it was written."""
+    """Whether some of the results that judge the claim had been seen when it was recorded."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes with anything that may change a verdict; not with the words."""
+        """Fingerprint of every field that can change a verdict; words and sources are left out."""
         return fingerprint(replace(self, words="", planned="", source="", seen=False))
 
     def concerns(self, cell: Cell) -> bool:
-        """Whether the cell's result helps to judge this claim: whatever samples, but only by the scale's own gold."""
+        """Whether the cell's result helps to judge this claim: any sampler, the scale's own gold."""
         if cell.scale.preference.gold_named:
             return False
         own = (cell.scale.key, cell.model.key, cell.method.key)
@@ -92,8 +92,12 @@ def _gain(key: str, words: str, expected: str, model: str, policy: str, **more: 
     return replace(_GAIN, key=key, words=words, expected=expected, model=model, policy=policy, source=source, **more)
 
 
-def _score(key: str, words: str, expected: str, model: str, policy: str, place: str, **more: Any) -> Claim:
-    """A published side of the boundary; `place` is the paper's name of the policy."""
+def _score(key: str, words: str, expected: str, about: tuple[str, str], place: str, **more: Any) -> Claim:
+    """A published side of the boundary.
+
+    `about`: model and policy; `place`: the paper's name of that policy.
+    """
+    model, policy = about
     source = _known(model, place, "boundary_score")
     return replace(_SCORE, key=key, words=words, expected=expected, model=model, policy=policy, source=source, **more)
 
@@ -113,26 +117,26 @@ PAPER = (
     ),
     _score(
         "zephyr-start-below", "Zephyr's start is in preference injection: its boundary score is 0.40.",
-        "below", "zephyr", "start", "start", tolerance=(0.37, 0.43),
+        "below", ("zephyr", "start"), "start", tolerance=(0.37, 0.43),
     ),
     _score(
         "zephyr-after-off-above",
         "After one round Zephyr is in preference fine-tuning: its boundary score is 0.66 (data of that round assumed "
         "off-policy).",
-        "above", "zephyr", "after off", "after round 1", tolerance=(0.63, 0.69),
+        "above", ("zephyr", "after off"), "after round 1", tolerance=(0.63, 0.69),
     ),
     _score(
         "llama3-start-above", "Llama-3's start is in preference fine-tuning: its boundary score is above 0.5.",
-        "above", "llama3", "start", "start",
+        "above", ("llama3", "start"), "start",
     ),
     _score(
         "phi2-start-below", "Phi-2's start is in preference injection: its boundary score is below 0.5.",
-        "below", "phi2", "start", "start",
+        "below", ("phi2", "start"), "start",
     ),
     _score(
         "phi2-after-off-below",
         "Phi-2 stays in preference injection after a round (data of that round assumed off-policy).",
-        "below", "phi2", "after off", "after round 1",
+        "below", ("phi2", "after off"), "after round 1",
     ),
     Claim(
         "rule", "The stage that the boundary score names is the one whose data is better.",
@@ -140,7 +144,7 @@ PAPER = (
         planned="at most 24 starting policies", source="A: abstract",
     ),
 )  # fmt: skip
-"""The paper's own claims, to be judged by results at paper scale and nothing else."""
+"""The paper's own claims, judged by results at paper scale only."""
 _LAB_EFFECT = {
     "better": (0.6, "rating points", "64 test films, 2 seeds"),
     "score": (0.11, "share", "64 test films of 4 votes, 2 seeds"),
@@ -150,7 +154,7 @@ _LAB_EFFECT = {
 
 
 def _in_the_lab(claim: Claim) -> Claim:
-    """The claim's direction, made of the model's stand-in."""
+    """The same claim for the model's stand-in: its direction without a number."""
     effect, unit, planned = _LAB_EFFECT[claim.kind]
     stand_in = replace(claim, scale="lab", tolerance=None, smallest_effect=effect, unit=unit, planned=planned)
     seen = claim.model in ("zephyr", "phi2") or claim.kind == "rule"
@@ -189,10 +193,10 @@ CLAIMS = (*PAPER, *LAB)
 
 
 def of_scale(scale: str) -> tuple[Claim, ...]:
-    """The claims that results of one scale are held against."""
+    """Claims that results of one scale judge."""
     return tuple(claim for claim in CLAIMS if claim.scale == scale)
 
 
 def cited(cell: Cell) -> Mapping[str, str]:
-    """Key -> fingerprint of the claims that a cell's result will help to judge."""
+    """Key -> fingerprint of the claims that a cell's result helps to judge."""
     return {claim.key: claim.fingerprint for claim in CLAIMS if claim.concerns(cell)}

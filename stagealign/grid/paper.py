@@ -1,12 +1,12 @@
-"""Published numbers as data: value, place, source and how sure. What was not found says so and is never filled in.
+"""Published numbers with value, place, source and certainty. An unknown number stays `NOT_FOUND`.
 
 The paper: arXiv 2508.10530, "Is On-Policy Data always the Best Choice for Direct Preference Optimization-based LM
-Alignment?" (ICLR 2026). All numbers are of the paper's own models; none of a stand-in belongs beside them as equal.
+Alignment?" (ICLR 2026). All numbers are of the paper's own models and cannot be compared with those of stand-ins.
 """
 
 from dataclasses import dataclass
 
-SOURCES = {
+EVIDENCE = {
     "A": "abstract, or the authors' README and scripts",
     "N": "a third party's reading note",
     "R": "public reviews",
@@ -17,23 +17,23 @@ NOT_FOUND = "not published / not found"
 
 
 @dataclass(frozen=True)
-class Known:
-    """One published number, or the words where only words are known."""
+class PublishedNumber:
+    """One published number, or its description in words."""
 
     model: str
     method: str
     policy: str
-    """The policy it is about, or that a round starts from: `start`, `after off`, `after round 1`."""
+    """Policy that was measured, or that a round starts from: `start`, `after off`, `after round 1`."""
     quantity: str
     """`lc_win_rate` (percent), `gain_on`, `gain_off` (points), `effectiveness_ratio` (on / off), `boundary_score`."""
     value: float | None
     source: str
-    """Letter of `SOURCES`."""
+    """Letter of `EVIDENCE`."""
     place: str
     sure: str
     words: str = ""
     interval: tuple[float, float] | None = None
-    """95%, from the unpaired standard errors of 805 prompts; not the paper's own."""
+    """95%, computed here from the unpaired standard errors of 805 prompts; the paper gives none."""
 
     @property
     def text(self) -> str:
@@ -46,17 +46,23 @@ _NOTE = "reading note, results of DPO"
 _NOTE_BOUNDARY = "reading note, boundary scores"
 _ARITHMETIC = "difference of the note's win rates"
 KNOWN = (
-    Known("zephyr", "dpo", "start", "lc_win_rate", 8.12, "D", _ARITHMETIC, "follows from two numbers of the note"),
-    Known("zephyr", "dpo", "start", "gain_off", 12.65, "N", _NOTE, "one secondary source; 20.77 after the round"),
-    Known(
+    PublishedNumber(
+        "zephyr", "dpo", "start", "lc_win_rate", 8.12, "D", _ARITHMETIC, "follows from two numbers of the note"
+    ),
+    PublishedNumber(
+        "zephyr", "dpo", "start", "gain_off", 12.65, "N", _NOTE, "one secondary source; 20.77 after the round"
+    ),
+    PublishedNumber(
         "zephyr", "dpo", "start", "gain_on", 5.58, "D", _ARITHMETIC, "fits the abstract's 0.4x; 13.70 after the round"
     ),
-    Known(
+    PublishedNumber(
         "zephyr", "dpo", "start", "effectiveness_ratio", 0.44, "D", "abstract says 0.4x", "solid", interval=(0.25, 0.64)
     ),
-    Known("zephyr", "dpo", "after off", "gain_on", 12.51, "N", _NOTE, "one secondary source; 33.28 after the round"),
-    Known("zephyr", "dpo", "after off", "gain_off", 3.00, "D", _ARITHMETIC, "23.77 after the round"),
-    Known(
+    PublishedNumber(
+        "zephyr", "dpo", "after off", "gain_on", 12.51, "N", _NOTE, "one secondary source; 33.28 after the round"
+    ),
+    PublishedNumber("zephyr", "dpo", "after off", "gain_off", 3.00, "D", _ARITHMETIC, "23.77 after the round"),
+    PublishedNumber(
         "zephyr",
         "dpo",
         "after off",
@@ -66,41 +72,45 @@ KNOWN = (
         "12.51 / 3.00",
         "no interval; a small denominator",
     ),
-    Known("zephyr", "dpo", "start", "boundary_score", 0.40, "N", _NOTE_BOUNDARY, "one secondary source"),
-    Known("zephyr", "dpo", "after round 1", "boundary_score", 0.66, "N", _NOTE_BOUNDARY, "data of round 1 not named"),
-    Known("zephyr", "dpo", "after round 2", "boundary_score", 0.69, "N", _NOTE_BOUNDARY, "0.66 to 0.69 is borderline"),
-    Known("llama3", "dpo", "start", "lc_win_rate", 24.59, "N", _NOTE, "one secondary source"),
-    Known(
+    PublishedNumber("zephyr", "dpo", "start", "boundary_score", 0.40, "N", _NOTE_BOUNDARY, "one secondary source"),
+    PublishedNumber(
+        "zephyr", "dpo", "after round 1", "boundary_score", 0.66, "N", _NOTE_BOUNDARY, "data of round 1 not named"
+    ),
+    PublishedNumber(
+        "zephyr", "dpo", "after round 2", "boundary_score", 0.69, "N", _NOTE_BOUNDARY, "0.66 to 0.69 is borderline"
+    ),
+    PublishedNumber("llama3", "dpo", "start", "lc_win_rate", 24.59, "N", _NOTE, "one secondary source"),
+    PublishedNumber(
         "llama3", "dpo", "start", "effectiveness_ratio", 3.0, "A", "abstract", "direction only", "about 3", (1.8, 8.4)
     ),
-    Known(
+    PublishedNumber(
         "llama3", "dpo", "after round 2", "lc_win_rate", 40.57, "N", _NOTE, "unclear whether after on, or off then on"
     ),
     *(
-        Known("llama3", "dpo", policy, "boundary_score", None, "N", _NOTE_BOUNDARY, "words only", "above 0.5")
+        PublishedNumber("llama3", "dpo", policy, "boundary_score", None, "N", _NOTE_BOUNDARY, "words only", "above 0.5")
         for policy in ("start", "after round 1", "after round 2")
     ),
-    Known("phi2", "dpo", "start", "lc_win_rate", 5.81, "N", _NOTE, "one secondary source"),
-    Known("phi2", "dpo", "start", "gain_off", 0.16, "D", _ARITHMETIC, "z = 0.2: nothing; 5.97 after the round"),
-    Known(
+    PublishedNumber("phi2", "dpo", "start", "lc_win_rate", 5.81, "N", _NOTE, "one secondary source"),
+    PublishedNumber(
+        "phi2", "dpo", "start", "gain_off", 0.16, "D", _ARITHMETIC, "z = 0.2: nothing; 5.97 after the round"
+    ),
+    PublishedNumber(
         "phi2", "dpo", "start", "gain_on", -1.60, "N", _NOTE, "unclear whether against the start or against off-policy"
     ),
     *(
-        Known("phi2", "dpo", policy, "boundary_score", None, "N", _NOTE_BOUNDARY, "words only", "below 0.5")
+        PublishedNumber("phi2", "dpo", policy, "boundary_score", None, "N", _NOTE_BOUNDARY, "words only", "below 0.5")
         for policy in ("start", "after round 1", "after round 2")
     ),
 )
 
 
-def known(model: str, policy: str, quantity: str, method: str = "dpo") -> Known | None:
-    """What is known of one quantity; None where it was not published or not found."""
-    matches = (
-        one for one in KNOWN if (one.model, one.method, one.policy, one.quantity) == (model, method, policy, quantity)
-    )
-    return next(matches, None)
+def known(model: str, policy: str, quantity: str, method: str = "dpo") -> PublishedNumber | None:
+    """The published number for one quantity; None if it is not published or not found."""
+    wanted = (model, method, policy, quantity)
+    return next((row for row in KNOWN if (row.model, row.method, row.policy, row.quantity) == wanted), None)
 
 
 def text(model: str, policy: str, quantity: str, method: str = "dpo") -> str:
-    """The known value with its source letter, or `NOT_FOUND`."""
-    found = known(model, policy, quantity, method)
-    return found.text if found else NOT_FOUND
+    """Published value with its source letter, or `NOT_FOUND`."""
+    number = known(model, policy, quantity, method)
+    return number.text if number else NOT_FOUND

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from stagealign.base.errors import Damaged
 from stagealign.base.identity import plain
@@ -14,57 +14,68 @@ from stagealign.pipeline.run import Run, Step
 from stagealign.store.artifact import Artifact
 from stagealign.store.folder import Store
 from stagealign.store.record import Record, remove
-from stagealign.store.results import SCHEMA, Result
+from stagealign.store.result_types import (
+    ArtifactEntry,
+    CapabilityEntry,
+    DoneRungEntry,
+    GainEntry,
+    ModelEntry,
+    PairsEntry,
+    PolicyEntry,
+    Result,
+    RoundEntry,
+    RungEntry,
+    SampleEntry,
+    Split,
+    SplitEntry,
+    TrainingEntry,
+)
+from stagealign.store.results import SCHEMA
 
 FACTS = ("seconds", "peak_memory_mib", "hardware", "threads", "commit", "dirty", "versions")
-"""What a result tells of how each artifact was made; none of it is identity."""
+"""Fields of a record that a result repeats for each artifact; none of them is identity."""
+SCORER_FACTS = ("spearman", "learned_from", "held_out")
+PAIRS_FACTS = ("pairs", "ties", "margin", "truncated", "drops")
 SAMPLES = 20
 """Test prompts whose completions a result shows."""
+SPLITS: tuple[Split, ...] = ("validation", "test")
 
 
 def result(run: Run, store: Store, fresh: set[str] | None = None) -> Result:
     """The run's result from the store; rungs whose artifacts are not built are `not run`.
 
-    `fresh` names reference passes that this call ran and that no result has claimed yet; those of this run are taken
-    out, so that each pass counts as computed once and as reused by all others.
+    `fresh`: paths of the reference passes that this call ran and that no result has counted yet. Those of this run are
+    removed from it, so that each pass counts once as computed and otherwise as reused.
     """
     fresh = set() if fresh is None else fresh
     cell = run.cell
     records = {path: store.record(artifact) for path, artifact in run.artifacts.items()}
-    complete = plan_run(cell, run.seed)
     training = cell.scale.training
-    rounds = [_round(steps, training.rate(steps[0].source), store, fresh) for steps in complete.rounds]
+    rounds = plan_run(cell, run.seed).rounds
     weights = str(store.facts(run.weights).get("weights", "published"))
-    return {
-        "schema": SCHEMA,
-        "state": "done",
-        "reason": None,
-        "cell": cell.id,
-        "seed": run.seed,
-        "scale": cell.scale.key,
-        "model": _model(cell, weights),
-        "method": plain(cell.method) | cell.row,
-        "schedule": cell.schedule,
-        "sources": [source.key for source in cell.sources],
+    scorers = (("oracle", run.oracle), ("gold", run.gold))
+    made: Result = {
+        **_head(run, "done", None, weights),
         "preference": plain(cell.scale.preference),
-        "scorers": {
-            name: {
-                key: value for key, value in store.facts(a).items() if key in ("spearman", "learned_from", "held_out")
-            }
-            for name, a in (("oracle", run.oracle), ("gold", run.gold))
-        },
-        "spec": plain(cell),
+        "scorers": {name: _facts(artifact, SCORER_FACTS, store) for name, artifact in scorers},
         "claims": dict(cited(cell)),
-        "artifacts": {path: _made(record) for path, record in sorted(records.items()) if record},
+        "artifacts": {path: _artifact(record) for path, record in sorted(records.items()) if record},
         "start": _scores(run.start_scores, store),
-        "rounds": rounds,
+        "rounds": [_round(steps, training.rate(steps[0].source), store, fresh) for steps in rounds],
         "samples": _samples(run, store),
-        **({"capability": _abilities(run, store)} if run.abilities else {}),
     }
+    if run.abilities:
+        made["capability"] = _abilities(run, store)
+    return made
 
 
-def unfinished(run: Run, state: str, reason: str) -> Result:
-    """A result for a run that failed or was skipped: it stays in every table, with its reason."""
+def unfinished(run: Run, state: Literal["failed", "skipped"], reason: str) -> Result:
+    """The result of a run that failed or was skipped; every table shows it with its reason."""
+    return _head(run, state, reason, "not built")
+
+
+def _head(run: Run, state: Literal["done", "failed", "skipped"], reason: str | None, weights: str) -> Result:
+    """A result without rounds: what was run, and how it ended."""
     cell = run.cell
     return {
         "schema": SCHEMA,
@@ -73,7 +84,7 @@ def unfinished(run: Run, state: str, reason: str) -> Result:
         "cell": cell.id,
         "seed": run.seed,
         "scale": cell.scale.key,
-        "model": _model(cell, "not built"),
+        "model": _model(cell, weights),
         "method": plain(cell.method) | cell.row,
         "schedule": cell.schedule,
         "sources": [source.key for source in cell.sources],
@@ -82,8 +93,8 @@ def unfinished(run: Run, state: str, reason: str) -> Result:
     }
 
 
-def _model(cell: Cell, weights: str) -> dict[str, Any]:
-    """The result's entry on what the policy started from."""
+def _model(cell: Cell, weights: str) -> ModelEntry:
+    """Entry of the model that the policy started from."""
     stand_in = cell.checkpoint.stand_in_for
     return {
         "key": cell.model.key,
@@ -96,7 +107,7 @@ def _model(cell: Cell, weights: str) -> dict[str, Any]:
 
 
 def describe(cell: Cell) -> str:
-    """What the weights are, in words; a stand-in is called one."""
+    """The weights in words; a stand-in is called one."""
     checkpoint = cell.checkpoint
     if checkpoint.stand_in_for and checkpoint.sft:
         share = f"{100 * (checkpoint.sft.rotten_share or 0):.0f}%"
@@ -105,39 +116,53 @@ def describe(cell: Cell) -> str:
     return checkpoint.source
 
 
-def _made(record: Record) -> dict[str, Any]:
-    """One artifact's entry of the result: what it is and how it was made."""
+def _artifact(record: Record) -> ArtifactEntry:
+    """Entry of one artifact: its fingerprint and its origin."""
     facts = record["facts"]
-    resolved = {"revision": facts["revision"]} if facts.get("revision") else {}
-    return {"fingerprint": record["fingerprint"], **resolved} | {key: facts.get(key) for key in FACTS}
+    entry: Any = {"fingerprint": record["fingerprint"], **{key: facts.get(key) for key in FACTS}}
+    if facts.get("revision"):
+        entry["revision"] = facts["revision"]
+    made: ArtifactEntry = entry
+    return made
 
 
-def _scores(scores: Artifact, store: Store) -> dict[str, Any]:
-    return _read(scores, "scores.json", store)
+def _facts(artifact: Artifact, names: tuple[str, ...], store: Store) -> dict[str, Any]:
+    """Those facts of an artifact's record that are known."""
+    return {name: value for name, value in store.facts(artifact).items() if name in names}
 
 
-def _read(artifact: Artifact, name: str, store: Store) -> dict[str, Any]:
+def _scores(scores: Artifact, store: Store) -> PolicyEntry:
+    metrics: PolicyEntry = _read(scores, "scores.json", store)
+    return metrics
+
+
+def _read(artifact: Artifact, name: str, store: Store) -> Any:
+    """JSON of one file of an artifact. Raises Damaged."""
     path = store.file(artifact, name)
     try:
-        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # of a record from before files were listed
-        raise Damaged(f"{path}: damaged ({error}); build it anew after {remove(path.parent)}") from error
-    return loaded
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # records older than their list of files do not notice this themselves
+        raise Damaged(f"{path}: damaged ({error}); rebuild it after {remove(path.parent)}") from error
 
 
-def _abilities(run: Run, store: Store) -> dict[str, Any]:
-    """Capability of the start and of the policy that each round ends with, each with what it is known by."""
+def _abilities(run: Run, store: Store) -> dict[str, CapabilityEntry]:
+    """Capability of the start and of the policy that each round ends with, with both fingerprints."""
     return {
         f"round {number}" if number else "start": {
+            **_capability(artifact, store),
             "fingerprint": artifact.fingerprint,
             "policy": artifact.inputs["policy"].fingerprint,
-            **_read(artifact, "capability.json", store),
         }
         for number, artifact in enumerate(run.abilities)
     }
 
 
-def _samples(run: Run, store: Store) -> list[dict[str, Any]]:
+def _capability(artifact: Artifact, store: Store) -> CapabilityEntry:
+    measured: CapabilityEntry = _read(artifact, "capability.json", store)
+    return measured
+
+
+def _samples(run: Run, store: Store) -> list[SampleEntry]:
     """Completions of `SAMPLES` test prompts by the start and by the policy that each round ends with."""
     rates = run.cell.scale.training.learning_rate
     kept = [next(s for s in steps if s.learning_rate == rates[s.source.key]) for steps in run.rounds]
@@ -153,57 +178,77 @@ def _samples(run: Run, store: Store) -> list[dict[str, Any]]:
     return [{"prompt": prompt_hash(text), "text": text, "completions": texts[text]} for text in chosen]
 
 
-def _round(steps: tuple[Step, ...], recorded: float, store: Store, fresh: set[str]) -> dict[str, Any]:
+def _round(steps: tuple[Step, ...], recorded: float, store: Store, fresh: set[str]) -> RoundEntry:
+    """Entry of one round; `recorded` is the learning rate that later rounds continue from."""
     first = steps[0]
     start = _scores(first.start_scores, store)
+    pairs: Any = _facts(first.pairs, PAIRS_FACTS, store)
+    made_from: PairsEntry = pairs
     return {
         "round": first.number,
         "source": first.source.key,
         "learning_rate": recorded,
         "start": start,
-        "pairs": {
-            key: value
-            for key, value in store.facts(first.pairs).items()
-            if key in ("pairs", "ties", "margin", "truncated", "drops")
-        },
+        "pairs": made_from,
         "data": _read(first.data, "data.json", store),
         "rungs": [_rung(step, start, store, fresh) for step in steps],
     }
 
 
-def _rung(step: Step, start: dict[str, Any], store: Store, fresh: set[str]) -> dict[str, Any]:
-    """One learning rate's entry of the result."""
-    rung: dict[str, Any] = {
-        "learning_rate": step.learning_rate,
-        "fingerprint": step.fingerprint,
-    }
+def _rung(step: Step, start: PolicyEntry, store: Store, fresh: set[str]) -> RungEntry:
+    """Entry of one learning rate."""
     policy = store.record(step.policy)
     if policy is None or store.record(step.scores) is None:
-        return rung | {"state": "not run"}
-    from stagealign.stats.statistics import paired_gain
-
+        return {"learning_rate": step.learning_rate, "fingerprint": step.fingerprint, "state": "not run"}
     metrics = _scores(step.scores, store)
-    gains: dict[str, dict[str, Any]] = {"gain": {}, "clean_gain": {}}
-    for split in metrics:
-        for place, name in enumerate(gains):
-            after = {key: values[place] for key, values in metrics[split]["prompts"].items()}
-            before = {key: values[place] for key, values in start[split]["prompts"].items()}
-            gains[name][split] = paired_gain(after, before, metrics[split]["gold"]["unit"])
-    trained: Mapping[str, Any] = policy["facts"]
-    reference: Mapping[str, Any] = store.facts(step.reference)
-    forwards = reference.get("forwards", 0)
-    computed = forwards if step.reference.path in fresh else 0
-    fresh.discard(step.reference.path)
-    return rung | {
+    rung: DoneRungEntry = {
+        "learning_rate": step.learning_rate,
+        "fingerprint": step.fingerprint,
         "state": "done",
         "metrics": metrics,
-        **gains,
+        "gain": _gain(start, metrics, 0),
+        "clean_gain": _gain(start, metrics, 1),
         "kl": metrics["test"]["kl"],
-        "training": {
-            "curve": trained["curve"],
-            "pairs_per_second": round(trained["pairs"] / max(trained["seconds"], 0.01), 2),
-            "cut": trained["cut"],
-            "reference": {"computed": computed, "reused": forwards - computed},
-            **{key: trained[key] for key in ("lowered",) if key in trained},
-        },
+        "training": _training(policy["facts"], _forwards(step.reference, store, fresh)),
     }
+    return rung
+
+
+def _gain(before: PolicyEntry, after: PolicyEntry, place: int) -> GainEntry:
+    """Gain by split; `place` of a prompt's golds: 0 for gold reward, 1 for clean gold reward."""
+    from stagealign.stats.statistics import paired_gain
+
+    gain: GainEntry = {}
+    for split in SPLITS:
+        if split in after:
+            now, then = (_column(metrics[split], place) for metrics in (after, before))
+            made: Any = paired_gain(now, then, after[split]["gold"]["unit"])
+            gain[split] = made
+    return gain
+
+
+def _column(metrics: SplitEntry, place: int) -> dict[str, float]:
+    """Prompt hash -> gold reward or clean gold reward."""
+    return {prompt: golds[place] for prompt, golds in metrics["prompts"].items()}
+
+
+def _forwards(reference: Artifact, store: Store, fresh: set[str]) -> dict[str, int]:
+    """Forwards of the reference model: `computed` if this call ran them, else `reused`. Takes the pass from `fresh`."""
+    facts: Mapping[str, Any] = store.facts(reference)
+    forwards = facts.get("forwards", 0)
+    computed = forwards if reference.path in fresh else 0
+    fresh.discard(reference.path)
+    return {"computed": computed, "reused": forwards - computed}
+
+
+def _training(facts: Mapping[str, Any], forwards: dict[str, int]) -> TrainingEntry:
+    """Course of a training run from the facts of its policy."""
+    training: TrainingEntry = {
+        "curve": facts["curve"],
+        "pairs_per_second": round(facts["pairs"] / max(facts["seconds"], 0.01), 2),
+        "cut": facts["cut"],
+        "reference": forwards,
+    }
+    if "lowered" in facts:
+        training["lowered"] = facts["lowered"]
+    return training

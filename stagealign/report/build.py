@@ -1,4 +1,4 @@
-"""Results -> reports. Reads result files only; the same results give the same bytes, so a report can be checked."""
+"""Reports from result files alone. Equal results give equal bytes, so `report --check` can compare them."""
 
 import gc
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from stagealign.store.files import write_text
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One starting policy, as the terminal's table shows it."""
+    """One starting policy in the terminal's table."""
 
     policy: str
     boundary: str
@@ -40,9 +40,9 @@ class SummaryRow:
 
 
 def write(results: Path, reports: Path, scale: str) -> list[Path]:
-    """Files written: the scale's to `<reports>/<scale>/`, and the front page of all scales.
+    """Paths of the written files: the scale's in `<reports>/<scale>/`, and the front page of all scales.
 
-    Raises StagealignError where the scale has no results.
+    Raises StagealignError if the scale has no results.
     """
     files = build(results, scale)
     for name, text in files.items():
@@ -53,14 +53,14 @@ def write(results: Path, reports: Path, scale: str) -> list[Path]:
 
 
 def check(results: Path, reports: Path, scale: str) -> list[str]:
-    """Names of the reports that are missing, left over, or not what the results give now."""
+    """Names of the reports that are missing, left over, or differ from what the results give now."""
     files = build(results, scale) if any((results / scale).glob("*-seed*.json")) else {}
     stale = [name for name, text in files.items() if _read(reports / name) != text.encode()]
     return sorted([*stale, *_leftover(reports, scale, files)])
 
 
 def build(results: Path, scale: str) -> dict[str, str]:
-    """Text of each report by its path below the reports' folder, without writing anything."""
+    """Text of each report by its path below the reports' folder. Writes nothing."""
     from stagealign.report.pages.overview import overview, read
     from stagealign.report.pages.page import pages
     from stagealign.report.pages.speed import page as speed
@@ -75,7 +75,7 @@ def build(results: Path, scale: str) -> dict[str, str]:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without the search for cycles: what is read has next to none, and the search takes a seventh of the time."""
+    """Disables the cycle collector inside the block: results have almost no cycles, and it takes 1/7 of the time."""
     on = gc.isenabled()
     gc.disable()
     try:
@@ -86,7 +86,7 @@ def _uncollected() -> Iterator[None]:
 
 
 def summary_rows(results: Path, cells: Sequence[Cell]) -> list[SummaryRow]:
-    """One row for each starting policy that `cells` (of one scale) touch and that has results."""
+    """One row for each starting policy that has results and that a run of `cells` (all of one scale) starts from."""
     from stagealign.report.read.book import open_book
     from stagealign.report.read.contrasts import NOT_RUN, contrasts
     from stagealign.report.sections.rows import policy_name
@@ -97,20 +97,20 @@ def summary_rows(results: Path, cells: Sequence[Cell]) -> list[SummaryRow]:
     book = open_book(results, cells[0].scale.key, {cell.id for cell in cells})
     return [
         SummaryRow(
-            policy_name(book, one.start),
-            score(one.boundary),
-            DASH if one.named == NOT_RUN else one.named,
-            gain(one.best["off"].gain) if "off" in one.best else NOT_RUN,
-            gain(one.best["on"].gain) if "on" in one.best else NOT_RUN,
-            one.better,
-            one.named_it,
+            policy_name(book, contrast.start),
+            score(contrast.boundary),
+            DASH if contrast.named == NOT_RUN else contrast.named,
+            gain(contrast.best["off"].gain) if "off" in contrast.best else NOT_RUN,
+            gain(contrast.best["on"].gain) if "on" in contrast.best else NOT_RUN,
+            contrast.better,
+            contrast.named_it,
         )
-        for one in contrasts(book)
+        for contrast in contrasts(book)
     ]
 
 
 def _leftover(reports: Path, scale: str, files: dict[str, str]) -> list[str]:
-    """Reports of an earlier form that nothing makes any more."""
+    """Files of earlier versions that this one no longer writes."""
     made = [f"{scale}/{path.name}" for kind in ("*.html", "*.md", "*.svg") for path in (reports / scale).glob(kind)]
     return sorted(name for name in made if name not in files)
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from stagealign.grid import registry
-from stagealign.grid.claims import CLAIMS, KINDS, LAB, PAPER, cited, of_scale
+from stagealign.grid.claims import CLAIM_KINDS, CLAIMS, LAB, PAPER, cited, of_scale
 from stagealign.report.read.verdicts import (
     DIRECTION_ONLY,
     NOT_REPRODUCED,
     NOT_RUN,
     REPRODUCED,
     UNDER_POWERED,
-    Estimate,
+    ClaimEstimate,
     holm,
     judge,
     normal,
@@ -29,7 +29,7 @@ AFTER = next(claim for claim in PAPER if claim.key == "zephyr-after-off-on")
 def test_every_claim_says_what_it_needs():
     assert len({(claim.scale, claim.key) for claim in CLAIMS}) == len(CLAIMS)
     for claim in CLAIMS:
-        assert claim.kind in KINDS
+        assert claim.kind in CLAIM_KINDS
         assert claim.expected in (("on", "off") if claim.kind == "better" else ("above", "below"))
         assert claim.smallest_effect > 0
         assert all((claim.words, claim.unit, claim.planned, claim.source))
@@ -117,6 +117,6 @@ def test_a_claim_without_a_number_needs_its_direction_only():
 
 def test_many_claims_are_corrected_for_and_those_not_run_are_not_counted():
     """With p = 0.03 it holds alone, and no longer beside four others of 0.5."""
-    weak, chance = Estimate(3.0, 0.4, "", 0.03, 5.0), Estimate(0.5, 0.9, "", 0.5, 5.0)
+    weak, chance = ClaimEstimate(3.0, 0.4, "", 0.03, 5.0), ClaimEstimate(0.5, 0.9, "", 0.5, 5.0)
     assert states((ZEPHYR, weak), (AFTER, "no results")) == [REPRODUCED, NOT_RUN]
     assert states((ZEPHYR, weak), *[(AFTER, chance)] * 4)[0] == UNDER_POWERED

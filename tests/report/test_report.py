@@ -499,7 +499,7 @@ def test_large_numbers_in_three_digits():
 
 
 def test_known_numbers_keep_their_source():
-    assert {one.source for one in paper.KNOWN} <= paper.SOURCES.keys()
+    assert {one.source for one in paper.KNOWN} <= paper.EVIDENCE.keys()
     zephyr = {
         name: paper.known("zephyr", "start", name).value for name in ("gain_on", "gain_off", "effectiveness_ratio")
     }

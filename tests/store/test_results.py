@@ -2,12 +2,16 @@
 
 import copy
 import json
+from typing import Literal
 
 import pytest
 from factory_results import broken, result
 
 from stagealign.base.errors import BadData
-from stagealign.store.results import SCHEMA, read_result, read_results, result_path, says_all, write_result
+from stagealign.base.shapes import NUMBER, SHARE, TEXT, WHOLE
+from stagealign.store.result_types import ModelEntry
+from stagealign.store.results import SCHEMA, SHAPE, read_result, read_results, result_path, says_all, write_result
+from stagealign.store.typed_shape import shape_of
 
 
 def test_a_result_comes_back_as_it_was(tmp_path):
@@ -140,3 +144,46 @@ def test_a_damaged_file_is_a_row_too(tmp_path):
 def test_scales_do_not_share_a_folder(tmp_path):
     assert write_result(tmp_path, result("pythia-dpo-1on", scale="smoke")).parent.name == "smoke"
     assert write_result(tmp_path, result("pythia-dpo-1on")).parent.name == "lab"
+
+
+def test_the_shape_of_a_result_follows_from_its_type():
+    """Optional fields end in `?`, `None` is allowed where the type says so, and unchecked fields are left out."""
+    assert SHAPE["seed"] == WHOLE
+    assert SHAPE["claims?"].shape == TEXT
+    assert SHAPE["model"].keys() == shape_of(ModelEntry).keys()
+    assert "stand_in_for?" not in SHAPE["model"]
+    assert not {"schema", "capability?", "seal?"} & SHAPE.keys()
+    test = SHAPE["start?"]["test?"]
+    assert test["boundary?"]["interval"] == [SHARE, SHARE]
+    assert test["gold?"]["interval?"].shape == [NUMBER]
+    assert test["prompts"].shape == [NUMBER, NUMBER]
+
+
+@pytest.mark.parametrize("kind", [set[int], dict[int, str], int | str, bytes, Literal[1]])
+def test_a_type_without_a_json_shape_is_refused(kind):
+    with pytest.raises(TypeError, match="no JSON shape"):
+        shape_of(kind)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda made: made.update(state="perhaps"), "damaged (state is none of done, failed, skipped)"),
+        (lambda made: made["start"]["test"].pop("prompts"), "damaged (start.test.prompts is missing)"),
+        (lambda made: made["rounds"][0]["rungs"][0].pop("gain"), "damaged (rounds.0.rungs.0.gain is missing)"),
+        (
+            lambda made: made["rounds"][0]["rungs"][1]["training"].update(curve=3),
+            "damaged (rounds.0.rungs.1.training.curve is a number, a list expected)",
+        ),
+        (
+            lambda made: made["rounds"][0]["rungs"][0]["metrics"]["test"]["boundary"].update(score=1.5),
+            "rungs.0.metrics.test.boundary.score is 1.5, a share from 0 to 1 expected)",
+        ),
+    ],
+)
+def test_a_field_of_another_type_is_named(change, words, tmp_path):
+    made = json.loads(json.dumps(result("zephyr-dpo-1on")))
+    change(made)
+    with pytest.raises(BadData) as caught:
+        read_result(write_result(tmp_path, made))
+    assert words in str(caught.value)

@@ -1,4 +1,4 @@
-"""What the speed benchmark holds against what, and what was asked of it: one row each, measured or not."""
+"""Rows of the speed benchmark with their peers and targets."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,17 +8,17 @@ BOTH = ("cpu", "cuda")
 
 @dataclass(frozen=True)
 class Against:
-    """One of our sides against a peer's; an aim is how many times as fast ours should be, None where none was set."""
+    """One of our sides against a peer. A target is a speed ratio, ours over the peer's; None if none was set."""
 
     peer: str
     cpu: float | None = None
     cuda: float | None = None
     ours: str = "ours"
     memory: float | None = None
-    """Most memory, as a share of the peer's."""
+    """Largest allowed memory, as a share of the peer's."""
 
     def aim(self, device: str) -> float | None:
-        """The aim on this kind of device."""
+        """Target on this kind of device."""
         return self.cuda if device == "cuda" else self.cpu
 
 
@@ -31,15 +31,15 @@ class SpeedRow:
     unit: str
     against: tuple[Against, ...] = ()
     limits: tuple[tuple[str, float], ...] = ()
-    """Where there is no peer: what is timed, and the most seconds it should take."""
+    """Rows without a peer: (command, largest number of seconds)."""
     growth: Literal["", "pairs", "tokens", "parameters", "cells"] = ""
     exponent: float | None = None
-    """Most that time may grow with, as a power of the size; None where none was set."""
+    """Largest allowed exponent of time in the size; None if none was set."""
     devices: tuple[str, ...] = BOTH
 
 
 def _training(cpu: tuple[float | None, ...], bf16: float | None, cuda: float | None) -> tuple[Against, ...]:
-    """TRL as it comes, TRL at its best, and both kinds of bf16 (the aim for bf16 is against TRL as it comes)."""
+    """Against TRL by default and at its best, in fp32 and bf16; our bf16 has its target against TRL by default."""
     return (
         Against("TRL", cpu[0], cuda),
         Against("TRL best", cpu[1], cuda),

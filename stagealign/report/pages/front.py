@@ -1,4 +1,4 @@
-"""What the README says in numbers (demo, meter, speed, attacks), between markers: none is typed by hand."""
+"""Generated parts of the README between markers: demo, meter, speed and fault-injection tests."""
 
 import json
 import re
@@ -17,15 +17,15 @@ SPEED = re.compile(r"(<!-- speed:[^>]*-->\n).*?(<!-- /speed -->)", re.DOTALL)
 FAULTS = re.compile(r"(<!-- faults:[^>]*-->\n).*?(<!-- /faults -->)", re.DOTALL)
 FIGURE = "boundary.svg"
 BETTER = (
-    "`better` is by the 95% interval of each row's own difference; the report's verdicts are corrected for all claims\n"
-    "together (Holm), so a row that is decided here can be under-powered there."
+    "`better` uses the 95% interval of each row's own difference. The report's verdicts are corrected for all claims\n"
+    "(Holm), so a row that is decided here can be under-powered there."
 )
 
 
 def with_demo(readme: str, results: Path, cells: Sequence[Cell], reports: str) -> str:
-    """`readme` with the demo's table, its figure and what the whole grid says between its markers.
+    """`readme` with the demo's table, its figure and the central finding between its markers.
 
-    Raises StagealignError where the markers are missing.
+    Raises StagealignError if the markers are missing.
     """
     if not BLOCK.search(readme):
         raise StagealignError(
@@ -42,33 +42,33 @@ def with_demo(readme: str, results: Path, cells: Sequence[Cell], reports: str) -
 
 
 def _central(results: Path, scale: str) -> str:
-    """What all results of the scale say of the paper's central claim; nothing before there are any."""
+    """Finding of all results of the scale on the paper's central claim; empty without results."""
     from stagealign.report.pages.page import markdown
     from stagealign.report.read.book import open_book
     from stagealign.report.read.contrasts import contrasts
     from stagealign.report.sections.findings import central
 
     book = open_book(results, scale)
-    said = central(book, contrasts(book))
-    return f"\nOver the whole {scale} grid: {markdown(said)}\n" if said else ""
+    finding = central(book, contrasts(book))
+    return f"\nOver the whole {scale} grid: {markdown(finding)}\n" if finding else ""
 
 
 def with_meter(readme: str, results: Path) -> str:
-    """`readme` with what the boundary meter costs, as measured, between its markers; as it is where it has none."""
+    """`readme` with the measured cost of the boundary meter between its markers; unchanged without markers."""
     return _between(
         METER, readme, [f"- {line}" for line in meter_lines(results / "boundary")] or ["- Not measured yet."]
     )
 
 
 def with_speed(readme: str, results: Path) -> str:
-    """`readme` with the speed benchmark's table between its markers; as it is where it has none."""
+    """`readme` with the speed benchmark's table between its markers; unchanged without markers."""
     from stagealign.report.pages.speed import readme_lines
 
     return _between(SPEED, readme, readme_lines(results))
 
 
 def with_faults(readme: str, results: Path) -> str:
-    """`readme` with what was attacked and what survived between its markers; as it is where it has none."""
+    """`readme` with the table of fault-injection tests between its markers; unchanged without markers."""
     from stagealign.report.pages.faults import readme_lines
 
     return _between(FAULTS, readme, readme_lines(results))
@@ -81,7 +81,7 @@ def _between(markers: re.Pattern[str], readme: str, lines: Sequence[str]) -> str
 
 
 def meter_lines(folder: Path) -> list[str]:
-    """One sentence a measurement of `python -m benchmarks.boundary` that is in `folder`."""
+    """One sentence for each measurement of `python -m benchmarks.boundary` in `folder`."""
     lines = []
     for row in _found(folder, "real_run"):
         took, cost, machine = row["used"], row["cost"], row["hardware"]

@@ -1,4 +1,4 @@
-"""One self-contained page of a boundary measurement; everything that a model wrote is escaped."""
+"""Self-contained HTML page of a boundary measurement; model output is escaped."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from stagealign.boundary.measurement import Measurement
 
 
 def page(found: Measurement) -> str:
-    """HTML text: the answer, the running score with its interval, warnings, cost and a sample of prompts."""
+    """HTML text with the answer, the running score and its interval, warnings, cost and a sample of prompts."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -34,11 +34,11 @@ CAREFUL = {
     "ties": (0.5, "of the comparisons are ties, so few votes decide"),
     "repeated_candidates": (0.1, "of the candidates repeat another of the same prompt and source"),
 }
-"""Caveat -> the share from which on it is said in words, and what it says."""
+"""Caveat -> (smallest share that is reported, its words)."""
 
 
 def careful(found: Measurement) -> list[str]:
-    """What should be looked at before the answer is acted on, one sentence each."""
+    """Warnings about a measurement, one sentence each."""
     return [*found.notes, *_shares(found)]
 
 
@@ -51,14 +51,14 @@ def _shares(found: Measurement) -> list[str]:
 
 
 def request_rows(found: Measurement) -> list[tuple[str, str]]:
-    """(what, value) of what was measured."""
+    """(name, value) of each field of the request."""
     rows = dict(found.request)
     decoding = rows.pop("decoding", {})
     return [(name.replace("_", " "), str(value)) for name, value in (rows | decoding).items()]
 
 
 def caveat_rows(found: Measurement) -> list[tuple[str, str]]:
-    """(what, how much) for each warning."""
+    """(name, value) of each caveat."""
     rows = []
     for name, value in found.caveats.items():
         if value is None:
@@ -70,7 +70,7 @@ def caveat_rows(found: Measurement) -> list[tuple[str, str]]:
 
 
 def fact_rows(found: Measurement) -> list[tuple[str, str]]:
-    """(what, how much) of data, votes and cost."""
+    """(name, value) of data, votes and cost."""
     top, known = found.top_candidate, set(COUNTED)
     votes = [number(found.votes[name]) for name in ("on", "off", "ties")]
     return [
@@ -86,11 +86,11 @@ def fact_rows(found: Measurement) -> list[tuple[str, str]]:
 
 
 COUNTED = ("data", "prompts", "rows given", "rows used", "rows merged", "rows not chosen", "rows dropped", "dropped")
-"""Of a measurement's data, what `rows_in_words` and `prompts_in_words` say."""
+"""Fields of a measurement's data that `rows_in_words` and `prompts_in_words` cover."""
 
 
 def rows_in_words(data: Mapping[str, Any]) -> str:
-    """What became of every row of the data; empty where nobody counted them."""
+    """Use of the data's rows in words; empty if rows were not counted."""
     if "rows given" not in data:
         return ""
     dropped = sum(data["rows dropped"].values())
@@ -105,7 +105,7 @@ def rows_in_words(data: Mapping[str, Any]) -> str:
 
 
 def prompts_in_words(found: Measurement) -> str:
-    """How many prompts were at hand, how many were measured, and why not the others."""
+    """Numbers of available and measured prompts, with the reasons for the rest."""
     chosen, failed = found.data["prompts"], found.failures
     whole = "chosen at random" if found.data.get("rows not chosen") else "in the data"
     parts = [f"{number(chosen)} {whole}", f"{number(found.prompts_used)} measured"]
@@ -117,7 +117,7 @@ def prompts_in_words(found: Measurement) -> str:
 
 
 def cost_rows(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(what, how much) of the measurement's cost: of its prompts in whatever call, of this call, and as a share."""
+    """(name, value) of the cost: of all calls, of this call, and as a share of a DPO epoch."""
     here = cost["this_call"]
     if not (any(cost["seconds"].values()) or here["seconds"] or cost["prompts_not_timed"]):
         return [("cost", "none: the candidates were scored beforehand")]
@@ -140,12 +140,12 @@ def _spent(cost: Mapping[str, Any]) -> str:
 
 
 def number(value: float) -> str:
-    """`1,234`, or `1,234.5`: never with an exponent."""
+    """`1,234` or `1,234.5`, without an exponent."""
     return f"{value:,.1f}".removesuffix(".0")
 
 
 def percent(share: float) -> str:
-    """`3.2%`, `120%`, `0.04%`: two digits that mean something and never an exponent."""
+    """`3.2%`, `120%` or `0.04%`: two significant digits, without an exponent."""
     value = 100 * share
     if value >= 9.95:
         return f"{value:,.0f}%"
@@ -158,8 +158,8 @@ ABOUT = "Boundary score over the prompts measured, with its interval; above 0.5 
 
 
 def figure(found: Measurement) -> str:
-    """SVG of the score over prompts, its interval and the line at 0.5; light or dark as the reader's system asks."""
-    from stagealign.report.sections.figures import render
+    """SVG of the score over prompts with its interval and the line at 0.5, in light and dark colours."""
+    from stagealign.report.sections.drawing import render
 
     return render("running", ABOUT, lambda: _running(found))
 
@@ -168,7 +168,7 @@ def _running(found: Measurement) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    from stagealign.report.sections.figures import FAINT, INK, SOURCE_COLOUR
+    from stagealign.report.sections.drawing import FAINT, INK, SOURCE_COLOUR
 
     prompts, score, low, high = (list(column) for column in zip(*found.running, strict=True))
     drawn = Figure(figsize=(7.2, 3.0), layout="constrained")

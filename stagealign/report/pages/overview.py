@@ -1,4 +1,4 @@
-"""The front page of all reports: at each scale, which claims held, and where the rest stands."""
+"""Front page of all reports: the verdicts at each scale, with links to the rest."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from markupsafe import Markup
 from stagealign.grid import registry, scales
 from stagealign.grid.claims import of_scale
 from stagealign.report.pages.faults import faults
-from stagealign.report.pages.speed import read as read_speed
+from stagealign.report.pages.speed_results import read as read_speed
 from stagealign.report.read.book import Book, open_book
 from stagealign.report.read.contrasts import Contrast, contrasts
 from stagealign.report.sections.claims import table, tally, verdicts
@@ -20,15 +20,16 @@ from stagealign.report.sections.rows import Table
 from stagealign.report.sections.words import count
 
 QUESTION = (
-    "The paper arXiv 2508.10530 says that preference alignment has two stages: while preferences are injected, diverse "
-    "off-policy data works better; while they are fine-tuned, high-quality on-policy data does; and that a boundary "
-    "score tells the stage. Below is what came of its claims, at each scale; one scale never speaks for another."
+    "The paper arXiv 2508.10530 says that preference alignment has two stages. In preference injection diverse "
+    "off-policy data works better; in preference fine-tuning high-quality on-policy data does. A boundary score names "
+    "the stage of a policy. Below are the verdicts on the paper's claims at each scale. Results at one scale are not "
+    "evidence for another."
 )
 
 
 @dataclass(frozen=True)
 class Part:
-    """One scale's share of the front page."""
+    """One scale's part of the front page."""
 
     key: str
     name: str
@@ -42,7 +43,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Known:
+class ScaleResults:
     """One scale's results, read and compared."""
 
     book: Book
@@ -50,17 +51,17 @@ class Known:
     figures: dict[str, str]
 
 
-def read(results: Path, scale: str) -> Known:
+def read(results: Path, scale: str) -> ScaleResults:
     """Everything that a scale's pages are made from."""
     book = open_book(results, scale)
     compared = contrasts(book)
     drawn = figures(book, compared)
     reached = frontier(book, compared)
-    return Known(book, compared, drawn | ({"frontier.svg": reached} if reached else {}))
+    return ScaleResults(book, compared, drawn | ({"frontier.svg": reached} if reached else {}))
 
 
-def overview(results: Path, known: Known) -> dict[str, str]:
-    """`index.html` and `README.md` by name; `known` is one scale that has been read already."""
+def overview(results: Path, known: ScaleResults) -> dict[str, str]:
+    """Text of `index.html` and `README.md` by name; `known` is a scale that was read before."""
     from stagealign.report.pages.page import environment
 
     parts = [part for scale in scales.SCALES for part in _part(results, scale, known)]
@@ -70,8 +71,8 @@ def overview(results: Path, known: Known) -> dict[str, str]:
     return {name: environment().get_template(template).render(values) for name, template in pages.items()}
 
 
-def _part(results: Path, scale: str, known: Known) -> list[Part]:
-    """The scale's part: none for the smoke, which claims nothing."""
+def _part(results: Path, scale: str, known: ScaleResults) -> list[Part]:
+    """Part of one scale; empty for a scale without claims."""
     claims = of_scale(scale)
     if not claims:
         return []
@@ -84,11 +85,11 @@ def _part(results: Path, scale: str, known: Known) -> list[Part]:
     return [_judged(read(results, scale), name)]
 
 
-def _judged(known: Known, name: str) -> Part:
+def _judged(known: ScaleResults, name: str) -> Part:
     book = known.book
     judged = verdicts(book, known.contrasts)
     figure = known.figures.get("rule.svg")
     scope = findings(book, known.contrasts)[0].text
     drawn = Markup(figure) if figure else None  # our own SVG: matplotlib escapes its texts
-    said = central(book, known.contrasts)
-    return Part(book.scale, name, tally(judged), scope, said, table(book, judged), drawn, f"{book.scale}/index.html")
+    finding = central(book, known.contrasts)
+    return Part(book.scale, name, tally(judged), scope, finding, table(book, judged), drawn, f"{book.scale}/index.html")

@@ -1,4 +1,4 @@
-"""The pages: HTML for the scale and for each row of the grid that needs nothing else, and Markdown."""
+"""Self-contained HTML pages for a scale and for each row of the grid, and the scale's page in Markdown."""
 
 import re
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from stagealign.report.sections.strategies import table as strategies
 from stagealign.report.sections.tables import boundaries, effectiveness, ratios
 from stagealign.report.sections.words import listing
 
-KINDS = {
+FINDING_KINDS = {
     "scope": "What this is",
     "found": "Found",
     "against": "Against the paper",
@@ -35,7 +35,7 @@ KINDS = {
 
 
 def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) -> dict[str, str]:
-    """`index.html` and `README.md` by name."""
+    """Text of each page of the scale by file name."""
     templates = environment()
     drawn = {name: Markup(svg) for name, svg in figures.items()}  # our own SVG: matplotlib escapes its texts
     judged = verdicts(book, contrasts)
@@ -43,7 +43,7 @@ def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) ->
         "scale": book.scale,
         "tally": tally(judged),
         "made": made(book),
-        "kinds": KINDS,
+        "kinds": FINDING_KINDS,
         "findings": [*findings(book, contrasts), *data_statements(book), *capability.statements(book)],
         "verdicts": claims_table(book, judged),
         "tables": [
@@ -67,7 +67,7 @@ def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) ->
         ),
     }
     values["rows"] = [
-        (rowpage.file_name(*key), rowpage.title(book, *key)) for key in rowpage.keys(book) if book.scale != "smoke"
+        (rowpage.file_name(*key), rowpage.title(book, *key)) for key in rowpage.keys(book) if not book.plumbing
     ]
     rows = {name: _row(templates, book, *key) for key in rowpage.keys(book) if (name := rowpage.file_name(*key))}
     return {
@@ -78,7 +78,7 @@ def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) ->
 
 
 def _row(templates: Environment, book: Book, model: str, method: str) -> str:
-    """The page of one row of the grid."""
+    """HTML page of one row of the grid."""
     runs = rowpage.results(book, model, method)
     return templates.get_template("row.html.j2").render(
         scale=book.scale,
@@ -96,7 +96,7 @@ def _row(templates: Environment, book: Book, model: str, method: str) -> str:
 
 
 def environment() -> Environment:
-    """Templates with everything escaped that is not our own markup."""
+    """Template environment that escapes everything except our own markup."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent.parent / "templates"),
         autoescape=True,
@@ -111,7 +111,7 @@ def environment() -> Environment:
 
 
 def made(book: Book) -> str:
-    """First line of every report: the command, and the commits that made the results, as those say it."""
+    """First line of every report: its command and the commits recorded in its results."""
     commits = facts.distinct(book.results, "commit")
     by = f"commit{'s' if len(commits) > 1 else ''} {listing(commits, 5)}" if commits else "no recorded commit"
     changes = " with uncommitted changes" if facts.dirty(book.results) else ""
@@ -119,12 +119,12 @@ def made(book: Book) -> str:
 
 
 def tight(text: str) -> str:
-    """`text` with no line break around an interval such as `0.31 [0.25, 0.37], off`."""
+    """`text` without line breaks inside `0.31 [0.25, 0.37], off`."""
     return re.sub(r" \[[^\]\n]*\](, \w+$)?", lambda found: found.group().replace(" ", "\u00a0"), text)
 
 
 def markdown(text: str) -> str:
-    """`text` as one table cell or line of GitHub Markdown: nothing in it can be markup, newlines become `<br>`."""
+    """`text` as one table cell or line of GitHub Markdown: markup is escaped, newlines become `<br>`."""
     escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     unlinked = re.sub(r"(?<=\w):(?=//)", "&#58;", escaped)  # GitHub makes links of bare addresses too
     unlinked = re.sub(r"(?i)\b(www)\.", r"\1&#46;", unlinked).replace("@", "&#64;")

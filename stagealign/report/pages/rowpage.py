@@ -1,4 +1,4 @@
-"""One page for each row of the grid: how its rounds went, what its policies write, and how all of it was made."""
+"""Page of one row of the grid: its policies, rounds, completions and artifacts."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -6,43 +6,44 @@ from dataclasses import dataclass
 from typing import Any
 
 from stagealign.report.read.book import Book
-from stagealign.report.read.rungs import SPLIT, Policy, Start, after
+from stagealign.report.read.rungs import SPLIT, MeasuredPolicy, Start, after
+from stagealign.report.read.sides import source_place
 from stagealign.report.sections import capability
-from stagealign.report.sections.rows import Row, Table, method_name, policy_name
+from stagealign.report.sections.rows import Table, TableRow, method_name, policy_name
 from stagealign.report.sections.words import DASH, duration, gain, percent, plain, rate, score
-from stagealign.store.results import Result
+from stagealign.store.result_types import Result
 
 
 @dataclass(frozen=True)
-class Answer:
+class ColumnSample:
     """Completions of one prompt by one policy, and their gold reward."""
 
     column: str
-    """`before`, `off` or `on`."""
+    """`before`, or the source of the round."""
     texts: tuple[str, ...]
     gold: float | None
     """Mean over the prompt's completions."""
     won: bool
-    """Whether it is the best of the columns."""
+    """Whether its gold reward is the highest of the columns."""
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One test prompt, answered by a starting policy and by what each source made of it."""
+class PromptSample:
+    """One test prompt with completions of the starting policy and of the policies after each source."""
 
     prompt: str
-    answers: tuple[Answer, ...]
+    answers: tuple[ColumnSample, ...]
 
 
 @dataclass(frozen=True)
-class Samples:
-    """All shown prompts of one starting policy and seed."""
+class StartSamples:
+    """Shown prompts of one starting policy and seed."""
 
     start: str
     seed: int
     won: str
-    """How often each column was best."""
-    prompts: tuple[Sample, ...]
+    """Number of prompts for which each column was best."""
+    prompts: tuple[PromptSample, ...]
 
 
 def keys(book: Book) -> list[tuple[str, str]]:
@@ -81,29 +82,29 @@ def _policies(book: Book, model: str, method: str) -> Table:
     mine = [p for p in book.policies if p.model == model and p.method in (book.shared(method), method)]
     return Table(
         "policies",
-        "Its policies",
+        "Policies",
         "On test prompts, with 95% intervals over prompts. Win rate: gold reward against the static candidates. KL, in "
         "nats a completion, is to the start of the policy's last round.",
         ("Policy", "Seed", "Boundary score", "Gold reward", "Win rate, %", "Length, tokens", "KL", "Degenerate",
          "Truncated"),
-        tuple(Row((after(p.sources), str(p.seed), *_measures(p))) for p in mine),
+        tuple(TableRow((after(p.sources), str(p.seed), *_measures(p))) for p in mine),
     )  # fmt: skip
 
 
-def _measures(policy: Policy) -> Iterator[str]:
-    found = policy.metrics[SPLIT]
-    yield score(_boundary(found))
-    yield gain(found.get("gold"))
-    yield score(found.get("win_rate"))
+def _measures(policy: MeasuredPolicy) -> Iterator[str]:
+    metrics = policy.metrics[SPLIT]
+    yield score(_boundary(metrics))
+    yield gain(metrics.get("gold"))
+    yield score(metrics.get("win_rate"))
     for name in ("length", "kl"):
-        yield plain(found[name]["value"], 1) if found.get(name) else DASH
+        yield plain(metrics[name]["value"], 1) if metrics.get(name) else DASH
     for name in ("degenerate", "truncated"):
-        yield percent(found[name]["value"]) if found.get(name) else DASH
+        yield percent(metrics[name]["value"]) if metrics.get(name) else DASH
 
 
-def _boundary(found: Any) -> dict[str, Any] | None:
-    one = found.get("boundary")
-    return {"value": one["score"], "interval": one["interval"]} if one else None
+def _boundary(metrics: Any) -> dict[str, Any] | None:
+    boundary = metrics.get("boundary")
+    return {"value": boundary["score"], "interval": boundary["interval"]} if boundary else None
 
 
 def _rungs(book: Book, model: str, method: str) -> Table:
@@ -111,7 +112,7 @@ def _rungs(book: Book, model: str, method: str) -> Table:
     for rung in book.rungs:
         if (rung.start.model, rung.start.method) == (model, method) and rung.state == "done":
             rows.append(
-                Row(
+                TableRow(
                     (
                         rung.start.name,
                         rung.source,
@@ -126,7 +127,7 @@ def _rungs(book: Book, model: str, method: str) -> Table:
             )
     return Table(
         "rungs",
-        "Its rounds",
+        "Rounds",
         "Every learning rate of every round.",
         ("From", "Source", "Learning rate", "Seed", "Gain", "KL", "Pairs/s", "Cells"),
         tuple(rows),
@@ -135,11 +136,11 @@ def _rungs(book: Book, model: str, method: str) -> Table:
 
 
 def _artifacts(runs: Sequence[Result]) -> Table:
-    made: dict[str, Any] = {}
+    origins: dict[str, Any] = {}
     for run in runs:
-        made |= run["artifacts"]
+        origins |= run["artifacts"]
     rows = [
-        Row(
+        TableRow(
             (
                 path,
                 str(facts.get("fingerprint")),
@@ -149,20 +150,20 @@ def _artifacts(runs: Sequence[Result]) -> Table:
                 str(facts.get("hardware")),
             )
         )
-        for path, facts in sorted(made.items())
+        for path, facts in sorted(origins.items())
     ]
     return Table(
         "artifacts",
-        "How it was made",
-        "Everything that the row's runs are built from, each once.",
+        "Artifacts",
+        "Every artifact that the row's runs are built from, once.",
         ("Artifact", "Fingerprint", "Seconds", "Peak memory", "Commit", "Hardware"),
         tuple(rows),
         folded=True,
     )
 
 
-def samples(book: Book, model: str, method: str) -> list[Samples]:
-    """Completions beside each other, for every starting policy of the row's first seed that shows any."""
+def samples(book: Book, model: str, method: str) -> list[StartSamples]:
+    """Completions side by side for each starting policy of the row's first seed that has any."""
     runs = [run for run in results(book, model, method) if run.get("samples")]
     first = min((run["seed"] for run in runs), default=0)
     ends: dict[tuple[str, ...], Result] = {}
@@ -174,43 +175,45 @@ def samples(book: Book, model: str, method: str) -> list[Samples]:
     return [_beside(book, Start(model, method, before), first, ends) for before in starts]
 
 
-def _beside(book: Book, start: Start, seed: int, ends: dict[tuple[str, ...], Result]) -> Samples:
+def _beside(book: Book, start: Start, seed: int, ends: dict[tuple[str, ...], Result]) -> StartSamples:
     columns = {"before": start.before} | {
-        source: (*start.before, source) for source in ("off", "on") if (*start.before, source) in ends
+        sources[-1]: sources
+        for sources in sorted(ends, key=lambda sources: list(map(source_place, sources)))
+        if sources and sources[:-1] == start.before
     }
     texts = {name: _texts(ends[sources], len(sources)) for name, sources in columns.items()}
     metrics = {p.sources: p.metrics for p in book.policies if p.model == start.model and p.seed == seed
                and p.method in ("", start.method)}  # fmt: skip
     golds = {name: metrics.get(sources, {}).get(SPLIT, {}).get("prompts", {}) for name, sources in columns.items()}
-    shared = [key for key in texts["before"] if all(key in found for found in texts.values())]
+    shared = [key for key in texts["before"] if all(key in by_prompt for by_prompt in texts.values())]
     shown = [_sample(key, texts, golds) for key in shared]
-    won = {name: sum(a.won for one in shown for a in one.answers if a.column == name) for name in columns}
-    said = ", ".join(f"{name} {number}" for name, number in won.items())
-    return Samples(policy_name(book, start), seed, said, tuple(shown))
+    won = {name: sum(a.won for sample in shown for a in sample.answers if a.column == name) for name in columns}
+    wins = ", ".join(f"{name} {number}" for name, number in won.items())
+    return StartSamples(policy_name(book, start), seed, wins, tuple(shown))
 
 
 def _texts(run: Result, number: int) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Prompt hash -> its text and the completions after round `number`."""
     name = f"round {number}" if number else "start"
-    return {one["prompt"]: (one["text"], tuple(one["completions"].get(name, ()))) for one in run["samples"]}
+    return {sample["prompt"]: (sample["text"], tuple(sample["completions"].get(name, ()))) for sample in run["samples"]}
 
 
-def _sample(key: str, texts: dict[str, Any], golds: dict[str, Any]) -> Sample:
+def _sample(key: str, texts: dict[str, Any], golds: dict[str, Any]) -> PromptSample:
     reward = {name: golds[name][key][0] if key in golds[name] else None for name in texts}
     known = [value for value in reward.values() if value is not None]
     answers = tuple(
-        Answer(name, found[key][1], reward[name], bool(known) and reward[name] == max(known))
-        for name, found in texts.items()
+        ColumnSample(name, by_prompt[key][1], reward[name], bool(known) and reward[name] == max(known))
+        for name, by_prompt in texts.items()
     )
-    return Sample(texts["before"][key][0], answers)
+    return PromptSample(texts["before"][key][0], answers)
 
 
 def spec(runs: Sequence[Result]) -> str:
-    """The spec of the row's first cell, as its result holds it."""
+    """Spec of the row's first cell as JSON, from its result."""
     return json.dumps(runs[0]["spec"], indent=1, sort_keys=True) if runs else ""
 
 
 def versions(runs: Sequence[Result]) -> list[str]:
-    """Package versions that the row's artifacts were made with, each once."""
-    found = [facts.get("versions") or {} for run in runs for facts in run["artifacts"].values()]
-    return sorted({f"{name} {number}" for one in found for name, number in one.items()})
+    """Distinct package versions of the row's artifacts."""
+    packages = [facts.get("versions") or {} for run in runs for facts in run["artifacts"].values()]
+    return sorted({f"{name} {number}" for installed in packages for name, number in installed.items()})

@@ -1,52 +1,37 @@
-"""Speed as it was measured: one table and one figure of the files that `python -m benchmarks.speed` wrote.
+"""Table and figure of the speed benchmark's results.
 
-What was not measured stays in the table and says so, with the command that measures it.
+Unmeasured rows stay in the table, with the command that measures them.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stagealign.base.errors import BadData
-from stagealign.report.pages.aims import BY_KEY, ROWS, Against, SpeedRow
-from stagealign.report.sections.rows import Row, Table
-from stagealign.report.sections.words import DASH
+from stagealign.report.pages.aims import ROWS, Against, SpeedRow
+from stagealign.report.pages.speed_results import (
+    COMMAND,
+    DEVICES,
+    SpeedRatio,
+    SpeedResult,
+    SpeedResults,
+    SpeedTurn,
+    ratio_of,
+    read,
+)
+from stagealign.report.sections.rows import Table, TableRow
+from stagealign.report.sections.words import DASH, NOT_MEASURED
 
-DEVICES = {"cpu": "CPU", "cuda": "GPU"}
-COMMAND = {"cpu": "make speed", "cuda": "make speed DEVICE=cuda"}
-NOT_MEASURED = "not measured"
 ABOUT = (
     "How many times as fast as the peer, on a logarithmic scale: median of the turns, with the least and the most. "
-    "Grey line: as fast as the peer. Tick: what was asked of it."
+    "Grey line: equal speed. Orange tick: target."
 )
 
 
-def read(results: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """Results by device and row key; raises BadData for a file that is damaged, of no row or of `--small`."""
-    found: dict[str, dict[str, dict[str, Any]]] = {device: {} for device in DEVICES}
-    for device in DEVICES:
-        for file in sorted((results / "speed" / device).glob("*.json")):
-            try:
-                made = json.loads(file.read_text(encoding="utf-8"))
-                key = made["row"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise BadData(f"{file}: not a result of `python -m benchmarks.speed` ({error}); remove it") from error
-            if key not in BY_KEY or file.stem != key:
-                raise BadData(f"{file}: row {key!r} is unknown or not that of the file; remove it")
-            if made["made"]["settings"]["small"]:
-                raise BadData(
-                    f"{file}: of thin models, which tell nothing of speed; remove it and run `{COMMAND[device]}`"
-                )
-            found[device][key] = made
-    return found
-
-
-def table(found: dict[str, dict[str, dict[str, Any]]]) -> Table:
-    """A line a comparison, CPU and GPU side by side; a row without results stands there too."""
+def table(found: SpeedResults) -> Table:
+    """Table with one line for each comparison, CPU and GPU side by side, unmeasured rows included."""
     lines = [line for row in ROWS for line in _lines(row, found)]
     note = (
-        "Ours and each peer in turns on the same weights, data and threads, after a check that they compute the same. "
+        "Ours and each peer run in turns on the same weights, data and threads, after a check of equal outputs. "
         "Ratio: median of the turns [least, most]; beside it in processor time, which other programs on the machine "
         f"disturb least. {' '.join(machines(found))}"
     )
@@ -54,8 +39,8 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> Table:
     return Table("speed", "Speed", note, columns, tuple(lines))
 
 
-def machines(found: dict[str, dict[str, dict[str, Any]]], escaped: Callable[[str], str] = str) -> list[str]:
-    """A sentence a device: on what its rows were measured, or how they can be; `escaped` is done to machines' names."""
+def machines(found: SpeedResults, escaped: Callable[[str], str] = str) -> list[str]:
+    """One sentence for each device: its machines, or the command that measures it. `escaped` escapes machine names."""
     sentences = []
     for device, name in DEVICES.items():
         known = list(dict.fromkeys(escaped(_machine(made)) for made in found[device].values()))
@@ -64,14 +49,14 @@ def machines(found: dict[str, dict[str, dict[str, Any]]], escaped: Callable[[str
     return sentences
 
 
-def _machine(made: dict[str, Any]) -> str:
+def _machine(made: SpeedResult) -> str:
     machine = made["made"]["hardware"]
     gpu = f"{machine['gpu']}, " if machine.get("gpu") else ""
     versions = ", ".join(f"{name} {number}" for name, number in made["made"]["packages"].items())
     return f"{gpu}{machine['processor']}, {machine['cores']} cores, threads: {machine['threads']}, {versions}"
 
 
-def _lines(row: SpeedRow, found: dict[str, dict[str, dict[str, Any]]]) -> list[Row]:
+def _lines(row: SpeedRow, found: SpeedResults) -> list[TableRow]:
     if row.against:
         return [
             _line(row, one.ours, one.peer, [_ratio(row, one, found, device) for device in DEVICES])
@@ -85,21 +70,21 @@ def _lines(row: SpeedRow, found: dict[str, dict[str, dict[str, Any]]]) -> list[R
     return [_line(row, "", "", [_growth(row, found, device) for device in DEVICES])]
 
 
-def _line(row: SpeedRow, ours: str, peer: str, cells: Sequence[tuple[str, str]]) -> Row:
+def _line(row: SpeedRow, ours: str, peer: str, cells: Sequence[tuple[str, str]]) -> TableRow:
     what = row.title + (f"\n{ours}" if ours not in ("", "ours") else "")
     texts = [text for pair in cells for text in pair]
     measured = any(text not in (NOT_MEASURED, DASH) for text in texts[::2])
-    return Row((what, peer or DASH, *texts), "done" if measured else "not run")
+    return TableRow((what, peer or DASH, *texts), "done" if measured else "not run")
 
 
-def _made(row: SpeedRow, found: dict[str, dict[str, dict[str, Any]]], device: str) -> dict[str, Any] | str:
+def _made(row: SpeedRow, found: SpeedResults, device: str) -> SpeedResult | str:
     if device not in row.devices:
         return DASH
     return found[device].get(row.key, NOT_MEASURED)
 
 
-def _ratio(row: SpeedRow, one: Against, found: Any, device: str) -> tuple[str, str]:
-    """What was reached, and the aim with whether it was; memory where that is the aim."""
+def _ratio(row: SpeedRow, one: Against, found: SpeedResults, device: str) -> tuple[str, str]:
+    """(measured ratio, target with whether it was reached); the target may be about memory."""
     made, aim = _made(row, found, device), one.aim(device)
     asked = f"{aim:g}x" if aim else f"at most {one.memory:g} of its memory" if one.memory else DASH
     if isinstance(made, str):
@@ -117,27 +102,21 @@ def _ratio(row: SpeedRow, one: Against, found: Any, device: str) -> tuple[str, s
     return told, f"{asked}: not reached{_bound(made, one, ratio)}"
 
 
-def _bound(made: dict[str, Any], one: Against, ratio: dict[str, Any]) -> str:
-    """What the ratio would be if ours ran at the roof in its median turn: more cannot be had on this machine."""
+def _bound(made: SpeedResult, one: Against, ratio: SpeedRatio) -> str:
+    """Ratio that our side would have at the machine's peak rate, an upper limit; empty if unknown."""
     shares = sorted(run["roof_percent"] for run in made["runs"][one.ours] if "roof_percent" in run)
     if not shares or not shares[len(shares) // 2]:
         return ""
     return f"; at the roof it would be {100 * ratio['time']['median'] / shares[len(shares) // 2]:.1f}x"
 
 
-def ratio_of(made: dict[str, Any], one: Against) -> dict[str, Any] | None:
-    """The comparison's numbers in a result; None where it was not made there."""
-    found = [ratio for ratio in made["ratios"] if (ratio["ours"], ratio["peer"]) == (one.ours, one.peer)]
-    return found[0] if found else None
-
-
-def _times(ratio: dict[str, Any]) -> str:
+def _times(ratio: SpeedRatio) -> str:
     time, work = ratio["time"], ratio["processor"]["median"]
     return f"{time['median']:.1f}x [{time['least']:.1f}, {time['most']:.1f}], processor {work:.1f}x"
 
 
-def _extra(made: dict[str, Any], one: Against) -> str:
-    """Share of the roof, and what a reader of this row must know."""
+def _extra(made: SpeedResult, one: Against) -> str:
+    """Share of the machine's peak rate, and remarks for this row."""
     runs = made["runs"][one.ours]
     text = ""
     if all("roof_percent" in run for run in runs):
@@ -156,7 +135,7 @@ def _word(reached: bool) -> str:
     return "reached" if reached else "not reached"
 
 
-def _time(row: SpeedRow, name: str, most: float, found: Any, device: str) -> tuple[str, str]:
+def _time(row: SpeedRow, name: str, most: float, found: SpeedResults, device: str) -> tuple[str, str]:
     made = _made(row, found, device)
     if isinstance(made, str):
         return made, DASH if made == DASH else f"{most:g} s"
@@ -168,7 +147,7 @@ def _time(row: SpeedRow, name: str, most: float, found: Any, device: str) -> tup
     return told, f"{most:g} s: {_word(took['median'] <= most)}"
 
 
-def _growth(row: SpeedRow, found: Any, device: str) -> tuple[str, str]:
+def _growth(row: SpeedRow, found: SpeedResults, device: str) -> tuple[str, str]:
     made = _made(row, found, device)
     asked = f"at most {row.exponent:g}" if row.exponent else DASH
     if isinstance(made, str):
@@ -182,9 +161,9 @@ def _growth(row: SpeedRow, found: Any, device: str) -> tuple[str, str]:
     return told, f"{asked}: {_word(grown['seconds'] <= row.exponent)}" if row.exponent else asked
 
 
-def figure(found: dict[str, dict[str, dict[str, Any]]]) -> str | None:
-    """SVG of all ratios on one axis; None where nothing was measured."""
-    from stagealign.report.sections.figures import render
+def figure(found: SpeedResults) -> str | None:
+    """SVG of all ratios on one axis; None if nothing was measured."""
+    from stagealign.report.sections.drawing import render
 
     drawn = [
         (device, row, one, ratio)
@@ -197,10 +176,10 @@ def figure(found: dict[str, dict[str, dict[str, Any]]]) -> str | None:
     return render("speed", ABOUT, lambda: _draw(drawn)) if drawn else None
 
 
-def _draw(drawn: Sequence[tuple[str, SpeedRow, Against, dict[str, Any]]]) -> Any:
+def _draw(drawn: Sequence[tuple[str, SpeedRow, Against, SpeedRatio]]) -> Any:
     from matplotlib.figure import Figure
 
-    from stagealign.report.sections.figures import FAINT, SOURCE_COLOUR, WIDTH
+    from stagealign.report.sections.drawing import FAINT, SOURCE_COLOUR, WIDTH
 
     picture = Figure(figsize=(WIDTH, 0.36 * len(drawn) + 0.9), layout="constrained")
     axis: Any = picture.subplots()
@@ -227,7 +206,7 @@ def _draw(drawn: Sequence[tuple[str, SpeedRow, Against, dict[str, Any]]]) -> Any
 
 
 def page(results: Path) -> dict[str, str]:
-    """`speed.html` by name; nothing where no row was measured."""
+    """Text of `speed.html` by name; empty if nothing was measured."""
     from markupsafe import Markup
 
     from stagealign.report.pages.page import environment
@@ -241,8 +220,8 @@ def page(results: Path) -> dict[str, str]:
     return {"speed.html": environment().get_template("speed.html.j2").render(values)}
 
 
-def _runs(found: dict[str, dict[str, dict[str, Any]]]) -> Table:
-    """Every run of every side, folded."""
+def _runs(found: SpeedResults) -> Table:
+    """Table of every turn of every side, folded."""
     lines = []
     for device, rows in found.items():
         for row in ROWS:
@@ -250,21 +229,21 @@ def _runs(found: dict[str, dict[str, dict[str, Any]]]) -> Table:
             for side, runs in made.get("runs", {}).items() if made else ():
                 lines += [_run(row, side, run, device) for run in runs]
     columns = ("what", "side", "device", "seconds", "processor seconds", "speed", "tokens/s", "peak MB", "of the roof")
-    note = "Each turn of each side; a slow peer may have done fewer units, so compare speeds."
+    note = "Each turn of each side. A slow peer may have done fewer units, so compare speeds."
     return Table("turns", "Every turn", note, columns, tuple(lines), folded=True)
 
 
-def _run(row: SpeedRow, side: str, run: dict[str, Any], device: str) -> Row:
+def _run(row: SpeedRow, side: str, run: SpeedTurn, device: str) -> TableRow:
     tokens = f"{run['tokens_per_second']:,.0f}" if "tokens_per_second" in run else DASH
     peak = f"{run['peak_mb']:,}" if "peak_mb" in run else DASH
     share = f"{run['roof_percent']:.1f}%" if "roof_percent" in run else DASH
     speed = f"{run['per_second']:.3g} {row.unit}"
     took = (f"{run['seconds']:.2f}", f"{run['cpu_seconds']:.2f}")
-    return Row((row.title, side, DEVICES[device], *took, speed, tokens, peak, share))
+    return TableRow((row.title, side, DEVICES[device], *took, speed, tokens, peak, share))
 
 
 def readme_lines(results: Path) -> list[str]:
-    """The table for the README, in Markdown: what was reached on the devices that were measured, and what is open."""
+    """Lines of the README's table in Markdown: measured rows, then the names of the others."""
     from stagealign.report.pages.page import markdown
 
     found = read(results)

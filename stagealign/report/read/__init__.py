@@ -1,1 +1,1 @@
-"""Results as values that tables are made of."""
+"""Results as values for tables and figures."""

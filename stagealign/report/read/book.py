@@ -1,4 +1,4 @@
-"""Results of one scale, read and joined: every rung and every policy once, however many cells share it."""
+"""Results of one scale, joined: each rung and each policy once, even if several cells share it."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,60 +10,73 @@ from stagealign.base.errors import BadData, UnknownName
 from stagealign.base.identity import plain
 from stagealign.grid import methods as methods_room
 from stagealign.grid import models as models_room
-from stagealign.grid import registry, scales
-from stagealign.report.read.rungs import SPLIT, Policy, Rung, Start
-from stagealign.store.results import Result, read_results
+from stagealign.grid import registry, samplers, scales
+from stagealign.report.read.rungs import SPLIT, MeasuredPolicy, Rung, Start
+from stagealign.report.read.sides import ordered, source_place
+from stagealign.store.result_types import Result, is_done
+from stagealign.store.results import read_results
 
-SAMPLERS = ("", "vllm", "served")
-"""What may sample a row's candidates, ours first."""
+OWN_SAMPLER = ""
+"""Sampler of a row whose spec names none."""
 
 
 @dataclass(frozen=True)
 class Book:
-    """All that one scale's reports are made from."""
+    """Everything that one scale's reports are made from."""
 
     scale: str
     results: tuple[Result, ...]
     damaged: tuple[str, ...]
     missing: tuple[str, ...]
-    """`cell-seedK` of the grid without a result file."""
+    """Runs of the grid without a result file, as `cell-seedK`."""
     rungs: tuple[Rung, ...]
-    policies: tuple[Policy, ...]
+    policies: tuple[MeasuredPolicy, ...]
 
     @property
     def starts(self) -> list[Start]:
         """Starting policies with at least one rung, in the registry's order of models and methods."""
-        found = {rung.start for rung in self.rungs}
+        starts = {rung.start for rung in self.rungs}
         return sorted(
-            found, key=lambda start: (*order(start.model, start.method), len(start.before), start.before[::-1])
+            starts, key=lambda start: (*order(start.model, start.method), len(start.before), start.before[::-1])
         )
 
     def ladder(self, start: Start, source: str, state: str = "done") -> list[Rung]:
         """Rungs of one start and source over all seeds, by learning rate and seed."""
         return self._ladders.get((start, source, state), [])
 
+    def sources(self, start: Start) -> list[str]:
+        """Sources of the rungs from one start, in the grid's order."""
+        return ordered(self._sources.get(start, []))
+
+    @cached_property
+    def _sources(self) -> dict[Start, list[str]]:
+        sources: dict[Start, list[str]] = {}
+        for start, source, _ in self._ladders:
+            sources.setdefault(start, []).append(source)
+        return sources
+
     @cached_property
     def _ladders(self) -> dict[tuple[Start, str, str], list[Rung]]:
-        found: dict[tuple[Start, str, str], list[Rung]] = {}
+        ladders: dict[tuple[Start, str, str], list[Rung]] = {}
         for rung in self.rungs:
-            found.setdefault((rung.start, rung.source, rung.state), []).append(rung)
-        return found
+            ladders.setdefault((rung.start, rung.source, rung.state), []).append(rung)
+        return ladders
 
-    def policy(self, start: Start) -> list[Policy]:
-        """The starting policy's measurements, one a seed."""
+    def policy(self, start: Start) -> list[MeasuredPolicy]:
+        """Measurements of a starting policy, one for each seed."""
         key = (start.model, start.method if start.before else self.shared(start.method), start.before)
         return [policy for policy in self.policies if policy.key == key]
 
     def model(self, key: str) -> Mapping[str, Any]:
-        """What the results say about a model: name, checkpoint, whether it is a stand-in."""
+        """The results' entry of a model, the one with the most fields; key and name alone if there is none."""
         return max(self._models.get(key, []), key=len, default={"key": key, "name": key})
 
     @cached_property
     def _models(self) -> dict[str, list[Mapping[str, Any]]]:
-        found: dict[str, list[Mapping[str, Any]]] = {}
+        models: dict[str, list[Mapping[str, Any]]] = {}
         for result in self.results:
-            found.setdefault(result["model"]["key"], []).append(result["model"])
-        return found
+            models.setdefault(result["model"]["key"], []).append(result["model"])
+        return models
 
     def label(self, key: str) -> str:
         """`Zephyr stand-in`, `Pythia (random weights)` or `Zephyr`."""
@@ -71,11 +84,11 @@ class Book:
 
     @property
     def methods(self) -> list[str]:
-        """Methods that have a row which claims count."""
+        """Methods with at least one row that counts for claims."""
         return list(self._rows)
 
     def shared(self, row: str) -> str:
-        """What the start of a row is known by: its sampler and gold reward, where they are not the usual ones."""
+        """Suffix of a row's start: `_vllm` or `_name-of-gold` for another sampler or gold reward, else empty."""
         return self._shared.get(row, "")
 
     @cached_property
@@ -83,45 +96,57 @@ class Book:
         return {result["method"]["key"]: _beside(result) for result in self.results}
 
     def rows_of(self, method: str) -> list[str]:
-        """Rows that measure a method as claims mean it, by key: with the scale's own gold reward, whatever samples.
+        """Keys of the rows that count for claims about a method: the scale's own gold reward, any sampler.
 
-        In the order in which one is taken for the other, fixed before any result: our own sampler, vLLM, a server.
+        The first row that has a result counts. The order was fixed before any result: our own sampler, then the others
+        as `grid.samplers` lists them.
         """
-        return sorted(self._rows.get(method, {}), key=lambda row: SAMPLERS.index(self._rows[method][row]))
+        order = [OWN_SAMPLER, *samplers.SAMPLERS]
+        return sorted(self._rows.get(method, {}), key=lambda row: order.index(self._rows[method][row]))
 
     @cached_property
     def _rows(self) -> dict[str, dict[str, str]]:
-        """Method -> row -> what samples it, less the rows of another gold reward."""
-        found: dict[str, dict[str, str]] = {}
+        """Method -> row -> its sampler, without the rows of another gold reward."""
+        rows: dict[str, dict[str, str]] = {}
         for result in self.results:
             row, method = result["method"]["key"], result["spec"].get("method", {}).get("key")
-            sampler = (result["spec"].get("scale", {}).get("engine") or {}).get("key", "")
+            sampler = (result["spec"].get("scale", {}).get("engine") or {}).get("key", OWN_SAMPLER)
             if row == "_".join(filter(None, (method, sampler))):
-                found.setdefault(method, {})[row] = sampler
-        return found
+                rows.setdefault(method, {})[row] = sampler
+        return rows
 
     @property
     def stand_ins(self) -> bool:
-        """Whether any result is not of the paper's own checkpoints."""
-        return self.scale != "paper" or any(
+        """Whether any result has weights other than the paper's checkpoints."""
+        return not self.replicates or any(
             weights(result["model"], self.scale) != "published" for result in self.results
         )
 
+    @property
+    def replicates(self) -> bool:
+        """Whether the scale repeats the paper's own experiment; False for a scale that the registry does not have."""
+        return self.scale in scales.SCALES and registry.scale(self.scale).replicates
+
+    @property
+    def plumbing(self) -> bool:
+        """Whether the scale only checks that the path runs, so that its numbers mean nothing."""
+        return self.scale in scales.SCALES and registry.scale(self.scale).plumbing
+
 
 def open_book(folder: Path, scale: str, cells: Collection[str] | None = None) -> Book:
-    """Everything that `folder/<scale>` holds; `cells` (ids) restricts it, None takes all."""
+    """Results in `folder/<scale>`, restricted to `cells` (ids) unless it is None."""
     results, damaged = [], []
-    for path, found in read_results(folder, scale):
-        if isinstance(found, BadData):
-            damaged.append((path.stem, str(found).replace(str(folder), folder.name)))
-        elif cells is None or found["cell"] in cells:
-            moved = spec_moved(found)
+    for path, result in read_results(folder, scale):
+        if isinstance(result, BadData):
+            damaged.append((path.stem, str(result).replace(str(folder), folder.name)))
+        elif cells is None or result["cell"] in cells:
+            moved = spec_moved(result)
             if moved:
-                again = f"run it again: `stagealign run --scale {scale} -k {found['cell']}`"
+                again = f"run it again: `stagealign run --scale {scale} -k {result['cell']}`"
                 text = f"{path}: of another spec than the registry has now ({moved}); {again}"
                 damaged.append((path.stem, text.replace(str(folder), folder.name)))
             else:
-                results.append(found)
+                results.append(result)
     present = {f"{r['cell']}-seed{r['seed']}" for r in results} | {name for name, _ in damaged}
     missing = [name for name in _grid(scale, cells) if name not in present]
     results.sort(key=lambda r: (*order(r["model"]["key"], r["method"]["key"]), r["schedule"], r["seed"]))
@@ -131,13 +156,13 @@ def open_book(folder: Path, scale: str, cells: Collection[str] | None = None) ->
 
 
 def spec_moved(result: Result) -> str:
-    """First field in which a result's spec differs from the registry's; a field that one of them lacks is no matter."""
+    """First field that differs between a result's spec and the registry's, or empty; ignores fields that one lacks."""
     return next(_shared_differences(result.get("spec", {}), _spec(result["cell"], result["scale"])), "")
 
 
 @lru_cache
 def _spec(cell: str, scale: str) -> Any:
-    """The registry's spec of a cell; nothing of one that it does not have."""
+    """Spec of a cell in the registry; empty for an unknown cell."""
     try:
         return plain(registry.cell(cell, scale))
     except UnknownName:
@@ -153,27 +178,27 @@ def _shared_differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
 
 
 def label(model: Mapping[str, Any], scale: str) -> str:
-    """A model's name, never without the remark that it is a stand-in or has random weights."""
+    """Name of a model, with a remark if it is a stand-in or has random weights."""
     remark = {"stand-in": " stand-in", "random": " (random weights)"}.get(weights(model, scale), "")
     return f"{model['name']}{remark}"
 
 
 def weights(model: Mapping[str, Any], scale: str) -> str:
-    """`published`, `stand-in` or `random`; a run that never began says what its registry entry would have been."""
+    """`published`, `stand-in` or `random`; for a run that never began, from its registry entry."""
     checkpoint = models_room.CHECKPOINTS.get(scale, {}).get(model["key"])
     planned = "stand-in" if checkpoint and checkpoint.stand_in_for else "not known"
     return str(model.get("weights") or planned)
 
 
 def recorded_rate(result: Result, entry: Mapping[str, Any]) -> float:
-    """Learning rate of the rung that later rounds continue from: the round's own word, else the spec's."""
+    """Learning rate of the rung that later rounds continue from, as the round recorded it, else from the spec."""
     if "learning_rate" in entry:
         return float(entry["learning_rate"])
     return float(result["spec"]["scale"]["training"]["learning_rate"][entry["source"]])
 
 
 def order(model: str, method: str = "") -> tuple[int, int]:
-    """Place in the registry; no method comes first, unknown names come last."""
+    """Sort key by place in the registry; an empty method comes first, unknown names come last."""
     models, methods = list(models_room.MODELS), list(methods_room.METHODS["paper"])
     return (
         models.index(model) if model in models else len(models),
@@ -190,26 +215,25 @@ def _grid(scale: str, cells: Collection[str] | None) -> Iterator[str]:
 
 
 def _rungs(results: list[Result]) -> tuple[Rung, ...]:
-    """Each rung once; the same one in several results counts once, done before any other state."""
-    found: dict[Any, Rung] = {}
+    """Each rung once, even if several results hold it; a done copy wins."""
+    rungs: dict[Any, Rung] = {}
     for rung in _each_rung(results):
         key = rung.data.get("fingerprint") or (rung.start, rung.source, rung.seed, rung.learning_rate)
-        old = found.get(key)
+        old = rungs.get(key)
         if old is None:
-            found[key] = rung
+            rungs[key] = rung
             continue
         best = rung if rung.state == "done" and old.state != "done" else old
         cells = tuple(dict.fromkeys([*old.cells, *rung.cells]))
-        found[key] = replace(best, cells=cells, recorded=old.recorded or rung.recorded)
+        rungs[key] = replace(best, cells=cells, recorded=old.recorded or rung.recorded)
     return tuple(
         sorted(
-            found.values(),
+            rungs.values(),
             key=lambda r: (
                 *order(r.start.model, r.start.method),
                 len(r.start.before),
                 r.start.before[::-1],
-                r.source != "off",
-                r.source,
+                source_place(r.source),
                 r.learning_rate,
                 r.seed,
             ),
@@ -240,27 +264,27 @@ def _each_rung(results: list[Result]) -> Iterator[Rung]:
 
 
 def _beside(result: Result) -> str:
-    """What a row's key has behind its method's."""
+    """Part of a row's key after its method's key."""
     row = str(result["method"]["key"])
     return row.removeprefix(result["spec"].get("method", {}).get("key", row))
 
 
-def _policies(results: list[Result]) -> tuple[Policy, ...]:
-    found: dict[Any, Policy] = {}
+def _policies(results: list[Result]) -> tuple[MeasuredPolicy, ...]:
+    policies: dict[Any, MeasuredPolicy] = {}
     for result in results:
         key, seed = result["model"]["key"], int(result["seed"])
-        measured = [Policy(key, _beside(result), (), seed, result.get("start") or {})]
+        measured = [MeasuredPolicy(key, _beside(result), (), seed, result.get("start") or {})]
         sources: tuple[str, ...] = ()
         for entry in result.get("rounds", []):
             if sources:
-                measured.append(Policy(key, result["method"]["key"], sources, seed, entry.get("start") or {}))
+                measured.append(MeasuredPolicy(key, result["method"]["key"], sources, seed, entry.get("start") or {}))
             sources = (*sources, entry["source"])
             for rung in entry.get("rungs", []):
-                if rung["state"] == "done" and rung["learning_rate"] == recorded_rate(result, entry):
-                    measured.append(Policy(key, result["method"]["key"], sources, seed, rung["metrics"]))
+                if is_done(rung) and rung["learning_rate"] == recorded_rate(result, entry):
+                    measured.append(MeasuredPolicy(key, result["method"]["key"], sources, seed, rung["metrics"]))
         for policy in measured:
             if policy.metrics.get(SPLIT):
-                found.setdefault((policy.key, seed), policy)
+                policies.setdefault((policy.key, seed), policy)
     return tuple(
-        sorted(found.values(), key=lambda p: (*order(p.model, p.method), len(p.sources), p.sources[::-1], p.seed))
+        sorted(policies.values(), key=lambda p: (*order(p.model, p.method), len(p.sources), p.sources[::-1], p.seed))
     )

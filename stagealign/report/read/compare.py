@@ -1,4 +1,4 @@
-"""What moved between two results folders, or between two cells of one, and whether that is more than noise."""
+"""Differences between two results folders, or between two cells of one folder, tested against noise."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from stagealign.base.identity import stream
 from stagealign.report.read.rungs import SPLIT, after, value
 from stagealign.report.read.verdicts import ALPHA, holm, normal
 from stagealign.stats.statistics import Metric, mean_over_seeds, paired_differences, pooled_score
-from stagealign.store.results import Result, read_results
+from stagealign.store.result_types import Result, is_done
+from stagealign.store.results import read_results
 
 PLACES = {"gold reward": 0, "clean gold reward": 1}
 Metrics = Mapping[str, Any]
@@ -20,7 +21,7 @@ Metrics = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Moved:
-    """One quantity of one policy, on both sides."""
+    """One quantity of one policy on both sides of a comparison."""
 
     policy: str
     quantity: str
@@ -28,19 +29,19 @@ class Moved:
     before: float
     after: float
     interval: tuple[float, float] | None
-    """95%, of `after - before`; None where both sides are the same to the last digit."""
+    """95%, of `after - before`; None if both sides are equal to the last digit."""
     p: float
-    """Corrected by Holm over everything that was compared."""
+    """Two-sided, Holm-corrected over all compared quantities."""
 
     @property
     def more_than_noise(self) -> bool:
-        """Whether a difference this large is unlikely where nothing changed."""
+        """Whether the difference is significant at 5%."""
         return self.p < ALPHA
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Everything that both sides have, and what only one has."""
+class ResultsComparison:
+    """Quantities on both sides, and policies on one side only."""
 
     moved: tuple[Moved, ...]
     only_first: tuple[str, ...]
@@ -48,22 +49,22 @@ class Comparison:
 
     @property
     def changed(self) -> bool:
-        """Whether anything moved by more than noise, or stands on the first side only."""
+        """Whether anything moved by more than noise, or is missing on the second side."""
         return bool(self.only_first) or any(one.more_than_noise for one in self.moved)
 
 
-def compare_folders(first: Path, second: Path, scale: str) -> Comparison:
-    """The same runs of one scale in two folders, a policy at a time, seeds together.
+def compare_folders(first: Path, second: Path, scale: str) -> ResultsComparison:
+    """Comparison of the runs of one scale in two folders, policy by policy over the shared seeds.
 
-    Raises BadData where a result is damaged or the two have no policy in common.
+    Raises BadData if a result is damaged or the folders share no policy.
     """
     return _compare(_policies(_done(first, scale)), _policies(_done(second, scale)), f"{first} and {second}")
 
 
-def compare_cells(folder: Path, scale: str, first: str, second: str) -> Comparison:
-    """The policies that two cells end with, over the seeds both have.
+def compare_cells(folder: Path, scale: str, first: str, second: str) -> ResultsComparison:
+    """Comparison of the policies that two cells end with, over the shared seeds.
 
-    Raises BadData where either has no finished run, or they share no seed.
+    Raises BadData if either has no finished run, or they share no seed.
     """
     ends: list[dict[str, dict[int, Metrics]]] = []
     for cell in (first, second):
@@ -75,21 +76,21 @@ def compare_cells(folder: Path, scale: str, first: str, second: str) -> Comparis
 
 
 def _done(folder: Path, scale: str) -> list[Result]:
-    found = []
+    done = []
     for _, result in read_results(folder, scale):
         if isinstance(result, BadData):
             raise result
         if result["state"] == "done":
-            found.append(result)
-    if not found:
+            done.append(result)
+    if not done:
         raise BadData(f"{folder / scale}: no finished results; run some: `stagealign run --scale {scale}`")
-    return found
+    return done
 
 
 def _last(run: Result) -> Metrics:
     """Metrics of the policy that the run ends with, at the recorded learning rate."""
     entry = run["rounds"][-1]
-    rungs = [r for r in entry["rungs"] if r["state"] == "done"]
+    rungs = [rung for rung in entry["rungs"] if is_done(rung)]
     kept = next((r for r in rungs if r["learning_rate"] == entry["learning_rate"]), rungs[-1])
     metrics: Metrics = kept["metrics"]
     return metrics
@@ -97,21 +98,23 @@ def _last(run: Result) -> Metrics:
 
 def _policies(runs: Sequence[Result]) -> dict[str, dict[int, Metrics]]:
     """Name -> seed -> metrics of every policy that the runs measured, each once."""
-    found: dict[str, dict[int, Metrics]] = {}
+    policies: dict[str, dict[int, Metrics]] = {}
     for run in runs:
         head, sources = f"{run['model']['key']}-{run['method']['key']}", []
-        found.setdefault(f"{run['model']['key']} start", {})[run["seed"]] = run["start"]
+        policies.setdefault(f"{run['model']['key']} start", {})[run["seed"]] = run["start"]
         for entry in run["rounds"]:
             sources.append(entry["source"])
             for rung in entry["rungs"]:
-                if rung["state"] == "done":
+                if is_done(rung):
                     name = f"{head} {after(sources)}, lr {rung['learning_rate']:g}"
-                    found.setdefault(name, {})[run["seed"]] = rung["metrics"]
-    return found
+                    policies.setdefault(name, {})[run["seed"]] = rung["metrics"]
+    return policies
 
 
-def _compare(first: dict[str, dict[int, Metrics]], second: dict[str, dict[int, Metrics]], what: str) -> Comparison:
-    """Holm over all quantities of all policies that both sides have with a shared seed."""
+def _compare(
+    first: dict[str, dict[int, Metrics]], second: dict[str, dict[int, Metrics]], what: str
+) -> ResultsComparison:
+    """Comparison of all policies on both sides with a shared seed, Holm-corrected over all quantities."""
     moved: list[Moved] = []
     for name in [name for name in first if name in second]:
         seeds = sorted(first[name].keys() & second[name].keys())
@@ -119,15 +122,15 @@ def _compare(first: dict[str, dict[int, Metrics]], second: dict[str, dict[int, M
             moved += _quantities(name, [first[name][s] for s in seeds], [second[name][s] for s in seeds])
     if not moved:
         raise BadData(f"{what}: no policy with a seed in common; nothing can be compared")
-    adjusted = holm([one.p for one in moved])
-    corrected = tuple(Moved(**{**vars(one), "p": p}) for one, p in zip(moved, adjusted, strict=True))
+    adjusted = holm([change.p for change in moved])
+    corrected = tuple(Moved(**{**vars(change), "p": p}) for change, p in zip(moved, adjusted, strict=True))
     runs = [{(name, seed) for name, seeds in side.items() for seed in seeds} for side in (first, second)]
     lonely = [tuple(f"{name}, seed {seed}" for name, seed in sorted(a - b)) for a, b in (runs, runs[::-1])]
-    return Comparison(corrected, *lonely)
+    return ResultsComparison(corrected, *lonely)
 
 
 def _quantities(name: str, first: list[Metrics], second: list[Metrics]) -> Iterator[Moved]:
-    """Gold rewards paired by prompt hash, and the boundary score; p not yet corrected."""
+    """Gold rewards paired by prompt hash, and the boundary score; p is uncorrected."""
     for quantity, place in PLACES.items():
         gains = [
             paired_differences(_column(new, place), _column(old, place)) for old, new in zip(first, second, strict=True)
@@ -158,5 +161,5 @@ def _column(metrics: Metrics, place: int) -> dict[str, float]:
 
 
 def _score(side: list[Metrics]) -> Metric:
-    found = [m[SPLIT]["boundary"] for m in side]
-    return pooled_score([value(one["score"]) or 0.0 for one in found], [one["interval"] for one in found])
+    scores = [m[SPLIT]["boundary"] for m in side]
+    return pooled_score([value(one["score"]) or 0.0 for one in scores], [one["interval"] for one in scores])

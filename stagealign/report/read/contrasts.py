@@ -1,4 +1,4 @@
-"""On- against off-policy data from one starting policy: three views of the same ladder, and what the meter had said."""
+"""On-policy against off-policy data from one starting policy, in three views, with the boundary score before it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,8 @@ import numpy as np
 
 from stagealign.base.identity import stream
 from stagealign.report.read.book import Book
-from stagealign.report.read.rungs import KINDS, SPLIT, Rung, Start, value
+from stagealign.report.read.rungs import GAIN_KINDS, SPLIT, Rung, Start, value
+from stagealign.report.read.sides import COMPARED, ordered
 from stagealign.stats import effectiveness, statistics
 from stagealign.stats.statistics import Metric
 
@@ -33,7 +34,7 @@ class Side:
 
 @dataclass(frozen=True)
 class View:
-    """One way to put the two sources beside each other."""
+    """One way to compare on-policy with off-policy data."""
 
     name: str
     """`equal` (learning rate), `best` (of each source) or `matched KL`."""
@@ -48,7 +49,7 @@ class View:
 
     @property
     def better(self) -> str:
-        """Source with the larger gain, or `undecided` where the difference's interval meets 0."""
+        """Source with the larger gain, or `undecided` if the interval of the difference includes 0."""
         return verdict(self.ratio)
 
     @property
@@ -59,21 +60,21 @@ class View:
 
 @dataclass(frozen=True)
 class Contrast:
-    """All that is known about the next round from one starting policy."""
+    """Results of the next round from one starting policy, with every source."""
 
     start: Start
     boundary: Metric | None
     """Score before the round: mean over seeds with interval."""
     sides: tuple[Side, ...]
-    """Every rung that is done, by source and learning rate."""
+    """Done rungs by source and learning rate, over seeds."""
     best: dict[str, Side]
     """By source: its rung with the best clean gain on validation prompts."""
     views: tuple[View, ...]
     method: str = ""
-    """Of a contrast that claims count; empty where another sampler's stands for it or the gold is not the scale's."""
+    """Method if claims count this contrast; empty for another gold reward, or if another sampler's row counts."""
 
     def view(self, name: str) -> View | None:
-        """The view called `name`, where it could be taken."""
+        """The view called `name`; None if a rung for it is missing."""
         return next((view for view in self.views if view.name == name), None)
 
     @property
@@ -83,44 +84,44 @@ class Contrast:
 
     @property
     def sure(self) -> bool:
-        """Whether the boundary score's interval leaves out 0.5."""
+        """Whether the boundary score's interval excludes 0.5."""
         low, high = (self.boundary["interval"] if self.boundary else None) or (BOUNDARY, BOUNDARY)
         return not low <= BOUNDARY <= high
 
     @property
     def better(self) -> str:
-        """The better source, each at its best rung; `not run` where one is missing."""
+        """Better source, each at its best rung; `not run` if one is missing."""
         view = self.view("best")
         return view.better if view else NOT_RUN
 
     @property
     def named_it(self) -> str:
-        """`yes`, `no`, or why this cannot be said."""
+        """`yes` or `no`: whether the score named the better source; else `undecided` or `not run`."""
         if NOT_RUN in (self.better, self.named):
             return NOT_RUN
         return UNDECIDED if self.better == UNDECIDED else ("yes" if self.named == self.better else "no")
 
 
 def counted(contrasts: Sequence[Contrast]) -> list[Contrast]:
-    """Those that claims count: a starting policy once, whatever sampled it."""
-    return [one for one in contrasts if one.method]
+    """Contrasts that claims count: each starting policy once, by any sampler."""
+    return [contrast for contrast in contrasts if contrast.method]
 
 
 def contrasts(book: Book) -> list[Contrast]:
-    """One contrast for each starting policy, in the registry's order; those that claims count carry their method."""
-    found = {one.start: one for one in (_contrast(book, start) for start in book.starts)}
+    """One contrast for each starting policy, in the registry's order; `method` marks those that claims count."""
+    by_start = {contrast.start: contrast for contrast in (_contrast(book, start) for start in book.starts)}
     for method in book.methods:
         rows = book.rows_of(method)
-        for model, before in {(start.model, start.before) for start in found}:
-            known = [found[start] for row in rows if (start := Start(model, row, before)) in found]
-            whole = [one for one in known if NOT_RUN not in (one.better, one.named)]
-            for one in (whole or known)[:1]:
-                found[one.start] = replace(one, method=method)
-    return list(found.values())
+        for model, before in {(start.model, start.before) for start in by_start}:
+            known = [by_start[start] for row in rows if (start := Start(model, row, before)) in by_start]
+            whole = [contrast for contrast in known if NOT_RUN not in (contrast.better, contrast.named)]
+            for contrast in (whole or known)[:1]:
+                by_start[contrast.start] = replace(contrast, method=method)
+    return list(by_start.values())
 
 
 def boundary(measurements: Iterable[Any]) -> Metric | None:
-    """Boundary score over the seeds' policy metrics; None where none was measured."""
+    """Boundary score over the seeds' policy metrics; None if no seed measured it."""
     scores = [metrics[SPLIT]["boundary"] for metrics in measurements if metrics.get(SPLIT, {}).get("boundary")]
     if not scores:
         return None
@@ -135,17 +136,18 @@ def verdict(ratio: Metric) -> str:
 
 def _interval(score: Any) -> list[float] | None:
     nested = score["score"].get("interval") if isinstance(score["score"], dict) else None
-    found: list[float] | None = score.get("interval") or nested
-    return found
+    bounds: list[float] | None = score.get("interval") or nested
+    return bounds
 
 
 def _contrast(book: Book, start: Start) -> Contrast:
-    ladders = {source: _by_rate(book.ladder(start, source)) for source in ("off", "on")}
+    sources = ordered([*COMPARED, *book.sources(start)])
+    ladders = {source: _by_rate(book.ladder(start, source)) for source in sources}
     sides = [_side(start, source, rate, rungs) for source, rates in ladders.items() for rate, rungs in rates.items()]
     best = {source: _best(rates) for source, rates in ladders.items() if rates}
     views = []
-    if all(ladders.values()):
-        off, on = ladders["off"], ladders["on"]
+    off, on = ladders["off"], ladders["on"]
+    if off and on:
         for rate in sorted(off.keys() & on.keys()):
             views += _view(start, "equal", on[rate], off[rate], rate)
         views += _view(start, "best", on[best["on"]], off[best["off"]])
@@ -164,10 +166,10 @@ Ladder = dict[float, dict[int, Rung]]
 
 def _by_rate(rungs: list[Rung]) -> Ladder:
     """Learning rate -> seed -> rung."""
-    found: Ladder = {}
+    ladder: Ladder = {}
     for rung in rungs:
-        found.setdefault(rung.learning_rate, {})[rung.seed] = rung
-    return found
+        ladder.setdefault(rung.learning_rate, {})[rung.seed] = rung
+    return ladder
 
 
 def _best(rates: Ladder) -> float:
@@ -189,7 +191,7 @@ def _side(start: Start, source: str, rate: float, rungs: dict[int, Rung]) -> Sid
             unit(rungs),
             _rng(start, source, f"{rate:g}", kind),
         )
-        for kind in KINDS
+        for kind in GAIN_KINDS
     }
     kl, degenerate = (_mean(rung.metric(name) for rung in rungs.values()) for name in ("kl", "degenerate"))
     return Side(source, rate, gains["gain"], gains["clean_gain"], kl, degenerate)
@@ -202,35 +204,35 @@ def unit(rungs: dict[int, Rung]) -> str:
 
 
 def rung_metric(rung: Rung, kind: str) -> Metric | None:
-    """The rung's own gain on test prompts, as its run recorded it."""
-    found: Metric | None = (rung.data.get(kind) or {}).get(SPLIT)
-    return found
+    """Gain of one rung on test prompts, as its run recorded it."""
+    gain: Metric | None = (rung.data.get(kind) or {}).get(SPLIT)
+    return gain
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    present = [one for one in values if one is not None]
+    present = [value for value in values if value is not None]
     return float(np.mean(present)) if present else None
 
 
 def _view(start: Start, name: str, on: dict[int, Rung], off: dict[int, Rung], rate: float | None = None) -> list[View]:
-    """The view over the seeds that both sources have; none where they share no seed."""
+    """The view over the seeds that both sources have; empty if they share no seed."""
     seeds = sorted(on.keys() & off.keys())
     if not seeds:
         return []
-    found = {
+    ratios = {
         kind: effectiveness.effectiveness_ratio(
             [on[seed].gains(kind) for seed in seeds],
             [off[seed].gains(kind) for seed in seeds],
             _rng(start, name, str(rate), kind),
             unit(on),
         )
-        for kind in KINDS
+        for kind in GAIN_KINDS
     }
-    return [View(name, found["gain"], found["clean_gain"], rate)]
+    return [View(name, ratios["gain"], ratios["clean_gain"], rate)]
 
 
 def _matched(start: Start, on: Ladder, off: Ladder) -> list[View]:
-    """Both sources at the largest KL that both reach; none without KL or a shared seed."""
+    """Both sources at the largest KL that both reach; empty without KL or a shared seed."""
     ladders = {"on": _with_kl(on), "off": _with_kl(off)}
     seeds = sorted(ladders["on"].keys() & ladders["off"].keys())
     if not seeds:
@@ -241,17 +243,17 @@ def _matched(start: Start, on: Ladder, off: Ladder) -> list[View]:
 
     if effectiveness.matched_kl(points("on", "gain"), points("off", "gain")) <= 0:
         return []
-    found = {
+    ratios = {
         kind: effectiveness.ratio_at_matched_kl(
             points("on", kind), points("off", kind), _rng(start, "kl", kind), unit(next(iter(on.values())))
         )
-        for kind in KINDS
+        for kind in GAIN_KINDS
     }
-    return [View("matched KL", found["gain"], found["clean_gain"], kl=found["gain"]["kl"])]
+    return [View("matched KL", ratios["gain"], ratios["clean_gain"], kl=ratios["gain"]["kl"])]
 
 
 def _with_kl(rates: Ladder) -> dict[int, list[Rung]]:
-    """Seed -> its rungs, where every one has a KL."""
+    """Seed -> its rungs, for seeds whose rungs all have a KL."""
     seeds: dict[int, list[Rung]] = {}
     for rungs in rates.values():
         for seed, rung in rungs.items():
@@ -260,5 +262,5 @@ def _with_kl(rates: Ladder) -> dict[int, list[Rung]]:
 
 
 def _rng(start: Start, *names: str) -> np.random.Generator:
-    """The same numbers for the same question, whatever else the report holds."""
+    """Generator that depends on the question alone, so that other results do not change an interval."""
     return np.random.default_rng(stream(0, "report", start.model, start.method, start.name, *names))

@@ -1,4 +1,4 @@
-"""A round's data, as results describe it."""
+"""Candidates and pairs of each round, as results describe them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from stagealign.grid import sources
 from stagealign.report.read.book import Book, order
 from stagealign.report.read.rungs import Start
+from stagealign.report.read.sides import on_policy, source_place
 from stagealign.report.sections.words import DASH, plain
 
 NAMES = {
@@ -19,64 +19,57 @@ NAMES = {
     "surprise_gap": "surprise gap",
 }
 JUDGED = {"surprise", "surprise_gap"}
-"""Measures that are taken under the policy that the round starts from; the others need the texts only."""
-NOT_MEASURED = "not measured"
+"""Measures under the policy that the round starts from; the others depend on the texts alone."""
 ENOUGH = 6
-"""Comparisons without a contradiction from which on chance is an unlikely reason: a sign test's fewest at 95%."""
+"""Fewest comparisons, all alike, that a sign test at 95% accepts."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Candidates and pairs of one round, as seen from the policy that it starts from, with one seed."""
+    """Candidates and pairs of one round under the policy that it starts from, with one seed."""
 
     start: Start
-    """Its method is empty before round 1, which all methods share."""
+    """With an empty method before round 1, which all methods share."""
     source: str
     seed: int
     data: Mapping[str, Any] | None = field(repr=False)
-    """The result's entry; None in results of before it was measured."""
+    """Entry of the result; None in results older than this measurement."""
 
     @property
     def texts(self) -> tuple[Any, ...]:
-        """The same for sets of the same texts: what is not sampled from the start serves every start of the round."""
+        """Key of the texts: fixed candidates serve every start of a round, samples of the policy one start."""
         return self.source, self.seed, self.start if on_policy(self.source) else self.start.round
 
     def metric(self, name: str) -> Mapping[str, Any]:
-        """One metric; without a value where it was not measured."""
-        found: Mapping[str, Any] = ((self.data or {}).get("metrics") or {}).get(name) or {"value": None}
-        return found
-
-
-def on_policy(source: str) -> bool:
-    """Whether a source's candidates belong to the policy in training; an unknown source is taken to."""
-    known = sources.SOURCES.get(source)
-    return known is None or known.on_policy
+        """One metric; its value is None if it was not measured."""
+        metric: Mapping[str, Any] = ((self.data or {}).get("metrics") or {}).get(name) or {"value": None}
+        return metric
 
 
 def data_sets(book: Book) -> list[DataSet]:
-    """Each set once, however many cells share it; measured ones before others."""
-    found: dict[Any, DataSet] = {}
+    """Each data set once, even if several cells share it; a measured copy wins."""
+    sets: dict[Any, DataSet] = {}
     for result in book.results:
         before: tuple[str, ...] = ()
         for entry in result.get("rounds", []):
             start = Start(result["model"]["key"], result["method"]["key"] if before else "", before)
-            one = DataSet(start, entry["source"], int(result["seed"]), entry.get("data"))
+            data_set = DataSet(start, entry["source"], int(result["seed"]), entry.get("data"))
             before = (*before, entry["source"])
-            key = (one.start, one.source, one.seed)
-            if key not in found or found[key].data is None:
-                found[key] = one
-    return sorted(found.values(), key=_place)
+            key = (data_set.start, data_set.source, data_set.seed)
+            if key not in sets or sets[key].data is None:
+                sets[key] = data_set
+    return sorted(sets.values(), key=_place)
 
 
 def mean_over(group: Sequence[DataSet], name: str, digits: int = 2) -> str:
-    """`0.97 ± 0.01`; under several policies the range of their means."""
+    """`0.97 ± 0.01`: mean over sets with its standard error; for several policies the range of their means."""
     metrics = _each(group, name)
     known = [metric for metric in metrics if metric["value"] is not None]
     if not known:
         reasons = [str(metric["reason"]) for metric in metrics if metric.get("reason")]
         return f"no value: {reasons[0]}" if reasons else DASH
     values = [float(metric["value"]) for metric in known]
-    policies = len({one.start for one in group})
+    policies = len({data_set.start for data_set in group})
     if name in JUDGED and policies > 1:
         return f"{plain(min(values), digits)} to {plain(max(values), digits)} ({policies} policies)"
     mean = plain(fmean(values), digits)
@@ -87,25 +80,28 @@ def mean_over(group: Sequence[DataSet], name: str, digits: int = 2) -> str:
 
 
 def share_over(group: Sequence[DataSet], name: str) -> str:
+    """`1.0%`: mean of a share over the sets of texts; a dash if none was measured."""
     values = [float(metric["value"]) for metric in _each(group, name) if metric["value"] is not None]
     return f"{100 * fmean(values):.1f}%" if values else DASH
 
 
 def _each(group: Sequence[DataSet], name: str) -> list[Mapping[str, Any]]:
-    """One metric for each set of texts, or for each policy that takes it."""
-    return list({(one.texts, one.start if name in JUDGED else None): one.metric(name) for one in group}.values())
+    """One metric for each set of texts, or for each policy that judges it."""
+    return list(
+        {
+            (data_set.texts, data_set.start if name in JUDGED else None): data_set.metric(name) for data_set in group
+        }.values()
+    )
 
 
-def _place(one: DataSet) -> tuple[Any, ...]:
-    """Fixed sources first, then by round; sampled ones by model, method and what came before."""
-    known = list(sources.SOURCES)
-    source = known.index(one.source) if one.source in known else len(known)
-    start = one.start
+def _place(data_set: DataSet) -> tuple[Any, ...]:
+    """Sort key: fixed sources first, then by round; on-policy ones by model, method and earlier rounds."""
+    start = data_set.start
     return (
-        on_policy(one.source),
-        source,
+        on_policy(data_set.source),
+        source_place(data_set.source),
         start.round,
         *order(start.model, start.method),
         start.before[::-1],
-        one.seed,
+        data_set.seed,
     )

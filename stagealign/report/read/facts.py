@@ -1,60 +1,60 @@
-"""Where the numbers were made: commits, hardware and seconds, as the results themselves say it."""
+"""Origin of the numbers as recorded in results: commits, hardware and seconds."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from stagealign.store.results import Result
+from stagealign.store.result_types import Result, is_done
 
 
 def facts(results: Iterable[Result]) -> dict[str, Mapping[str, Any]]:
     """Facts by artifact, each artifact once."""
-    found: dict[str, Mapping[str, Any]] = {}
+    by_path: dict[str, Mapping[str, Any]] = {}
     for result in results:
-        found |= result.get("artifacts", {})
-    return found
+        by_path |= result.get("artifacts", {})
+    return by_path
 
 
 def distinct(results: Iterable[Result], field: str) -> list[str]:
-    """Every value of one field of the facts, in order; `commit` also takes the result's own."""
+    """Distinct values of one field of the artifacts' facts and of the results, sorted."""
     results = list(results)
-    values = [one.get(field) for one in facts(results).values()] + [result.get(field) for result in results]
+    values = [artifact.get(field) for artifact in facts(results).values()] + [result.get(field) for result in results]
     return sorted({value for value in values if isinstance(value, str)})
 
 
 def dirty(results: Iterable[Result]) -> bool:
-    """Whether any result was made with uncommitted changes."""
+    """Whether any result or artifact was made with uncommitted changes."""
     results = list(results)
-    return any(one.get("dirty") for one in [*facts(results).values(), *results])
+    return any(entry.get("dirty") for entry in [*facts(results).values(), *results])
 
 
 def seconds(result: Result) -> float | None:
-    """Seconds that built the artifacts of one run; shared ones count in every run that uses them."""
-    known = [float(one["seconds"]) for one in facts([result]).values() if isinstance(one.get("seconds"), int | float)]
+    """Seconds to build all artifacts of one run; a shared artifact counts in every run that uses it."""
+    known = [
+        float(artifact["seconds"])
+        for artifact in facts([result]).values()
+        if isinstance(artifact.get("seconds"), int | float)
+    ]
     return sum(known) if known else None
 
 
 def peak_memory(result: Result) -> float | None:
     """Largest peak of resident memory among the run's artifacts, in MiB."""
-    known = [one.get("peak_memory_mib") for one in facts([result]).values()]
+    known = [artifact.get("peak_memory_mib") for artifact in facts([result]).values()]
     numbers = [float(number) for number in known if isinstance(number, int | float)]
     return max(numbers) if numbers else None
 
 
 def reference_forwards(result: Result) -> tuple[int, int] | None:
-    """(computed, reused) forwards of the reference model in one run; None where its runs do not say."""
-    found = [
-        rung["training"]["reference"]
-        for entry in result.get("rounds", [])
-        for rung in entry.get("rungs", [])
-        if rung.get("training", {}).get("reference")
-    ]
-    if not found:
+    """(computed, reused) forwards of the reference model in one run; None if they were not recorded."""
+    rungs = (rung for entry in result["rounds"] for rung in entry["rungs"] if is_done(rung))
+    counts = [forwards for rung in rungs if (forwards := rung.get("training", {}).get("reference"))]
+    if not counts:
         return None
-    return sum(int(one.get("computed", 0)) for one in found), sum(int(one.get("reused", 0)) for one in found)
+    return sum(count.get("computed", 0) for count in counts), sum(count.get("reused", 0) for count in counts)
 
 
 def scorers(results: Iterable[Result]) -> list[str]:
-    """Held-out quality of each scorer, one line a scorer, each once."""
+    """Held-out quality of each scorer, one distinct line each."""
     lines = (
         f"{name}: {', '.join(_flat('', quality))}"
         for result in results

@@ -1,4 +1,4 @@
-"""Starts, rungs and policies of results."""
+"""Starting policies, rungs and measured policies of results."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from typing import Any
 from stagealign.stats.statistics import paired_differences
 
 SPLIT = "test"
-KINDS = {"gain": 0, "clean_gain": 1}
+GAIN_KINDS = {"gain": 0, "clean_gain": 1}
 """Kind of gain -> place in a prompt's `[gold, clean gold]`."""
 
 
@@ -19,7 +19,7 @@ def after(sources: Collection[str]) -> str:
 
 @dataclass(frozen=True, order=True)
 class Start:
-    """The policy that a round starts from."""
+    """Policy that a round starts from."""
 
     model: str
     method: str
@@ -45,9 +45,9 @@ class Rung:
     state: str
     """`done`, `failed`, `skipped` or `not run`."""
     cells: tuple[str, ...]
-    """Every cell that this rung belongs to."""
+    """Ids of all cells that share this rung."""
     recorded: bool
-    """Whether it is the learning rate that later rounds continue from."""
+    """Whether later rounds continue from this learning rate."""
     data: Mapping[str, Any] = field(repr=False)
     before: Mapping[str, Any] = field(repr=False)
     """Policy metrics of the start."""
@@ -64,29 +64,29 @@ class Rung:
                 {prompt: values[place] for prompt, values in new.items()},
                 {prompt: values[place] for prompt, values in old.items()},
             )
-            for kind, place in KINDS.items()
+            for kind, place in GAIN_KINDS.items()
         }
 
     def metric(self, name: str) -> float | None:
-        """Value of one metric: `kl`, or a policy metric on test prompts after the round; shares come as percent."""
-        found = self.data.get("kl") if name == "kl" else self.data.get("metrics", {}).get(SPLIT, {}).get(name)
-        number = value(found)
-        share = isinstance(found, Mapping) and found.get("unit") == "share"
+        """Value of `kl` or of a policy metric on test prompts after the round; shares are returned in percent."""
+        metric = self.data.get("kl") if name == "kl" else self.data.get("metrics", {}).get(SPLIT, {}).get(name)
+        number = value(metric)
+        share = isinstance(metric, Mapping) and metric.get("unit") == "share"
         return 100 * number if share and number is not None else number
 
     @property
     def validation(self) -> float | None:
-        """Clean gain on validation prompts; None where the scale has none."""
+        """Clean gain on validation prompts; None if the scale has no such prompts."""
         return value((self.data.get("clean_gain") or {}).get("validation"))
 
 
 @dataclass(frozen=True)
-class Policy:
-    """A policy that was measured: a model after some rounds, with one seed."""
+class MeasuredPolicy:
+    """A model after some rounds, with one seed, and its metrics."""
 
     model: str
     method: str
-    """Of the policy before round 1, which methods share, what is not as usual: `_vllm`, `_name-of-gold`; or empty."""
+    """Key of the row; the policy before round 1, which methods share, has the row's suffix alone (`_vllm`) or none."""
     sources: tuple[str, ...]
     seed: int
     metrics: Mapping[str, Any] = field(repr=False)
@@ -97,6 +97,6 @@ class Policy:
 
 
 def value(metric: Any) -> float | None:
-    """Number of a metric, or of a bare number; None where there is none."""
-    found = metric.get("value") if isinstance(metric, Mapping) else metric
-    return None if found is None else float(found)
+    """Number of a metric or a bare number; None if it has no value."""
+    number = metric.get("value") if isinstance(metric, Mapping) else metric
+    return None if number is None else float(number)

@@ -1,4 +1,4 @@
-"""Estimate and claim to verdict: pure numbers, corrected for many claims at once."""
+"""Verdicts on claims from estimates, Holm-corrected over all claims of a scale."""
 
 import math
 from collections.abc import Sequence
@@ -14,77 +14,80 @@ NOT_REPRODUCED = "not reproduced"
 UNDER_POWERED = "under-powered"
 NOT_RUN = "not run"
 VERDICTS = (REPRODUCED, DIRECTION_ONLY, NOT_REPRODUCED, UNDER_POWERED, NOT_RUN)
-"""From the strongest support to none."""
+"""Ordered from the strongest support to none."""
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What results say about one claim's metric."""
+class ClaimEstimate:
+    """Estimate of one claim's metric from results."""
 
     effect: float
     """Signed so that the claimed direction is positive, in the claim's unit."""
     value: float | None
-    """The number that a tolerance is about (a ratio, a score); None where it has no useful value."""
+    """Number to compare with the claim's tolerance (a ratio or a score); None if it has no usable value."""
     shown: str
-    """Value and interval as text, as the tables show it."""
+    """Value and interval as text."""
     p: float
-    """Two-sided probability of an effect this far from 0 where there is none."""
+    """Two-sided p value against no effect."""
     highest: float
     """Upper end of the effect's 95% interval."""
 
 
-def normal(effect: float, standard_error: float, value: float | None, shown: str) -> Estimate:
-    """An estimate whose error is normal; `standard_error` is positive, in the unit of `effect`.
+def normal(effect: float, standard_error: float, value: float | None, shown: str) -> ClaimEstimate:
+    """Estimate with a normal error; `standard_error` is positive, in the unit of `effect`.
 
-    Raises ValueError for an error that is not positive: a metric without an interval decides nothing.
+    Raises ValueError if `standard_error` is not positive: a metric without an interval decides nothing.
     """
     if not standard_error > 0:
         raise ValueError(f"standard error {standard_error!r}: not positive; give a metric with an interval")
     p = math.erfc(abs(effect) / standard_error / math.sqrt(2))
-    return Estimate(effect, value, shown, p, effect + NormalDist().inv_cdf(1 - ALPHA / 2) * standard_error)
+    return ClaimEstimate(effect, value, shown, p, effect + NormalDist().inv_cdf(1 - ALPHA / 2) * standard_error)
 
 
-def share_of(right: int, n: int, shown: str) -> Estimate:
-    """An estimate of a share against one half, by the exact binomial test and the Clopper-Pearson interval."""
+def share_of(right: int, n: int, shown: str) -> ClaimEstimate:
+    """Estimate of a share against one half, by the exact binomial test and the Clopper-Pearson interval."""
     from scipy.stats import binomtest
 
-    found = binomtest(right, n)
-    return Estimate(right / n - 0.5, right / n, shown, float(found.pvalue), float(found.proportion_ci().high) - 0.5)
+    test = binomtest(right, n)
+    return ClaimEstimate(right / n - 0.5, right / n, shown, float(test.pvalue), float(test.proportion_ci().high) - 0.5)
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A claim, what was found, and what that makes of the claim."""
+class ClaimVerdict:
+    """A claim with its estimate and verdict."""
 
     claim: Claim
     state: str
     """One of `VERDICTS`."""
     why: str
-    estimate: Estimate | None = None
+    estimate: ClaimEstimate | None = None
     adjusted: float | None = None
-    """p value corrected by Holm over all claims of the scale that were run."""
+    """p value, Holm-corrected over all claims of the scale with an estimate."""
 
 
-def judge(claims: Sequence[Claim], estimates: Sequence[Estimate | str]) -> list[Verdict]:
-    """One verdict a claim; an estimate that is text says why there is none.
+def judge(claims: Sequence[Claim], estimates: Sequence[ClaimEstimate | str]) -> list[ClaimVerdict]:
+    """One verdict for each claim; a text in place of an estimate is the reason for its absence.
 
-    A direction holds where its p value, corrected over all claims that were run, is below 5%. `reproduced`: the claimed
-    direction holds and the value lies in the claim's tolerance, where it has one. `direction only`: it holds, the value
-    lies outside. `not reproduced`: the opposite direction holds, or neither does and the 95% interval leaves out every
-    effect as large as the smallest one planned for. `under-powered`: none of these can be said.
+    A direction holds if its Holm-corrected p value is below 5%.
+
+    - `reproduced`: the claimed direction holds, and the value lies in the claim's tolerance if it has one.
+    - `direction only`: the claimed direction holds, but the value lies outside the tolerance.
+    - `not reproduced`: the opposite direction holds, or neither does and the 95% interval excludes the claim's smallest
+      effect.
+    - `under-powered`: none of the above.
     """
-    run = [found for found in estimates if isinstance(found, Estimate)]
-    adjusted = iter(holm([found.p for found in run]))
+    run = [estimate for estimate in estimates if isinstance(estimate, ClaimEstimate)]
+    adjusted = iter(holm([estimate.p for estimate in run]))
     return [
-        Verdict(claim, NOT_RUN, found)
-        if isinstance(found, str)
-        else Verdict(claim, *_state(claim, found, p := next(adjusted)), found, p)
-        for claim, found in zip(claims, estimates, strict=True)
+        ClaimVerdict(claim, NOT_RUN, estimate)
+        if isinstance(estimate, str)
+        else ClaimVerdict(claim, *_state(claim, estimate, p := next(adjusted)), estimate, p)
+        for claim, estimate in zip(claims, estimates, strict=True)
     ]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P values corrected for being many, in the order given; at most 1.
+    """Holm-corrected p values in the given order, at most 1.
 
     Source: Holm 1979, step-down; controls the chance of any false statement under every dependence.
     """
@@ -97,19 +100,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _state(claim: Claim, found: Estimate, p: float) -> tuple[str, str]:
-    """Verdict and reason of a claim that was run."""
-    if p < ALPHA and found.effect < 0:
+def _state(claim: Claim, estimate: ClaimEstimate, p: float) -> tuple[str, str]:
+    """Verdict and reason of a claim with an estimate."""
+    if p < ALPHA and estimate.effect < 0:
         return NOT_REPRODUCED, "the opposite direction holds"
     if p < ALPHA:
         if claim.tolerance is None:
-            return REPRODUCED, "the claimed direction holds; no number was claimed"
+            return REPRODUCED, "the claimed direction holds; the claim gives only a direction"
         low, high = claim.tolerance
-        if found.value is not None and low <= found.value <= high:
-            return REPRODUCED, f"the direction holds and the value lies in [{low:g}, {high:g}]"
-        return DIRECTION_ONLY, f"the direction holds, the value lies outside [{low:g}, {high:g}]"
-    if found.highest < claim.smallest_effect:
-        return NOT_REPRODUCED, f"an effect of {claim.smallest_effect:g} {claim.unit} or more is left out"
-    if found.effect < 0:
-        return UNDER_POWERED, "leans the other way, and could be chance"
-    return UNDER_POWERED, "leans the claimed way, and could be chance"
+        if estimate.value is not None and low <= estimate.value <= high:
+            return REPRODUCED, f"the claimed direction holds, and the value lies in [{low:g}, {high:g}]"
+        return DIRECTION_ONLY, f"the claimed direction holds, but the value lies outside [{low:g}, {high:g}]"
+    if estimate.highest < claim.smallest_effect:
+        return NOT_REPRODUCED, f"rules out an effect of {claim.smallest_effect:g} or more ({claim.unit})"
+    if estimate.effect < 0:
+        return UNDER_POWERED, "opposite direction, not significant"
+    return UNDER_POWERED, "right direction, not significant"

@@ -1,4 +1,4 @@
-"""Whether measures of diversity agree."""
+"""Agreement of diversity measures, and off-policy sources compared by diversity and quality."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,14 +14,15 @@ from stagealign.report.read.book import Book
 from stagealign.report.read.contrasts import UNDECIDED, unit, verdict
 from stagealign.report.read.data_sets import JUDGED, NAMES, DataSet, mean_over
 from stagealign.report.read.rungs import Start
-from stagealign.report.sections.rows import Row, Table, policy_name
+from stagealign.report.read.sides import source_place
+from stagealign.report.sections.rows import Table, TableRow, policy_name
 from stagealign.report.sections.words import DASH, count, gain, rate, signed
 from stagealign.stats import effectiveness
 from stagealign.stats.diversity import MORE, Concordance, concordance, larger
 
 
 def orders(measured: Sequence[DataSet]) -> Table:
-    """By each measure: which of two sources from one start is the more diverse, and which the better."""
+    """Table of the more diverse of two sources from one start, by each measure; its last row is about quality."""
     couples = list(dict.fromkeys((a.source, b.source) for a, b in _comparisons(measured)))
     rows = []
     for name, label in {**NAMES, "quality": "quality under the oracle"}.items():
@@ -31,7 +32,7 @@ def orders(measured: Sequence[DataSet]) -> Table:
             signs = [sign for (a, b, _), (sign,) in said.items() if (a[0], b[0]) == couple]
             first, second, neither = (signs.count(one) for one in (1, -1, 0))
             cells.append(f"{couple[0]} {first}, {couple[1]} {second}, cannot tell {neither}" if signs else DASH)
-        rows.append(Row(tuple(cells)))
+        rows.append(TableRow(tuple(cells)))
     return Table(
         "orders",
         "Which source is more diverse, by each measure",
@@ -44,20 +45,20 @@ def orders(measured: Sequence[DataSet]) -> Table:
 
 
 def agreement(measured: Sequence[DataSet]) -> Table:
-    """Each two measures of diversity beside each other: over sources, and over the prompts of one set."""
+    """Table of each two diversity measures: agreement over sources, and over the prompts of one set."""
     rows = []
-    for names, found, rhos in agreements(measured):
+    for names, counts, rhos in agreements(measured):
         spread = f"{signed(median(rhos))} [{signed(min(rhos))}, {signed(max(rhos))}]" if rhos else DASH
         cells = (
             both_names(names),
-            str(found["same"]),
-            str(found["opposite"]),
-            str(found["undecided"]),
-            signed(found["tau"]),
+            str(counts["same"]),
+            str(counts["opposite"]),
+            str(counts["undecided"]),
+            signed(counts["tau"]),
             spread,
             str(len(rhos)),
         )
-        rows.append(Row(cells))
+        rows.append(TableRow(cells))
     return Table(
         "agreement",
         "Do the measures of diversity agree?",
@@ -69,49 +70,48 @@ def agreement(measured: Sequence[DataSet]) -> Table:
     )
 
 
-Couple = tuple[DataSet, DataSet]
+DataSetPair = tuple[DataSet, DataSet]
 
 
-def _comparisons(measured: Sequence[DataSet]) -> list[Couple]:
-    """Every two sources of one start and seed, in the registry's order of sources."""
-    known = list(sources.SOURCES)
-    ranked = sorted(measured, key=lambda one: known.index(one.source) if one.source in known else len(known))
+def _comparisons(measured: Sequence[DataSet]) -> list[DataSetPair]:
+    """Every two data sets of one start and seed, in the grid's order of sources."""
+    ranked = sorted(measured, key=lambda data_set: source_place(data_set.source))
     return [(a, b) for a, b in combinations(ranked, 2) if (a.start, a.seed) == (b.start, b.seed)]
 
 
 def agreement_words(measured: Sequence[DataSet], names: Sequence[str]) -> dict[Any, tuple[int, ...]]:
-    """Comparison -> what each measure says: 1 its first source has more, -1 the second, 0 cannot tell.
+    """Comparison -> sign of each measure: 1 if the first source has more, -1 if the second has, 0 if undecided.
 
-    Left out where one of the measures has no value. Two sets of texts are one comparison, or one a policy where a
-    measure is that policy's.
+    A comparison without a value for one of the measures is left out. Two sets of texts make one comparison, or one for
+    each policy if a measure depends on the policy.
     """
-    found = {}
+    signs_of = {}
     for a, b in _comparisons(measured):
         said = [larger(a.metric(name), b.metric(name)) for name in names]
         if None not in said:
             judge = a.start if JUDGED.intersection(names) else None
             signs = (sign * MORE.get(name, 1) for sign, name in zip(said, names, strict=True) if sign is not None)
-            found[(a.texts, b.texts, judge)] = tuple(signs)
-    return found
+            signs_of[(a.texts, b.texts, judge)] = tuple(signs)
+    return signs_of
 
 
-def agreements(measured: Sequence[DataSet]) -> list[tuple[tuple[str, str], Concordance, list[float]]]:
-    """For each two measures: their concordance over sources, and their rank correlation in each set."""
+def agreements(measured: Sequence[DataSet]) -> Sequence[tuple[tuple[str, str], Concordance, list[float]]]:
+    """Each two measures with their concordance over sources and their rank correlation in each set."""
     rows = []
     for names in combinations(NAMES, 2):
         rhos = {}
-        for one in measured:
-            rho = ((one.data or {}).get("agreement") or {}).get(", ".join(names), {}).get("value")
+        for data_set in measured:
+            rho = ((data_set.data or {}).get("agreement") or {}).get(", ".join(names), {}).get("value")
             if rho is not None:
-                rhos[(one.texts, one.start if JUDGED.intersection(names) else None)] = float(rho)
+                rhos[(data_set.texts, data_set.start if JUDGED.intersection(names) else None)] = float(rho)
         said = [(ours, theirs) for ours, theirs in agreement_words(measured, names).values()]
         rows.append((names, concordance(said), list(rhos.values())))
     return rows
 
 
 def good_or_diverse(book: Book, measured: Sequence[DataSet]) -> Table:
-    """Static candidates against another model's: both off-policy, so what differs is how diverse and how good."""
-    others = [key for key, one in sources.SOURCES.items() if one.sampled_from]
+    """Table of static candidates against another model's: both are off-policy and differ in diversity and quality."""
+    others = [key for key, source_spec in sources.SOURCES.items() if source_spec.sampled_from]
     rows = [
         row for start in book.starts for source in others for row in _contrast(book, start, source, measured)
     ]  # fmt: skip
@@ -137,8 +137,8 @@ def good_or_diverse(book: Book, measured: Sequence[DataSet]) -> Table:
     )
 
 
-def _contrast(book: Book, start: Start, source: str, measured: Sequence[DataSet]) -> Iterator[Row]:
-    """One row for each learning rate that both sources have, over the seeds that both have."""
+def _contrast(book: Book, start: Start, source: str, measured: Sequence[DataSet]) -> Iterator[TableRow]:
+    """One row for each shared learning rate, over the shared seeds."""
     rungs = {
         key: {(rung.learning_rate, rung.seed): rung for rung in book.ladder(start, key)} for key in ("off", source)
     }
@@ -148,32 +148,37 @@ def _contrast(book: Book, start: Start, source: str, measured: Sequence[DataSet]
         ]
         theirs, ours = ([rungs[key][learning_rate, seed] for seed in seeds] for key in (source, "off"))
         rng = np.random.default_rng(stream(0, "report", "diverse", *start.before, start.model, start.method, source))
-        found = effectiveness.effectiveness_ratio(
+        ratio = effectiveness.effectiveness_ratio(
             [rung.gains("gain") for rung in theirs],
             [rung.gains("gain") for rung in ours],
             rng,
             unit(dict(zip(seeds, ours, strict=True))),
         )
-        better = {"on": source, "off": "static"}.get(verdict(found), UNDECIDED)
+        better = {"on": source, "off": "static"}.get(verdict(ratio), UNDECIDED)
         here = replace(start, method=start.method if start.before else "")
         seen = {
-            key: [one for one in measured if (one.start, one.source) == (here, key) and one.seed in seeds]
+            key: [
+                data_set
+                for data_set in measured
+                if (data_set.start, data_set.source) == (here, key) and data_set.seed in seeds
+            ]
             for key in rungs
         }
-        yield Row(
+        yield TableRow(
             (
                 policy_name(book, start),
                 source,
                 f"{rate(learning_rate)} ({count(len(seeds), 'seed')})",
                 mean_over(seen[source], "quality", 0),
                 f"{mean_over(seen['off'], 'embedding')} / {mean_over(seen[source], 'embedding')}",
-                gain(found["off"]),
-                gain(found["on"]),
-                gain(found["difference"]),
+                gain(ratio["off"]),
+                gain(ratio["on"]),
+                gain(ratio["difference"]),
                 better,
             )
         )
 
 
 def both_names(names: tuple[str, str]) -> str:
+    """`distinct-2 and self-BLEU`."""
     return f"{NAMES[names[0]]} and {NAMES[names[1]]}"

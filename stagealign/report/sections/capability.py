@@ -1,4 +1,4 @@
-"""What policies can do besides what they are trained for, before and after a round: was a gain bought by forgetting?"""
+"""Capability of policies before and after a round: whether a gain came with forgetting."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,19 +8,18 @@ from typing import Any
 import numpy as np
 
 from stagealign.base.identity import stream
-from stagealign.grid import sources as sources_room
 from stagealign.report.read.book import Book
 from stagealign.report.read.rungs import Start
+from stagealign.report.read.sides import source_place
 from stagealign.report.read.verdicts import ALPHA, holm, normal
-from stagealign.report.sections.findings import Finding
-from stagealign.report.sections.rows import Row, Table, policy_name
-from stagealign.report.sections.words import DASH, count, gain, listing, plain, signed
+from stagealign.report.sections.findings import ReportFinding
+from stagealign.report.sections.rows import Table, TableRow, policy_name
+from stagealign.report.sections.words import DASH, NOT_MEASURED, count, gain, listing, plain, signed
 from stagealign.stats import statistics
 from stagealign.stats.statistics import Metric
 
 Ends = tuple[Mapping[str, Any], Mapping[str, Any]]
-"""A result's entries of the policy that a round starts from and of the one it ends with."""
-NOT_MEASURED = "not measured"
+"""Capability entries of the policies that a round starts from and ends with."""
 DIGITS = {"percent": 1, "bits a byte": 3}
 NAMES = {
     "acc": "accuracy",
@@ -32,27 +31,27 @@ NAMES = {
 
 
 @dataclass(frozen=True)
-class Change:
-    """One measure before and after a round, over seeds."""
+class CapabilityChange:
+    """One capability measure before and after a round, over seeds."""
 
     name: str
     """`<task> <metric>`."""
     before: float
     after: float
     change: Metric
-    """After minus before, paired by item: as from `statistics.mean_over_seeds`."""
+    """After minus before, paired by item, as `statistics.mean_over_seeds` returns it."""
     better: str
-    """`higher` or `lower`: which side of the measure is the better one."""
+    """Direction of an improvement: `higher` or `lower`."""
 
     @property
     def toward(self) -> float:
-        """The change, counted so that a loss is negative."""
+        """The change with the sign that makes a loss negative."""
         value = float(self.change["value"])
         return -value if self.better == "lower" else value
 
     @property
     def p(self) -> float:
-        """Two-sided probability of a change this far from 0 where there is none; 1 where no item moved."""
+        """Two-sided p value against no change; 1 if no item changed."""
         error = float(self.change["standard_error"])
         return normal(self.toward, error, None, "").p if error > 0 else 1.0
 
@@ -67,16 +66,16 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Round:
+class CapabilityRound:
     """One round from one start with one source, at the recorded learning rate."""
 
     start: Start
     source: str
     seeds: tuple[int, ...]
-    """Those whose runs measured both ends; empty where none did."""
-    changes: tuple[Change, ...] = field(repr=False)
+    """Seeds whose runs measured both ends."""
+    changes: tuple[CapabilityChange, ...] = field(repr=False)
     gain: Metric | None = field(repr=False)
-    """In gold reward on test prompts, over those seeds."""
+    """Gain in gold reward on test prompts, over those seeds."""
 
     @property
     def gained(self) -> bool:
@@ -85,13 +84,13 @@ class Round:
 
 
 def label(name: str) -> str:
-    """`piqa accuracy` for `piqa acc`; a metric without a word of its own keeps its name."""
+    """`piqa accuracy` for `piqa acc`; a metric without an entry in `NAMES` keeps its name."""
     task, _, metric = name.rpartition(" ")
     return f"{task} {NAMES.get(metric, metric)}"
 
 
-def rounds(book: Book, model: str | None = None, method: str | None = None) -> list[Round]:
-    """Every round of every run, each once, in the order of the report; of one model or method where one is named."""
+def rounds(book: Book, model: str | None = None, method: str | None = None) -> list[CapabilityRound]:
+    """Distinct rounds of all runs in the report's order, restricted to one model or method if given."""
     ends: dict[tuple[Start, str], dict[int, Ends]] = {}
     for result in book.results:
         if model not in (None, result["model"]["key"]) or method not in (None, result["method"]["key"]):
@@ -101,21 +100,21 @@ def rounds(book: Book, model: str | None = None, method: str | None = None) -> l
         for number, entry in enumerate(result.get("rounds", [])):
             start = Start(result["model"]["key"], result["method"]["key"], before)
             before = (*before, entry["source"])
-            found = ends.setdefault((start, entry["source"]), {})
+            by_seed = ends.setdefault((start, entry["source"]), {})
             names = (f"round {number}" if number else "start", f"round {number + 1}")
             if all(name in measured for name in names):
-                found.setdefault(int(result["seed"]), (measured[names[0]], measured[names[1]]))
-    starts, sources = book.starts, list(sources_room.SOURCES)
-    ranked = sorted(ends, key=lambda key: (_place(starts, key[0]), _place(sources, key[1])))
+                by_seed.setdefault(int(result["seed"]), (measured[names[0]], measured[names[1]]))
+    starts = book.starts
+    ranked = sorted(ends, key=lambda key: (_place(starts, key[0]), source_place(key[1])))
     return [_round(book, start, source, ends[start, source]) for start, source in ranked]
 
 
-def _place(known: Sequence[Any], one: Any) -> int:
-    """Its place; what is not known comes last."""
-    return known.index(one) if one in known else len(known)
+def _place(starts: Sequence[Start], start: Start) -> int:
+    """Place of a start; an unknown one comes last."""
+    return starts.index(start) if start in starts else len(starts)
 
 
-def _round(book: Book, start: Start, source: str, ends: Mapping[int, Ends]) -> Round:
+def _round(book: Book, start: Start, source: str, ends: Mapping[int, Ends]) -> CapabilityRound:
     seeds = tuple(sorted(ends))
     pairs = [ends[seed] for seed in seeds]
     names = [name for name in pairs[0][0]["metrics"] if all(_paired(name, *pair) for pair in pairs)] if pairs else []
@@ -124,7 +123,7 @@ def _round(book: Book, start: Start, source: str, ends: Mapping[int, Ends]) -> R
     here = (start.model, start.method, *start.before, source)
     gained = statistics.mean_over_seeds(tables, "rating points", _chance(*here, "gain")) if tables else None
     changes = tuple(_change(name, pairs, _chance(*here, name)) for name in names)
-    return Round(start, source, seeds, changes, gained)
+    return CapabilityRound(start, source, seeds, changes, gained)
 
 
 def _chance(*names: str) -> np.random.Generator:
@@ -132,32 +131,32 @@ def _chance(*names: str) -> np.random.Generator:
 
 
 def _paired(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether both ends were measured on the same items; another version may have had other ones."""
+    """Whether both ends were measured on the same items, which may differ between versions."""
     old, new = (end["items"].get(name, {}) for end in (before, after))
     return bool(old) and old.keys() == new.keys()
 
 
-def _change(name: str, pairs: Sequence[Ends], rng: np.random.Generator) -> Change:
+def _change(name: str, pairs: Sequence[Ends], rng: np.random.Generator) -> CapabilityChange:
     metric = pairs[0][0]["metrics"][name]
     differences = [statistics.paired_differences(new["items"][name], old["items"][name]) for old, new in pairs]
     before, after = (fmean(float(pair[end]["metrics"][name]["value"]) for pair in pairs) for end in (0, 1))
     change = statistics.mean_over_seeds(differences, metric["unit"], rng)
-    return Change(name, before, after, change, metric["better"])
+    return CapabilityChange(name, before, after, change, metric["better"])
 
 
 def table(book: Book, model: str | None = None, method: str | None = None) -> Table:
-    """One row a round, for all models and methods or for one; empty where nothing at all was measured."""
+    """Table with one row for each round, of all models and methods or of one; empty if nothing was measured."""
     every = rounds(book, model, method)
-    known = {change.name: change for one in every for change in one.changes}
+    known = {change.name: change for measured in every for change in measured.changes}
     return Table(
         "capability",
         "Capability before and after",
-        "What lm-eval measures of the policy that a round starts from and of the one it ends with, at the recorded "
+        "Measured by lm-eval on the policy that a round starts from and on the one it ends with, at the recorded "
         "learning rate: before → after, and the change with its 95% interval, paired by item, over items and seeds. "
         "Accuracy in percent. Margin: how much likelier the right answer is than the wrong one, in bits a byte. Text: "
-        "bits a byte of general text that no round is trained on, less is better. Worse: measures whose change for the "
-        "worse has an interval without 0; of many measures one in forty does so by chance. An interval without width: "
-        "no item moved, which few items can do by chance. A dash: both ends were not measured on the same items.",
+        "bits a byte of general text that no round is trained on, less is better. Worse: measures that got worse by an "
+        "interval that excludes 0, as chance alone does for one measure in 40. An interval of width 0: no item "
+        "changed, which is likely with few items. A dash: the two policies were not measured on the same items.",
         (
             "Starting policy",
             "Source",
@@ -166,22 +165,22 @@ def table(book: Book, model: str | None = None, method: str | None = None) -> Ta
             *(known[name].words for name in known),
             "Worse",
         ),
-        tuple(_row(book, one, list(known)) for one in every) if known else (),
+        tuple(_row(book, measured, list(known)) for measured in every) if known else (),
     )
 
 
-def _row(book: Book, one: Round, names: Sequence[str]) -> Row:
-    first = (policy_name(book, one.start), one.source)
-    if not one.seeds:
-        return Row((*first, NOT_MEASURED, *[DASH] * (len(names) + 2)), NOT_MEASURED)
-    changes = {change.name: change for change in one.changes}
+def _row(book: Book, measured: CapabilityRound, names: Sequence[str]) -> TableRow:
+    first = (policy_name(book, measured.start), measured.source)
+    if not measured.seeds:
+        return TableRow((*first, NOT_MEASURED, *[DASH] * (len(names) + 2)), NOT_MEASURED)
+    changes = {change.name: change for change in measured.changes}
     cells = [_cell(changes[name]) if name in changes else DASH for name in names]
-    worse = [label(change.name) for change in one.changes if _seen(change) < 0]
-    return Row((*first, ", ".join(map(str, one.seeds)), gain(one.gain), *cells, listing(worse)))
+    worse = [label(change.name) for change in measured.changes if _seen(change) < 0]
+    return TableRow((*first, ", ".join(map(str, measured.seeds)), gain(measured.gain), *cells, listing(worse)))
 
 
-def _cell(change: Change) -> str:
-    """`67.5 → 66.0`, and below it the change with its interval."""
+def _cell(change: CapabilityChange) -> str:
+    """`67.5 → 66.0` and, on a second line, the change with its interval."""
     digits = DIGITS.get(change.unit, 2)
     bounds = ", ".join(signed(bound, digits) for bound in change.change["interval"])
     return (
@@ -190,42 +189,44 @@ def _cell(change: Change) -> str:
     )
 
 
-def _seen(change: Change) -> int:
-    """-1 for the worse, 1 for the better, 0 where the change's interval meets 0."""
+def _seen(change: CapabilityChange) -> int:
+    """Direction of a change: -1 worse, 1 better, 0 if its interval includes 0."""
     low, high = change.change["interval"]
     sign = (low > 0) - (high < 0)
     return -sign if change.better == "lower" else sign
 
 
-def statements(book: Book) -> Iterator[Finding]:
-    """Whether a gain was bought by forgetting, in words; and what is not measured."""
+def statements(book: Book) -> Iterator[ReportFinding]:
+    """Finding on whether gains came with a loss of capability, or that capability is not measured."""
     every = rounds(book)
-    if book.scale == "smoke" or not every:
+    if book.plumbing or not every:
         return
-    measured = [one for one in every if one.seeds]
+    measured = [measured_round for measured_round in every if measured_round.seeds]
     if not measured:
-        yield Finding("missing", "Capability before and after a round is not measured: `stagealign run --capability`.")
+        yield ReportFinding(
+            "missing", "Capability before and after a round is not measured: `stagealign run --capability`."
+        )
         return
     absent = len(every) - len(measured)
-    gained = [one for one in measured if one.gained]
+    gained = [measured_round for measured_round in measured if measured_round.gained]
     text = (
         f"Was a gain bought by forgetting? {count(len(measured), 'round')} measured before and after"
         f"{f' ({absent} not)' if absent else ''}, {len(gained)} with a gain above 0."
     )
-    cases = [(one, change) for one in gained for change in one.changes]
+    cases = [(measured_round, change) for measured_round in gained for change in measured_round.changes]
     adjusted = dict(zip(map(id, (change for _, change in cases)), holm([c.p for _, c in cases]), strict=True))
     lost = False
     for name in dict.fromkeys(change.name for _, change in cases):
-        here = [(one, change) for one, change in cases if change.name == name]
+        here = [(measured_round, change) for measured_round, change in cases if change.name == name]
         worse = [change for _, change in here if _seen(change) < 0]
         sure = [change for change in worse if adjusted[id(change)] < ALPHA]
         lost = lost or bool(sure)
         text += f" {_said(book, here, len(worse), len(sure))}"
-    yield Finding("found" if lost else "unsure", text)
+    yield ReportFinding("found" if lost else "unsure", text)
 
 
-def _said(book: Book, here: Sequence[tuple[Round, Change]], worse: int, sure: int) -> str:
-    """What one measure says of the rounds that gained: how often it fell, how far, and what it could have shown."""
+def _said(book: Book, here: Sequence[tuple[CapabilityRound, CapabilityChange]], worse: int, sure: int) -> str:
+    """Summary of one measure over the rounds that gained: losses, mean and worst change, detectable change."""
     one, most = min(here, key=lambda pair: pair[1].toward)
     digits = DIGITS.get(most.unit, 2)
     errors = [float(change.change["standard_error"]) for _, change in here if change.change["standard_error"] > 0]

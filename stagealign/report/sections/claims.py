@@ -1,70 +1,71 @@
-"""Claims held against results: the estimate of each claim's metric, and the verdict."""
+"""Estimates of the claims' metrics from results, and the tables of verdicts and claims."""
 
 from collections.abc import Callable, Mapping, Sequence
 
-from stagealign.grid.claims import KINDS, Claim, of_scale
+from stagealign.grid.claims import CLAIM_KINDS, Claim, of_scale
 from stagealign.report.read.book import Book, weights
 from stagealign.report.read.contrasts import BOUNDARY, NOT_RUN, UNDECIDED, Contrast, boundary, counted
 from stagealign.report.read.rungs import SPLIT, after
+from stagealign.report.read.sides import COMPARED
 from stagealign.report.read.verdicts import NOT_RUN as NO_RESULT
-from stagealign.report.read.verdicts import VERDICTS, Estimate, Verdict, judge, normal, share_of
-from stagealign.report.sections.rows import Row, Table
+from stagealign.report.read.verdicts import VERDICTS, ClaimEstimate, ClaimVerdict, judge, normal, share_of
+from stagealign.report.sections.rows import Table, TableRow
 from stagealign.report.sections.words import DASH, count, gain, listing, plain, score, signed
 from stagealign.stats.statistics import Metric, proportion
 
 CHANGED = "the claim was changed after results that cite it were made: give the new one a new key"
 
 
-def verdicts(book: Book, contrasts: Sequence[Contrast]) -> list[Verdict]:
-    """One verdict for each claim of the book's scale, in the order they were written down."""
+def verdicts(book: Book, contrasts: Sequence[Contrast]) -> list[ClaimVerdict]:
+    """One verdict for each claim of the book's scale, in the order of `grid.claims`."""
     claims = of_scale(book.scale)
     strangers = [r["cell"] for r in book.results if weights(r["model"], book.scale) != "published"]
-    if book.scale == "paper" and strangers:
+    if book.replicates and strangers:
         why = f"results with other weights than the published ones stand in the folder: {listing(strangers)}"
         return judge(claims, [why] * len(claims))
     return judge(claims, [_estimate(claim, book, contrasts) for claim in claims])
 
 
-def _estimate(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> Estimate | str:
-    """What the results say of the claim's metric, or why they say nothing."""
-    cited = {found for result in book.results if (found := result.get("claims", {}).get(claim.key))}
+def _estimate(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstimate | str:
+    """Estimate of the claim's metric, or the reason why there is none."""
+    cited = {fingerprint for result in book.results if (fingerprint := result.get("claims", {}).get(claim.key))}
     if cited - {claim.fingerprint}:
         return CHANGED
     return ESTIMATES[claim.kind](claim, book, contrasts)
 
 
-def _better(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> Estimate | str:
-    found = [one for one in contrasts if _is_about(claim, one)]
-    view = found[0].view("best") if found else None
+def _better(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstimate | str:
+    matching = [contrast for contrast in contrasts if _is_about(claim, contrast)]
+    view = matching[0].view("best") if matching else None
     if view is None:
         return f"no results of both sources for {claim.model}, {claim.method}, {claim.policy}"
     difference = view.ratio["difference"]
     sign = 1 if claim.expected == "on" else -1
     error = difference["standard_error"]
-    by = _sampled(found[0].start.method, claim)
+    by = _sampled(matching[0].start.method, claim)
     shown = f"ratio {score(view.ratio)}; on − off {gain(difference)} {difference['unit']}{by}"
     return normal(sign * difference["value"], error, view.ratio["value"], shown)
 
 
-def _is_about(claim: Claim, one: Contrast) -> bool:
-    return (one.start.model, one.method, one.start.name) == (claim.model, claim.method, claim.policy)
+def _is_about(claim: Claim, contrast: Contrast) -> bool:
+    return (contrast.start.model, contrast.method, contrast.start.name) == (claim.model, claim.method, claim.policy)
 
 
 def _sampled(row: str, claim: Claim) -> str:
-    """What sampled a row, where it was not our own sampler."""
+    """Remark on a row's sampler; empty for our own."""
     return "" if row == claim.method else f"; sampled by {row.removeprefix(f'{claim.method}_')}"
 
 
-def _score(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> Estimate | str:
-    found = _boundary(book, claim, claim.policy)
-    if found is None:
+def _score(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstimate | str:
+    pooled = _boundary(book, claim, claim.policy)
+    if pooled is None:
         return f"no boundary score of {claim.model}, {claim.policy}"
     sign = 1 if claim.expected == "above" else -1
-    return normal(sign * (found["value"] - BOUNDARY), found["standard_error"], found["value"], score(found))
+    return normal(sign * (pooled["value"] - BOUNDARY), pooled["standard_error"], pooled["value"], score(pooled))
 
 
-def _rise(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> Estimate | str:
-    """Scores of both policies on the same test prompts; their errors are added as if independent, so it is cautious."""
+def _rise(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstimate | str:
+    """Rise of the score on the same test prompts. Errors are added as if independent, which is conservative."""
     before, now = _boundary(book, claim, "start"), _boundary(book, claim, claim.policy)
     if before is None or now is None:
         return f"no boundary score of {claim.model} before and {claim.policy}"
@@ -76,34 +77,38 @@ def _rise(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> Estimate |
 
 
 def _boundary(book: Book, claim: Claim, policy: str) -> Metric | None:
-    """Score of one policy over its seeds, of the first row that has it; the start is shared by all."""
+    """Score of one policy over its seeds, from the first row that has one; all rows share the start."""
     policies = [one for one in book.policies if one.model == claim.model and after(one.sources) == policy]
     for row in book.rows_of(claim.method):
         known = (row, book.shared(row)) if policy == "start" else (row,)
-        found = boundary(one.metrics for one in policies if one.method in known and one.metrics.get(SPLIT))
-        if found is not None:
-            return found
+        pooled = boundary(one.metrics for one in policies if one.method in known and one.metrics.get(SPLIT))
+        if pooled is not None:
+            return pooled
     return None
 
 
-def _rule(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> Estimate | str:
-    """Exact sign test over decided cases; cases share policies and data, so it is somewhat bold."""
+def _rule(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstimate | str:
+    """Exact sign test over decided cases; it is anti-conservative, as cases share policies and data."""
     cases = decided(contrasts)
     if not cases:
         return "no case in which one source was better"
-    right, n = sum(one.named_it == "yes" for one in cases), len(cases)
-    always = {source: sum(one.better == source for one in cases) for source in ("off", "on")}
+    right, n = sum(contrast.named_it == "yes" for contrast in cases), len(cases)
+    always = {source: sum(contrast.better == source for contrast in cases) for source in COMPARED}
     constant = max(always, key=lambda source: always[source])
     beside = f"; always {constant}-policy: {always[constant]} of {n}"
     return share_of(right, n, f"{right} of {n}: {score(proportion(right, n))}{beside}")
 
 
 def decided(contrasts: Sequence[Contrast]) -> list[Contrast]:
-    """Cases that claims count, with a boundary score, in which one source was better."""
-    return [one for one in counted(contrasts) if one.better != UNDECIDED and NOT_RUN not in (one.better, one.named)]
+    """Contrasts that claims count, with a boundary score and a better source."""
+    return [
+        contrast
+        for contrast in counted(contrasts)
+        if contrast.better != UNDECIDED and NOT_RUN not in (contrast.better, contrast.named)
+    ]
 
 
-ESTIMATES: Mapping[str, Callable[[Claim, Book, Sequence[Contrast]], Estimate | str]] = {
+ESTIMATES: Mapping[str, Callable[[Claim, Book, Sequence[Contrast]], ClaimEstimate | str]] = {
     "better": _better,
     "score": _score,
     "rise": _rise,
@@ -111,40 +116,40 @@ ESTIMATES: Mapping[str, Callable[[Claim, Book, Sequence[Contrast]], Estimate | s
 }
 
 
-def table(book: Book, found: Sequence[Verdict]) -> Table:
-    """Every claim with its verdict: the report's first table."""
-    run = sum(one.state != NO_RESULT for one in found)
+def table(book: Book, judged: Sequence[ClaimVerdict]) -> Table:
+    """Table of every claim with its verdict."""
+    run = sum(verdict.state != NO_RESULT for verdict in judged)
     rows = [
-        Row(
+        TableRow(
             (
-                one.claim.words,
-                one.state,
-                one.estimate.shown if one.estimate else DASH,
-                _probability(one.adjusted),
-                one.why,
+                verdict.claim.words,
+                verdict.state,
+                verdict.estimate.shown if verdict.estimate else DASH,
+                _probability(verdict.adjusted),
+                verdict.why,
             ),
-            one.state,
+            verdict.state,
         )
-        for one in found
+        for verdict in judged
     ]
-    what = "" if book.scale == "paper" else "The claims are the paper's rule said of stand-ins: a direction each. "
+    what = "" if book.replicates else "Each claim predicts a direction for one stand-in, by the paper's rule. "
     return Table(
         "verdicts",
         "Verdicts",
-        f"{what}p: two-sided, corrected by Holm over the {count(run, 'claim')} that could be judged; a direction holds "
-        "below 0.05. How each claim was written down stands at the end of the scale's report.",
+        f"{what}p: two-sided, Holm-corrected over the {count(run, 'claim')} that could be judged; a direction holds "
+        "if p is below 0.05. The last table of the scale's report shows each claim in full.",
         ("Claim", "Verdict", "Found", "p", "Why"),
         tuple(rows),
     )
 
 
 def ledger(book: Book) -> Table:
-    """The claims as they were written down."""
+    """Table of the claims as they were recorded, folded."""
     rows = [
-        Row(
+        TableRow(
             (
                 claim.words,
-                KINDS[claim.kind],
+                CLAIM_KINDS[claim.kind],
                 "direction only" if claim.tolerance is None else "{:g} to {:g}".format(*claim.tolerance),
                 f"{claim.smallest_effect:g} {claim.unit} ({claim.planned})",
                 "some" if claim.seen else "none",
@@ -155,19 +160,19 @@ def ledger(book: Book) -> Table:
     ]
     return Table(
         "claims",
-        "The claims as they were written down",
-        "Each result carries the fingerprints of the claims that it helps to judge, and a claim that was changed "
-        "afterwards judges nothing. Smallest effect: what the planned prompts and seeds show 4 times in 5; where an "
-        "interval leaves out all effects as large, the claim is not reproduced.",
+        "The claims as they were recorded",
+        "Each result records the fingerprints of the claims that it helps to judge. A claim that was changed after its "
+        "results is not judged. Smallest effect: what the planned prompts and seeds detect with 80% power; a claim is "
+        "not reproduced if its 95% interval excludes every effect of that size.",
         ("Claim", "Metric", "Same number", "Smallest effect", "Results seen before", "The paper's source"),
         tuple(rows),
         folded=True,
     )
 
 
-def tally(found: Sequence[Verdict]) -> str:
+def tally(judged: Sequence[ClaimVerdict]) -> str:
     """`2 reproduced, 1 direction only, 3 not reproduced, 1 under-powered, 2 not run`."""
-    counts = {state: sum(one.state == state for one in found) for state in VERDICTS}
+    counts = {state: sum(verdict.state == state for verdict in judged) for state in VERDICTS}
     return ", ".join(f"{number} {state}" for state, number in counts.items() if number)
 
 

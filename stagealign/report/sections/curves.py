@@ -1,10 +1,10 @@
-"""Training curves of one row as SVG: loss and margin by step, one panel a starting policy."""
+"""Training curves of one row as SVG: loss and margin by step, one panel for each starting policy."""
 
 from typing import Any
 
 from stagealign.report.read.book import Book
 from stagealign.report.read.rungs import Rung
-from stagealign.report.sections.figures import INK, SOURCE_COLOUR, grid, legend, render
+from stagealign.report.sections.drawing import grid, legend, render, source_look
 from stagealign.report.sections.words import rate
 
 ABOUT = (
@@ -15,7 +15,7 @@ QUANTITIES = {"loss": "loss", "margin": "margin, nats"}
 
 
 def curves(book: Book, model: str, method: str) -> str:
-    """SVG text; empty where no rung recorded a curve."""
+    """SVG text; empty if no rung recorded a curve."""
     rungs = [r for r in book.rungs if (r.start.model, r.start.method, r.state) == (model, method, "done")]
     rungs = [rung for rung in rungs if rung.data["training"].get("curve")]
     if not rungs:
@@ -36,7 +36,7 @@ def _draw(rungs: list[Rung]) -> Any:
                 axis.plot(
                     [entry["step"] for entry in curve],
                     [entry[quantity] for entry in curve],
-                    color=SOURCE_COLOUR.get(rung.source, INK),
+                    color=source_look(rung.source)[0],
                     alpha=strength,
                     linewidth=0.9,
                 )
@@ -47,5 +47,5 @@ def _draw(rungs: list[Rung]) -> Any:
     axes[0][0].annotate(
         "learning rates " + ", ".join(map(rate, rates)), (0.02, 0.04), xycoords="axes fraction", fontsize=7
     )
-    legend(figure)
+    legend(figure, (rung.source for rung in rungs))
     return figure

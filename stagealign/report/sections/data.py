@@ -1,11 +1,12 @@
-"""What the rounds were trained on: diversity by each measure, quality, lengths; and whether the measures agree."""
+"""Training data of the rounds: diversity, quality and length, and the agreement of diversity measures."""
 
 from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
 from stagealign.report.read.book import Book
-from stagealign.report.read.data_sets import ENOUGH, NOT_MEASURED, DataSet, data_sets, mean_over, on_policy, share_over
+from stagealign.report.read.data_sets import ENOUGH, DataSet, data_sets, mean_over, share_over
+from stagealign.report.read.sides import on_policy
 from stagealign.report.sections.agreement import (
     agreement,
     agreement_words,
@@ -14,33 +15,34 @@ from stagealign.report.sections.agreement import (
     good_or_diverse,
     orders,
 )
-from stagealign.report.sections.findings import Finding
-from stagealign.report.sections.rows import Row, Table, policy_name
-from stagealign.report.sections.words import DASH, count, listing, signed
+from stagealign.report.sections.findings import ReportFinding
+from stagealign.report.sections.rows import Table, TableRow, policy_name
+from stagealign.report.sections.words import DASH, NOT_MEASURED, count, listing, signed
 
 
 def data_tables(book: Book) -> list[Table]:
-    """The sets, who is more diverse by which measure, whether the measures agree, and what good data gained."""
+    """Tables of the data sets, of the more diverse source by each measure, and of the measures' agreement."""
     sets = data_sets(book)
-    measured = [one for one in sets if one.data is not None]
+    measured = [data_set for data_set in sets if data_set.data is not None]
     return [good_or_diverse(book, measured), orders(measured), agreement(measured), described(book, sets)]
 
 
-def data_statements(book: Book) -> Iterator[Finding]:
-    """Whether diversity by one measure speaks for the others, in words."""
-    measured = [one for one in data_sets(book) if one.data is not None]
-    if book.scale == "smoke" or not measured:
+def data_statements(book: Book) -> Iterator[ReportFinding]:
+    """Finding on whether the measures of diversity agree."""
+    measured = [data_set for data_set in data_sets(book) if data_set.data is not None]
+    if book.plumbing or not measured:
         return
     rows = agreements(measured)
-    alike = [names for names, found, _ in rows if found["same"] and not found["opposite"]]
-    against = [(names, found) for names, found, _ in rows if found["opposite"]]
+    alike = [names for names, counts, _ in rows if counts["same"] and not counts["opposite"]]
+    against = [(names, counts) for names, counts, _ in rows if counts["opposite"]]
     silent = len(rows) - len(alike) - len(against)
     text = (
         f"Does diversity by one measure hold with others? Of {count(len(rows), 'pair')} of measures, {len(alike)} "
         f"order two sources alike wherever both can tell, {len(against)} contradict each other at least once"
     )
     words = [
-        f"{both_names(names)} in {found['opposite']} of {found['same'] + found['opposite']}" for names, found in against
+        f"{both_names(names)} in {counts['opposite']} of {counts['same'] + counts['opposite']}"
+        for names, counts in against
     ]
     text += f" ({listing(words, 4)})" if words else ""
     text += f", {silent} can never both tell" if silent else ""
@@ -53,15 +55,15 @@ def data_statements(book: Book) -> Iterator[Finding]:
             f" Over the prompts of one set their rank correlation is {signed(within[low])} ({both_names(low)}) to "
             f"{signed(within[high])} ({both_names(high)}), medians of {count(len(measured), 'set')}."
         )
-    yield Finding("found" if alike and not against and compared >= ENOUGH else "unsure", text)
+    yield ReportFinding("found" if alike and not against and compared >= ENOUGH else "unsure", text)
 
 
 def described(book: Book, sets: Sequence[DataSet]) -> Table:
-    """One row for each set of texts, over seeds."""
+    """Table with one row for each set of texts, over seeds."""
     groups: dict[Any, list[DataSet]] = {}
-    for one in sets:
-        source, _, place = one.texts
-        groups.setdefault((source, place), []).append(one)
+    for data_set in sets:
+        source, _, place = data_set.texts
+        groups.setdefault((source, place), []).append(data_set)
     return Table(
         "data",
         "Data of each round",
@@ -90,17 +92,20 @@ def described(book: Book, sets: Sequence[DataSet]) -> Table:
     )
 
 
-def _row(book: Book, group: Sequence[DataSet]) -> Row:
-    first, measured = group[0], [one for one in group if one.data is not None]
+def _row(book: Book, group: Sequence[DataSet]) -> TableRow:
+    first, measured = group[0], [data_set for data_set in group if data_set.data is not None]
     names = [policy_name(book, first.start) if first.start.method else f"{book.label(first.start.model)}, start"]
     name = f"{first.source}, {names[0] if on_policy(first.source) else f'round {first.start.round}'}"
-    seeds = ", ".join(map(str, sorted({one.seed for one in group})))
+    seeds = ", ".join(map(str, sorted({data_set.seed for data_set in group})))
     if not measured:
-        return Row((name, seeds, NOT_MEASURED, *[DASH] * 8), NOT_MEASURED)
+        return TableRow((name, seeds, NOT_MEASURED, *[DASH] * 8), NOT_MEASURED)
     left_out = {
-        reason: number for one in measured for reason, number in ((one.data or {}).get("drops") or {}).items() if number
+        reason: number
+        for data_set in measured
+        for reason, number in ((data_set.data or {}).get("drops") or {}).items()
+        if number
     }
-    prompts = sorted({int((one.data or {}).get("prompts", 0)) for one in measured})
+    prompts = sorted({int((data_set.data or {}).get("prompts", 0)) for data_set in measured})
     cells = (
         name,
         seeds,
@@ -115,4 +120,4 @@ def _row(book: Book, group: Sequence[DataSet]) -> Row:
         mean_over(measured, "margin"),
         ", ".join(share_over(measured, name) for name in ("ties", "duplicates", "repeats")),
     )
-    return Row(cells)
+    return TableRow(cells)

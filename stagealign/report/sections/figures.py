@@ -1,45 +1,28 @@
-"""Figures as SVG text: the same bytes for the same results, light or dark as the reader's system asks."""
+"""Gains, effectiveness ratios and boundary scores as figures."""
 
-import io
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from stagealign.report.read.book import Book
 from stagealign.report.read.contrasts import BOUNDARY, Contrast, Side, boundary, counted
+from stagealign.report.sections.drawing import (
+    FAINT,
+    INK,
+    MODEL_COLOUR,
+    PAPER,
+    grid,
+    legend,
+    lines_in_words,
+    marks_in_words,
+    method_look,
+    render,
+    source_look,
+)
 from stagealign.report.sections.rows import method_name
 from stagealign.report.sections.words import rate
-
-SOURCE_COLOUR = {"off": "#0072b2", "on": "#d55e00"}
-"""Blue and vermilion of Okabe and Ito, told apart by all readers; shapes differ too."""
-MODEL_COLOUR = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")
-"""Okabe and Ito, one a model."""
-SHAPE = {"off": "s", "on": "o"}
-INK, PAPER, FAINT = "#222222", "#ffffff", "#999999"
-DARK = {
-    INK: "#e6e6e6",
-    PAPER: "#15181c",
-    FAINT: "#7d7d7d",
-    "#0072b2": "#56b4e9",
-    "#d55e00": "#e69f00",
-    "#009e73": "#33c79b",
-}
-WIDTH = 7.2
-"""Inches; narrow, so that a phone shows it whole."""
-STYLE = {
-    "svg.fonttype": "none",
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.facecolor": "none",
-    "figure.facecolor": PAPER,
-    "savefig.facecolor": PAPER,
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor"), INK),
-    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
-}
+from stagealign.stats.statistics import Metric
 
 
 def figures(book: Book, contrasts: Sequence[Contrast]) -> dict[str, str]:
@@ -65,14 +48,16 @@ ABOUT = {
     "rule.svg": "Effectiveness ratio (gain from on-policy over gain from off-policy data, each at its best learning "
     "rate, logarithmic) against the boundary score before the round, with 95% intervals. By the paper's rule every "
     "point lies in a shaded quarter: below 1 left of the line at 0.5, above 1 right of it. A starting policy whose "
-    "ratio has no value is not drawn. Full: round 1, hollow: later; circle: DPO, triangle: SLiC-HF.",
+    "ratio has no value is not drawn. Full: round 1, hollow: later; "
+    f"{marks_in_words()}.",
     "boundary.svg": "Boundary score of each policy by round, with 95% intervals and the line at 0.5. A line has "
-    "the colour of the round's data (square, blue: off-policy; circle, orange: on-policy); dashes: SLiC-HF.",
+    "the colour of the round's data (square, blue: off-policy; circle, orange: on-policy); "
+    f"{lines_in_words()}.",
 }
 
 
 def _gains(book: Book, contrasts: list[Contrast]) -> Any:
-    """Rows: model and method; columns: start; x: learning rate; y: gain."""
+    """Panels of gain by learning rate; rows are models and methods, columns are starts."""
     rows = list(dict.fromkeys((one.start.model, one.start.method) for one in contrasts))
     columns = list(dict.fromkeys(one.start.name for one in sorted(contrasts, key=lambda c: c.start.before[::-1])))
     rates = sorted({side.learning_rate for one in contrasts for side in one.sides})
@@ -98,19 +83,22 @@ def _gains(book: Book, contrasts: list[Contrast]) -> Any:
         axis.set_xlabel("learning rate")
     for line in axes:
         line[0].set_ylabel("gain, gold reward")
-    legend(figure)
+    legend(figure, (side.source for one in contrasts for side in one.sides))
     return figure
 
 
+SIDE_PLACE = {"off": (-0.14, -7, "right"), "on": (0.14, 7, "left")}
+"""Source -> shift of its points from the learning rate, then offset (points) and alignment of their numbers."""
+OTHER_PLACE = (0.0, 7, "left")
+
+
 def _point(axis: Any, place: int, side: Side) -> None:
-    x = place + {"off": -0.14, "on": 0.14}[side.source]
+    shift, offset, align = SIDE_PLACE.get(side.source, OTHER_PLACE)
+    x, middle = place + shift, side.gain["value"]
     low, high = side.gain["interval"]
-    middle, colour = side.gain["value"], SOURCE_COLOUR[side.source]
-    axis.errorbar(
-        [x], [middle], yerr=[[middle - low], [high - middle]], fmt=SHAPE[side.source], color=colour, markersize=5
-    )
+    colour, shape = source_look(side.source)
+    axis.errorbar([x], [middle], yerr=[[middle - low], [high - middle]], fmt=shape, color=colour, markersize=5)
     if side.kl is not None:
-        offset, align = {"off": (-7, "right"), "on": (7, "left")}[side.source]
         axis.annotate(
             f"{side.kl:.0f}", (x, middle), (offset, -3), textcoords="offset points", ha=align, fontsize=8, color=INK
         )
@@ -122,7 +110,7 @@ def _has_ratio(one: Contrast) -> bool:
 
 
 def _rule(book: Book, contrasts: list[Contrast]) -> Any:
-    """Ratio against score, one point a starting policy; colour: model."""
+    """Ratio against score, one point for each starting policy, coloured by model."""
     from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
     figure, axes = grid(1, 1, 3.6, sharex=False)
@@ -150,7 +138,7 @@ def _rule(book: Book, contrasts: list[Contrast]) -> Any:
 
 
 def _share(value: float, low: float, high: float) -> float:
-    """Place of `value` on a logarithmic axis, 0 to 1."""
+    """Position of `value` on a logarithmic axis, 0 to 1."""
     return math.log(value / low) / math.log(high / low)
 
 
@@ -166,7 +154,7 @@ def _ratio_point(axis: Any, one: Contrast, colour: str) -> None:
         [ratio["value"]],
         xerr=[[score["value"] - left], [right - score["value"]]],
         yerr=[[max(ratio["value"] - low, 0)], [max(high - ratio["value"], 0)]],
-        fmt="^" if one.start.method == "slichf" else "o",
+        fmt=method_look(one.start.method)[0],
         color=colour,
         markerfacecolor=colour if not one.start.before else PAPER,
         markersize=6,
@@ -185,7 +173,7 @@ def _models_legend(figure: Any, book: Book, models: list[str]) -> None:
 
 
 def _boundary(book: Book) -> Any:
-    """One panel a model; a tree of policies over rounds."""
+    """One panel for each model with its tree of policies over rounds."""
     models = list(dict.fromkeys(policy.model for policy in book.policies))
     columns = min(3, len(models))
     figure, axes = grid(-(-len(models) // columns), columns, 2.1, sharex=False)
@@ -199,94 +187,50 @@ def _boundary(book: Book) -> Any:
         axis.set_ylim(0, 1)
         axis.set_xlim(-0.3, last + 0.3)
         axis.set_xticks(range(last + 1), ["start", *(f"round {number}" for number in range(1, last + 1))])
-        for x, metric, source, x0, metric0, method in _edges(book, model):
-            _node(axis, x, metric, source)
-            if metric0 is not None:
-                style = "--" if method == "slichf" else "-"
-                axis.plot(
-                    [x0, x],
-                    [metric0["value"], metric["value"]],
-                    style,
-                    color=SOURCE_COLOUR.get(source, INK),
-                    linewidth=1,
-                )
+        for edge in _edges(book, model):
+            _node(axis, edge)
     for line in axes:
         line[0].set_ylabel("boundary score")
-    legend(figure)
+    legend(figure, (source for policy in book.policies for source in policy.sources))
     return figure
 
 
-def _edges(book: Book, model: str) -> Iterator[tuple[float, Any, str, float, Any, str]]:
-    """(x, score, source, x of the parent, its score, method) of each policy of one model."""
+@dataclass(frozen=True)
+class ScoreEdge:
+    """One policy's boundary score, with the score of the policy that its last round started from."""
+
+    place: float
+    score: Metric
+    source: str
+    """Of the policy's last round; empty before round 1."""
+    parent_place: float
+    parent: Metric | None
+    method: str
+
+
+def _edges(book: Book, model: str) -> Iterator[ScoreEdge]:
+    """One edge for each measured policy of one model."""
     keys = list(dict.fromkeys(policy.key for policy in book.policies if policy.model == model))
     scores = {key: boundary(p.metrics for p in book.policies if p.key == key) for key in keys}
     shift = {key: 0.05 * (place - (len(keys) - 1) / 2) if key[2] else 0.0 for place, key in enumerate(keys)}
     for key in keys:
         _, method, sources = key
-        parent = (model, method if len(sources) > 1 else book.shared(method), sources[:-1])
-        if scores[key] is None:
+        score = scores[key]
+        if score is None:
             continue
-        before = scores.get(parent) if sources else None
+        before = (model, method if len(sources) > 1 else book.shared(method), sources[:-1])
+        place, parent_place = len(sources) + shift[key], len(sources) - 1 + shift.get(before, 0.0)
         source = sources[-1] if sources else ""
-        yield len(sources) + shift[key], scores[key], source, len(sources) - 1 + shift.get(parent, 0.0), before, method
+        yield ScoreEdge(place, score, source, parent_place, scores.get(before) if sources else None, method)
 
 
-def _node(axis: Any, x: float, metric: Any, source: str) -> None:
-    low, high = metric["interval"] or (metric["value"], metric["value"])
-    error = [[metric["value"] - low], [high - metric["value"]]]
-    axis.errorbar(
-        [x],
-        [metric["value"]],
-        yerr=error,
-        fmt=SHAPE.get(source, "D"),
-        color=SOURCE_COLOUR.get(source, INK),
-        markersize=4.5,
-    )
-
-
-def grid(
-    rows: int, columns: int, height: float, sharex: bool, sharey: Literal["all", "row"] = "all"
-) -> tuple[Any, Any]:
-    """A figure of the reports' width with `rows` x `columns` panels, each `height` inches, and the panels."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, height * rows + 0.7), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
-
-
-def legend(figure: Any) -> None:
-    """Names the sources' colours and shapes above the panels."""
-    from matplotlib.lines import Line2D
-
-    lines = [
-        Line2D([], [], color=SOURCE_COLOUR[source], marker=SHAPE[source], label=f"{source}-policy data")
-        for source in SOURCE_COLOUR
-    ]
-    figure.legend(handles=lines, loc="outside upper left", ncols=2, frameon=False)
-
-
-def render(name: str, about: str, draw: Callable[[], Any]) -> str:
-    """SVG text of the figure that `draw` gives: the same bytes each time, with `about` for readers who hear it."""
-    import matplotlib.style
-
-    with matplotlib.style.context(["default", {**STYLE, "svg.hashsalt": f"stagealign {name}"}]):
-        buffer = io.StringIO()
-        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        draw().savefig(buffer, format="svg", metadata=metadata)
-    return _finish(buffer.getvalue(), name, about)
-
-
-def _finish(svg: str, name: str, about: str) -> str:
-    """Own ids, so that two figures can stand on one page; a label for readers who hear it; a dark form."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = svg.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
-    svg = re.sub(r"[ \t]+$", "", svg, flags=re.MULTILINE)
-    rules = "".join(
-        f'svg [style*="{part}: {light}"]{{{part}:{dark} !important}}'
-        for light, dark in DARK.items()
-        for part in ("fill", "stroke")
-    )
-    style = f"<title>{about}</title>\n<style>@media (prefers-color-scheme: dark){{{rules}}}</style>\n"
-    head, bracket, body = svg.partition(">")
-    return f'{head} role="img"{bracket}\n{style}{body.lstrip()}'
+def _node(axis: Any, edge: ScoreEdge) -> None:
+    """Draws a policy's score with its interval, and the line from its parent."""
+    value = edge.score["value"]
+    low, high = edge.score["interval"] or (value, value)
+    colour, shape = source_look(edge.source)
+    axis.errorbar([edge.place], [value], yerr=[[value - low], [high - value]], fmt=shape, color=colour, markersize=4.5)
+    if edge.parent is not None:
+        style = method_look(edge.method)[1]
+        places, values = [edge.parent_place, edge.place], [edge.parent["value"], value]
+        axis.plot(places, values, style, color=colour, linewidth=1)

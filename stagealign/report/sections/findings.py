@@ -7,25 +7,26 @@ from statistics import median
 from stagealign.report.read.book import Book
 from stagealign.report.read.contrasts import BOUNDARY, NOT_RUN, UNDECIDED, Contrast, View, boundary, counted
 from stagealign.report.read.rungs import SPLIT, value
+from stagealign.report.read.sides import COMPARED, data_name, ordered
 from stagealign.report.sections.rows import policy_name
 from stagealign.report.sections.words import count, listing, percent, plain, rate, score
 from stagealign.stats import statistics
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One statement; `kind` says how to read it."""
+class ReportFinding:
+    """One statement of the report's opening."""
 
     kind: str
     """`scope`, `found`, `against` (the paper), `unsure` or `missing`."""
     text: str
 
 
-def findings(book: Book, contrasts: Sequence[Contrast]) -> list[Finding]:
-    """The report's opening, most general first; of a starting policy that was sampled twice, what claims count."""
+def findings(book: Book, contrasts: Sequence[Contrast]) -> list[ReportFinding]:
+    """Statements of the report's opening, most general first, from the contrasts that claims count."""
     contrasts = counted(contrasts)
-    parts: list[Iterator[Finding]] = [_scope(book)]
-    if book.scale != "smoke":
+    parts: list[Iterator[ReportFinding]] = [_scope(book)]
+    if not book.plumbing:
         parts += [
             _rule(book, contrasts),
             _sources(contrasts),
@@ -36,21 +37,16 @@ def findings(book: Book, contrasts: Sequence[Contrast]) -> list[Finding]:
     return [finding for part in [*parts, _collapsed(book), _missing(book)] for finding in part]
 
 
-def _scope(book: Book) -> Iterator[Finding]:
-    if book.scale == "smoke":
-        text = (
-            "A check that the path runs, with models and sizes too small to learn. No number here says anything about "
-            "the paper."
-        )
+def _scope(book: Book) -> Iterator[ReportFinding]:
+    if book.plumbing:
+        text = "A check of the pipeline with models too small to learn. Its numbers say nothing about the paper."
     elif book.stand_ins:
         text = (
-            "Stand-ins, not the paper's models: small policies on another task, under another reward. They can show "
-            "whether the paper's rule holds here; nothing here is a number of the paper or replaces one."
+            "Stand-ins, not the paper's models: small policies on another task with another reward. They test whether "
+            "the paper's rule holds for them; their numbers do not replace the paper's."
         )
     else:
-        text = (
-            "The paper's own kind of checkpoints; settings that it did not publish are assumed, as the registry says."
-        )
+        text = "The paper's kind of checkpoints. Unpublished settings are assumed and marked in the registry."
     asked = [result["preference"] for result in book.results if result.get("preference")]
     wishes = listing(sorted({f"“{one['key']}” ({one.get('wish', '')})" for one in asked}))
     states = [result["state"] for result in book.results]
@@ -59,47 +55,48 @@ def _scope(book: Book) -> Iterator[Finding]:
     others += [f", {len(book.damaged)} damaged"] if book.damaged else []
     done = f"{count(states.count('done'), 'run')} done{''.join(others)}"
     seeds = len({result["seed"] for result in book.results})
-    yield Finding("scope", f"Scale {book.scale}, preference {wishes}; {done}; {count(seeds, 'seed')}. {text}")
+    yield ReportFinding("scope", f"Scale {book.scale}, preference {wishes}; {done}; {count(seeds, 'seed')}. {text}")
 
 
-def _sources(contrasts: Sequence[Contrast]) -> Iterator[Finding]:
-    """One statement for each kind of start: who won, in each view."""
-    for name in dict.fromkeys(one.start.name for one in contrasts):
-        group = [one for one in contrasts if one.start.name == name]
-        best = [view for one in group if (view := one.view("best"))]
+def _sources(contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
+    """One statement for each kind of start: the better source in each view."""
+    for name in dict.fromkeys(contrast.start.name for contrast in contrasts):
+        group = [contrast for contrast in contrasts if contrast.start.name == name]
+        best = [view for contrast in group if (view := contrast.view("best"))]
         if not best:
             continue
         values = [view.ratio["value"] for view in best if view.ratio["value"] is not None]
         between = " to ".join(dict.fromkeys([plain(min(values)), plain(max(values))])) if values else "none has a value"
+        start = group[0].start
         text = (
-            f"Round {group[0].start.round}, {_where(name)}, {count(len(best), 'starting policy')}; how often each "
+            f"Round {start.round}, {_where(start.before)}, {count(len(best), 'starting policy')}; how often each "
             f"source was better. Each at its best learning rate: {_tally(best)} (ratio on over off: {between})."
         )
-        for learning_rate in sorted({v.learning_rate for one in group for v in one.views if v.learning_rate}):
-            views = [v for one in group for v in one.views if v.learning_rate == learning_rate]
+        for learning_rate in sorted({v.learning_rate for contrast in group for v in contrast.views if v.learning_rate}):
+            views = [v for contrast in group for v in contrast.views if v.learning_rate == learning_rate]
             text += f" Both at {rate(learning_rate)}: {_tally(views)}."
-        matched = [view for one in group if (view := one.view("matched KL"))]
+        matched = [view for contrast in group if (view := contrast.view("matched KL"))]
         text += f" At matched KL: {_tally(matched)}." if matched else ""
-        yield Finding("found", text)
+        yield ReportFinding("found", text)
 
 
 def central(book: Book, contrasts: Sequence[Contrast]) -> str:
-    """The finding on the paper's central claim, for those who read nothing else; empty where there is no case."""
+    """Finding on the paper's central claim; empty if no case exists."""
     return next((finding.text for finding in _rule(book, counted(contrasts))), "")
 
 
-def _rule(book: Book, contrasts: Sequence[Contrast]) -> Iterator[Finding]:
+def _rule(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
     """How often the boundary score named the better source, against always-on, always-off and a coin."""
-    cases = [one for one in contrasts if NOT_RUN not in (one.better, one.named)]
-    decided = [one for one in cases if one.better != UNDECIDED]
+    cases = [contrast for contrast in contrasts if NOT_RUN not in (contrast.better, contrast.named)]
+    decided = [contrast for contrast in cases if contrast.better != UNDECIDED]
     undecided = len(cases) - len(decided)
     rest = f"; in {count(undecided, 'more case')} the better source is undecided" if undecided else ""
     if not decided:
         if cases:
-            yield Finding("unsure", f"Whether the boundary score names the better source cannot be said{rest}.")
+            yield ReportFinding("unsure", f"No case decides whether the boundary score names the better source{rest}.")
         return
-    n, right = len(decided), sum(one.named_it == "yes" for one in decided)
-    always = {source: sum(one.better == source for one in decided) for source in ("off", "on")}
+    n, right = len(decided), sum(contrast.named_it == "yes" for contrast in decided)
+    always = {source: sum(contrast.better == source for contrast in decided) for source in COMPARED}
     share = statistics.proportion(right, n)
     constant = max(always, key=lambda source: always[source])
     more = f" A constant choice, always {constant}-policy, did better." if right < always[constant] else ""
@@ -107,70 +104,70 @@ def _rule(book: Book, contrasts: Sequence[Contrast]) -> Iterator[Finding]:
     text = (
         f"The boundary score named the better source in {right} of {count(n, 'decided case')} (share "
         f"{score(share)}{rest}). Always off-policy would have been right in {always['off']}, always on-policy in "
-        f"{always['on']}, a coin in {n / 2:g} on average.{more} Cases share policies and data, so they are fewer than "
-        "they look."
+        f"{always['on']}, a coin in {n / 2:g} on average.{more} Cases share policies and data, so they are not "
+        "independent."
     )
     low, high = share["interval"]
     if low <= BOUNDARY <= high:
         needed = next((k for k in range(n + 1) if statistics.proportion(k, n)["interval"][0] > BOUNDARY), None)
-        limit = (
-            f"it would take {needed} of {n}" if needed is not None else f"{n} cases cannot show it whatever they say"
-        )
-        yield Finding("unsure", f"{text} This cannot be told from a coin (under-powered: {limit}).")
+        limit = f"{needed} of {n} would be needed" if needed is not None else f"{n} cases are too few to show it"
+        yield ReportFinding("unsure", f"{text} This is not distinguishable from a coin (under-powered: {limit}).")
     elif low > BOUNDARY:
-        yield Finding("found", f"{text} That is better than a coin.")
+        yield ReportFinding("found", f"{text} That is better than a coin.")
     else:
-        yield Finding("against", f"{text} That is worse than a coin, against the paper's rule.")
-    wrong = [policy_name(book, one.start) for one in decided if one.named_it == "no"]
+        yield ReportFinding("against", f"{text} That is worse than a coin, against the paper's rule.")
+    wrong = [policy_name(book, contrast.start) for contrast in decided if contrast.named_it == "no"]
     if wrong:
         text = f"Against the paper's rule, the source that the score does not name was better for: {listing(wrong)}."
-        yield Finding("against", text)
+        yield ReportFinding("against", text)
 
 
-def _movement(book: Book, contrasts: Sequence[Contrast]) -> Iterator[Finding]:
-    """What one round does to the boundary score."""
-    scores, rows = _scores(book), {(one.start.model, one.start.method) for one in contrasts}
-    for source in ("off", "on"):
+def _movement(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
+    """Change of the boundary score in one round, by source."""
+    scores, rows = _scores(book), {(contrast.start.model, contrast.start.method) for contrast in contrasts}
+    for source in ordered([*COMPARED, *(sources[0] for _, _, sources in scores if len(sources) == 1)]):
         moves = [
-            (scores[model, book.shared(row), ()], found)
-            for (model, row, sources), found in scores.items()
+            (scores[model, book.shared(row), ()], after)
+            for (model, row, sources), after in scores.items()
             if sources == (source,) and (model, row) in rows and (model, book.shared(row), ()) in scores
         ]
         if moves:
             rose = sum(now > before for before, now in moves)
             crossed = sum(before < BOUNDARY <= now for before, now in moves)
             means = [plain(sum(pair[side] for pair in moves) / len(moves)) for side in (0, 1)]
-            yield Finding(
+            yield ReportFinding(
                 "found",
-                f"One round of {source}-policy data raised the boundary score for {rose} of "
+                f"One round of {data_name(source)} data raised the boundary score for {rose} of "
                 f"{count(len(moves), 'policy')} (mean {means[0]} to {means[1]}) and carried {crossed} of "
                 "them over 0.5.",
             )
 
 
-def _views(book: Book, contrasts: Sequence[Contrast]) -> Iterator[Finding]:
-    """Where the answer hangs on how the sources are compared."""
+def _views(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
+    """Starting policies whose better source depends on the comparison."""
     split = [
-        policy_name(book, one.start) for one in contrasts if {"on", "off"} <= {view.better for view in one.views}
-    ]  # fmt: skip
+        policy_name(book, contrast.start)
+        for contrast in contrasts
+        if set(COMPARED) <= {view.better for view in contrast.views}
+    ]
     if split:
-        head = "Which source is better hangs on the comparison (learning rate, best, KL)"
-        yield Finding("unsure", f"{head} for {len(split)} of {len(contrasts)}: {listing(split, 4)}.")
+        head = "Which source is better depends on the comparison (learning rate, best, KL)"
+        yield ReportFinding("unsure", f"{head} for {len(split)} of {len(contrasts)}: {listing(split, 4)}.")
     changed = []
-    for one in contrasts:
-        best = one.view("best")
+    for contrast in contrasts:
+        best = contrast.view("best")
         if best and best.clean_better != best.better:
-            changed.append(f"{policy_name(book, one.start)} ({best.better}, counted clean {best.clean_better})")
+            changed.append(f"{policy_name(book, contrast.start)} ({best.better}, counted clean {best.clean_better})")
     if changed:
         head = "Counting degenerate completions as the worst reward changes the answer"
-        yield Finding("unsure", f"{head} for {len(changed)} of {len(contrasts)}: {listing(changed, 4)}.")
+        yield ReportFinding("unsure", f"{head} for {len(changed)} of {len(contrasts)}: {listing(changed, 4)}.")
 
 
-def _cost(contrasts: Sequence[Contrast]) -> Iterator[Finding]:
-    """How far each source moves at equal learning rate, and how repetitive it gets."""
+def _cost(contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
+    """KL and degenerate share of on-policy against off-policy rounds at equal learning rate."""
     moved, degenerate = [], []
-    for one in contrasts:
-        sides = {(side.source, side.learning_rate): side for side in one.sides}
+    for contrast in contrasts:
+        sides = {(side.source, side.learning_rate): side for side in contrast.sides}
         for (source, learning_rate), on in sides.items():
             off = sides.get(("off", learning_rate))
             if source == "on" and off and off.kl and on.kl is not None:
@@ -178,7 +175,7 @@ def _cost(contrasts: Sequence[Contrast]) -> Iterator[Finding]:
                 degenerate.append((off.degenerate or 0.0, on.degenerate or 0.0))
     if moved:
         shares = [percent(sum(pair[side] for pair in degenerate) / len(degenerate)) for side in (0, 1)]
-        yield Finding(
+        yield ReportFinding(
             "found",
             f"At equal learning rate on-policy rounds moved {median(moved):.1f} times as far in KL as off-policy "
             f"ones (median of {len(moved)}); degenerate completions {shares[1]} on-policy, {shares[0]} "
@@ -186,70 +183,70 @@ def _cost(contrasts: Sequence[Contrast]) -> Iterator[Finding]:
         )
 
 
-def _collapsed(book: Book) -> Iterator[Finding]:
-    """Policies that broke down: what they write is no answer, so they have no win rate."""
-    found = {
+def _collapsed(book: Book) -> Iterator[ReportFinding]:
+    """Policies that collapsed and therefore have no win rate."""
+    collapsed = {
         f"{policy_name(book, replace(rung.start, before=(*rung.start.before, rung.source)))}, lr "
         f"{rate(rung.learning_rate)} ({rung.data['metrics'][SPLIT]['collapsed']})": None
         for rung in book.rungs
         if rung.state == "done" and rung.data["metrics"][SPLIT].get("collapsed")
     }
-    if found:
-        yield Finding("unsure", f"Collapsed, so without a win rate: {listing(list(found), 4)}.")
+    if collapsed:
+        yield ReportFinding("unsure", f"Collapsed, so without a win rate: {listing(list(collapsed), 4)}.")
 
 
-def _power(book: Book, contrasts: Sequence[Contrast]) -> Iterator[Finding]:
-    """What these prompts and seeds could have shown."""
-    best = [view for one in contrasts if (view := one.view("best"))]
+def _power(book: Book, contrasts: Sequence[Contrast]) -> Iterator[ReportFinding]:
+    """Smallest difference that these prompts and seeds can detect."""
+    best = [view for contrast in contrasts if (view := contrast.view("best"))]
     if not best:
         return
     unit = best[0].ratio["difference"]["unit"]
     visible = [statistics.smallest_visible(view.ratio["difference"]["standard_error"]) for view in best]
     undecided = sum(view.better == UNDECIDED for view in best)
     text = (
-        "Smallest difference between the sources that such a comparison shows 4 times in 5: "
-        f"{plain(median(visible))} {unit} (median); {undecided} of {count(len(best), 'comparison')} undecided, "
-        "which is under-powered and not a proof of equality."
+        "Smallest difference between the sources that such a comparison detects with 80% power: "
+        f"{plain(median(visible))} {unit} (median); {undecided} of {count(len(best), 'comparison')} undecided. "
+        "Undecided means under-powered, not equal."
     )
-    yield Finding("unsure", text)
+    yield ReportFinding("unsure", text)
     few = {view.ratio["seeds"] for view in best}
     if min(few) == 1:
-        yield Finding(
+        yield ReportFinding(
             "unsure",
-            "Where only one seed was run an interval covers the choice of prompts only, not the chance of training and "
+            "With one seed an interval covers the choice of prompts only; it leaves out the randomness of training and "
             "sampling.",
         )
     elif max(few) < 5:
-        yield Finding(
+        yield ReportFinding(
             "unsure",
-            f"With {max(few)} seeds the spread between seeds is itself hardly known; the intervals are too narrow.",
+            f"With {max(few)} seeds the spread between seeds is poorly estimated, so the intervals are too narrow.",
         )
 
 
-def _missing(book: Book) -> Iterator[Finding]:
+def _missing(book: Book) -> Iterator[ReportFinding]:
     for text in book.damaged:
-        yield Finding("missing", f"Left out of this report: {text}.")
+        yield ReportFinding("missing", f"Left out of this report: {text}.")
     for result in book.results:
         if result["state"] != "done":
-            yield Finding(
+            yield ReportFinding(
                 "missing", f"{result['cell']}, seed {result['seed']}: {result['state']}: {result.get('reason')}."
             )
 
 
 def _tally(views: Sequence[View]) -> str:
     """`off 3, on 1, undecided 1`."""
-    return ", ".join(f"{name} {sum(view.better == name for view in views)}" for name in ("off", "on", UNDECIDED))
+    return ", ".join(f"{name} {sum(view.better == name for view in views)}" for name in (*COMPARED, UNDECIDED))
 
 
-def _where(name: str) -> str:
-    return "from the start" if name == "start" else f"{name}-policy data"
+def _where(before: Sequence[str]) -> str:
+    return f"after {' then '.join(map(data_name, before))} data" if before else "from the start"
 
 
 def _scores(book: Book) -> dict[tuple[str, str, tuple[str, ...]], float]:
     """Boundary score of each policy, mean over seeds."""
-    found = {}
+    scores = {}
     for key in dict.fromkeys(policy.key for policy in book.policies):
         number = value(boundary(policy.metrics for policy in book.policies if policy.key == key))
         if number is not None:
-            found[key] = number
-    return found
+            scores[key] = number
+    return scores

@@ -1,11 +1,12 @@
-"""Gold reward against KL: what each source's ladder of learning rates reaches at equal movement."""
+"""Gold reward against KL over each source's ladder of learning rates."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from stagealign.report.read.book import Book
 from stagealign.report.read.contrasts import Contrast, Side
-from stagealign.report.sections.figures import FAINT, SHAPE, SOURCE_COLOUR, grid, legend, render
+from stagealign.report.read.sides import COMPARED, ordered
+from stagealign.report.sections.drawing import FAINT, grid, legend, render, source_look
 from stagealign.report.sections.rows import method_name
 
 ABOUT = (
@@ -16,8 +17,12 @@ ABOUT = (
 
 
 def frontier(book: Book, contrasts: Sequence[Contrast]) -> str:
-    """SVG text; empty where no starting policy has both sources with a KL."""
-    shown = [one for one in contrasts if {side.source for side in one.sides if side.kl is not None} >= {"off", "on"}]
+    """SVG text; empty if no starting policy has both sources with a KL."""
+    shown = [
+        contrast
+        for contrast in contrasts
+        if {side.source for side in contrast.sides if side.kl is not None} >= set(COMPARED)
+    ]
     return render("frontier", ABOUT, lambda: _draw(book, shown)) if shown else ""
 
 
@@ -28,19 +33,20 @@ def _draw(book: Book, shown: Sequence[Contrast]) -> Any:
     panels = [axis for line in axes for axis in line]
     for axis in panels[len(shown) :]:
         axis.set_visible(False)
-    for axis, one in zip(panels, shown, strict=False):
+    for axis, contrast in zip(panels, shown, strict=False):
         axis.axhline(0, color=FAINT, linewidth=0.8)
         axis.set_title(
-            f"{book.label(one.start.model)}, {method_name(book, one.start.method)}\n{one.start.name}", loc="left"
+            f"{book.label(contrast.start.model)}, {method_name(book, contrast.start.method)}\n{contrast.start.name}",
+            loc="left",
         )
-        for source in ("off", "on"):
-            _line(axis, source, [side for side in one.sides if side.source == source and side.kl is not None])
+        for source in ordered(side.source for side in contrast.sides):
+            _line(axis, source, [side for side in contrast.sides if side.source == source and side.kl is not None])
         axis.set_xlim(left=0)
     for line in axes:
         line[0].set_ylabel("gain, gold reward")
     for axis in panels[max(0, len(shown) - columns) : len(shown)]:
         axis.set_xlabel("KL, nats")
-    legend(figure)
+    legend(figure, (side.source for contrast in shown for side in contrast.sides))
     return figure
 
 
@@ -49,6 +55,6 @@ def _line(axis: Any, source: str, sides: list[Side]) -> None:
     places, values = [kl for kl, _ in points], [gain["value"] for _, gain in points]
     low = [gain["value"] - gain["interval"][0] for _, gain in points]
     high = [gain["interval"][1] - gain["value"] for _, gain in points]
-    colour = SOURCE_COLOUR[source]
+    colour, shape = source_look(source)
     axis.plot([0.0, *places], [0.0, *values], color=colour, linewidth=1)
-    axis.errorbar(places, values, yerr=[low, high], fmt=SHAPE[source], color=colour, markersize=4.5, elinewidth=0.7)
+    axis.errorbar(places, values, yerr=[low, high], fmt=shape, color=colour, markersize=4.5, elinewidth=0.7)

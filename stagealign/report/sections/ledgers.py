@@ -1,4 +1,4 @@
-"""The tables that leave nothing out: every rung, every round's pairs, every run, in whatever state it is."""
+"""Complete tables: every rung, the pairs of every round, and every run, in any state."""
 
 from collections.abc import Iterator
 
@@ -6,12 +6,12 @@ from stagealign.report.read import facts
 from stagealign.report.read.book import Book, label, weights
 from stagealign.report.read.contrasts import NOT_RUN, rung_metric
 from stagealign.report.read.rungs import Rung, Start, value
-from stagealign.report.sections.rows import Row, Table, policy_name
+from stagealign.report.sections.rows import Table, TableRow, policy_name
 from stagealign.report.sections.words import DASH, count, duration, gain, percent, plain, rate
 
 
 def ladder(book: Book) -> Table:
-    """Every rung of every cell, and what is not there."""
+    """Table of every rung of every cell, missing ones included."""
     rows = [_rung_row(book, rung) for rung in book.rungs]
     for result in book.results:
         if result["state"] != "done":
@@ -43,26 +43,26 @@ def ladder(book: Book) -> Table:
 
 
 def pairs(book: Book) -> Table:
-    """What each round was trained on, and what was left out for which reason."""
-    rows: dict[tuple[str, ...], Row] = {}
+    """Table of each round's training pairs, with dropped rows by reason."""
+    rows: dict[tuple[str, ...], TableRow] = {}
     for result in book.results:
         sources: tuple[str, ...] = ()
         for entry in result.get("rounds", []):
             start = Start(result["model"]["key"], result["method"]["key"], sources)
             sources = (*sources, entry["source"])
-            found = entry.get("pairs")
-            if not found:
+            entry_pairs = entry.get("pairs")
+            if not entry_pairs:
                 continue
-            dropped = [f"{reason}: {number}" for reason, number in sorted((found.get("drops") or {}).items())]
+            dropped = [f"{reason}: {number}" for reason, number in sorted((entry_pairs.get("drops") or {}).items())]
             cells = (policy_name(book, start), entry["source"], str(result["seed"]))
             figures = (
-                _number(found.get("n", found.get("pairs")), 0),
-                _number(found.get("margin"), 3),
-                _number(found.get("ties"), 0),
-                _number(found.get("truncated"), 0),
+                _number(entry_pairs.get("n", entry_pairs.get("pairs")), 0),
+                _number(entry_pairs.get("margin"), 3),
+                _number(entry_pairs.get("ties"), 0),
+                _number(entry_pairs.get("truncated"), 0),
                 "\n".join(dropped) or "none",
             )
-            rows[cells] = Row((*cells, *figures))
+            rows[cells] = TableRow((*cells, *figures))
     return Table(
         "pairs",
         "Training pairs of each round",
@@ -74,7 +74,7 @@ def pairs(book: Book) -> Table:
 
 
 def runs(book: Book) -> Table:
-    """One row a run: where, when and at what cost."""
+    """Table with one row for each run: hardware, commit and cost."""
     rows = []
     for result in book.results:
         forwards = facts.reference_forwards(result)
@@ -92,9 +92,9 @@ def runs(book: Book) -> Table:
             DASH if memory is None else f"{memory:.0f} MiB",
             DASH if forwards is None else f"{forwards[0]} / {forwards[1]}",
         )
-        rows.append(Row(cells, result["state"]))
+        rows.append(TableRow(cells, result["state"]))
     rows += [
-        Row((group, seeds, NOT_RUN, *[DASH] * 6), NOT_RUN) for group, seeds in _missing(book)
+        TableRow((group, seeds, NOT_RUN, *[DASH] * 6), NOT_RUN) for group, seeds in _missing(book)
     ]  # fmt: skip
     return Table(
         "runs",
@@ -117,11 +117,11 @@ def runs(book: Book) -> Table:
     )
 
 
-def _rung_row(book: Book, rung: Rung) -> Row:
+def _rung_row(book: Book, rung: Rung) -> TableRow:
     head = (policy_name(book, rung.start), rung.source, rate(rung.learning_rate), str(rung.seed), rung.state)
     schedules = ", ".join(dict.fromkeys(cell.rpartition("-")[2] for cell in rung.cells))
     if rung.state != "done":
-        return Row((*head, *[DASH] * 6, schedules), rung.state)
+        return TableRow((*head, *[DASH] * 6, schedules), rung.state)
     tail = (
         gain(rung_metric(rung, "gain")),
         gain(rung_metric(rung, "clean_gain")),
@@ -131,12 +131,12 @@ def _rung_row(book: Book, rung: Rung) -> Row:
         percent(rung.metric("truncated")),
         schedules,
     )
-    return Row((*head, *tail))
+    return TableRow((*head, *tail))
 
 
-def _state_row(name: str, seed: str, state: str, reason: object) -> Row:
+def _state_row(name: str, seed: str, state: str, reason: object) -> TableRow:
     words = f"{state}: {reason}" if reason else state
-    return Row((name, DASH, DASH, seed, words, *[DASH] * 7), state)
+    return TableRow((name, DASH, DASH, seed, words, *[DASH] * 7), state)
 
 
 def _missing(book: Book) -> Iterator[tuple[str, str]]:

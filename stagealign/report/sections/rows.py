@@ -1,4 +1,4 @@
-"""What a table is, and how a policy is called in all of them."""
+"""The table that both templates draw, and the names of policies and methods in it."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from stagealign.report.read.rungs import Start
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """Texts of one row; a newline starts a second line in the cell."""
 
     cells: tuple[str, ...]
@@ -16,13 +16,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """What both templates draw."""
+    """One table of a report."""
 
     key: str
     title: str
     note: str
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     folded: bool = False
 
 
@@ -32,5 +32,5 @@ def policy_name(book: Book, start: Start) -> str:
 
 
 def method_name(book: Book, key: str) -> str:
-    """`DPO`, as the results call it."""
+    """Name of a method in the results, such as `DPO`."""
     return next((str(r["method"].get("name", key)) for r in book.results if r["method"]["key"] == key), key)

@@ -1,75 +1,77 @@
-"""The tables that answer the question: who gained more, by how much, and what the boundary score had said."""
+"""Tables of effectiveness, effectiveness ratios and boundary scores."""
 
 from collections.abc import Sequence
 
 from stagealign.grid import models, paper
 from stagealign.report.read.book import Book
 from stagealign.report.read.contrasts import NOT_RUN, Contrast, Side, boundary
-from stagealign.report.read.rungs import Policy, after
-from stagealign.report.sections.rows import Row, Table, method_name, policy_name
+from stagealign.report.read.rungs import MeasuredPolicy, after
+from stagealign.report.read.sides import COMPARED, data_name, others
+from stagealign.report.sections.rows import Table, TableRow, method_name, policy_name
 from stagealign.report.sections.words import DASH, count, gain, percent, plain, rate, score
 
 STAGE = {"off": "injection", "on": "fine-tuning"}
-"""Source that the boundary score names -> the preference stage that it stands for."""
+"""Source that the boundary score names -> preference stage."""
 
 
 def effectiveness(book: Book, contrasts: Sequence[Contrast]) -> Table:
-    """Which source was better from each starting policy, and whether the boundary score named it."""
+    """Table of each starting policy: gains by source, the better one, and whether the boundary score named it."""
+    sources = [*COMPARED, *others(source for contrast in contrasts for source in contrast.best)]
     columns = (
         "Starting policy",
         "Boundary score before",
         "Stage: source named",
-        "Gain, off-policy",
-        "Gain, on-policy",
+        *(f"Gain, {data_name(source)}" for source in sources),
         "Better source",
         "Named it?",
     )
     rows = []
-    for one in contrasts:
+    for contrast in contrasts:
         named = (
-            DASH if one.named == NOT_RUN else f"{STAGE[one.named]}: {one.named}" + ("" if one.sure else " (not sure)")
+            DASH
+            if contrast.named == NOT_RUN
+            else f"{STAGE[contrast.named]}: {contrast.named}" + ("" if contrast.sure else " (not sure)")
         )
         cells = (
-            policy_name(book, one.start),
-            score(one.boundary),
+            policy_name(book, contrast.start),
+            score(contrast.boundary),
             named,
-            side(one.best.get("off")),
-            side(one.best.get("on")),
-            one.better,
-            one.named_it,
+            *(side(contrast.best.get(source)) for source in sources),
+            contrast.better,
+            contrast.named_it,
         )
-        rows.append(Row(cells, one.better if one.better == NOT_RUN else "done"))
+        rows.append(TableRow(cells, contrast.better if contrast.better == NOT_RUN else "done"))
     return Table(
         "effectiveness",
         "Effectiveness of off-policy and on-policy data",
         "Gain in gold reward on held-out test prompts over the policy that the round starts from, each source at the "
         "learning rate with its best clean gain on validation prompts. Better: the 95% interval of the difference of "
-        "paired gains leaves out 0, else undecided. Clean: a degenerate completion counts as the worst reward. KL in "
+        "paired gains excludes 0, else undecided. Clean: a degenerate completion counts as the worst reward. KL in "
         "nats a completion, to the round's start.",
         columns,
         tuple(rows),
     )
 
 
-def side(found: Side | None) -> str:
-    """A gain with what it cost: learning rate, clean gain, KL and degenerate share."""
-    if found is None:
+def side(best: Side | None) -> str:
+    """Gain of one source with its learning rate, clean gain, KL and degenerate share."""
+    if best is None:
         return NOT_RUN
-    kl, clean = plain(found.kl, 1), gain(found.clean_gain)
-    cost = f"lr {rate(found.learning_rate)}, KL {kl}\ndegenerate {percent(found.degenerate)}"
-    return f"{gain(found.gain)}\nclean {clean}\n{cost}"
+    kl, clean = plain(best.kl, 1), gain(best.clean_gain)
+    cost = f"lr {rate(best.learning_rate)}, KL {kl}\ndegenerate {percent(best.degenerate)}"
+    return f"{gain(best.gain)}\nclean {clean}\n{cost}"
 
 
-def spreads(found: Side) -> str:
-    """`off 0.02 / 0.04 (2 seeds)`: between seeds, and over the prompts of one."""
-    metric = found.gain
+def spreads(best: Side) -> str:
+    """`off 0.02 / 0.04 (2 seeds)`: spread between seeds, and error over the prompts of one seed."""
+    metric = best.gain
     between, over = plain(metric["between_seeds"]), plain(metric["over_prompts"])
-    return f"{found.source} {between} / {over} ({count(metric['seeds'], 'seed')})"
+    return f"{best.source} {between} / {over} ({count(metric['seeds'], 'seed')})"
 
 
 def ratios(book: Book, contrasts: Sequence[Contrast]) -> Table:
-    """Effectiveness ratio, on over off, in three views, with seeds and both spreads."""
-    real = book.scale != "smoke"
+    """Table of effectiveness ratios, on over off, in three views, with both spreads."""
+    real = not book.plumbing
     columns = (
         "Starting policy",
         "Equal learning rate",
@@ -79,29 +81,33 @@ def ratios(book: Book, contrasts: Sequence[Contrast]) -> Table:
         *(("The paper's real model (LC win rate)",) if real else ()),
     )
     rows = []
-    for one in contrasts:
-        best, matched = one.view("best"), one.view("matched KL")
+    for contrast in contrasts:
+        best, matched = contrast.view("best"), contrast.view("matched KL")
         equal = [
             f"{rate(view.learning_rate or 0)}: {score(view.ratio)}, {view.better}"
-            for view in one.views
+            for view in contrast.views
             if view.name == "equal"
         ]
         cells = (
-            policy_name(book, one.start),
+            policy_name(book, contrast.start),
             "\n".join(equal) or "no rung in common",
             f"{score(best.ratio)}, {best.better}" if best else NOT_RUN,
             f"at {plain(matched.kl, 1)} nats: {score(matched.ratio)}, {matched.better}" if matched else NOT_RUN,
-            "\n".join(spreads(found) for found in one.best.values()),
-            *((_paper(one.start.model, one.start.name, "effectiveness_ratio", one.start.method),) if real else ()),
+            "\n".join(spreads(best_side) for best_side in contrast.best.values()),
+            *(
+                (_paper(contrast.start.model, contrast.start.name, "effectiveness_ratio", contrast.start.method),)
+                if real
+                else ()
+            ),
         )
-        rows.append(Row(cells, "done" if best else NOT_RUN))
+        rows.append(TableRow(cells, "done" if best else NOT_RUN))
     return Table(
         "ratios",
         "Effectiveness ratio: on-policy over off-policy gain",
-        "Above 1 on-policy data gained more. No value where the off-policy gain cannot be told from 0. Matched KL: "
-        "both gains interpolated over the ladder at the largest KL that both sources reach. Intervals: bootstrap over "
-        "seeds, then prompts. Spread between seeds: standard deviation of the seeds' mean gains (none for one seed), "
-        "beside the standard error of one seed's gain over its prompts."
+        "Above 1 on-policy data gained more. No value if the off-policy gain is not distinguishable from 0. Matched "
+        "KL: both gains interpolated over the ladder at the largest KL that both sources reach. Intervals: bootstrap "
+        "over seeds, then prompts. Spread between seeds: standard deviation of the seeds' mean gains (none for one "
+        "seed), beside the standard error of one seed's gain over its prompts."
         + (" The last column is the paper's own model and metric, another experiment: D arithmetic, N a reading note, "
            "A the abstract." if real else ""),
         columns,
@@ -110,28 +116,28 @@ def ratios(book: Book, contrasts: Sequence[Contrast]) -> Table:
 
 
 def boundaries(book: Book) -> Table:
-    """Boundary score of every policy that was measured, before and after each round."""
-    groups: dict[tuple[str, str, tuple[str, ...]], list[Policy]] = {}
+    """Table of the boundary score of every measured policy, before and after each round."""
+    groups: dict[tuple[str, str, tuple[str, ...]], list[MeasuredPolicy]] = {}
     for policy in book.policies:
         groups.setdefault(policy.key, []).append(policy)
-    real = book.scale != "smoke"
+    real = not book.plumbing
     rows = []
     for (model, method, sources), seeds in groups.items():
-        found = boundary(policy.metrics for policy in seeds)
-        named = DASH if found is None else STAGE["off" if found["value"] < 0.5 else "on"]
-        each = [f"{p.seed}: {score(one)}" for p in seeds if (one := boundary([p.metrics]))]
+        pooled = boundary(policy.metrics for policy in seeds)
+        named = DASH if pooled is None else STAGE["off" if pooled["value"] < 0.5 else "on"]
+        each = [f"{p.seed}: {score(of_seed)}" for p in seeds if (of_seed := boundary([p.metrics]))]
         place = f"after round {len(sources)}" if sources else "start"
         cells = (
             book.label(model),
             f"{method_name(book, method)}, {after(sources)}"
             if sources
             else ", ".join(["start", *method.split("_")[1:]]),
-            score(found),
+            score(pooled),
             "\n".join(each) or DASH,
             named,
             *((_paper(model, place, "boundary_score", method or "dpo"),) if real else ()),
         )
-        rows.append(Row(cells))
+        rows.append(TableRow(cells))
     return Table(
         "boundaries",
         "Boundary score by model and round",

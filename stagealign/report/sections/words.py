@@ -1,10 +1,11 @@
-"""Numbers as text: always with sign, unit and interval where they have them; a missing number is a dash."""
+"""Numbers as text with sign and interval; a missing number is a dash."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 DASH = "–"
 MINUS = "−"
+NOT_MEASURED = "not measured"
 
 
 def signed(number: float | None, digits: int = 2) -> str:
@@ -36,7 +37,7 @@ def gain(metric: Mapping[str, Any] | None) -> str:
 
 
 def score(metric: Mapping[str, Any] | None) -> str:
-    """`0.31 [0.25, 0.37]`; a value that is None shows its reason."""
+    """`0.31 [0.25, 0.37]`; a value of None is shown as its reason."""
     if not metric:
         return DASH
     if metric["value"] is None:
@@ -57,7 +58,7 @@ def duration(seconds: float | None) -> str:
 
 
 def listing(items: Sequence[str], most: int = 8) -> str:
-    """`a, b and c`, or `a, 1; b, 2` for items with commas; beyond `most` items the number of the others."""
+    """`a, b and c`, or `a, 1; b, 2` for items with commas; after `most` items, the number of the rest."""
     if len(items) > most:
         items = [*items[:most], f"{len(items) - most} more"]
     if any("," in item for item in items):
