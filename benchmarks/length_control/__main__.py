@@ -13,13 +13,15 @@ from benchmarks.length_control.published import NEEDED, Published, data_folder, 
 from stagealign.evaluate.alpaca_eval.length_control import LEARNED, PLAIN, Prior, fit, length_controlled, sampling_error
 
 ROOT = Path(__file__).resolve().parents[2]
+PRIOR = ROOT / "stagealign" / "evaluate" / "alpaca_eval" / "length_prior.py"
 SEED = 20250814
 FOLDS = 5
 DRAWS = 10
 CONSTANTS = '''\
 """What the hub-only rows of the official length-controlled model do to its weights, learned from published ones.
 
-Written by `python -m benchmarks.length_control --write`; see `stagealign.evaluate.alpaca_eval.length_control.Prior` for what they are.
+Written by `python -m benchmarks.length_control --write`; `stagealign.evaluate.alpaca_eval.length_control.Prior` says
+what they are.
 """
 
 CURVATURE = (({0!r}, {1!r}), ({1!r}, {2!r}))
@@ -34,7 +36,7 @@ def main() -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=data_folder(), help="folder with " + ", ".join(NEEDED))
-    parser.add_argument("--write", action="store_true", help="write the constants into stagealign/length_prior.py")
+    parser.add_argument("--write", action="store_true", help=f"write the constants into {PRIOR.name}")
     given = parser.parse_args()
     missing = [name for name in NEEDED if not (given.data / name).is_file()]
     if missing:
@@ -42,7 +44,7 @@ def main() -> None:
     models = read(given.data)
     whole = learn(models)
     if given.write:
-        (ROOT / "stagealign" / "length_prior.py").write_text(constants(whole), encoding="utf-8")
+        PRIOR.write_text(constants(whole), encoding="utf-8")
     folder = ROOT / "results" / "length_control"
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {
@@ -58,7 +60,7 @@ def main() -> None:
 
 
 def constants(prior: Prior) -> str:
-    """Source text of `stagealign/length_prior.py`; three decimals, which move no value by 0.001 points."""
+    """Source text of `length_prior.py`; three decimals, which move no value by 0.001 points."""
     (length, both), (_, difficulty) = prior.curvature
     return CONSTANTS.format(*(round(x, 3) for x in (length, both, difficulty, *prior.slope, prior.base_pull)))
 

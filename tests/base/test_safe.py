@@ -15,18 +15,20 @@ from pathlib import Path
 
 import pytest
 
+import stagealign
 from stagealign.base.errors import BadAsset, StagealignError
 from stagealign.base.secrets import without_secrets
 from stagealign.base.terminal import Text, plain
 from stagealign.cli import app as cli
-from stagealign.cli import tables as show
+from stagealign.cli import doctor
+from stagealign.cli.finding import Finding
 from stagealign.data import download
 from stagealign.evaluate.alpaca_eval.result import _encoded
 from stagealign.policy.checkpoints import check_weights, unreadable
 from stagealign.policy.lm import load
 from stagealign.report.pages.page import markdown
 
-PACKAGE = Path(cli.__file__).parent
+PACKAGE = Path(stagealign.__file__).parent
 SECRETS = {
     "HF_TOKEN": "hf_plantedAAAAAAAAAAAA",
     "OPENAI_API_KEY": "sk-plantedBBBBBBBBBBBB",
@@ -188,7 +190,7 @@ def calls():
                 yield path.relative_to(PACKAGE).as_posix(), node
 
 
-OWN_PICKLE = ("picking.py", "pickle.load")
+OWN_PICKLE = ("data/picking.py", "pickle.load")
 """Rows that the same process wrote a moment before, into a temporary file without a name."""
 
 
@@ -211,7 +213,7 @@ def test_no_call_lets_a_checkpoint_run_code_or_reads_a_pickle():
     assert asked > 8
 
 
-RAY = ("cluster/joining.py", "ray.init")
+RAY = ("execute/ray/joining.py", "ray.init")
 """Of our own on the loopback alone, which `test_cluster` looks up in the kernel's table of sockets."""
 
 
@@ -223,7 +225,7 @@ def test_nothing_listens():
         if (file, name) != RAY:
             assert not re.search(r"HTTPServer|TCPServer|uvicorn|ray\.init", name), f"{file}: {name}"
     root = PACKAGE.parent
-    for path in [*(root / "tests").glob("*.py"), *(root / "benchmarks").rglob("*.py")]:
+    for path in [*(root / "tests").rglob("*.py"), *(root / "benchmarks").rglob("*.py")]:
         if path.name == Path(__file__).name:
             continue
         text = path.read_text(encoding="utf-8")
@@ -272,10 +274,14 @@ def test_a_hostile_text_is_text_in_the_terminal(monkeypatch):
 
 
 def test_the_terminal_is_written_to_through_that_text_alone():
-    for room in ("show.py", "cli.py"):
-        source = (PACKAGE / room).read_text(encoding="utf-8")
-        assert "rich.text" not in source
-        assert "from stagealign.base.terminal import Text" in source
+    printing = 0
+    for path in sorted((PACKAGE / "cli").glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        assert "rich.text" not in source, path
+        if "console.print" in source:
+            printing += 1
+            assert "from stagealign.base.terminal import Text" in source, path
+    assert printing > 5
 
 
 def test_a_hostile_error_and_name_are_text(capsys, monkeypatch):
@@ -286,7 +292,7 @@ def test_a_hostile_error_and_name_are_text(capsys, monkeypatch):
         cli.main()
     said = capsys.readouterr()
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", re.sub(r"\x1b\[[\d;]*m", "", said.err + said.out))
-    show.damaged(HOSTILE)
+    doctor.findings([Finding("store", "wrong", HOSTILE, HOSTILE)])
     assert "\x07" not in capsys.readouterr().out
 
 
@@ -376,9 +382,9 @@ def test_no_output_of_a_command_holds_a_secret(tmp_path):
 
 def test_a_traceback_of_ours_holds_no_secret(tmp_path):
     code = (
-        "import os\nfrom stagealign.cli import app as cli, run as runs\n"
+        "import os\nfrom stagealign.cli import app as cli\nimport stagealign.cli.run as room\n"
         "def fail(*_, **__): raise ValueError('with ' + os.environ['HF_TOKEN'] + ' \\x1b[2J http://a:hunter2@b')\n"
-        "runs.run = fail\nimport sys\nsys.argv = ['stagealign', 'run']\ncli.main()\n"
+        "room.build = fail\nimport sys\nsys.argv = ['stagealign', 'run']\ncli.main()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False,

@@ -6,9 +6,8 @@ import pytest
 from factory_results import of_cell, result
 
 from stagealign.base.errors import BadData, CannotRun, StagealignError
-from stagealign.cli import export as exporting
-from stagealign.cli import variants
-from stagealign.cli.export import base_of, export, last_step, what_it_is
+from stagealign.cli import exporting, variants
+from stagealign.cli.exporting import base_of, export, last_step, what_it_is
 from stagealign.grid import registry, scales
 from stagealign.grid import variants as variants_room
 from stagealign.grid.spec import Engine

@@ -1,8 +1,10 @@
 """Assets: only the pinned archive is opened, only its listed plain files come out, and only once. No network."""
 
+import errno
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import tarfile
 import zipfile
@@ -10,7 +12,7 @@ import zipfile
 import pytest
 
 from stagealign.base.errors import BadAsset, StagealignError, UnknownName
-from stagealign.data import assets, download
+from stagealign.data import download
 from stagealign.data.assets import ASSETS, find
 from stagealign.data.download import Asset, fetch, folder, ready
 
@@ -86,7 +88,7 @@ def test_unpacks_listed_files_only(good, tmp_path):
     assert place == folder(good, tmp_path) == tmp_path / "assets" / f"tiny-{good.sha256[:8]}"
     found = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
     assert found == {"tiny_model/data/a.txt", "tiny_model/data/sub/b.txt", download.MANIFEST}
-    manifest = assets.json.loads((place / download.MANIFEST).read_text())
+    manifest = json.loads((place / download.MANIFEST).read_text())
     assert manifest["files"]["tiny_model/data/a.txt"] == {"sha256": hashlib.sha256(b"one").hexdigest(), "bytes": 3}
     assert (manifest["package"], manifest["version"], manifest["sha256"]) == ("tiny-model", "1.0", good.sha256)
     assert ready(good, tmp_path)
@@ -218,7 +220,7 @@ def test_without_pip_says_how_to_get_it(tmp_path, monkeypatch):
 
 def test_no_space_left_keeps_what_is_built_and_says_what_to_do(good, tmp_path, monkeypatch):
     def full(*_):
-        raise OSError(assets.errno.ENOSPC, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(download, "_copy", full)
     with pytest.raises(StagealignError, match=r"No space left on device; free some space.*STAGEALIGN_HOME"):

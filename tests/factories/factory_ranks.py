@@ -1,4 +1,4 @@
-"""Rounds that a test wants trained by several processes: `torchrun tests/factories/factory_ranks.py FOLDER`, all in one start.
+"""Rounds that several processes train: `torchrun tests/factories/factory_ranks.py FOLDER`, all in one start.
 
 FOLDER/jobs.json is a list of jobs, see `Job`. The first process writes NAME.json (the curve) and NAME.safetensors.
 """

@@ -205,11 +205,11 @@ def test_a_changed_asset_is_named_and_fetch_mends_it(tmp_path, monkeypatch, caps
     assert download.ready(asset, tmp_path), "its size is as it was"
     with pytest.raises(BadAsset, match=r"a\.txt: its content changed.*`stagealign fetch`"):
         download.fetch(asset, tmp_path)
-    from stagealign.cli import run as runs
+    from stagealign.cli.fetch import fetch
 
     monkeypatch.setattr(assets, "ASSETS", {"tiny": asset})
     monkeypatch.setenv("STAGEALIGN_HOME", str(tmp_path))
-    runs.fetch()
+    fetch()
     assert "made anew" in capsys.readouterr().out
     assert file.read_bytes() == b"one"
 

@@ -13,6 +13,7 @@ from stagealign.data.records import Pair
 from stagealign.grid.methods import METHODS
 from stagealign.policy.layers import FROZEN, TRAINED
 from stagealign.policy.lm import load, save
+from stagealign.policy.logps import PairTokens
 from stagealign.train import trainer as train
 from stagealign.train.batches import BatchOrder
 from stagealign.train.reference import TrainingSet, reference_logps, tokenize, trunk_states
@@ -248,7 +249,7 @@ def test_two_runs_are_bit_identical(tiny, tmp_path):
 
 
 def test_order_is_seeded_and_new_in_each_epoch():
-    tokens = [train.PairTokens((1,) * (1 + i % 7), (2,), (3,)) for i in range(22)]
+    tokens = [PairTokens((1,) * (1 + i % 7), (2,), (3,)) for i in range(22)]
     order = BatchOrder(tokens, 8, seed=3)
     first = list(order)
     order.set_epoch(1)

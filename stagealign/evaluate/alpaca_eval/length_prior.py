@@ -1,6 +1,7 @@
 """What the hub-only rows of the official length-controlled model do to its weights, learned from published ones.
 
-Written by `python -m benchmarks.length_control --write`; see `stagealign.evaluate.alpaca_eval.length_control.Prior` for what they are.
+Written by `python -m benchmarks.length_control --write`; `stagealign.evaluate.alpaca_eval.length_control.Prior` says
+what they are.
 """
 
 CURVATURE = ((11.96, 7.305), (7.305, 42.182))
