@@ -246,7 +246,7 @@ def test_importing_the_package_leaves_process_and_key_alone():
     """In a fresh process: log level, handlers, environment and warnings are as before, and it holds no key."""
     script = (
         "import logging, os; before = dict(os.environ)\n"
-        "from stagealign.evaluate.alpaca_eval.evaluate import official; official.load()\n"
+        "from stagealign.evaluate.alpaca_eval import official; official.load()\n"
         "import alpaca_eval\n"
         "assert alpaca_eval.constants.OPENAI_API_KEYS is None\n"
         "assert dict(os.environ) == before\n"
@@ -746,9 +746,9 @@ def test_recorded_annotations_by_prompt_and_by_index(files, tmp_path):
     assert found.metric["value"] == pytest.approx(100 * (15.5 / 12 - 1))
     assert found.judge["annotators"] == ["someone"]
 
-    alpaca.write(found, None, tmp_path / "table.csv")
-    alpaca.write(found, None, tmp_path / "table.jsonl")
-    alpaca.write(found, None, tmp_path / "table.parquet")
+    alpaca.write(found, tmp_path / "table.csv")
+    alpaca.write(found, tmp_path / "table.jsonl")
+    alpaca.write(found, tmp_path / "table.parquet")
     for ending in ("csv", "jsonl", "parquet"):
         again = alpaca.evaluate(alpaca.Request(outputs, baseline, judge=f"recorded:{tmp_path / 'table'}.{ending}"))
         assert again.preferences == pytest.approx(preferences)

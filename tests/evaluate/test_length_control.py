@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 
 from stagealign.base.errors import BadData, CannotRun
 from stagealign.cli import app as cli
-from stagealign.cli import tables as show
+from stagealign.cli import alpaca as show
 from stagealign.evaluate.alpaca_eval.comparisons import (
     COLUMNS,
     WEIGHTS,

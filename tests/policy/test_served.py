@@ -36,7 +36,7 @@ from stagealign.plan import plan as planning
 from stagealign.policy import lm, served_samples
 from stagealign.policy import served as serving
 from stagealign.policy.served import ServedPolicy, penalties
-from stagealign.store.artifact import Artifact, Devices, Work
+from stagealign.store.artifact import Artifact, Context, Work
 from stagealign.store.home import default_home
 
 DECODING = Decoding(max_new_tokens=6)
@@ -279,7 +279,7 @@ def cell_work(home, url, lm_, count=12, texts=("prompt",), name="out"):
         "seed": 3,
         "dtype": "float32",
     }
-    return Work(params, {"policy": policy, "prompts": prompts}, out, home, Devices(policy_url=url))
+    return Work(params, {"policy": policy, "prompts": prompts}, out, home, Context(policy_url=url))
 
 
 class Loads(Fake):
