@@ -13,7 +13,7 @@ from typing import Any
 
 from stagealign.base.identity import fingerprint, plain, stream
 from stagealign.boundary.meter import kept_at, texts_of
-from stagealign.boundary.sampling import Item, Sampled
+from stagealign.boundary.sampling import MeterPrompt, SampledPrompt
 from stagealign.evaluate.alpaca_eval.answers import key_of
 from stagealign.evaluate.alpaca_eval.asking import ServedJudge
 from stagealign.evaluate.alpaca_eval.local import LocalJudge
@@ -79,13 +79,13 @@ def _kept() -> Iterator[tuple[str, str, str]]:
             **settings,
         },
     }
-    item = Item("key", "a prompt", ("chosen", "rejected"))
+    item = MeterPrompt("key", "a prompt", ("chosen", "rejected"))
     for name, policy in policies.items():
         for kind, oracle in _oracles().items():
             samples, verdicts = kept_at(Path("home"), policy, oracle)
             yield "kept samples", str(samples.path), name
             yield "kept verdicts", str(verdicts.path), f"{name}, {kind}"
-    yield "kept verdicts", texts_of(item, Sampled(("one", "two"), 2, 0)), "texts of a verdict"
+    yield "kept verdicts", texts_of(item, SampledPrompt(("one", "two"), 2, 0)), "texts of a verdict"
     for name, judge in _judges().items():
         yield "kept answers", key_of(judge, BattleItem(0, "prompt", "baseline", "model")), name
     for names in (("sample", "key", 0), ("sample", "key"), ("order", 1), ("completions",)):

@@ -97,6 +97,7 @@ def preload() -> None:
     import stagealign.data.films
     import stagealign.evaluate.describe
     import stagealign.evaluate.scores
+    import stagealign.oracle.label
     import stagealign.oracle.learned
     import stagealign.policy.sample
     import stagealign.policy.start

@@ -185,14 +185,15 @@ class Judge(Client):
     name = "judge of the boundary meter"
 
     def ask(self, server: Neighbour, **options: Any) -> tuple[int, int]:
+        from stagealign.base.server import Server
         from stagealign.boundary.meter import Meter, kept_at, measure
-        from stagealign.boundary.sampling import Item, Sampled
-        from stagealign.oracle.judge import connect
+        from stagealign.boundary.sampling import MeterPrompt, SampledPrompt
+        from stagealign.oracle.judge import TIMEOUT, connect
 
-        judge = connect("judge", server.url, workers=2)
-        items = [Item(f"{n:02}", self.prompt(n), ("static",)) for n in range(PROMPTS)]
+        judge = connect("judge", Server(server.url, timeout=TIMEOUT), workers=2)
+        items = [MeterPrompt(f"{n:02}", self.prompt(n), ("static",)) for n in range(PROMPTS)]
         kept = kept_at(self.home, {"policy": "none"}, judge.identity)
-        meter = Meter(lambda asked: [Sampled(("sampled",), 1, 0) for _ in asked], judge, *kept)
+        meter = Meter(lambda asked: [SampledPrompt(("sampled",), 1, 0) for _ in asked], judge, *kept)
         try:
             found = measure(items, meter, {})
         finally:
@@ -206,8 +207,8 @@ class Policy(Client):
     def ask(self, server: Neighbour, **options: Any) -> tuple[int, int]:
         from stagealign.boundary.meter import Meter, kept_at, measure
         from stagealign.boundary.open_policy import open_policy
-        from stagealign.boundary.request import Request
-        from stagealign.boundary.sampling import Item
+        from stagealign.boundary.request import BoundaryRequest
+        from stagealign.boundary.sampling import MeterPrompt
         from stagealign.scoring.contest import Judged
 
         class Fair:
@@ -220,8 +221,8 @@ class Policy(Client):
             def judge(self, contests: Any) -> Any:
                 return (Judged((1.0,) * len(one.on), (1.0,) * len(one.off)) for one in contests)
 
-        policy = open_policy(Request("policy", "none", policy_url=server.url))
-        items = [Item(f"{n:02}", self.prompt(n), ("static",)) for n in range(PROMPTS)]
+        policy = open_policy(BoundaryRequest("policy", "none", policy_url=server.url))
+        items = [MeterPrompt(f"{n:02}", self.prompt(n), ("static",)) for n in range(PROMPTS)]
         found = measure(
             items, Meter(policy.sampler, Fair(), *kept_at(self.home, policy.identity, {"kind": "fair"})), {}
         )

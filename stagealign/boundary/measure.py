@@ -8,20 +8,21 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from stagealign.base.secrets import without_secrets
-from stagealign.boundary.items import Items
 from stagealign.boundary.measurement import Measurement
 from stagealign.boundary.meter import Meter, batches, kept_at, measure
 from stagealign.boundary.open_policy import open_policy
+from stagealign.boundary.prompts import MeterPrompts
 from stagealign.boundary.request import (
     SAMPLING,
-    Request,
+    BoundaryRequest,
     check,
     needs_policy_and_data,
     nothing_to_sample,
 )
-from stagealign.boundary.sampling import Item, Measured, Phases, Sampled
+from stagealign.boundary.sampling import Measured, MeterPrompt, Phases, SampledPrompt
 from stagealign.data.records import prompt_hash
-from stagealign.oracle.open import kind_of, nothing_billed, open_oracle
+from stagealign.grid.samplers import OWN
+from stagealign.oracle.open import Asking, billed_by, kind_of, open_oracle
 from stagealign.scoring.contest import Contest, Oracle
 from stagealign.store.home import default_home
 from stagealign.store.kept import Kept
@@ -43,11 +44,11 @@ def measure_boundary(
     """Which stage a policy is in with respect to preference data, and so what to collect next.
 
     `policy`: hub id or local folder of a causal language model; `data`: a file or hub data set of preferences in any of
-    TRL's shapes; `options` are the other fields of `Request` (`oracle`, `prompts`, `decide`, ...). With
+    TRL's shapes; `options` are the other fields of `BoundaryRequest` (`oracle`, `prompts`, `decide`, ...). With
     `oracle="recorded:FILE"` of scored candidates neither policy nor data is needed. Raises StagealignError for what
     cannot be measured, before anything is sampled.
     """
-    request = Request(policy, data, **options)
+    request = BoundaryRequest(policy, data, **options)
     check(request)
     kind, rest = kind_of(request.oracle)
     if kind == "recorded":
@@ -63,11 +64,11 @@ def measure_boundary(
     return replace(_measure(request, None, heard), request=_said(request))
 
 
-def _said(request: Request, unused: Sequence[str] = ()) -> dict[str, Any]:
+def _said(request: BoundaryRequest, unused: Sequence[str] = ()) -> dict[str, Any]:
     """The request as a measurement tells it: only what was given, without secrets, and the version that measured."""
     from stagealign.base.version import __version__
 
-    left_out = {"keep", *unused}
+    left_out = {"keep", *unused} | ({"sampler"} if request.sampler == OWN else set())
     given = {name: value for name, value in asdict(request).items() if value is not None and name not in left_out}
     shown = {name: without_secrets(value) if isinstance(value, str) else value for name, value in given.items()}
     return shown | {"version": __version__}
@@ -84,8 +85,8 @@ class Remembered:
         """Each recorded prompt as if it had been sampled and judged."""
         for row in items:
             contest = row.contest
-            item = Item(prompt_hash(row.prompt), row.prompt, contest.off)
-            yield item, Sampled(contest.on, 0, 0, seconds=0.0), replace(row.judged, seconds=0.0)
+            item = MeterPrompt(prompt_hash(row.prompt), row.prompt, contest.off)
+            yield item, SampledPrompt(contest.on, 0, 0, seconds=0.0), replace(row.judged, seconds=0.0)
 
     def oracle_tokens(self) -> int:
         """None are billed."""
@@ -111,7 +112,7 @@ def measure_recorded(recorded: "Recorded", decide: float | None, heard: Heard) -
     return replace(found, caveats={**found.caveats, "truncated_by_policy": None, "cut_for_oracle": None})
 
 
-def _measure(request: Request, oracle: Oracle | None, heard: Heard) -> Measurement:
+def _measure(request: BoundaryRequest, oracle: Oracle | None, heard: Heard) -> Measurement:
     from stagealign.data.preferences import read_preferences
     from stagealign.oracle.recorded import RecordedOracle
 
@@ -119,13 +120,12 @@ def _measure(request: Request, oracle: Oracle | None, heard: Heard) -> Measureme
     phases = Phases()
     with phases.timed("loading"):
         rows = read_preferences(str(request.data), request.prompts, request.seed, request.split)
-        billed = nothing_billed
         if oracle is None:
-            oracle, billed = open_oracle(request.oracle, request.judge_url, request.max_judge_tokens)
+            oracle = open_oracle(request.oracle, Asking(request.judge_url, request.max_judge_tokens))
         policy = open_policy(request)
-    items = Items(rows.rows)
+    items = MeterPrompts(rows.rows)
     kept = kept_at(default_home(), policy.identity, oracle.identity) if request.keep else (Kept(None), Kept(None))
-    meter = Meter(policy.sampler, oracle, *kept, billed, phases)
+    meter = Meter(policy.sampler, oracle, *kept, billed_by(oracle), phases)
     if isinstance(oracle, RecordedOracle):
         contests = (one for batch in batches(items, growing=False) for one in meter.samples.contests(batch))
         oracle.check(Contest(item.prompt, one.completions, item.off) for item, one in contests if one.failed is None)

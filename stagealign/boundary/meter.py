@@ -12,9 +12,18 @@ from typing import Any, Protocol
 from stagealign.base.errors import BadData
 from stagealign.base.identity import fingerprint
 from stagealign.boundary.measurement import ADVICE, Measurement
-from stagealign.boundary.sampling import COMPLETIONS, STATIC, Item, Measured, Phases, Sampled, Sampler, Samples
-from stagealign.boundary.tally import Looks, Tally
-from stagealign.scoring.contest import Contest, Judged, Oracle, Spent
+from stagealign.boundary.sampling import (
+    COMPLETIONS,
+    STATIC,
+    Measured,
+    MeterPrompt,
+    Phases,
+    PromptSampler,
+    SampledPrompt,
+    Samples,
+)
+from stagealign.boundary.tally import Looks, VoteTally
+from stagealign.scoring.contest import VERDICT_COLUMNS, BudgetSpent, Contest, Judged, Oracle, judged_of
 from stagealign.store.kept import Kept
 
 FIRST_BATCH, LARGEST_BATCH = 16, 256
@@ -25,7 +34,7 @@ PAPER_COST_SHARE = 0.032
 """2,000 of 61,135 prompts, without the cost of generation; arXiv 2508.10530."""
 
 
-class Source(Protocol):
+class VerdictSource(Protocol):
     """Where `measure` gets its prompts' verdicts from."""
 
     most_votes: int
@@ -50,7 +59,7 @@ class Meter:
 
     def __init__(
         self,
-        sampler: Sampler,
+        sampler: PromptSampler,
         oracle: Oracle,
         sampled: Kept,
         verdicts: Kept,
@@ -65,7 +74,7 @@ class Meter:
         self.phases = self.samples.phases
         self._counted = 0
 
-    def measured(self, items: Sequence[Item]) -> Iterator[Measured]:
+    def measured(self, items: Sequence[MeterPrompt]) -> Iterator[Measured]:
         """Samples what is missing of these prompts, then gives their verdicts one by one."""
         contests = self.samples.contests(items)
         for (item, sampled), verdict in zip(contests, self._judge(contests), strict=True):
@@ -78,7 +87,7 @@ class Meter:
         lines = f"{sum(kept.damaged for kept in damaged)} in {where}"
         return {"damaged lines, measured again": lines} if damaged else {}
 
-    def _judge(self, batch: Sequence[tuple[Item, Sampled]]) -> Iterator[Judged]:
+    def _judge(self, batch: Sequence[tuple[MeterPrompt, SampledPrompt]]) -> Iterator[Judged]:
         """The oracle's verdicts, asking for those that are not kept; a failed one is asked again on the next call."""
         kept = [
             Judged((), (), failed=one.failed, seconds=0.0) if one.failed is not None else self._verdict(item, one)
@@ -103,16 +112,15 @@ class Meter:
         before, self._counted = self._counted, self.oracle_tokens()
         return self._counted - before
 
-    def _verdict(self, item: Item, sampled: Sampled) -> Judged | None:
+    def _verdict(self, item: MeterPrompt, sampled: SampledPrompt) -> Judged | None:
         """The kept verdict, where it is on these very texts: the data or the samples may be others by now."""
         row = self.verdicts.get(item.key)
         if row is None or row.get("texts") != texts_of(item, sampled):
             return None
-        del row["key"], row["texts"]
-        return Judged(**row | {name: tuple(row.get(name, ())) for name in ("on", "off", "won")})
+        return judged_of(row)
 
 
-def texts_of(item: Item, sampled: Sampled) -> str:
+def texts_of(item: MeterPrompt, sampled: SampledPrompt) -> str:
     """What a verdict is about."""
     return fingerprint([item.prompt, sampled.completions, item.off])
 
@@ -130,22 +138,22 @@ FIXED = "95% over prompts, if their number was fixed beforehand"
 
 def measure(
     items: Sequence[Any],
-    source: Source,
+    source: VerdictSource,
     data: Mapping[str, Any],
     decide: float | None = None,
     heard: Callable[[int, int, float], None] = lambda done, total, score: None,
     epoch_tokens: float | None = None,
 ) -> Measurement:
-    """The measurement over `items`, in their order; with `decide` (0.95, say) it stops when a stage can be named.
+    """The measurement over `items`, in their order; with `decide`, such as 0.95, it ends when a stage can be named.
 
-    `heard` is told prompts done, prompts in all and the score so far, after each batch. KeyboardInterrupt, and an
-    oracle's `Spent`, give what is known so far. `epoch_tokens`: tokens that one DPO epoch on the same data would train
-    on, for the cost share. Nothing here grows with the number of prompts but a few numbers for each.
+    `heard` is called with (prompts done, prompts in all, score so far) after each batch. KeyboardInterrupt and an
+    oracle's `BudgetSpent` end the measurement, which then covers the prompts before. `epoch_tokens`: tokens that one
+    DPO epoch on the same data would train on, for the cost share. Memory grows by a few numbers a prompt.
     """
     if not items:
         raise BadData("data: no prompt is left to measure")
     looks = Looks.at(decide, source.most_votes) if decide is not None else None
-    tally, stopped = Tally(), None
+    tally, stopped = VoteTally(), None
     try:
         for batch in batches(items, growing=decide is not None):
             for one in source.measured(batch):
@@ -155,7 +163,7 @@ def measure(
                 heard(tally.prompts, len(items), tally.cross().score)
             if looks is not None and looks.cross.stage != "undecided":
                 break
-    except (KeyboardInterrupt, Spent) as error:
+    except (KeyboardInterrupt, BudgetSpent) as error:
         if not tally.prompts:
             raise
         stopped = str(error) or "interrupted"
@@ -163,9 +171,9 @@ def measure(
 
 
 def conclude(
-    tally: Tally,
+    tally: VoteTally,
     looks: Looks | None,
-    source: Source,
+    source: VerdictSource,
     data: Mapping[str, Any],
     epoch_tokens: float | None,
     stopped: str | None = None,
@@ -209,7 +217,7 @@ def conclude(
     )
 
 
-def _cost(tally: Tally, source: Source, epoch_tokens: float | None) -> dict[str, Any]:
+def _cost(tally: VoteTally, source: VerdictSource, epoch_tokens: float | None) -> dict[str, Any]:
     """What the prompts measured have cost, in whatever call, and what this call has."""
     tokens = tally.spent["sampled_tokens"]
     return {
@@ -229,13 +237,13 @@ def _cost(tally: Tally, source: Source, epoch_tokens: float | None) -> dict[str,
 
 def kept_at(home: Path, policy: Mapping[str, Any], oracle: Mapping[str, Any]) -> tuple[Kept, Kept]:
     """Candidates of a policy and verdicts of an oracle on them, as earlier calls left them."""
-    columns = [*Judged.__dataclass_fields__, "texts"]
+    columns = [*VERDICT_COLUMNS, "texts"]
     return samples_at(home, policy), Kept(_folder(home, policy) / f"verdicts-{fingerprint(oracle)}.jsonl", columns)
 
 
 def samples_at(home: Path, policy: Mapping[str, Any]) -> Kept:
     """Candidates of a policy, as earlier calls left them."""
-    return Kept(_folder(home, policy) / "candidates.jsonl", list(Sampled.__dataclass_fields__))
+    return Kept(_folder(home, policy) / "candidates.jsonl", list(SampledPrompt.__dataclass_fields__))
 
 
 def _folder(home: Path, policy: Mapping[str, Any]) -> Path:

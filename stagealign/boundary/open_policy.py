@@ -1,26 +1,33 @@
-"""Opens the policy that is measured: loaded here, or served."""
+"""Opens the policy that is measured, by the sampler that the request names: loaded here, by vLLM, or served."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
-from stagealign.boundary.request import Request
-from stagealign.boundary.sampling import COMPLETIONS, Item, Sampled, Sampler
+from stagealign.base.identity import plain
+from stagealign.base.kind import code_at
+from stagealign.boundary.request import BoundaryRequest
+from stagealign.boundary.sampling import COMPLETIONS, MeterPrompt, PromptSampler, SampledPrompt
+from stagealign.grid.samplers import chosen
+from stagealign.store.artifact import Facts, Identity
+
+if TYPE_CHECKING:
+    from stagealign.policy.lm import LanguageModel
 
 
 @dataclass(frozen=True)
-class Policy:
+class OpenPolicy:
     """A policy that can be sampled."""
 
-    sampler: Sampler
-    identity: Mapping[str, Any]
-    """What identifies its samples."""
+    sampler: PromptSampler
+    identity: Identity
+    """Identity of its samples; kept samples of another identity are not used."""
     count: Callable[[str], int] | None = None
-    """Tokens of a text; None for a served policy."""
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    """What a user should see of it."""
+    """Returns the number of tokens of a text; None for a served policy."""
+    facts: Facts = field(default_factory=dict)
+    """Shown with the measurement's data."""
     notes: tuple[str, ...] = ()
-    """What could mislead, a sentence each."""
+    """Warnings for the user, a sentence each."""
 
 
 NO_TEMPLATE = (
@@ -29,18 +36,23 @@ NO_TEMPLATE = (
 )
 
 
-def open_policy(request: Request) -> Policy:
-    """The policy, loaded or, where it is served, asked its first questions."""
+def open_policy(request: BoundaryRequest) -> OpenPolicy:
+    """The policy, ready to be sampled: loaded or, if it is served, asked its first questions.
+
+    Raises StagealignError for a policy that cannot be sampled, CannotRun for a sampler that this machine lacks.
+    """
     settings = {
         "decoding": asdict(request.decoding),
         "template": request.template,
         "seed": request.seed,
         "count": COMPLETIONS,
     }
-    return _served(request, settings) if request.policy_url else _loaded(request, settings)
+    policy: OpenPolicy = code_at(chosen(request.sampler, request.policy_url).meter)(request, settings)
+    return policy
 
 
-def _loaded(request: Request, settings: Mapping[str, Any]) -> Policy:
+def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
+    """A policy that our own sampler samples."""
     from stagealign.policy import draw, lm, sample
     from stagealign.policy.checkpoints import read_config, weights_identity
 
@@ -50,7 +62,7 @@ def _loaded(request: Request, settings: Mapping[str, Any]) -> Policy:
     if request.template == "auto":
         lm.check_ends(model, name)
 
-    def sampler(items: Sequence[Item]) -> list[Sampled]:
+    def sampler(items: Sequence[MeterPrompt]) -> list[SampledPrompt]:
         prompts = [
             model.prompt_ids(item.messages or item.prompt, template=request.template == "auto") for item in items
         ]
@@ -60,7 +72,7 @@ def _loaded(request: Request, settings: Mapping[str, Any]) -> Policy:
         ]
         done = sample.generate(model, prompts, draws, request.decoding, names=[item.key for item in items])
         return [
-            Sampled(
+            SampledPrompt(
                 tuple(model.tokenizer.decode(list(one.ids), skip_special_tokens=True).strip() for one in group),
                 sum(len(one.ids) + one.ended for one in group),
                 sum(not one.ended for one in group),
@@ -68,22 +80,62 @@ def _loaded(request: Request, settings: Mapping[str, Any]) -> Policy:
             for group in done
         ]
 
-    def count(text: str) -> int:
-        return len(model.tokenizer(text, add_special_tokens=False).input_ids)
-
-    bare = request.template == "auto" and not model.tokenizer.chat_template
-    return Policy(sampler, {"weights": weights, **settings}, count, notes=(NO_TEMPLATE,) * bare)
+    return OpenPolicy(sampler, {"weights": weights, **settings}, _counter(model), notes=_template_notes(request, model))
 
 
-def _served(request: Request, settings: Mapping[str, Any]) -> Policy:
-    from stagealign.policy import served
+def sampled_by_vllm(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
+    """A policy that vLLM samples, in one process that stays; which vLLM it is, is part of its samples' identity."""
+    from stagealign.policy import lm, vllm_process, vllm_sample
+    from stagealign.policy.checkpoints import read_config, weights_identity
+    from stagealign.policy.start import checkpoint_folder
 
-    policy = served.connect(str(request.policy), str(request.policy_url), request.decoding, request.seed)
+    engine, name = vllm_sample.engine(), str(request.policy)
+    weights = weights_identity(name, read_config(name))
+    folder = checkpoint_folder(name)
+    shape = lm.load_shape(folder)
+    if request.template == "auto":
+        lm.check_ends(shape, name)
+    writer = vllm_process.Writer(shape, folder, request.decoding, COMPLETIONS)
 
-    def sampler(items: Sequence[Item]) -> Iterator[Sampled]:
+    def sampler(items: Sequence[MeterPrompt]) -> Iterator[SampledPrompt]:
+        auto = request.template == "auto"
+        ids = [shape.prompt_ids(item.messages or item.prompt, template=auto) for item in items]
+        prompts = [vllm_process.TokenPrompt(item.key, item.prompt, one) for item, one in zip(items, ids, strict=True)]
+        for group in writer.write(prompts, request.seed):
+            yield SampledPrompt(
+                tuple(one.completion for one in group),
+                sum(one.tokens or 0 for one in group),
+                sum(one.truncated for one in group),
+            )
+
+    return OpenPolicy(
+        sampler,
+        {"weights": weights, "engine": plain(engine), **settings},
+        _counter(shape),
+        {"policy sampled by": f"{engine.key} {engine.version}"},
+        _template_notes(request, shape),
+    )
+
+
+def _counter(model: "LanguageModel") -> Callable[[str], int]:
+    """Function that returns the number of tokens of a text."""
+    return lambda text: len(model.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _template_notes(request: BoundaryRequest, model: "LanguageModel") -> tuple[str, ...]:
+    return (NO_TEMPLATE,) if request.template == "auto" and not model.tokenizer.chat_template else ()
+
+
+def served(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
+    """A policy behind a server."""
+    from stagealign.policy.served import connect
+
+    policy = connect(str(request.policy), str(request.policy_url), request.decoding, request.seed)
+
+    def sampler(items: Sequence[MeterPrompt]) -> Iterator[SampledPrompt]:
         prompts = [(item.key, item.messages or [{"role": "user", "content": item.prompt}]) for item in items]
         for one in policy.write(prompts, COMPLETIONS):
-            yield Sampled(one.completions, one.tokens, one.truncated, one.failed)
+            yield SampledPrompt(one.completions, one.tokens, one.truncated, one.failed)
 
     decoding = "its own top_k: the server cannot be told one" if policy.style == "plain" else "as asked"
-    return Policy(sampler, {**policy.identity, **settings}, facts={"policy decodes with": decoding})
+    return OpenPolicy(sampler, {**policy.identity, **settings}, facts={"policy decodes with": decoding})

@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 
 from stagealign.base.errors import StagealignError
+from stagealign.grid.samplers import OWN, chosen
 from stagealign.grid.spec import Decoding
-from stagealign.oracle.open import KINDS, ORACLES, kind_of
+from stagealign.oracle.open import METER, ORACLES, kind_of, usages
 
 
 @dataclass(frozen=True)
-class Request:
+class BoundaryRequest:
     """What a user asks of the meter."""
 
     policy: str | None = None
@@ -23,6 +24,8 @@ class Request:
     split: str | None = None
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=512))
     template: str = "auto"
+    sampler: str = OWN
+    """A key of `SAMPLERS`; which one samples is part of the identity of kept samples."""
     policy_url: str | None = None
     judge_url: str | None = None
     max_judge_tokens: int | None = None
@@ -31,21 +34,23 @@ class Request:
     """Whether candidates and verdicts are kept for the next call."""
 
 
-DEFAULTS = asdict(Request()) | {"decoding": Request().decoding}
-SAMPLING = ("policy", "data", "split", "template", "policy_url", "decoding")
+DEFAULTS = asdict(BoundaryRequest()) | {"decoding": BoundaryRequest().decoding}
+SAMPLING = ("policy", "data", "split", "template", "sampler", "policy_url", "decoding")
 """Fields of a request that only matter where a policy is sampled."""
 DECODING = "--temperature, --top-p, --top-k or --max-new-tokens"
 
 
-def check(request: Request) -> None:
+def check(request: BoundaryRequest) -> None:
     """Raises StagealignError for options that no measurement can have."""
     kind, rest = kind_of(request.oracle)
-    if kind not in ORACLES or (kind != "pairrm" and not rest):
-        raise StagealignError(f"--oracle {request.oracle!r}: {_unknown(request.oracle)}; one of {KINDS}")
-    if kind == "judge" and not request.judge_url:
+    if kind not in METER or (ORACLES[kind].needs_name and not rest):
+        raise StagealignError(f"--oracle {request.oracle!r}: {_unknown(kind)}; one of {usages()}")
+    served = ORACLES[kind].served
+    if served and not request.judge_url:
         raise StagealignError(f"--oracle {request.oracle!r}: needs --judge-url, for example http://127.0.0.1:8000/v1")
-    if kind != "judge":
+    if not served:
         unused(request, ("judge_url", "max_judge_tokens"), f"--oracle {request.oracle}", "only judge:MODEL asks one")
+    chosen(request.sampler, request.policy_url)
     if request.decide is not None and not 0.5 < request.decide < 1:
         raise StagealignError(f"--decide {request.decide}: not a level; 0.95 stops when a stage is named at 95%")
     if request.template not in ("auto", "none"):
@@ -59,16 +64,15 @@ def check(request: Request) -> None:
         raise StagealignError(f"decoding {asdict(decoding)}: temperature >= 0, 0 < top_p <= 1, the others at least 1")
 
 
-def _unknown(oracle: str) -> str:
-    """What is wrong with an oracle that is none, and the nearest that there is."""
-    kind = oracle.partition(":")[0].lower()
-    if kind in ORACLES:
+def _unknown(kind: str) -> str:
+    """What is wrong with the key or the name of an oracle, with the nearest key."""
+    if kind in METER:
         return f"nothing stands after {kind!r} and its colon"
-    near = get_close_matches(kind.rpartition("/")[2], ORACLES, 1)
+    near = get_close_matches(kind.rpartition("/")[2], METER, 1)
     return f"unknown; did you mean {near[0]}?" if near else "unknown"
 
 
-def unused(request: Request, names: Sequence[str], beside: str, why: str) -> None:
+def unused(request: BoundaryRequest, names: Sequence[str], beside: str, why: str) -> None:
     """Raises StagealignError for an option that was given and that nothing would use."""
     given = [name for name in names if getattr(request, name) != DEFAULTS[name]]
     if given:
@@ -76,12 +80,13 @@ def unused(request: Request, names: Sequence[str], beside: str, why: str) -> Non
         raise StagealignError(f"{named} with {beside}: not used, {why}; leave {named} out")
 
 
-def nothing_to_sample(request: Request) -> None:
+def nothing_to_sample(request: BoundaryRequest) -> None:
+    """Raises StagealignError if an option is given that only matters when a policy is sampled."""
     why = "candidates and scores are all in the file"
     unused(request, SAMPLING, f"--oracle {request.oracle} (scored candidates)", why)
 
 
-def needs_policy_and_data(request: Request) -> None:
+def needs_policy_and_data(request: BoundaryRequest) -> None:
     """Raises StagealignError where there is nothing to sample."""
     if not request.policy or not request.data:
         raise StagealignError(

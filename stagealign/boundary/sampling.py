@@ -15,7 +15,7 @@ COMPLETIONS, STATIC = 2, 2
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SampledPrompt:
     """What the policy wrote for one prompt."""
 
     completions: tuple[str, ...]
@@ -28,7 +28,7 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Item:
+class MeterPrompt:
     """One prompt of the data: what is sampled for, and its static candidates."""
 
     key: str
@@ -38,9 +38,9 @@ class Item:
     messages: tuple[Mapping[str, str], ...] | None = None
 
 
-Sampler = Callable[[Sequence[Item]], Iterable[Sampled]]
+PromptSampler = Callable[[Sequence[MeterPrompt]], Iterable[SampledPrompt]]
 """What the policy wrote, one an item and in order; one that gives them one by one loses less when it is interrupted."""
-Measured = tuple[Item, Sampled, Judged]
+Measured = tuple[MeterPrompt, SampledPrompt, Judged]
 GivenT = TypeVar("GivenT")
 END: Any = object()
 
@@ -51,7 +51,7 @@ class Phases:
 
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     tokens: int = 0
-    """Sampled by the policy."""
+    """SampledPrompt by the policy."""
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -80,15 +80,15 @@ class Phases:
 class Samples:
     """What the policy wrote; of earlier calls' prompts what was kept of it."""
 
-    def __init__(self, sampler: Sampler, kept: Kept, phases: Phases | None = None):
+    def __init__(self, sampler: PromptSampler, kept: Kept, phases: Phases | None = None):
         """`phases`: what this call spent before."""
         self.sampler, self.kept = sampler, kept
         self.phases = phases or Phases()
 
-    def contests(self, items: Sequence[Item]) -> list[tuple[Item, Sampled]]:
+    def contests(self, items: Sequence[MeterPrompt]) -> list[tuple[MeterPrompt, SampledPrompt]]:
         """Each prompt with the policy's completions, sampling those that are not kept."""
         missing = [item for item in items if item.key not in self.kept]
-        failed: dict[str, Sampled] = {}
+        failed: dict[str, SampledPrompt] = {}
         if missing:
             laps = self.phases.laps("sampling", lambda: self.sampler(missing), len(missing))
             for item, (one, seconds) in zip(missing, laps, strict=True):
@@ -100,7 +100,7 @@ class Samples:
                     failed[item.key] = one
         return [(item, failed.get(item.key) or self._sampled(item.key)) for item in items]
 
-    def _sampled(self, key: str) -> Sampled:
+    def _sampled(self, key: str) -> SampledPrompt:
         row = self.kept.get(key)
         assert row is not None, key
-        return Sampled(tuple(row["completions"]), row["tokens"], row["truncated"], seconds=row.get("seconds"))
+        return SampledPrompt(tuple(row["completions"]), row["tokens"], row["truncated"], seconds=row.get("seconds"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stagealign.boundary.sampling import Item, Sampled
+from stagealign.boundary.sampling import MeterPrompt, SampledPrompt
 from stagealign.scoring.contest import Judged
 from stagealign.stats.decision import Decision
 from stagealign.stats.votes import BoundaryScore, boundary_score, cross_votes, pair_votes, top_vote
@@ -18,7 +18,7 @@ POINTS = 200
 
 
 @dataclass
-class Tally:
+class VoteTally:
     """Votes and warnings over the prompts so far."""
 
     votes: "array[float]" = field(default_factory=lambda: array("d"))
@@ -46,7 +46,7 @@ class Tally:
         """Score by the source of each prompt's best candidate."""
         return boundary_score(np.frombuffer(self.tops).reshape(-1, 2))
 
-    def add(self, item: Item, sampled: Sampled, verdict: Judged) -> bool:
+    def add(self, item: MeterPrompt, sampled: SampledPrompt, verdict: Judged) -> bool:
         """Counts one prompt; False where the oracle failed, and there is no vote."""
         self._spend(sampled, verdict)
         texts = (*sampled.completions, *item.off)
@@ -79,7 +79,7 @@ class Tally:
             )
         return True
 
-    def _spend(self, sampled: Sampled, verdict: Judged) -> None:
+    def _spend(self, sampled: SampledPrompt, verdict: Judged) -> None:
         self.spent["sampled_tokens"] += sampled.tokens
         self.spent["oracle_tokens"] += verdict.tokens
         for phase, seconds in (("sampling", sampled.seconds), ("oracle", verdict.seconds)):
@@ -138,7 +138,7 @@ class Looks:
     def at(cls, level: float, most_votes: int) -> "Looks":
         return cls(level, Decision(float(most_votes), 1 - level), Decision(1.0, 1 - level))
 
-    def add(self, tally: Tally) -> None:
+    def add(self, tally: VoteTally) -> None:
         """Takes note of the prompt that was counted last."""
         self.cross.update(*tally.votes[-2:])
         self.top.update(*tally.tops[-2:])

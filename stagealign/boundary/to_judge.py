@@ -11,11 +11,11 @@ from pathlib import Path
 
 from stagealign.base.errors import BadData, StagealignError
 from stagealign.base.identity import stream
-from stagealign.boundary.items import Items
 from stagealign.boundary.measure import Heard
 from stagealign.boundary.meter import batches, samples_at
 from stagealign.boundary.open_policy import open_policy
-from stagealign.boundary.request import DEFAULTS, Request, check, needs_policy_and_data, unused
+from stagealign.boundary.prompts import MeterPrompts
+from stagealign.boundary.request import DEFAULTS, BoundaryRequest, check, needs_policy_and_data, unused
 from stagealign.boundary.sampling import Samples
 from stagealign.data.formats import no_formula
 from stagealign.store.files import check_target, write_bytes
@@ -29,7 +29,7 @@ OTHERS = ("oracle", "decide", "judge_url", "max_judge_tokens")
 
 
 @dataclass(frozen=True)
-class Pairs:
+class WrittenPairs:
     """What was written to be judged."""
 
     path: Path
@@ -45,11 +45,11 @@ class Pairs:
 
 
 def write_pairs(
-    request: Request,
+    request: BoundaryRequest,
     path: Path,
     heard: Heard = lambda done, total, score: None,
     others: Mapping[str, object] | None = None,
-) -> Pairs:
+) -> WrittenPairs:
     """Samples the policy and writes each pair that a measurement of `request` asks about, `preference` left empty.
 
     The rows of a prompt stand together, prompts in the order in which they are measured, so that the first of them can
@@ -62,7 +62,7 @@ def write_pairs(
     from stagealign.data.preferences import read_preferences
 
     rows = read_preferences(str(request.data), request.prompts, request.seed, request.split)
-    items, policy = Items(rows.rows), open_policy(request)
+    items, policy = MeterPrompts(rows.rows), open_policy(request)
     samples = Samples(policy.sampler, samples_at(default_home(), policy.identity) if request.keep else Kept(None))
     written: list[Mapping[str, str | None]] = []
     reasons: dict[str, int] = {}
@@ -79,12 +79,12 @@ def write_pairs(
         why = "; ".join(reasons) or "every candidate equals the others of its prompt"
         raise BadData(f"--pairs {path}: no pair to judge, nothing was written; {why}")
     write_bytes(path, _encoded(written, path.suffix))
-    return Pairs(
+    return WrittenPairs(
         path, len(written), len(items), sum(reasons.values()), policy.notes, _then(request, path), reasons=reasons
     )
 
 
-def _check(request: Request, path: Path, others: Mapping[str, object]) -> None:
+def _check(request: BoundaryRequest, path: Path, others: Mapping[str, object]) -> None:
     check(request)
     why = "it only writes what is to be judged"
     unused(request, OTHERS, "--pairs", why)
@@ -122,7 +122,7 @@ def _encoded(rows: Sequence[Mapping[str, str | None]], ending: str) -> bytes:
     return text.getvalue().encode("utf-8-sig")
 
 
-def _then(request: Request, path: Path) -> str:
+def _then(request: BoundaryRequest, path: Path) -> str:
     """The command that measures with the judgments."""
     words = ["stagealign", "boundary"]
     given = {**asdict(request), **asdict(request.decoding)}

@@ -18,7 +18,7 @@ from stagealign.store.files import write_text
 
 if TYPE_CHECKING:
     from stagealign.boundary.measurement import Measurement
-    from stagealign.boundary.to_judge import Pairs
+    from stagealign.boundary.to_judge import WrittenPairs
 
 
 def boundary(
@@ -58,11 +58,11 @@ def boundary(
 ) -> None:
     """Tells which stage a policy is in, and so what preference data to collect next."""
     from stagealign.boundary.measure import measure_boundary
-    from stagealign.boundary.request import Request
+    from stagealign.boundary.request import BoundaryRequest
     from stagealign.grid.spec import Decoding
 
     check_json(json_file, html)
-    request = Request(
+    request = BoundaryRequest(
         policy, data, oracle=oracle, prompts=prompts, decide=decide, seed=seed, split=split,
         decoding=Decoding(temperature, top_p, top_k, max_new_tokens), template=template, policy_url=policy_url,
         judge_url=judge_url, max_judge_tokens=max_judge_tokens,
@@ -123,7 +123,7 @@ def measurement(found: "Measurement") -> None:
         console.print(Text(f"stopped early: {found.stopped}", style="yellow"), soft_wrap=True)
 
 
-def to_judge(found: "Pairs") -> None:
+def to_judge(found: "WrittenPairs") -> None:
     """What was written to be judged, and how to go on."""
     for line in found.notes:
         console.print(Text(line, style="yellow"), soft_wrap=True)

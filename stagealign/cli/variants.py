@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stagealign.base.errors import StagealignError, UnknownName
-from stagealign.grid import registry, variants
+from stagealign.base.kind import code_at
+from stagealign.grid import registry, samplers, variants
 from stagealign.grid.cell import Cell
 from stagealign.grid.spec import Engine
 from stagealign.store.folder import Store
@@ -19,7 +20,7 @@ class Variant:
     peft: str | None = None
     """`lora`, or None."""
     sampler: str = "transformers"
-    """Our own, or `vllm`."""
+    """A key of `SAMPLERS`."""
     policy_url: str | None = None
     """A server that samples."""
     gold: str | None = None
@@ -34,21 +35,11 @@ class Variant:
         return self._evaluated(cells)
 
     def _engine(self, cells: Sequence[Cell]) -> Engine | None:
-        if self.sampler not in ("transformers", "vllm"):
-            raise StagealignError(
-                f"--sampler {self.sampler!r}: unknown; transformers (our own), vllm, or --policy-url URL"
-            )
-        if self.policy_url:
-            from stagealign.policy import served_samples
-
-            if self.sampler != "transformers":
-                raise StagealignError(f"--sampler {self.sampler} and --policy-url: two samplers; name one")
-            return served_samples.engine(self.policy_url, cells[0].scale.decoding, Store().home)
-        if self.sampler == "vllm":
-            from stagealign.policy import vllm_sample
-
-            return vllm_sample.engine()
-        return None
+        row = samplers.chosen(self.sampler, self.policy_url)
+        if not row.probe:
+            return None
+        engine: Engine = code_at(row.probe)(self.policy_url, cells[0].scale.decoding, Store().home)
+        return engine
 
     def _evaluated(self, cells: Sequence[Cell]) -> tuple[list[Cell], str | None]:
         if self.gold is None:
@@ -108,7 +99,7 @@ def options(cell: Cell) -> str:
     if cell.scale.training.peft:
         words.append("--peft lora")
     if engine:
-        words.append("--sampler vllm" if engine.key == "vllm" else "--policy-url URL")
+        words.append("--policy-url URL" if samplers.SAMPLERS[engine.key].by_url else f"--sampler {engine.key}")
     if gold:
         words.append(f"--gold reward:{gold}" if "/" in gold else "--gold reward:PATH")  # a folder is known by content
     return " ".join(words)

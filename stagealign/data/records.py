@@ -31,6 +31,16 @@ class Prompt:
         return prompt_hash(self.text)
 
 
+@dataclass(frozen=True, slots=True)
+class CandidateKey:
+    """Names a candidate among those of one file; rows of two files are joined by it."""
+
+    prompt: str
+    """Prompt hash."""
+    source: str
+    index: int
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A completion of one prompt that waits for a ranking."""
@@ -47,6 +57,10 @@ class Candidate:
     """What was sampled, without the end token; None for human text."""
     logp: float | None = None
     """Log-probability under the policy that sampled it, at temperature 1, in nats, end token included."""
+
+    @property
+    def key(self) -> CandidateKey:
+        return CandidateKey(prompt_hash(self.prompt), self.source, self.index)
 
 
 @dataclass(frozen=True)

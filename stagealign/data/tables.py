@@ -92,6 +92,14 @@ def numbered_rows(source: str, columns: Iterable[str], split: str | None = None)
     return "line" if ending == ".jsonl" else "row", reader(path, source)
 
 
+def table_at(source: str) -> Path:
+    """The local file that `source` names. Raises BadData if there is none."""
+    path = local_file(source)
+    if path is None:
+        raise BadData(f"{source}: no such file; `recorded:FILE` needs a .jsonl, .json, .csv or .parquet file")
+    return path
+
+
 def digest_of(path: Path) -> str:
     """sha256 of a file, first 16 hex digits."""
     with open(path, "rb") as file:

@@ -23,6 +23,8 @@ class OracleKinds:
     """Whether something is named after the key and a colon, as in `reward:ID_OR_PATH`; it is a parameter of `ready`."""
     learns_from_ratings: bool = False
     """Whether the task's human ratings are an input of `ready`."""
+    reads_file: bool = False
+    """Whether its name is a file, whose content is a parameter of `ready`."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,14 @@ class GoldKinds:
     """Completions to rewards of a model, where scoring them is an artifact of its own."""
 
 
-_LEARNED_RANK = Kind("stagealign.oracle:rank", "stagealign.oracle.learned:rank", price="free")
-_LEARNED_VOTES = Kind("stagealign.oracle:votes", "stagealign.oracle.learned:votes", price="free", light=0.3)
+_LEARNED_RANK = Kind("stagealign.oracle:rank", "stagealign.oracle.label:rank", price="free")
+_LEARNED_VOTES = Kind("stagealign.oracle:votes", "stagealign.oracle.label:votes", price="free", light=0.3)
+_REWARD = OracleKinds(
+    ready=Kind("stagealign.oracle.ready:fetch_reward", price="reward_model", fetches="weights"),
+    rank=Kind("stagealign.oracle.label:rank_scored", "stagealign.oracle.label:rank", price="scored_pairs"),
+    votes=Kind("stagealign.oracle.label:votes_scored", "stagealign.oracle.label:votes", price="scored_votes"),
+    named=True,
+)
 ORACLES = {
     "tfidf": OracleKinds(
         ready=Kind("stagealign.oracle:fit", "stagealign.oracle.learned:fit", price="free", light=2.0),
@@ -64,11 +72,26 @@ ORACLES = {
     ),
     "pairrm": OracleKinds(
         ready=Kind("stagealign.pairrm:fetch", "stagealign.oracle.pairrm:fetch", price="pairrm", fetches="weights"),
-        rank=Kind("stagealign.pairrm:rank", "stagealign.oracle.pairrm:rank", price="rank"),
-        votes=Kind("stagealign.pairrm:votes", "stagealign.oracle.pairrm:votes", price="votes"),
+        rank=Kind("stagealign.pairrm:rank", "stagealign.oracle.label:rank", price="rank"),
+        votes=Kind("stagealign.pairrm:votes", "stagealign.oracle.label:votes", price="votes"),
+    ),
+    "reward": _REWARD,
+    "completion-reward": _REWARD,
+    "judge": OracleKinds(
+        ready=Kind("stagealign.oracle.ready:ask_judge", price="free"),
+        rank=Kind("stagealign.oracle.label:rank_asked", "stagealign.oracle.label:rank", price="asked_pairs"),
+        votes=Kind("stagealign.oracle.label:votes_asked", "stagealign.oracle.label:votes", price="asked_votes"),
+        named=True,
+    ),
+    "recorded": OracleKinds(
+        ready=Kind("stagealign.oracle.ready:copy_recorded", price="free"),
+        rank=Kind("stagealign.oracle.label:rank", price="free"),
+        votes=Kind("stagealign.oracle.label:votes", price="free"),
+        named=True,
+        reads_file=True,
     ),
 }
-"""By the key that a preference names. To add one: `docs/extending.md`."""
+"""By the key that a preference names; `oracle.open` has a row for how each is opened. See `docs/extending.md`."""
 
 _SCORES = Kind("stagealign.evaluate:score", "stagealign.evaluate.scores:score", price="scores")
 _FITTED: Mapping[str, object] = {"batch": 32, "learning_rate": 1e-4, "seed": 0}

@@ -1,27 +1,28 @@
-"""What samples a policy, for the grid and for the meter: one row each."""
+"""Samplers of policies, for the grid and for the meter: one row each."""
 
 from dataclasses import dataclass
 
+from stagealign.base.errors import StagealignError
 from stagealign.base.kind import Kind
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """One sampler; the first of the table is our own, and cells of the others have ids of their own."""
+    """One sampler. Cells of any other than our own have ids of their own."""
 
     key: str
     name: str
     kind: Kind
     """Builds the candidates of a cell's round."""
+    meter: str
+    """`module:function` called with (request, settings), opens a policy for the boundary meter: an `OpenPolicy`."""
     probe: str = ""
-    """`module:function` called with (url, decoding, home); gives the `Engine`, or says why it cannot sample here.
+    """`module:function` called with (url, decoding, home); returns the `Engine`, raises if it cannot sample here.
 
-    Empty for our own sampler, which needs none.
+    Empty for our own sampler, which every machine has.
     """
-    meter: str = ""
-    """`module:function` that opens a policy for the boundary meter."""
     by_url: bool = False
-    """Whether it is asked for by `--policy-url` in place of `--sampler`."""
+    """Whether `--policy-url URL` asks for it, instead of `--sampler KEY`."""
 
 
 SAMPLERS = {
@@ -53,3 +54,16 @@ SAMPLERS = {
 """By key. To add one: `docs/extending.md`."""
 OWN = "transformers"
 """Key of our own sampler."""
+
+
+def chosen(sampler: str, policy_url: str | None) -> Sampler:
+    """The row that `--sampler` and `--policy-url` ask for. Raises StagealignError for an unknown key, or for both."""
+    row = SAMPLERS.get(sampler)
+    if row is None or row.by_url:
+        keys = [f"{key} (our own)" if key == OWN else key for key, row in SAMPLERS.items() if not row.by_url]
+        raise StagealignError(f"--sampler {sampler!r}: unknown; {', '.join(keys)}, or --policy-url URL")
+    if not policy_url:
+        return row
+    if sampler != OWN:
+        raise StagealignError(f"--sampler {sampler} and --policy-url: two samplers; name one")
+    return next(row for row in SAMPLERS.values() if row.by_url)

@@ -9,8 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from stagealign.base.errors import StagealignError
-from stagealign.base.server import ATTEMPTS, FIRST_ATTEMPTS, RequestFailed, Server, content_of
-from stagealign.scoring.contest import Contest, Judged, Spent, by_pairs
+from stagealign.base.server import FIRST_ATTEMPTS, RequestFailed, Server, content_of
+from stagealign.scoring.contest import BudgetSpent, Contest, Judged, by_pairs
+from stagealign.store.artifact import Identity
 
 QUESTION = """\
 Which of two responses to the same prompt is better? Judge how helpful, correct and well written it is; neither its \
@@ -36,6 +37,8 @@ STYLES: dict[str, dict[str, Any]] = {
     "thinking": {"max_completion_tokens": 4096},
 }
 """Ways to ask for a short answer, best first: `check` takes the first that the server understands."""
+TIMEOUT = 180.0
+"""Seconds for one answer."""
 GIVE_UP = 10
 """Prompts that fail one after the other before the run is stopped: by then the server is gone."""
 
@@ -63,7 +66,7 @@ class LLMJudge:
         return f"LLMJudge({self.model!r}, {self.server!r})"
 
     @property
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Identity:
         """Includes what the server calls its model, so it is asked once first; where it stands is no part of it."""
         self.check()
         return {"kind": "judge", "version": 2, "model": self.model, "served": self.served, "style": self.style}
@@ -99,7 +102,7 @@ class LLMJudge:
         """One verdict a contest, in order, with `workers` requests under way.
 
         Raises StagealignError where the server names another model than before, or once `GIVE_UP` prompts in a row
-        have failed, and Spent once `most_tokens` have been billed; verdicts up to there have been given.
+        have failed, and BudgetSpent once `most_tokens` have been billed; verdicts up to there have been given.
         """
         self.check()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="judge")
@@ -121,7 +124,7 @@ class LLMJudge:
                             f"with {verdict.failed}; run the same command again when it is back"
                         )
                 elif start < len(contests) and not asking:
-                    raise Spent(
+                    raise BudgetSpent(
                         f"judge {self.model!r}: {self.server.tokens:,} tokens billed of at most {self.most_tokens:,}; "
                         "the same command with a higher --max-judge-tokens goes on from here"
                     )
@@ -169,6 +172,10 @@ class LLMJudge:
     def _name(self, answer: Mapping[str, Any]) -> str | None:
         name = answer.get("model")
         return self.server.said(name) if isinstance(name, str) else None
+
+    def billed(self) -> int:
+        """Tokens that the server has billed so far."""
+        return self.server.tokens
 
     def close(self) -> None:
         """Closes the connections to the server."""
@@ -231,20 +238,11 @@ def _by_logprobs(answer: Mapping[str, Any]) -> float | None:
     return float(best["A"] > best["B"])
 
 
-def connect(
-    model: str,
-    url: str,
-    timeout: float = 180.0,
-    attempts: int = ATTEMPTS,
-    backoff: float = 1.0,
-    workers: int = 8,
-    most_tokens: int | None = None,
-) -> LLMJudge:
-    """A judge that has answered a first question; its key comes from the environment (`server.KEYS`).
+def connect(model: str, server: Server, workers: int = 8, most_tokens: int | None = None) -> LLMJudge:
+    """A judge that has answered a first question.
 
-    Raises StagealignError where the URL cannot be used, or nothing that can judge answers there.
+    Raises StagealignError if nothing that can judge answers there.
     """
-    server = Server(url, timeout=timeout, attempts=attempts, backoff=backoff)
     judge = LLMJudge(model, server, workers, most_tokens)
     judge.check()
     return judge

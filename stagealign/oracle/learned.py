@@ -1,26 +1,24 @@
-"""The preference oracle: scores candidates, ranks them into training pairs, counts the votes of a boundary measurement.
-
-Training labels come from here and from nowhere else; the gold reward of `evaluate.py` is another model.
-"""
+"""Oracles that the lab fits itself: a tf-idf ridge on human ratings, and the share of letters for the smoke scale."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from stagealign.data.records import Candidate, by_prompt, prompt_hash, read_dicts, read_rows, write_rows
-from stagealign.oracle.labels import to_pairs, to_votes
+from stagealign.data.records import prompt_hash, read_dicts
+from stagealign.scoring.contest import Contest, Judged
 from stagealign.stats.finite import check_finite
 from stagealign.stats.statistics import spearman
-from stagealign.store.artifact import Work
+from stagealign.store.artifact import Facts, Identity, Work
 
 Scorer = Callable[[Sequence[str]], list[float]]
+"""Texts to scores, one each; higher is better."""
 
 
-def fit(work: Work) -> dict[str, Any]:
-    """Builder of `oracle`: tf-idf of words and word pairs, ridge on human ratings; quality on held-out films."""
+def fit(work: Work) -> Facts:
+    """Builder of `oracle`: tf-idf of words and word pairs, ridge on human ratings; its quality is on held-out films."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import Ridge
 
@@ -42,7 +40,7 @@ def fit(work: Work) -> dict[str, Any]:
 
 
 def tfidf(folder: Path) -> Scorer:
-    """Scorer that predicts the mean human rating, from -4 to 4."""
+    """Scorer that predicts the mean human rating, from -4 to 4, by the files of `fit`."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vocabulary = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
@@ -53,49 +51,34 @@ def tfidf(folder: Path) -> Scorer:
     return lambda texts: [float(x) for x in features.transform(texts) @ coefficients + intercept]
 
 
-def fit_letters(work: Work) -> dict[str, Any]:
-    """Builder of `oracle` at smoke scale: nothing to learn."""
+def fit_letters(work: Work) -> Facts:
+    """Builder of `oracle` at smoke scale: an empty folder, as there is nothing to learn."""
     return {"spearman": None}
 
 
-def letters(folder: Path) -> Scorer:
-    """Scorer of the smoke: share of characters that are letters; means nothing."""
-    return lambda texts: [sum(c.isalpha() for c in text) / max(1, len(text)) for text in texts]
+def letters(texts: Sequence[str]) -> list[float]:
+    """Share of characters that are letters, in [0, 1]; a scorer for the smoke scale, without a meaning."""
+    return [sum(c.isalpha() for c in text) / max(1, len(text)) for text in texts]
 
 
-SCORERS: dict[str, Callable[[Path], Scorer]] = {"tfidf": tfidf, "letters": letters}
+class LearnedOracle:
+    """Oracle that scores each text alone, whatever its prompt. Raises BadNumbers for a score that orders nothing."""
 
+    def __init__(self, key: str, scorer: Scorer):
+        self.key, self.scorer = key, scorer
 
-def score(candidates: Sequence[Candidate], work: Work) -> list[float]:
-    """Oracle score of each candidate, higher is better under the preference that is asked for."""
-    scorer = SCORERS[work.params["oracle"]](work.inputs["oracle"])
-    values = scorer([one.completion for one in candidates])
-    prompts = [prompt_hash(one.prompt) for one in candidates]
-    check_finite(
-        values, prompts, f"oracle {work.params['oracle']!r}", "a score orders nothing then: look at the oracle"
-    )
-    return [work.params["sign"] * value for value in values]
+    @property
+    def identity(self) -> Identity:
+        return {"kind": self.key, "version": 1}
 
-
-def rank(work: Work) -> dict[str, Any]:
-    """Builder of `pairs`: see `labels.to_pairs`."""
-    file = work.inputs["candidates"] / "candidates.jsonl"
-    candidates = read_rows(file, Candidate)
-    scores = dict(zip(map(id, candidates), score(candidates, work), strict=True))
-    pairs, facts = to_pairs(candidates, scores, str(file), "part" in work.params)
-    write_rows(work.out / "pairs.jsonl", pairs)
-    return facts
-
-
-def votes(work: Work) -> dict[str, Any]:
-    """Builder of `votes`: each prompt's on-policy completions against its static candidates, under the oracle."""
-    on = read_rows(work.inputs["completions"] / "candidates.jsonl", Candidate)
-    off = by_prompt(read_rows(work.inputs["static"] / "candidates.jsonl", Candidate))
-    flat = [candidate for group in off.values() for candidate in group]
-    scores = {id(one): value for texts in (on, flat) for one, value in zip(texts, score(texts, work), strict=True)}
-    rows = [
-        to_votes(prompt, [scores[id(one)] for one in group], [scores[id(one)] for one in off[prompt]])
-        for prompt, group in by_prompt(on).items()
-    ]
-    write_rows(work.out / "votes.jsonl", rows)
-    return {"prompts": len(rows)}
+    def judge(self, contests: Sequence[Contest]) -> Iterator[Judged]:
+        """One verdict a contest, in order; all texts are scored in one go."""
+        texts = [(contest.prompt, text) for contest in contests for text in (*contest.on, *contest.off)]
+        if not texts:
+            return
+        values = self.scorer([text for _, text in texts])
+        prompts = [prompt_hash(prompt) for prompt, _ in texts]
+        check_finite(values, prompts, f"oracle {self.key!r}", "a score orders nothing then: look at the oracle")
+        scores = iter(values)
+        for contest in contests:
+            yield Judged(tuple(islice(scores, len(contest.on))), tuple(islice(scores, len(contest.off))))

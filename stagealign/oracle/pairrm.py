@@ -8,17 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import isfinite
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DebertaV2Config, DebertaV2Model, PreTrainedTokenizerBase
 from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2PreTrainedModel
 
-from stagealign.base.errors import BadData, StagealignError
-from stagealign.data.records import Candidate, by_prompt, read_rows, write_rows
+from stagealign.base.errors import StagealignError
 from stagealign.oracle.disentangled import read_only
-from stagealign.oracle.labels import to_pairs, to_votes, unusable
 from stagealign.policy.checkpoints import (
     length_batches,
     padded,
@@ -28,11 +25,11 @@ from stagealign.policy.checkpoints import (
     weights_identity,
 )
 from stagealign.scoring.contest import Contest, Judged
-from stagealign.store.artifact import Work
+from stagealign.store.artifact import Facts, Identity, Work
 
 PUBLISHED = "llm-blender/PairRM-hf"
 PROMPT_TOKENS, CANDIDATE_TOKENS, ALL_TOKENS = 1224, 412, 2048
-"""Limits of one row, marks and separators included; see `Rows.row`."""
+"""Limits of one row, marks and separators included; see `PromptRows.row`."""
 MARKS = {"source_prefix_id": "<|source|>", "cand1_prefix_id": "<|candidate1|>", "cand2_prefix_id": "<|candidate2|>"}
 """Names in config.json, and tokens, of the marks before prompt, first and second candidate."""
 ALONE = 600
@@ -69,7 +66,7 @@ class PairRM(DebertaV2PreTrainedModel):
 
 
 @dataclass(frozen=True)
-class Rows:
+class PromptRows:
     """One prompt's tokens, ready to be put together with any two of its candidates."""
 
     prompt: list[int]
@@ -120,7 +117,7 @@ class PairRMOracle:
         self._reserved |= {extra} if extra is not None else set()
 
     @property
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Identity:
         return {
             "kind": "pairrm",
             "version": 2,
@@ -149,7 +146,7 @@ class PairRMOracle:
         for contest, unique, tokens, found in zip(contests, texts, rows, logits, strict=True):
             yield verdict(contest, unique, tokens.cut, found)
 
-    def _tokens(self, prompt: str, candidates: Sequence[str]) -> Rows:
+    def _tokens(self, prompt: str, candidates: Sequence[str]) -> PromptRows:
         source, *others = self._ids(["<|source|>" + prompt, *("<|candidate1|>" + text for text in candidates)])
         start, end = self._ends
         content = PROMPT_TOKENS - 3  # start, mark and end
@@ -157,7 +154,7 @@ class PairRMOracle:
         front = [*start, self._marks[0], *source[:content], *end]
         room = (ALL_TOKENS - len(front)) // 2 - 3
         cut = [short or len(ids) > room for ids in others]
-        return Rows(front, [[*ids[:room], *end] for ids in others], cut, self._marks, start)
+        return PromptRows(front, [[*ids[:room], *end] for ids in others], cut, self._marks, start)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of marked texts without the mark, which is read with the text: it may change the first token."""
@@ -237,61 +234,9 @@ def load(
     return PairRMOracle(model, tokenizer, weights_identity(name, config), batch_tokens)
 
 
-INSTRUCTION = "Finish the following coversation in each i-th turn by filling in <Response i> with your response."
-"""What PairRM reads before a labelled prompt, as its checkpoint's README spells it."""
-
-
-def fetch(work: Work) -> dict[str, Any]:
+def fetch(work: Work) -> Facts:
     """Builder of `oracle` where it is PairRM: the published weights, checked; the record says which commit it was."""
     oracle = load(work.params["weights"], work.params["revision"])
     oracle.model.save_pretrained(work.out)
     oracle.tokenizer.save_pretrained(work.out)
     return {"weights": oracle.weights, "revision": oracle.weights.partition("@")[2], "spearman": None}
-
-
-def rank(work: Work) -> dict[str, Any]:
-    """Builder of `pairs`: PairRM prefers one of a prompt's two candidates, both orders averaged; see `labels.to_pairs`.
-
-    Prompt and candidates are wrapped as one turn of a conversation, as the authors' labelling does.
-    """
-    file = work.inputs["candidates"] / "candidates.jsonl"
-    candidates = read_rows(file, Candidate)
-    asked = [group for group in by_prompt(candidates).values() if not unusable(*group)]
-    contests = [
-        Contest(
-            f"{INSTRUCTION}USER: {group[0].prompt}\nAssistant: <Response 1>",
-            tuple(f"<Response 1>: {one.completion}" for one in group),
-            (),
-        )
-        for group in asked
-    ]
-    scores: dict[int, float] = {}
-    truncated = 0
-    for group, found in zip(asked, _judged(work, contests), strict=True):
-        scores |= zip(map(id, group), found.on, strict=True)
-        truncated += found.truncated
-    pairs, facts = to_pairs(candidates, scores, str(file), "part" in work.params)
-    write_rows(work.out / "pairs.jsonl", pairs)
-    return facts | {"truncated_for_oracle": truncated}
-
-
-def votes(work: Work) -> dict[str, Any]:
-    """Builder of `votes`: one listwise ranking of a prompt's on-policy and static candidates, on the raw prompt."""
-    on = by_prompt(read_rows(work.inputs["completions"] / "candidates.jsonl", Candidate))
-    off = by_prompt(read_rows(work.inputs["static"] / "candidates.jsonl", Candidate))
-    contests = [
-        Contest(prompt, *(tuple(one.completion for one in side) for side in (group, off[prompt])))
-        for prompt, group in on.items()
-    ]
-    judged = list(_judged(work, contests))
-    rows = [to_votes(contest.prompt, found.on, found.off) for contest, found in zip(contests, judged, strict=True)]
-    write_rows(work.out / "votes.jsonl", rows)
-    return {"prompts": len(rows), "truncated_for_oracle": sum(found.truncated for found in judged)}
-
-
-def _judged(work: Work, contests: Sequence[Contest]) -> Iterator[Judged]:
-    """PairRM's verdicts. Raises BadData for one that failed: a label is never made up."""
-    for contest, found in zip(contests, load(str(work.inputs["oracle"])).judge(contests), strict=True):
-        if found.failed:
-            raise BadData(f"prompt {contest.prompt[-60:]!r}: {found.failed}; look at its candidates")
-        yield found

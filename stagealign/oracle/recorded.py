@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from stagealign.base.errors import BadData
 from stagealign.base.words import short
 from stagealign.data.formats import EXAMPLES
-from stagealign.oracle.recorded_rows import Recorded, Verdict, cross_pairs, marked, pair_key, pair_order
+from stagealign.oracle.recorded_rows import Recorded, RecordedPair, cross_pairs, marked, pair_key, pair_order
 from stagealign.scoring.contest import Contest, Judged, by_pairs
 from stagealign.stats.votes import cross_votes, top_vote
 
@@ -95,8 +95,8 @@ class RecordedOracle:
             changed += bool(flip)
         return by_pairs(won, contest, compared, changed)
 
-    def _find(self, prompt: str, on: str, off: str) -> Verdict | None:
-        """Verdict of the pair, from the order that `pair_order` gives its texts."""
+    def _find(self, prompt: str, on: str, off: str) -> RecordedPair | None:
+        """RecordedPair of the pair, from the order that `pair_order` gives its texts."""
         if marked(on) == marked(off):
-            return Verdict(0.5, 1)
+            return RecordedPair(0.5, 1)
         return self.recorded.pairs.get(pair_key(prompt, on, off))

@@ -9,9 +9,9 @@ from stagealign.base.errors import BadData
 from stagealign.base.words import listed, short
 from stagealign.data.formats import Row
 from stagealign.data.picking import Pick, Shelf, Shelved, empty, positive, some
-from stagealign.data.tables import Tally, digest_of, local_file, numbered_rows
+from stagealign.data.tables import Tally, digest_of, numbered_rows, table_at
 from stagealign.data.texts import Unusable, given_in, prompt_text, text_in
-from stagealign.oracle.recorded_rows import Pair, Recorded, RecordedPrompt, Verdict, pair_key, pair_order
+from stagealign.oracle.recorded_rows import PairKey, Recorded, RecordedPair, RecordedPrompt, pair_key, pair_order
 
 RECORDED = {"pairs": ("prompt", "a", "b", "preference"), "scores": ("prompt", "source", "completion", "score")}
 ANSWERS = {"a": 1.0, "b": 0.0, "tie": 0.5}
@@ -38,9 +38,7 @@ def read_recorded(path: str | Path, prompts: int | None = None, seed: int = 0) -
     """
     positive(prompts)
     source = str(path)
-    local = local_file(source)
-    if local is None:
-        raise BadData(f"{source}: no such file; `recorded:FILE` needs a .jsonl, .json, .csv or .parquet file")
+    local = table_at(source)
     unit, rows = numbered_rows(source, {*RECORDED["pairs"], *RECORDED["scores"]})
     tally = Tally(unit)
     reader: _Pairs | _Scores | None = None
@@ -66,14 +64,14 @@ class _Pairs:
     def __init__(self, source: str, tally: Tally):
         self.source, self.tally = source, tally
         self.used = 0
-        self.pairs: dict[Pair, Verdict] = {}
+        self.pairs: dict[PairKey, RecordedPair] = {}
         self.sides: dict[bool, tuple[int, Any]] = {}
 
     def add(self, number: int, row: Row) -> None:
         prompt, a, b = _prompt(row), _completion(row, "a"), _completion(row, "b")
         share = self._share(number, row)
         first = pair_order(a, b)
-        verdict = self.pairs.setdefault(pair_key(prompt, a, b), Verdict())
+        verdict = self.pairs.setdefault(pair_key(prompt, a, b), RecordedPair())
         if share is None:
             raise Unusable("failed judgment")
         self.used += 1
@@ -112,7 +110,7 @@ class _Pairs:
         )
 
 
-class _Row(NamedTuple):
+class _ScoredRow(NamedTuple):
     """One scored candidate as it lies on the shelf."""
 
     before: int
@@ -140,7 +138,7 @@ class _Scores:
     def __init__(self, source: str, tally: Tally, prompts: int | None, seed: int):
         self.source, self.tally = source, tally
         self.pick: Pick[_Scored] = Pick(prompts, seed)
-        self.shelf: Shelf[_Row] = Shelf()
+        self.shelf: Shelf[_ScoredRow] = Shelf()
 
     def add(self, number: int, row: Row) -> None:
         prompt, completion = _prompt(row), _completion(row, "completion")
@@ -160,7 +158,7 @@ class _Scores:
         if score is None:
             group.failed = True
         else:
-            group.last = self.shelf.put(_Row(group.last, source, completion, score, prompt))
+            group.last = self.shelf.put(_ScoredRow(group.last, source, completion, score, prompt))
 
     def result(self, given: int, digest: str) -> Recorded:
         """Sorts out prompts that cannot be voted on; a failed one is told from one that never had two sources."""

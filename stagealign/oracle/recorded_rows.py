@@ -31,7 +31,7 @@ class RecordedPrompt:
 
 
 @dataclass(slots=True)
-class Verdict:
+class RecordedPair:
     """What is recorded of one pair, seen from one order of its texts."""
 
     forward: float = 0.0
@@ -53,7 +53,7 @@ class Verdict:
         return _sign(self.forward / self.forwards) != _sign(self.backward / self.backwards)
 
 
-Pair: TypeAlias = tuple[bytes, bytes, bytes]
+PairKey: TypeAlias = tuple[bytes, bytes, bytes]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Recorded:
     tally: Tally
     prompts: Sequence[RecordedPrompt]
     """Form `scores`: prompts with candidates of both sources, in random order."""
-    pairs: dict[Pair, Verdict] = field(repr=False)
+    pairs: dict[PairKey, RecordedPair] = field(repr=False)
     """Form `pairs`: verdicts by the hashes of prompt and texts."""
     most_votes: int = 0
     """Form `scores`: most comparisons across sources that a prompt has."""
@@ -102,10 +102,12 @@ def pair_order(a: str, b: str) -> bool:
     return marked(a) <= marked(b)
 
 
-def pair_key(prompt: str, a: str, b: str) -> Pair:
+def pair_key(prompt: str, a: str, b: str) -> PairKey:
+    """Key of a pair, the same for both orders of its texts."""
     low, high = sorted((marked(a), marked(b)))
     return marked(prompt), low, high
 
 
 def cross_pairs(contest: Contest) -> Iterator[tuple[str, str]]:
+    """Each (on, off) of a contest, those of the first `on` first."""
     return ((on, off) for on in contest.on for off in contest.off)

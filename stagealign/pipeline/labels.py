@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from stagealign.data.tables import digest_of, table_at
 from stagealign.pipeline.kinds import JOINED_PAIRS
 from stagealign.pipeline.layout import Layout, Paths, make
 from stagealign.store.artifact import Artifact
@@ -13,10 +14,13 @@ def oracle(at: Paths, ratings: Mapping[str, Artifact]) -> Artifact:
     row, weights = at.preference.oracle_kinds, at.scale.oracle_weights
     params: dict[str, Any] = dict(row.params)
     path = f"{at.shared}/oracle"
-    if at.preference.oracle_named:
+    name = at.preference.oracle_named
+    if name:
         params |= {"oracle": at.preference.oracle}
-        path = f"{at.asked}/oracle"
-    elif row.ready.fetches:
+        path, weights = f"{at.asked}/oracle", name
+        if row.reads_file:
+            params["content"] = digest_of(table_at(name))
+    if row.ready.fetches:
         params |= {row.ready.fetches: weights, "revision": None}
     learned = ratings if row.learns_from_ratings else {}
     return make("oracle", row.ready, path, params, **learned)

@@ -205,7 +205,7 @@ def make_plan(
     cells: Iterable[Cell],
     seeds: Sequence[int],
     store: Store,
-    wish: Wish = Wish(),  # noqa: B008, it is frozen
+    wish: Wish = Wish(),
     stands: Callable[[Run], bool] = lambda run: False,
     on: Processor | None = None,
 ) -> Plan:

@@ -7,6 +7,7 @@ from stagealign.base.errors import BadSpec
 from stagealign.grid.cell import Scale
 from stagealign.plan.flops import Processor
 from stagealign.plan.formulas import FORMULAS
+from stagealign.plan.labelling import LABELLING
 from stagealign.store.artifact import Artifact
 
 
@@ -34,10 +35,11 @@ class CostEstimate:
 
 def estimate(artifact: Artifact, scale: Scale) -> CostEstimate:
     """The cost of building `artifact`. Raises BadSpec where its kind names no formula: "free" must be written."""
-    formula = FORMULAS.get(artifact.kind.price)
+    formulas = {**FORMULAS, **LABELLING}
+    formula = formulas.get(artifact.kind.price)
     if formula is None:
         raise BadSpec(
             f"kind {artifact.kind.name!r}: price {artifact.kind.price!r} is unknown; choose one of "
-            f"{', '.join(FORMULAS)}"
+            f"{', '.join(formulas)}"
         )
     return CostEstimate(light=artifact.kind.light, **formula(artifact, scale))

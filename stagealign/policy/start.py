@@ -89,6 +89,11 @@ def _asked(name: str, revision: str | None) -> str:
     return f"checkpoint {name!r} at {revision or 'its newest revision'}"
 
 
+def checkpoint_folder(name: str) -> Path:
+    """Folder of a checkpoint's files: a local one, or the hub's newest, fetched. Raises CannotRun if it has none."""
+    return Path(name) if Path(name).is_dir() else _snapshot(name, None, CHECKPOINT_FILES)
+
+
 def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
     """Folder of a checkpoint's files, from the hub or its cache. Raises CannotRun with what to do."""
     from huggingface_hub import snapshot_download

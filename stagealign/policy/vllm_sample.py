@@ -16,26 +16,28 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from stagealign.base.errors import BadNumbers, CannotRun, StagealignError
 from stagealign.base.identity import stream
 from stagealign.base.processes import Job, gpu_count, run_all
 from stagealign.data.records import Candidate, Prompt, asked_prompts, sampled_facts, write_rows
 from stagealign.grid.spec import Decoding, Engine
-from stagealign.store.artifact import Work
+from stagealign.policy.vllm_worker import AskedRow, SampledText
+from stagealign.store.artifact import Facts, Work
 from stagealign.store.folder import SCRATCH
 
 PYTHON = "STAGEALIGN_VLLM_PYTHON"
 """Variable that names the Python of another environment, where vLLM cannot be installed beside this package."""
+Answers = Mapping[str, list[SampledText]]
+"""Completions by prompt hash."""
 WORKER = Path(__file__).with_name("vllm_worker.py")
 OLDEST, NEWEST = (0, 22), (0, 33)
 """Versions that are taken; 0.31 was run, of the others the documented signatures were read."""
 CHUNK = 1024
 """Prompts of one process between two writes; execution, not identity."""
-SETTINGS: Mapping[str, Any] = {
+SETTINGS: Mapping[str, object] = {
     "enable_prefix_caching": True,
     "enforce_eager": False,
     "generation_config": "vllm",  # not the checkpoint's: the decoding is the spec's
@@ -46,10 +48,12 @@ SETTINGS: Mapping[str, Any] = {
 """What `LLM` is told besides model, dtype, length and seed; part of identity."""
 
 
-def engine() -> Engine:
+def engine(url: str | None = None, decoding: Decoding | None = None, home: Path | None = None) -> Engine:
     """The vLLM that this machine has: version, and settings that may move a sample.
 
-    Raises CannotRun where it is not installed, not of a known version, or has no GPU to run on.
+    It depends on no argument: a row of `grid.samplers.SAMPLERS` calls every engine alike.
+
+    Raises CannotRun if vLLM is not installed, not of a known version, or has no GPU to run on.
     """
     found = _installed()
     name, version = found["name"], found["version"]
@@ -64,12 +68,12 @@ def engine() -> Engine:
 
 def _installed() -> dict[str, str]:
     """Name and version of the distribution that has vLLM. Raises CannotRun where there is none."""
-    python = _python()
+    words = [python(), "-I", str(WORKER), "--installed"]
     try:
-        done = subprocess.run([python, "-I", str(WORKER), "--installed"], capture_output=True, text=True, check=True)
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1:]
-        raise CannotRun(f"{PYTHON}={python!r}: cannot be run ({''.join(said)}); name a Python with vLLM") from error
+        raise CannotRun(f"{PYTHON}={words[0]!r}: cannot be run ({''.join(said)}); name a Python with vLLM") from error
     found: dict[str, str] | None = json.loads(done.stdout)
     if found is None:
         raise CannotRun(
@@ -79,7 +83,8 @@ def _installed() -> dict[str, str]:
     return found
 
 
-def _python() -> str:
+def python() -> str:
+    """The Python that has vLLM: `PYTHON` names it, else the one that runs this."""
     return os.environ.get(PYTHON) or sys.executable
 
 
@@ -88,53 +93,51 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(one) for one in version.split(".")[:2] if one.isdigit())
 
 
-def build(work: Work) -> dict[str, Any]:
+def build(work: Work) -> Facts:
     """Builder of `candidates` by vLLM: samples of a policy on the prompts of a file; facts as of `sample.build`."""
     from stagealign.policy import lm
 
-    now, planned = engine(), work.params["engine"]
-    if (now.version, now.settings) != (planned["version"], planned["settings"]):
-        raise CannotRun(f"vLLM {now.version} is here, planned was {planned['version']} or other settings; run again")
+    _check_planned(work)
     shape = lm.load_shape(work.inputs["policy"])
     lm.check_ends(shape, str(work.inputs["policy"]))
     prompts = asked_prompts(work.inputs["prompts"], work.params["splits"], work.params.get("part"))
     ids = {prompt.hash: shape.prompt_ids(prompt.text) for prompt in prompts}
-    decoding = Decoding(**work.params["decoding"])
+    decoding, count, ends = Decoding(**work.params["decoding"]), work.params["count"], lm.end_ids(shape)
     longest = max(map(len, ids.values()))
     lm.check_context(shape, longest, decoding.max_new_tokens)
     folder = work.out / SCRATCH / "vllm"
     folder.mkdir(parents=True, exist_ok=True)
-    kept = dict(_answers(folder))
-    rows = [
+    kept = dict(answers(folder))
+    rows: list[AskedRow] = [
         {"key": key, "ids": one, "seed": stream(work.params["seed"], "sample", key) >> 1}
         for key, one in ids.items()
         if key not in kept
     ]
-    ends = lm.end_ids(shape)
     if rows:
-        told = {
-            "llm": {
-                "model": str(work.inputs["policy"]),
-                "dtype": work.params["dtype"],
-                "max_model_len": longest + decoding.max_new_tokens,
-                "seed": 0,
-                **SETTINGS,
-            },
-            "sampling": wishes(decoding, work.params["count"], ends),
-            "chunk": CHUNK,
-        }
-        _run(told, rows, folder, work.context.devices.count)
-    answers = dict(_answers(folder))
-    decode = shape.tokenizer.decode
-    candidates = [
-        one for prompt in prompts for one in read(prompt, answers[prompt.hash], work.params["count"], ends, decode)
-    ]
+        length, told = longest + decoding.max_new_tokens, wishes(decoding, count, ends)
+        described_work = described(work.inputs["policy"], work.params["dtype"], length, told)
+        _run(described_work, rows, folder, work.context.devices.count)
+    found, decode = dict(answers(folder)), shape.tokenizer.decode
+    candidates = [one for prompt in prompts for one in read(prompt, found[prompt.hash], count, ends, decode)]
     write_rows(work.out / "candidates.jsonl", candidates)
-    return sampled_facts(candidates) | {"kept": len(kept)}
+    return {**sampled_facts(candidates), "kept": len(kept)}
 
 
-def wishes(decoding: Decoding, count: int, ends: Sequence[int]) -> dict[str, Any]:
-    """What `SamplingParams` is told, but for the seed; vLLM refuses several greedy completions, which are all one."""
+def _check_planned(work: Work) -> None:
+    """Raises CannotRun if another vLLM, or other settings, are here than were planned."""
+    now, planned = engine(), work.params["engine"]
+    if (now.version, now.settings) != (planned["version"], planned["settings"]):
+        raise CannotRun(f"vLLM {now.version} is here, planned was {planned['version']} or other settings; run again")
+
+
+def described(model: Path, dtype: str, length: int, sampling: Mapping[str, object]) -> Mapping[str, object]:
+    """What a worker is told beside its prompts; `length`: most tokens of a prompt with its completion."""
+    llm = {"model": str(model), "dtype": dtype, "max_model_len": length, "seed": 0, **SETTINGS}
+    return {"llm": llm, "sampling": sampling, "chunk": CHUNK}
+
+
+def wishes(decoding: Decoding, count: int, ends: Sequence[int]) -> Mapping[str, object]:
+    """Arguments of `SamplingParams`, but for the seed; one completion if greedy, as vLLM refuses several equal ones."""
     return {
         "n": count if decoding.temperature > 0 else 1,
         "temperature": decoding.temperature,
@@ -149,28 +152,25 @@ def wishes(decoding: Decoding, count: int, ends: Sequence[int]) -> dict[str, Any
     }
 
 
-def shares(rows: Sequence[Mapping[str, Any]], processes: int) -> list[list[Mapping[str, Any]]]:
-    """Each process's prompts: dealt out by length, so that all have about the same work; none waits for another's."""
+def shares(rows: Sequence[AskedRow], processes: int) -> list[list[AskedRow]]:
+    """Prompts of each process, dealt out by length so that all have about the same work."""
     order = sorted(rows, key=lambda row: (-len(row["ids"]), row["key"]))
     return [part for part in (order[rank::processes] for rank in range(processes)) if part]
 
 
-def _run(told: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folder: Path, processes: int) -> None:
-    """Has the prompts answered by so many processes, one a GPU. Raises StagealignError with what a failed one said."""
+def _run(told: Mapping[str, object], rows: Sequence[AskedRow], folder: Path, processes: int) -> None:
+    """Has the prompts answered by so many processes, one a GPU. Raises StagealignError with the log of a failed one."""
     jobs = []
-    gpus = _gpus()
     for rank, part in enumerate(shares(rows, processes)):
-        described = folder / f"work-{rank}.json"
-        out = folder / f"answers-{rank}.jsonl"
-        described.write_text(json.dumps({**told, "rows": part, "out": str(out)}), encoding="utf-8")
-        place = {"CUDA_VISIBLE_DEVICES": gpus[rank]} if gpus else {}
-        environment = os.environ | ENVIRONMENT | place
-        jobs.append(Job([_python(), "-I", str(WORKER), str(described)], environment, folder / f"log-{rank}"))
+        file, out = folder / f"work-{rank}.json", folder / f"answers-{rank}.jsonl"
+        file.write_text(json.dumps({**told, "rows": part, "out": str(out)}), encoding="utf-8")
+        jobs.append(Job([python(), "-I", str(WORKER), str(file)], environment(rank), folder / f"log-{rank}"))
     for job, code in zip(jobs, run_all(jobs), strict=True):
         if code > 0:
-            tail = "\n".join(job.log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
-            raise StagealignError(f"vLLM: ended with {code}; what it answered is kept. The end of {job.log}:\n{tail}")
-    lacking = {row["key"] for row in rows} - dict(_answers(folder)).keys()
+            raise StagealignError(
+                f"vLLM: ended with {code}; what it answered is kept. The end of {job.log}:\n{tail(job.log)}"
+            )
+    lacking = {row["key"] for row in rows} - dict(answers(folder)).keys()
     if lacking:
         raise StagealignError(f"vLLM: {len(lacking)} of {len(rows)} prompts have no answer; run the same command again")
 
@@ -182,15 +182,26 @@ ENVIRONMENT = {
 }
 
 
+def environment(rank: int) -> dict[str, str]:
+    """Environment of the process of this number: it sees one GPU, if the machine has any."""
+    gpus = _gpus()
+    return os.environ | ENVIRONMENT | ({"CUDA_VISIBLE_DEVICES": gpus[rank]} if gpus else {})
+
+
+def tail(log: Path) -> str:
+    """Last 20 lines of a log."""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
+
+
 def _gpus() -> list[str]:
-    """Names of the GPUs that this process may use; none on a machine without one."""
+    """Names of the GPUs that this process may use; empty on a machine without one."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = gpu_count()
     return [one.strip() for one in visible.split(",")][:count] if visible else [str(one) for one in range(count)]
 
 
-def _answers(folder: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """(prompt hash, completions) of every whole line; half a line that a kill left is none."""
+def answers(folder: Path) -> Iterator[tuple[str, list[SampledText]]]:
+    """(prompt hash, completions) of every whole line; half a line that a kill left is skipped."""
     for path in sorted(folder.glob("answers-*.jsonl")):
         for line in path.read_bytes().splitlines(keepends=True):
             if line.endswith(b"\n"):
@@ -202,9 +213,9 @@ def _answers(folder: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def read(
-    prompt: Prompt, outputs: Sequence[Mapping[str, Any]], count: int, ends: Sequence[int], decode: Any
+    prompt: Prompt, outputs: Sequence[SampledText], count: int, ends: Sequence[int], decode: Callable[..., str]
 ) -> Iterator[Candidate]:
-    """One prompt's candidates as `sample.sample` would give them. Raises StagealignError where one is no completion."""
+    """One prompt's candidates as `sample.sample` gives them. Raises StagealignError if one did not end as it should."""
     if len(outputs) == 1 < count:
         outputs = [outputs[0]] * count
     if len(outputs) != count:

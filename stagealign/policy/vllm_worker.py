@@ -1,13 +1,56 @@
-"""One vLLM process: reads token ids from a file, appends what it samples to another. Runs in vLLM's own environment.
+"""One vLLM process: token ids from a file, samples appended to another. Runs in vLLM's own environment.
 
 It imports nothing but the standard library and vLLM, for vLLM pins a transformers and a torch of its own: most of its
-versions cannot be installed beside this package. The process that started it is `vllm_sample`.
+versions cannot be installed beside this package. `vllm_sample` and `vllm_process` start it.
 """
 
 import json
+import os
 import sys
+from collections.abc import Iterable
 from importlib import metadata
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
+
+
+class AskedRow(TypedDict):
+    """One prompt to answer."""
+
+    key: str
+    """Prompt hash."""
+    ids: list[int]
+    """Token ids of the prompt."""
+    seed: int
+
+
+class SampledText(TypedDict):
+    """One completion."""
+
+    ids: list[int]
+    """Token ids, the end token included."""
+    finish: str | None
+    logp: float | None
+    """Log-probability at temperature 1, in nats, end token included."""
+
+
+class AnswerRow(TypedDict):
+    """Completions of one prompt."""
+
+    key: str
+    outputs: list[SampledText]
+
+
+class SamplingWork(TypedDict):
+    """Prompts to answer, and how."""
+
+    llm: dict[str, Any]
+    """Arguments of `vllm.LLM`."""
+    sampling: dict[str, Any]
+    """Arguments of `vllm.SamplingParams`, but for the seed."""
+    chunk: int
+    """Prompts between two writes."""
+    rows: list[AskedRow]
+    out: str
+    """File that the answers are appended to."""
 
 
 def installed() -> dict[str, str] | None:
@@ -19,14 +62,15 @@ def installed() -> dict[str, str] | None:
     return {"name": names[0], "version": metadata.version(names[0])} if names else None
 
 
-def sample(work: dict[str, Any]) -> int:
+def sample(work: SamplingWork, llm: Any = None) -> int:
     """Number of prompts answered; each is one line of `work["out"]`, written a chunk at a time.
 
-    All candidates of a prompt are one request with a seed of its own: vLLM gives candidate j the seed plus j.
+    All candidates of a prompt are one request with a seed of its own: vLLM gives candidate j the seed plus j. `llm` is
+    the engine, started here if it is None.
     """
-    from vllm import LLM, SamplingParams
+    from vllm import SamplingParams
 
-    llm = LLM(**work["llm"])
+    llm = llm or engine(work)
     rows, done = work["rows"], 0
     with open(work["out"], "a+b") as file:
         close_line(file)
@@ -42,6 +86,34 @@ def sample(work: dict[str, Any]) -> int:
     return done
 
 
+def engine(work: SamplingWork) -> Any:
+    """VLLM with the weights that the work names."""
+    from vllm import LLM
+
+    return LLM(**work["llm"])
+
+
+def listen(lines: Iterable[str]) -> None:
+    """Answers the work files that `lines` name, one a line, with the engine of the first; a line on stdout ends each.
+
+    Whatever else writes to stdout, as vLLM's log does, goes to stderr.
+    """
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as said:
+        os.dup2(2, 1)
+        llm = None
+        for line in lines:
+            work = read(line.rstrip("\n"))
+            llm = llm or engine(work)
+            print(sample(work, llm), file=said, flush=True)
+
+
+def read(path: str) -> SamplingWork:
+    """The work that a file describes."""
+    with open(path, encoding="utf-8") as file:
+        work: SamplingWork = json.load(file)
+    return work
+
+
 def close_line(file: BinaryIO) -> None:
     """Ends half a line that a kill left, so that the next one is whole."""
     if file.seek(0, 2):
@@ -50,11 +122,11 @@ def close_line(file: BinaryIO) -> None:
             file.write(b"\n")
 
 
-def answer(row: dict[str, Any], output: Any) -> dict[str, Any]:
+def answer(row: AskedRow, output: Any) -> AnswerRow:
     """One prompt's line, from vLLM's RequestOutput; the end token is among a completion's ids, as vLLM has it."""
     if list(output.prompt_token_ids) != row["ids"]:
         raise ValueError(f"prompt {row['key']}: vLLM read other token ids than it was given")
-    texts = [
+    texts: list[SampledText] = [
         {
             "ids": [int(one) for one in text.token_ids],
             "finish": text.finish_reason,
@@ -66,13 +138,13 @@ def answer(row: dict[str, Any], output: Any) -> dict[str, Any]:
 
 
 def main(words: list[str]) -> None:
-    """`--installed` prints which vLLM there is; else the one word is the file that describes the work."""
+    """`--installed` prints which vLLM there is, `--listen` reads names of work files from stdin; else a work file."""
     if words == ["--installed"]:
         print(json.dumps(installed()))
-        return
-    with open(words[0], encoding="utf-8") as file:
-        work = json.load(file)
-    print(f"{sample(work)} prompts answered", flush=True)
+    elif words == ["--listen"]:
+        listen(sys.stdin)
+    else:
+        print(f"{sample(read(words[0]))} prompts answered", flush=True)
 
 
 if __name__ == "__main__":

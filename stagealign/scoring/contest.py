@@ -1,10 +1,11 @@
 """What an oracle of the boundary meter is given and gives back, whatever kind it is."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from stagealign.base.errors import StagealignError
+from stagealign.store.artifact import Identity
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,17 @@ class Judged:
     tokens: int = 0
     """Billed by a served oracle for it."""
     seconds: float | None = None
-    """That judging took; None where nobody took the time."""
+    """Spent on judging; None if not timed."""
+
+
+VERDICT_COLUMNS = tuple(field.name for field in fields(Judged))
+"""Columns of a kept verdict, beside its key."""
+
+
+def judged_of(row: Mapping[str, Any]) -> Judged:
+    """The verdict of a kept row; columns that are not a verdict's are left out."""
+    values = {name: tuple(row.get(name, ())) for name in ("on", "off", "won")}
+    return Judged(**{name: row[name] for name in VERDICT_COLUMNS if name in row} | values)
 
 
 def by_pairs(won: Sequence[float], contest: Contest, compared: int, changed: int) -> Judged:
@@ -55,15 +66,15 @@ def by_pairs(won: Sequence[float], contest: Contest, compared: int, changed: int
     )
 
 
-class Spent(StagealignError):
-    """An oracle has reached the limit that it was given; verdicts up to here were given, and the text says which."""
+class BudgetSpent(StagealignError):
+    """Error of an oracle that reached its limit, named in the text; the verdicts before it stand."""
 
 
 class Oracle(Protocol):
     """Anything that can judge contests."""
 
     @property
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Identity:
         """What may change a verdict: kind, weights or model name, settings; part of the meter's cache key."""
         ...
 

@@ -24,7 +24,7 @@ from stagealign.policy.checkpoints import (
 )
 from stagealign.scoring.contest import Contest, Judged
 
-Text = Literal["chat", "pair", "completion"]
+TextForm = Literal["chat", "pair", "completion"]
 """What is scored: a conversation of user and assistant by the chat template, prompt and completion as the tokenizer
 joins two texts, or the completion alone (the lab's own reward head)."""
 LONGEST = 4096
@@ -34,7 +34,7 @@ WINDOW = 64
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """Token ids of one scored text, at most `max_length`."""
 
     ids: list[int]
@@ -55,7 +55,7 @@ class RewardOracle:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         weights: str,
-        text: Text,
+        text: TextForm,
         max_length: int,
         batch_tokens: int | None = None,
     ):
@@ -101,22 +101,22 @@ class RewardOracle:
                 cut = sum(rows[i].cut for i in own)
                 yield Judged(found[: len(contest.on)], found[len(contest.on) :], truncated=cut)
 
-    def _row(self, prompt: str, completion: str) -> "Row":
+    def _row(self, prompt: str, completion: str) -> "TokenRow":
         if self.text == "chat":
             ids = self._tokens(_conversation(self.tokenizer, prompt, completion), special=False)
             if len(ids) <= self.max_length:
-                return Row(ids)
+                return TokenRow(ids)
             asked = self._tokens(_conversation(self.tokenizer, prompt, None), special=False)
-            return Row(ids[: self.max_length], cut=True, lost=len(asked) >= self.max_length)
+            return TokenRow(ids[: self.max_length], cut=True, lost=len(asked) >= self.max_length)
         texts = (prompt, completion) if self.text == "pair" else (completion,)
         ids = self._tokens(*texts)
         over = len(ids) - self.max_length
         if over <= 0:
-            return Row(ids)
+            return TokenRow(ids)
         if over >= len(self._tokens(completion, special=False)):
-            return Row([], cut=True, lost=True)
+            return TokenRow([], cut=True, lost=True)
         side = "only_second" if self.text == "pair" else "only_first"  # keeps the separator at the end
-        return Row(self._tokens(*texts, truncation=side, max_length=self.max_length), cut=True)
+        return TokenRow(self._tokens(*texts, truncation=side, max_length=self.max_length), cut=True)
 
     def _tokens(self, *texts: str, special: bool = True, **limits: Any) -> list[int]:
         return list(self.tokenizer(*texts, add_special_tokens=special, verbose=False, **limits).input_ids)
@@ -153,7 +153,7 @@ class RewardOracle:
 def load(
     name: str,
     revision: str | None = None,
-    text: Text | Literal["auto"] = "auto",
+    text: TextForm | Literal["auto"] = "auto",
     max_length: int | None = None,
     dtype: str = "float32",
     batch_tokens: int | None = None,
@@ -163,11 +163,11 @@ def load(
     `auto` text is `chat` where the tokenizer has a chat template, else `pair`; `max_length` by default is the smaller
     limit of tokenizer and config. Raises StagealignError for anything but a classifier with one logit.
     """
-    if text not in (*get_args(Text), "auto"):
-        raise StagealignError(f"text {text!r}: unknown; one of auto, {', '.join(get_args(Text))}")
+    if text not in (*get_args(TextForm), "auto"):
+        raise StagealignError(f"text {text!r}: unknown; one of auto, {', '.join(get_args(TextForm))}")
     config = check(name, revision)
     tokenizer = read_tokenizer(name, revision)
-    chosen: Text = text if text != "auto" else "chat" if tokenizer.chat_template else "pair"
+    chosen: TextForm = text if text != "auto" else "chat" if tokenizer.chat_template else "pair"
     if chosen == "chat":
         if not tokenizer.chat_template:
             raise StagealignError(f"checkpoint {name!r}: its tokenizer has no chat template; take text='pair'")

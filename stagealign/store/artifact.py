@@ -53,6 +53,8 @@ class Context:
     """USD that a judge may cost while one artifact is built; None: no paid judge."""
     policy_url: str | None = None
     """URL of the server that samples; which engine answers there is identity."""
+    judge_url: str | None = None
+    """URL of the server of a judge that labels; what the judge calls itself stands in the facts of its labels."""
     gold_folder: str | None = None
     """Folder of the classifier that evaluates, if it is a local one; its content is identity."""
 

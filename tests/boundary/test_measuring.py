@@ -12,9 +12,9 @@ import pytest
 
 from stagealign.base.errors import CannotRun, StagealignError
 from stagealign.boundary.measure import measure_boundary
-from stagealign.boundary.request import Request
+from stagealign.boundary.request import BoundaryRequest
 from stagealign.boundary.to_judge import write_pairs
-from stagealign.cli import boundary
+from stagealign.cli.output import check_json
 from stagealign.grid.spec import Decoding
 from stagealign.report.pages.meter import careful, fact_rows, figure, number, page, percent
 
@@ -131,7 +131,7 @@ def test_pairs_are_written_judged_blind_and_found_again(tmp_path, monkeypatch, p
     policy, _ = policy_and_reward
     rows = [{"prompt": f'=1+{i},\n"x"', "chosen": f"=good({i})\r\n2nd", "rejected": f"-bad {i}"} for i in range(20)]
     data, file = str(write(tmp_path / "pairs.jsonl", rows)), tmp_path / f"judge{ending}"
-    request = Request(policy, data, prompts=12, decoding=Decoding(max_new_tokens=6))
+    request = BoundaryRequest(policy, data, prompts=12, decoding=Decoding(max_new_tokens=6))
     written = write_pairs(request, file)
     assert (written.pairs, written.prompts, written.failed) == (48, 12, 0)
     assert "--prompts 12 --max-new-tokens 6 --oracle recorded:" in written.then
@@ -175,14 +175,16 @@ def test_pairs_are_written_judged_blind_and_found_again(tmp_path, monkeypatch, p
 )
 def test_pairs_refuse_what_they_have_no_use_for(tmp_path, options, others, message):
     with pytest.raises(StagealignError, match=message):
-        write_pairs(Request(**{"policy": "p", "data": "d.jsonl", **options}), tmp_path / "new.csv", others=others)
+        write_pairs(
+            BoundaryRequest(**{"policy": "p", "data": "d.jsonl", **options}), tmp_path / "new.csv", others=others
+        )
 
 
 def test_pairs_never_overwrite_judgments(tmp_path):
     file = write(tmp_path / "judge.jsonl", [{"prompt": "p", "a": "x", "b": "y", "preference": "a"}])
     for path, message in ((file, "is there already"), (tmp_path / "x.txt", "unknown ending; one of .csv, .jsonl")):
         with pytest.raises(StagealignError, match=message):
-            write_pairs(Request("p", "d.jsonl"), path)
+            write_pairs(BoundaryRequest("p", "d.jsonl"), path)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +221,7 @@ def test_an_oracle_is_known_in_any_letter_case_and_a_near_one_is_suggested(tmp_p
 def test_pairrm_that_cannot_be_reached_names_a_local_copy(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code = (
-        "from stagealign.boundary.measure import Request, open_oracle\n"
+        "from stagealign.boundary.measure import open_oracle\n"
         "try:\n    open_oracle('PairRM')\nexcept Exception as error:\n    print(error)"
     )
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path)}
@@ -288,8 +290,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_measurement(option
     for place, words in ((tmp_path, "a folder; name a file in it"), (tmp_path / "file/x.json", "is no folder")):
         asked = {"json_file": None, "html": None, option: place}
         with pytest.raises(CannotRun, match=words):
-            boundary.writable(**asked)
-    boundary.writable("-", tmp_path / "new" / "page.html")
+            check_json(**asked)
+    check_json("-", tmp_path / "new" / "page.html")
 
 
 def test_a_folder_that_is_not_there_is_called_one():

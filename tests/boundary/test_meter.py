@@ -8,12 +8,12 @@ import pytest
 
 from stagealign.base.errors import BadData, StagealignError
 from stagealign.boundary.meter import Meter, batches, kept_at, measure
-from stagealign.boundary.sampling import Item, Sampled
-from stagealign.boundary.tally import Looks, Tally
-from stagealign.scoring.contest import Judged, Spent
+from stagealign.boundary.sampling import MeterPrompt, SampledPrompt
+from stagealign.boundary.tally import Looks, VoteTally
+from stagealign.scoring.contest import BudgetSpent, Judged
 from stagealign.store.kept import Kept
 
-ITEMS = [Item(f"{i:04x}", f"prompt {i}", ("good static", "bad")) for i in range(400)]
+ITEMS = [MeterPrompt(f"{i:04x}", f"prompt {i}", ("good static", "bad")) for i in range(400)]
 
 
 class Coin:
@@ -34,7 +34,7 @@ class Coin:
 
 
 def sampler(items):
-    return [Sampled((f"one {item.key}", f"two {item.key}"), 8, 1) for item in items]
+    return [SampledPrompt((f"one {item.key}", f"two {item.key}"), 8, 1) for item in items]
 
 
 def meter(oracle, sampled=None, verdicts=None):
@@ -85,9 +85,9 @@ def test_a_score_outside_of_its_running_interval_is_explained():
 
 
 def test_looks_that_rule_out_every_score_are_told():
-    looks, tally, item = Looks.at(0.95, 1), Tally(), Item("k", "p", ("y",))
+    looks, tally, item = Looks.at(0.95, 1), VoteTally(), MeterPrompt("k", "p", ("y",))
     for i in range(200):
-        tally.add(item, Sampled(("x",), 1, 0), Judged((float(i < 100),), (0.5,)))
+        tally.add(item, SampledPrompt(("x",), 1, 0), Judged((float(i < 100),), (0.5,)))
         looks.add(tally)
     assert any("ruled out every score" in line for line in looks.remarks(0.5, 0.5))
 
@@ -100,7 +100,7 @@ def test_the_running_score_has_a_point_a_prompt_and_not_too_many(decide):
     assert (prompts, score, (low, high)) == (40, short.boundary_score, short.interval)
     first = measure(ITEMS[:7], meter(Coin(0.5)), {}, decide=decide)
     assert short.running[6] == first.running[-1]
-    items = [Item(f"{i:05x}", f"prompt {i}", ("good static", "bad")) for i in range(1000)]
+    items = [MeterPrompt(f"{i:05x}", f"prompt {i}", ("good static", "bad")) for i in range(1000)]
     long = measure(items, meter(Coin(0.5)), {}, decide=decide)
     assert len(long.running) <= 200
     assert long.running[-1][0] == 1000
@@ -217,7 +217,7 @@ def test_an_interrupt_gives_what_is_known_so_far():
 
 
 @pytest.mark.parametrize("decide", [None, 0.95])
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), Spent("no more than 100 tokens")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), BudgetSpent("no more than 100 tokens")])
 def test_verdicts_of_a_batch_that_was_not_finished_count(tmp_path, decide, error):
     class Ends(Coin):
         def judge(self, contests):
@@ -254,7 +254,7 @@ def test_completions_of_a_batch_that_was_not_finished_are_kept(tmp_path):
 def test_a_prompt_that_the_policy_cannot_answer_is_a_failure():
     def refuses(items):
         pairs = zip(items, sampler(items), strict=True)
-        return [Sampled((), 0, 0, "too long") if item is ITEMS[2] else one for item, one in pairs]
+        return [SampledPrompt((), 0, 0, "too long") if item is ITEMS[2] else one for item, one in pairs]
 
     oracle = Coin(0.7)
     found = measure(ITEMS, meter(oracle), {})
@@ -271,9 +271,9 @@ def test_pairs_vote_for_themselves_and_lengths_follow_them():
             return (Judged((0.0, 0.0), (0.0, 0.0), won=(1.0, 0.0, 0.5, 1.0)) for _ in contests)
 
     def wrote(items):
-        return [Sampled(("aaaa", "bb"), 2, 0) for _ in items]
+        return [SampledPrompt(("aaaa", "bb"), 2, 0) for _ in items]
 
-    items = [Item(f"{i}", "p", ("c", "ddd")) for i in range(10)]
+    items = [MeterPrompt(f"{i}", "p", ("c", "ddd")) for i in range(10)]
     found = measure(items, Meter(wrote, Pairs(), Kept(None), Kept(None)), {})
     assert found.votes == {"on": 25.0, "off": 15.0, "ties": 10}
     assert found.caveats["ties"] == 0.25
@@ -298,10 +298,10 @@ def test_ends_of_a_sequence_miss_as_seldom_as_they_say():
     rng, low_missed, high_missed, wrong = random.Random(7), 0, 0, 0
     streams, truth = 150, 0.55
     for _ in range(streams):
-        looks, tally, item = Looks.at(0.95, 1), Tally(), Item("k", "p", ("y",))
+        looks, tally, item = Looks.at(0.95, 1), VoteTally(), MeterPrompt("k", "p", ("y",))
         for _ in range(60):
             won = float(rng.random() < truth)
-            tally.add(item, Sampled(("x",), 1, 0), Judged((won,), (0.5,)))
+            tally.add(item, SampledPrompt(("x",), 1, 0), Judged((won,), (0.5,)))
             looks.add(tally)
         low, high = looks.cross.interval
         low_missed, high_missed = low_missed + (low > truth), high_missed + (high < truth)

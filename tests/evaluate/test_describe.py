@@ -12,7 +12,7 @@ from stagealign.base.errors import BadData
 from stagealign.data import assets, download
 from stagealign.data.records import Candidate, Pair, by_prompt, prompt_hash, write_rows
 from stagealign.evaluate import describe
-from stagealign.oracle import learned as oracle
+from stagealign.oracle import label as oracle
 from stagealign.policy import lm
 from stagealign.store.artifact import Work
 from stagealign.store.home import default_home

@@ -17,7 +17,7 @@ from stagealign.base.identity import fingerprint
 from stagealign.base.server import KEYS, RequestFailed, Server, checked_url
 from stagealign.oracle import judge as judging
 from stagealign.oracle.judge import LLMJudge, connect
-from stagealign.scoring.contest import Contest, Spent
+from stagealign.scoring.contest import BudgetSpent, Contest
 
 KEY = "sk-planted-7f3a91c05d"
 CONTEST = Contest("Name a colour.", ("good red", "bad blue"), ("fair green", "fair grey"))
@@ -267,7 +267,7 @@ def test_the_wait_that_a_server_asks_for_is_kept(ask, server):
 def test_a_judge_that_does_not_answer_is_an_error_before_any_work(server, always, reason):
     server.always = always
     with pytest.raises(StagealignError, match=reason) as caught:
-        connect("judge", server.url, timeout=0.3, attempts=3, backoff=0.01)
+        connect("judge", Server(server.url, timeout=0.3, attempts=3, backoff=0.01))
     assert KEY not in str(caught.value) + repr(caught.value)
     assert server.url in str(caught.value)
     assert "\x1b" not in str(caught.value)
@@ -279,7 +279,7 @@ def test_a_judge_that_is_not_there_is_an_error_before_any_work(server):
     closed.server_close()
     started = time.monotonic()
     with pytest.raises(StagealignError, match=r"cannot connect.*\(2 attempts\)"):
-        connect("judge", url, attempts=2, backoff=0.01)
+        connect("judge", Server(url, attempts=2, backoff=0.01))
     assert time.monotonic() - started < 5
 
 
@@ -306,7 +306,7 @@ def test_a_judge_stops_once_its_tokens_are_spent(ask, server):
     judge.check()
     judge.most_tokens = judge.server.tokens + 100
     given = []
-    with pytest.raises(Spent, match=r"tokens billed of at most 114; .* --max-judge-tokens"):
+    with pytest.raises(BudgetSpent, match=r"tokens billed of at most 114; .* --max-judge-tokens"):
         given.extend(one for one in judge.judge([CONTEST] * 50))
     assert 2 <= len(given) <= 5
     assert all(one.failed is None for one in given)

@@ -1,13 +1,18 @@
 """The oracle: what it learned is what it loads, the better one is chosen, ties and drops are counted, votes by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from stagealign.base.errors import BadData
 from stagealign.data.records import Candidate, Pair, prompt_hash, read_dicts, read_rows, write_rows
+from stagealign.grid import preferences
+from stagealign.oracle import label
 from stagealign.oracle import learned as oracle
+from stagealign.oracle.open import ORACLES
+from stagealign.scoring.contest import Contest
 from stagealign.store.artifact import Work
 
 GOOD, BAD = ("wonderful", "delightful", "moving", "superb"), ("dreadful", "tedious", "clumsy", "awful")
@@ -60,8 +65,8 @@ def test_spearman_by_hand():
     assert oracle.spearman([1, 2, 3], [3, 2, 1]) == -1
 
 
-def test_letters_is_the_share_of_letters(tmp_path):
-    assert oracle.letters(tmp_path)(["abc", "a1 2", "", "éé!!"]) == [1.0, 0.25, 0.0, 0.5]
+def test_letters_is_the_share_of_letters():
+    assert oracle.letters(["abc", "a1 2", "", "éé!!"]) == [1.0, 0.25, 0.0, 0.5]
 
 
 def candidates(*texts, source="off", truncated=()):
@@ -81,7 +86,7 @@ def rank(tmp_path):
             one.mkdir(exist_ok=True)
         write_rows(folder / "candidates.jsonl", rows)
         inputs = {"candidates": folder, "oracle": tmp_path}
-        facts = oracle.rank(Work({"oracle": "letters", "sign": sign}, inputs, out, tmp_path))
+        facts = label.rank(Work({"oracle": "letters", "sign": sign}, inputs, out, tmp_path))
         return read_rows(out / "pairs.jsonl", Pair), facts
 
     return run
@@ -146,7 +151,7 @@ def test_votes_by_hand(tmp_path):
     inputs = {"completions": tmp_path / "completions", "static": tmp_path / "static", "oracle": tmp_path}
     for sign, votes in ((1, [(3.5, 0.5, 1, 0), (1.0, 3.0, 0, 1)]), (-1, [(0.5, 3.5, 0, 1), (3.0, 1.0, 0.5, 0.5)])):
         (out := tmp_path / f"votes{sign}").mkdir()
-        assert oracle.votes(Work({"oracle": "letters", "sign": sign}, inputs, out, tmp_path)) == {"prompts": 2}
+        assert label.votes(Work({"oracle": "letters", "sign": sign}, inputs, out, tmp_path)) == {"prompts": 2}
         rows = list(read_dicts(out / "votes.jsonl"))
         assert [row["prompt"] for row in rows] == [prompt_hash("a"), prompt_hash("b")]
         assert [(row["on"], row["off"], row["top_on"], row["top_off"]) for row in rows] == votes
@@ -154,10 +159,22 @@ def test_votes_by_hand(tmp_path):
 
 
 def test_scores_are_signed(tmp_path):
-    rows = candidates("aa", "a1")
     for sign in (1, -1):
         work = Work({"oracle": "letters", "sign": sign}, {"oracle": tmp_path}, tmp_path, tmp_path)
-        assert np.allclose(oracle.score(rows, work), [sign * 1.0, sign * 0.5])
+        (verdict,) = label.labeller_of(work).verdicts([Contest("p", ("aa",), ("a1",))])
+        assert np.allclose((*verdict.on, *verdict.off), [sign * 1.0, sign * 0.5])
+
+
+def test_candidates_are_joined_by_prompt_source_and_index(rank):
+    rows = candidates("aaaa", "a111")
+    with pytest.raises(BadData, match=r"candidates\.jsonl: CandidateKey\(.*index=0\) comes twice"):
+        rank([rows[0], replace(rows[1], index=0)])
+
+
+def test_the_grid_and_the_meter_share_one_catalogue():
+    assert set(preferences.ORACLES) == set(ORACLES)
+    for key, row in preferences.ORACLES.items():
+        assert row.named == (ORACLES[key].needs_name and bool(ORACLES[key].usage)), key
 
 
 def test_the_saved_vocabulary_is_readable(fitted):

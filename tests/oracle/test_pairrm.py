@@ -13,8 +13,9 @@ from transformers import DebertaV2Config, DebertaV2Model, DebertaV2Tokenizer
 from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
 
 from stagealign.base.errors import StagealignError
-from stagealign.oracle import pairrm
+from stagealign.oracle import label, pairrm
 from stagealign.oracle.disentangled import ReadingAttention
+from stagealign.oracle.open import INSTRUCTION
 from stagealign.oracle.pairrm import MARKS, PairRM, PairRMOracle, verdict
 from stagealign.scoring.contest import Contest
 from stagealign.stats.votes import cross_votes, pair_votes
@@ -353,6 +354,7 @@ def test_labels_and_votes_as_artifacts(tmp_path):
     from stagealign.store.artifact import Work
 
     saved(tmp_path / "weights")
+    asked = {"oracle": "pairrm", "sign": 1}
     folders = {name: tmp_path / name for name in ("oracle", "candidates", "pairs", "votes")}
     for folder in folders.values():
         folder.mkdir()
@@ -363,11 +365,11 @@ def test_labels_and_votes_as_artifacts(tmp_path):
     candidates = [Candidate(prompt, text, "off", i) for prompt, pair in texts.items() for i, text in enumerate(pair)]
     write_rows(folders["candidates"] / "candidates.jsonl", candidates)
     inputs = {"oracle": folders["oracle"], "candidates": folders["candidates"]}
-    facts = pairrm.rank(Work({}, inputs, folders["pairs"], tmp_path))
+    facts = label.rank(Work(asked, inputs, folders["pairs"], tmp_path))
     assert (facts["pairs"], facts["drops"]) == (1, {"chosen equals rejected": 1, "empty completion": 1})
     oracle = pairrm.load(str(folders["oracle"]))
     wrapped = (
-        f"{pairrm.INSTRUCTION}USER: good film\nAssistant: <Response 1>",
+        f"{INSTRUCTION}USER: good film\nAssistant: <Response 1>",
         "<Response 1>: the plot",
         "<Response 1>: odd",
     )
@@ -382,7 +384,7 @@ def test_labels_and_votes_as_artifacts(tmp_path):
             tmp_path / name / "candidates.jsonl", few if name == "off" else [replace(few[0], completion="bad"), few[1]]
         )
     inputs = {"oracle": folders["oracle"], "completions": tmp_path / "on", "static": tmp_path / "off"}
-    assert pairrm.votes(Work({}, inputs, folders["votes"], tmp_path))["prompts"] == 1
+    assert label.votes(Work(asked, inputs, folders["votes"], tmp_path))["prompts"] == 1
     (row,) = read_dicts(folders["votes"] / "votes.jsonl")
     (found,) = oracle.judge([Contest("good film", ("bad", "odd"), ("the plot", "odd"))])
     wins = sum((ours > theirs) + 0.5 * (ours == theirs) for ours in found.on for theirs in found.off)
@@ -393,4 +395,4 @@ def test_labels_and_votes_as_artifacts(tmp_path):
     oracle.model.save_pretrained(folders["oracle"])
     again = {"oracle": folders["oracle"], "candidates": folders["candidates"]}
     with pytest.raises(StagealignError, match="not finite"):
-        pairrm.rank(Work({}, again, folders["pairs"], tmp_path))
+        label.rank(Work(asked, again, folders["pairs"], tmp_path))

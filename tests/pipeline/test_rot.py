@@ -11,7 +11,7 @@ from factory_results import result
 
 from stagealign.base.errors import BadAsset, BadData, Damaged, StagealignError, UnknownName
 from stagealign.boundary.meter import Meter, kept_at
-from stagealign.boundary.sampling import Item, Sampled
+from stagealign.boundary.sampling import MeterPrompt, SampledPrompt
 from stagealign.data import assets, download
 from stagealign.store import checksums as seals
 from stagealign.store.checksums import broken, sealed
@@ -149,12 +149,12 @@ class Oracle:
 
 
 def test_kept_rows_that_rotted_are_measured_again_and_counted(tmp_path):
-    items = [Item(f"{i:04x}", f"prompt {i}", ("static",)) for i in range(3)]
+    items = [MeterPrompt(f"{i:04x}", f"prompt {i}", ("static",)) for i in range(3)]
 
     def measured(items):
         oracle = Oracle()
         kept = kept_at(tmp_path, {"p": 1}, oracle.identity)
-        meter = Meter(lambda some: [Sampled((f"mine {one.key}",), 2, 0) for one in some], oracle, *kept)
+        meter = Meter(lambda some: [SampledPrompt((f"mine {one.key}",), 2, 0) for one in some], oracle, *kept)
         list(meter.measured(items))
         return [kept.damaged for kept in kept], oracle.asked
 
@@ -164,7 +164,7 @@ def test_kept_rows_that_rotted_are_measured_again_and_counted(tmp_path):
     flip(verdicts, verdicts.read_bytes().index(b"1.0"))
     assert measured(items) == ([0, 1], ["prompt 0"])
     assert measured(items) == ([0, 1], [])
-    other = [Item(items[0].key, items[0].prompt, ("another static",)), *items[1:]]
+    other = [MeterPrompt(items[0].key, items[0].prompt, ("another static",)), *items[1:]]
     assert measured(other)[1] == ["prompt 0"], "a verdict on other texts is never reused"
 
 
@@ -172,7 +172,7 @@ def test_no_byte_of_a_kept_line_can_change_unnoticed(tmp_path):
     row = {"key": "0a", "completions": ["one", "two"], "tokens": 8, "truncated": 1}
     Kept(tmp_path / "kept").add(row)
     line = (tmp_path / "kept").read_bytes().strip()
-    columns = list(Sampled.__dataclass_fields__)
+    columns = list(SampledPrompt.__dataclass_fields__)
     assert whole_row(line, columns) == row
     for place in range(len(line)):
         for bit in range(8):

@@ -23,7 +23,7 @@ from stagealign.grid.spec import Decoding, Engine
 from stagealign.pipeline.rounds import plan_run
 from stagealign.policy import lm, vllm_sample, vllm_worker
 from stagealign.policy.sample import sample
-from stagealign.store.artifact import Devices, Work
+from stagealign.store.artifact import Context, Devices, Work
 
 ENDS = list(range(0, 264, 12))
 DECODING = Decoding(temperature=0.7, top_p=0.9, top_k=50, max_new_tokens=12)
@@ -142,7 +142,7 @@ def work(tmp_path, tiny):
             "dtype": "float32",
         }
         inputs = {"policy": tmp_path / "policy", "prompts": tmp_path / "prompts"}
-        return Work(params, inputs, tmp_path / name, tmp_path, Devices(processes))
+        return Work(params, inputs, tmp_path / name, tmp_path, Context(Devices(processes)))
 
     return build
 
@@ -278,7 +278,7 @@ def test_version_and_settings_are_identity(fake, monkeypatch):
     theirs = plan_run(cell, 0).artifacts
     sampled = [a for a in theirs.values() if "engine" in a.params]
     assert {a.path.rpartition("/")[2] for a in sampled} == {"candidates", "completions"}
-    assert all(a.kind.function == "stagealign.vllm_sample:build" for a in sampled)
+    assert all(a.kind.name == "stagealign.vllm_sample:build" for a in sampled)
     assert not {a.path for a in sampled} & set(ours), "what two engines sampled never stands at one path"
     shared = set(ours) & set(theirs)
     assert all(ours[path].fingerprint == theirs[path].fingerprint for path in shared)

@@ -10,7 +10,8 @@ from stagealign.base.errors import BadNumbers, CannotRun
 from stagealign.data.records import Candidate, prompt_hash
 from stagealign.evaluate import scores as evaluate
 from stagealign.grid.spec import Decoding
-from stagealign.oracle import learned as oracle
+from stagealign.oracle.learned import LearnedOracle
+from stagealign.scoring.contest import Contest
 from stagealign.stats.finite import COLLAPSED_KL, check_finite, collapsed, prompts_named, stop_unless_finite
 from stagealign.train import packed_forward
 from stagealign.train import trainer as train
@@ -114,15 +115,13 @@ def test_one_pair_that_does_not_fit_is_a_clear_error_and_other_faults_come_throu
         within_memory(tiny(), tiny, data, DPO, SETTINGS, tmp_path)
 
 
-def test_the_oracle_and_the_sampler_stop_by_prompt(tiny, tmp_path, monkeypatch):
+def test_the_oracle_and_the_sampler_stop_by_prompt(tiny):
     from stagealign.data.records import Prompt
     from stagealign.policy.sample import sample
-    from stagealign.store.artifact import Work
 
-    monkeypatch.setitem(oracle.SCORERS, "bad", lambda folder: lambda texts: [1.0, float("nan")])
-    work = Work({"oracle": "bad", "sign": 1}, {"oracle": tmp_path}, tmp_path, tmp_path)
+    bad = LearnedOracle("bad", lambda texts: [1.0, float("nan")])
     with pytest.raises(BadNumbers, match=f"oracle 'bad': not finite for prompt {prompt_hash('q')}"):
-        oracle.score([Candidate("p", "a", "off", 0), Candidate("q", "b", "off", 0)], work)
+        list(bad.judge([Contest("p", ("a",), ()), Contest("q", (), ("b",))]))
     lm = tiny()
     with torch.no_grad():
         lm.head.weight.fill_(float("nan"))

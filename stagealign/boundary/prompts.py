@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, overload
 
-from stagealign.boundary.sampling import Item
+from stagealign.boundary.sampling import MeterPrompt
 
 if TYPE_CHECKING:
     from stagealign.data.preferences import Preference
 
 
-class Items(Sequence[Item]):
+class MeterPrompts(Sequence[MeterPrompt]):
     """The prompts of preference data, each made when it is asked for."""
 
     def __init__(self, rows: "Sequence[Preference]"):
@@ -19,12 +19,12 @@ class Items(Sequence[Item]):
         return len(self._rows)
 
     @overload
-    def __getitem__(self, at: int) -> Item: ...
+    def __getitem__(self, at: int) -> MeterPrompt: ...
     @overload
-    def __getitem__(self, at: slice) -> list[Item]: ...
-    def __getitem__(self, at: int | slice) -> Item | list[Item]:
+    def __getitem__(self, at: slice) -> list[MeterPrompt]: ...
+    def __getitem__(self, at: int | slice) -> MeterPrompt | list[MeterPrompt]:
         return [_item(row) for row in self._rows[at]] if isinstance(at, slice) else _item(self._rows[at])
 
 
-def _item(row: "Preference") -> Item:
-    return Item(row.hash, row.prompt_text, (row.chosen, row.rejected), row.messages)
+def _item(row: "Preference") -> MeterPrompt:
+    return MeterPrompt(row.hash, row.prompt_text, (row.chosen, row.rejected), row.messages)

@@ -1,0 +1,126 @@
+"""Builders of a round's labels, one pair for every oracle: candidates to training pairs, completions to votes.
+
+Training labels come from here and from nowhere else; the gold reward is another model.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from stagealign.base.errors import BadData, StagealignError
+from stagealign.base.identity import fingerprint, plain
+from stagealign.data.records import Candidate, by_prompt, read_rows, write_rows
+from stagealign.oracle.labels import to_pairs, to_votes, unusable
+from stagealign.oracle.open import ORACLES, Asking, OracleRow, kind_of, open_oracle
+from stagealign.oracle.ready import said_of
+from stagealign.scoring.contest import VERDICT_COLUMNS, Contest, Judged, Oracle, judged_of
+from stagealign.store.artifact import Facts, Work
+from stagealign.store.folder import SCRATCH
+from stagealign.store.kept import Kept
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """An open oracle, and how a preference reads its verdicts."""
+
+    row: OracleRow
+    oracle: Oracle
+    sign: int
+    """+1 or -1: -1 prefers what the oracle scores low."""
+    scratch: Path | None = None
+    """Folder in which verdicts are kept as they come; None if they cost nothing."""
+
+    def verdicts(self, contests: Sequence[Contest]) -> list[Judged]:
+        """One signed verdict a contest, in order. Raises BadData for one that failed: a label is never made up."""
+        judged = self.oracle.judge(contests) if self.scratch is None else self._kept(self.scratch, contests)
+        return [self._signed(contest, verdict) for contest, verdict in zip(contests, judged, strict=True)]
+
+    def _signed(self, contest: Contest, verdict: Judged) -> Judged:
+        if verdict.failed:
+            raise BadData(f"prompt {contest.prompt[-60:]!r}: {verdict.failed}; look at its candidates")
+        if self.row.scores_vote:
+            verdict = replace(verdict, won=())
+        if self.sign == 1:
+            return verdict
+        return replace(
+            verdict,
+            on=tuple(self.sign * score for score in verdict.on),
+            off=tuple(self.sign * score for score in verdict.off),
+            won=tuple(1 - share for share in verdict.won),
+        )
+
+    def _kept(self, scratch: Path, contests: Sequence[Contest]) -> Iterator[Judged]:
+        """Verdicts, of which those of a build that was stopped are not asked for again; a failed one is."""
+        scratch.mkdir(parents=True, exist_ok=True)
+        kept = Kept(scratch / f"verdicts-{fingerprint(self.oracle.identity)}.jsonl", VERDICT_COLUMNS)
+        keys = [fingerprint([contest.prompt, contest.on, contest.off]) for contest in contests]
+        missing = [place for place, key in enumerate(keys) if key not in kept]
+        failed: dict[int, Judged] = {}
+        for place, verdict in zip(missing, self.oracle.judge([contests[i] for i in missing]), strict=True):
+            if verdict.failed:
+                failed[place] = verdict
+            else:
+                kept.add({"key": keys[place], **asdict(verdict)})
+        for place, key in enumerate(keys):
+            row = kept.get(key)
+            yield failed[place] if row is None else judged_of(row)
+
+    def facts(self, verdicts: Iterable[Judged]) -> Facts:
+        """What a record says of the verdicts: the facts that the oracle's row names."""
+        judged = list(verdicts)
+        known = {
+            "truncated_for_oracle": sum(verdict.truncated for verdict in judged),
+            "compared": sum(verdict.compared for verdict in judged),
+            "changed_with_order": sum(verdict.changed for verdict in judged),
+            "oracle": plain(self.oracle.identity),
+        }
+        return {name: known[name] for name in self.row.facts}
+
+
+def labeller_of(work: Work) -> Labeller:
+    """The oracle of the artifact `oracle`, open. Raises StagealignError if it is another than the one built there."""
+    named, folder = str(work.params["oracle"]), work.inputs["oracle"]
+    kind, name = kind_of(named)
+    row = ORACLES[kind]
+    oracle = open_oracle(f"{kind}:{name if row.served else folder}", Asking(work.context.judge_url))
+    said = said_of(folder)
+    if said is not None and said != plain(oracle.identity):
+        raise StagealignError(
+            f"oracle {named!r}: it is {plain(oracle.identity)} now and was {said} when the run began; labels of two "
+            "oracles are never mixed: serve the first one again, or start in another STAGEALIGN_HOME"
+        )
+    return Labeller(row, oracle, int(work.params["sign"]), work.out / SCRATCH if row.served else None)
+
+
+def rank(work: Work) -> Facts:
+    """Builder of `pairs`: the oracle prefers one of a prompt's two candidates; see `labels.to_pairs`."""
+    file = work.inputs["candidates"] / "candidates.jsonl"
+    candidates = read_rows(file, Candidate)
+    labeller = labeller_of(work)
+    groups = [(first, second) for first, second in by_prompt(candidates).values() if not unusable(first, second)]
+    contest = labeller.row.contest
+    verdicts = labeller.verdicts([contest(one.prompt, one.completion, two.completion) for one, two in groups])
+    scores = {}
+    for (first, second), verdict in zip(groups, verdicts, strict=True):
+        if first.key == second.key:
+            raise BadData(f"{file}: {first.key} comes twice; give each candidate of a prompt an index of its own")
+        scores[first.key], scores[second.key] = verdict.on[0], verdict.off[0]
+    pairs, facts = to_pairs(candidates, scores, str(file), "part" in work.params)
+    write_rows(work.out / "pairs.jsonl", pairs)
+    return {**facts, **labeller.facts(verdicts)}
+
+
+def votes(work: Work) -> Facts:
+    """Builder of `votes`: each prompt's on-policy completions against its static candidates."""
+    on = by_prompt(read_rows(work.inputs["completions"] / "candidates.jsonl", Candidate))
+    off = by_prompt(read_rows(work.inputs["static"] / "candidates.jsonl", Candidate))
+    labeller = labeller_of(work)
+    contests = [Contest(prompt, _texts(group), _texts(off[prompt])) for prompt, group in on.items()]
+    verdicts = labeller.verdicts(contests)
+    rows = [to_votes(contest.prompt, verdict) for contest, verdict in zip(contests, verdicts, strict=True)]
+    write_rows(work.out / "votes.jsonl", rows)
+    return {"prompts": len(rows), **labeller.facts(verdicts)}
+
+
+def _texts(candidates: Sequence[Candidate]) -> tuple[str, ...]:
+    return tuple(candidate.completion for candidate in candidates)

@@ -1,0 +1,109 @@
+"""A vLLM process that stays, for who samples prompts batch by batch: the weights are loaded once."""
+
+import json
+import subprocess
+import tempfile
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stagealign.base.errors import StagealignError
+from stagealign.base.identity import stream
+from stagealign.base.processes import end_process
+from stagealign.data.records import Candidate, Prompt
+from stagealign.grid.spec import Decoding
+from stagealign.policy import vllm_sample
+from stagealign.policy.lm import LanguageModel, check_context, end_ids
+from stagealign.policy.vllm_worker import AskedRow
+
+
+@dataclass(frozen=True)
+class TokenPrompt:
+    """A prompt as token ids."""
+
+    key: str
+    """Prompt hash; names the prompt's stream of chance."""
+    text: str
+    ids: list[int]
+
+
+class Writer:
+    """Samples `count` completions a prompt by one vLLM on one GPU; token ids and text are those of `vllm_sample`."""
+
+    def __init__(self, shape: LanguageModel, folder: Path, decoding: Decoding, count: int):
+        """`shape`: the policy without its weights; `folder` has them."""
+        self.shape, self.folder, self.decoding, self.count = shape, folder, decoding, count
+        self._scratch = tempfile.TemporaryDirectory(prefix="vllm-")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._length = 0
+        self._calls = 0
+
+    def write(self, prompts: Sequence[TokenPrompt], seed: int) -> Iterator[list[Candidate]]:
+        """Candidates of each prompt, in order.
+
+        Raises BadData for a prompt that does not fit the context, StagealignError with the log if vLLM fails.
+        """
+        longest = max(len(prompt.ids) for prompt in prompts)
+        check_context(self.shape, longest, self.decoding.max_new_tokens)
+        rows: list[AskedRow] = [
+            {"key": prompt.key, "ids": prompt.ids, "seed": stream(seed, "sample", prompt.key) >> 1}
+            for prompt in prompts
+        ]
+        ends = end_ids(self.shape)
+        answers = self._answers(rows, longest + self.decoding.max_new_tokens, ends)
+        for prompt in prompts:
+            if prompt.key not in answers:
+                raise StagealignError(f"vLLM: prompt {prompt.key} has no answer; run the same command again")
+            named, decode = Prompt(prompt.text, ""), self.shape.tokenizer.decode
+            yield list(vllm_sample.read(named, answers[prompt.key], self.count, ends, decode))
+
+    def _answers(self, rows: list[AskedRow], length: int, ends: list[int]) -> vllm_sample.Answers:
+        """What the process answers to these rows, by key; it is started again for a prompt beyond its length."""
+        folder = Path(self._scratch.name) / str(self._calls)
+        folder.mkdir()
+        self._calls += 1
+        if length > self._length:
+            self.close()
+            context = int(self.shape.model.config.max_position_embeddings)
+            self._length = min(context, 1 << (length - 1).bit_length())
+        wishes = vllm_sample.wishes(self.decoding, self.count, ends)
+        told = vllm_sample.described(self.folder, "float32", self._length, wishes)
+        work, out = folder / "work.json", folder / "answers-0.jsonl"
+        work.write_text(json.dumps({**told, "rows": rows, "out": str(out)}), encoding="utf-8")
+        self._ask(work)
+        return dict(vllm_sample.answers(folder))
+
+    def _ask(self, work: Path) -> None:
+        """Has the process answer a work file. Raises StagealignError with the end of its log if it ends instead."""
+        log = Path(self._scratch.name) / "log"
+        if self._process is None:
+            self._process = self._started(log)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(f"{work}\n".encode())
+            self._process.stdin.flush()
+            said = self._process.stdout.readline()
+        except BrokenPipeError:
+            said = b""
+        if not said:
+            code = self._process.wait()
+            self._process = None
+            raise StagealignError(f"vLLM: ended with {code}. The end of its log:\n{vllm_sample.tail(log)}")
+
+    def _started(self, log: Path) -> "subprocess.Popen[bytes]":
+        words = [vllm_sample.python(), "-I", str(vllm_sample.WORKER), "--listen"]
+        with log.open("w", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file,
+                env=vllm_sample.environment(0),
+            )  # fmt: skip
+        weakref.finalize(self, end_process, process)
+        return process
+
+    def close(self) -> None:
+        """Ends the process; the next prompts start another."""
+        if self._process is not None:
+            end_process(self._process)
+        self._process, self._length = None, 0
