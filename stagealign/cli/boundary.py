@@ -21,40 +21,52 @@ if TYPE_CHECKING:
     from stagealign.boundary.to_judge import WrittenPairs
 
 
+Policy = Annotated[str | None, typer.Option(help="Hub id or local folder; with --policy-url the served model's name.")]
+Data = Annotated[str | None, typer.Option(help="File or hub data set of preferences, in any of TRL's shapes.")]
+OracleName = Annotated[str, typer.Option(help="pairrm, reward:ID, completion-reward:ID, judge:MODEL or recorded:FILE.")]
+Prompts = Annotated[int, typer.Option(help="Most prompts to measure.", min=1)]
+Decide = Annotated[float | None, typer.Option(help="Stop once a stage is named at this level, e.g. 0.95.")]
+Seed = Annotated[int, typer.Option(help="Chooses prompts and samples.")]
+Split = Annotated[str | None, typer.Option(help="Split of a hub data set.")]
+Temperature = Annotated[float, typer.Option(help="The paper's 0.7.")]
+TopP = Annotated[float, typer.Option(help="The paper's 0.9.")]
+TopK = Annotated[int, typer.Option(help="The paper's 50.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Longer completions are cut and counted.")]
+Template = Annotated[str, typer.Option(help="auto: the tokenizer's chat template; none: plain text.")]
+Sampler = Annotated[str, typer.Option(help="What samples: transformers (our own sampler) or vllm.")]
+PolicyUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible server of the policy.")]
+JudgeUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible server of the judge.")]
+MaxJudgeTokens = Annotated[
+    int | None, typer.Option(help="Ask a served judge no more once it has billed so many tokens.", min=1)
+]
+JsonFile = Annotated[str | None, typer.Option("--json", help="Write the measurement here; - is standard output.")]
+Html = Annotated[Path | None, typer.Option(help="Write one page with the running score and a sample of prompts.")]
+PairsFile = Annotated[
+    Path | None,
+    typer.Option(help="Measure nothing; write the pairs to judge to this .csv or .jsonl, for recorded:FILE."),
+]
+
+
 def boundary(
-    policy: Annotated[
-        str | None, typer.Option(help="Hub id or local folder; with --policy-url the served model's name.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="File or hub data set of preferences, in any of TRL's shapes.")
-    ] = None,
-    oracle: Annotated[
-        str, typer.Option(help="pairrm, reward:ID, completion-reward:ID, judge:MODEL or recorded:FILE.")
-    ] = "pairrm",
-    prompts: Annotated[int, typer.Option(help="Most prompts to measure.", min=1)] = 2000,
-    decide: Annotated[float | None, typer.Option(help="Stop once a stage is named at this level, e.g. 0.95.")] = None,
-    seed: Annotated[int, typer.Option(help="Chooses prompts and samples.")] = 0,
-    split: Annotated[str | None, typer.Option(help="Split of a hub data set.")] = None,
-    temperature: Annotated[float, typer.Option(help="The paper's 0.7.")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="The paper's 0.9.")] = 0.9,
-    top_k: Annotated[int, typer.Option(help="The paper's 50.")] = 50,
-    max_new_tokens: Annotated[int, typer.Option(help="Longer completions are cut and counted.")] = 512,
-    template: Annotated[str, typer.Option(help="auto: the tokenizer's chat template; none: plain text.")] = "auto",
-    policy_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the policy.")] = None,
-    judge_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the judge.")] = None,
-    max_judge_tokens: Annotated[
-        int | None, typer.Option(help="Ask a served judge no more once it has billed so many tokens.", min=1)
-    ] = None,
-    json_file: Annotated[
-        str | None, typer.Option("--json", help="Write the measurement here; - is standard output.")
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Write one page with the running score and a sample of prompts.")
-    ] = None,
-    pairs: Annotated[
-        Path | None,
-        typer.Option(help="Measure nothing; write the pairs to judge to this .csv or .jsonl, for recorded:FILE."),
-    ] = None,
+    policy: Policy = None,
+    data: Data = None,
+    oracle: OracleName = "pairrm",
+    prompts: Prompts = 2000,
+    decide: Decide = None,
+    seed: Seed = 0,
+    split: Split = None,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 0.9,
+    top_k: TopK = 50,
+    max_new_tokens: MaxNewTokens = 512,
+    template: Template = "auto",
+    sampler: Sampler = "transformers",
+    policy_url: PolicyUrl = None,
+    judge_url: JudgeUrl = None,
+    max_judge_tokens: MaxJudgeTokens = None,
+    json_file: JsonFile = None,
+    html: Html = None,
+    pairs: PairsFile = None,
 ) -> None:
     """Tells which stage a policy is in, and so what preference data to collect next."""
     from stagealign.boundary.measure import measure_boundary
@@ -64,8 +76,8 @@ def boundary(
     check_json(json_file, html)
     request = BoundaryRequest(
         policy, data, oracle=oracle, prompts=prompts, decide=decide, seed=seed, split=split,
-        decoding=Decoding(temperature, top_p, top_k, max_new_tokens), template=template, policy_url=policy_url,
-        judge_url=judge_url, max_judge_tokens=max_judge_tokens,
+        decoding=Decoding(temperature, top_p, top_k, max_new_tokens), template=template, sampler=sampler,
+        policy_url=policy_url, judge_url=judge_url, max_judge_tokens=max_judge_tokens,
     )  # fmt: skip
     with measuring(json_file == "-") as heard:
         if pairs:

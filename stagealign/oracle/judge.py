@@ -244,5 +244,9 @@ def connect(model: str, server: Server, workers: int = 8, most_tokens: int | Non
     Raises StagealignError if nothing that can judge answers there.
     """
     judge = LLMJudge(model, server, workers, most_tokens)
-    judge.check()
+    try:
+        judge.check()
+    except BaseException:
+        judge.close()
+        raise
     return judge

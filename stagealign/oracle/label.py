@@ -4,6 +4,7 @@ Training labels come from here and from nowhere else; the gold reward is another
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from stagealign.base.errors import BadData, StagealignError
 from stagealign.base.identity import fingerprint, plain
 from stagealign.data.records import Candidate, by_prompt, read_rows, write_rows
 from stagealign.oracle.labels import to_pairs, to_votes, unusable
-from stagealign.oracle.open import ORACLES, Asking, OracleRow, kind_of, open_oracle
+from stagealign.oracle.open import ORACLES, Asking, OracleRow, kind_of, opened
 from stagealign.oracle.ready import said_of
 from stagealign.scoring.contest import VERDICT_COLUMNS, Contest, Judged, Oracle, judged_of
 from stagealign.store.artifact import Facts, Work
@@ -77,29 +78,34 @@ class Labeller:
         return {name: known[name] for name in self.row.facts}
 
 
-def labeller_of(work: Work) -> Labeller:
-    """The oracle of the artifact `oracle`, open. Raises StagealignError if it is another than the one built there."""
+@contextmanager
+def labeller_of(work: Work) -> Iterator[Labeller]:
+    """The oracle of the artifact `oracle`, open while the context lasts.
+
+    Raises StagealignError if a served one calls itself otherwise than when that artifact was built.
+    """
     named, folder = str(work.params["oracle"]), work.inputs["oracle"]
     kind, name = kind_of(named)
     row = ORACLES[kind]
-    oracle = open_oracle(f"{kind}:{name if row.served else folder}", Asking(work.context.judge_url))
-    said = said_of(folder)
-    if said is not None and said != plain(oracle.identity):
-        raise StagealignError(
-            f"oracle {named!r}: it is {plain(oracle.identity)} now and was {said} when the run began; labels of two "
-            "oracles are never mixed: serve the first one again, or start in another STAGEALIGN_HOME"
-        )
-    return Labeller(row, oracle, int(work.params["sign"]), work.out / SCRATCH if row.served else None)
+    with opened(f"{kind}:{name if row.served else folder}", Asking(work.context.judge_url)) as oracle:
+        said = said_of(folder)
+        if said is not None and said != plain(oracle.identity):
+            raise StagealignError(
+                f"oracle {named!r}: it is {plain(oracle.identity)} now and was {said} when the run began; labels of "
+                "two oracles are never mixed: serve the first one again, or start in another STAGEALIGN_HOME"
+            )
+        yield Labeller(row, oracle, int(work.params["sign"]), work.out / SCRATCH if row.served else None)
 
 
 def rank(work: Work) -> Facts:
     """Builder of `pairs`: the oracle prefers one of a prompt's two candidates; see `labels.to_pairs`."""
     file = work.inputs["candidates"] / "candidates.jsonl"
     candidates = read_rows(file, Candidate)
-    labeller = labeller_of(work)
     groups = [(first, second) for first, second in by_prompt(candidates).values() if not unusable(first, second)]
-    contest = labeller.row.contest
-    verdicts = labeller.verdicts([contest(one.prompt, one.completion, two.completion) for one, two in groups])
+    with labeller_of(work) as labeller:
+        contest = labeller.row.contest
+        verdicts = labeller.verdicts([contest(one.prompt, one.completion, two.completion) for one, two in groups])
+        told = labeller.facts(verdicts)
     scores = {}
     for (first, second), verdict in zip(groups, verdicts, strict=True):
         if first.key == second.key:
@@ -107,19 +113,20 @@ def rank(work: Work) -> Facts:
         scores[first.key], scores[second.key] = verdict.on[0], verdict.off[0]
     pairs, facts = to_pairs(candidates, scores, str(file), "part" in work.params)
     write_rows(work.out / "pairs.jsonl", pairs)
-    return {**facts, **labeller.facts(verdicts)}
+    return {**facts, **told}
 
 
 def votes(work: Work) -> Facts:
     """Builder of `votes`: each prompt's on-policy completions against its static candidates."""
     on = by_prompt(read_rows(work.inputs["completions"] / "candidates.jsonl", Candidate))
     off = by_prompt(read_rows(work.inputs["static"] / "candidates.jsonl", Candidate))
-    labeller = labeller_of(work)
     contests = [Contest(prompt, _texts(group), _texts(off[prompt])) for prompt, group in on.items()]
-    verdicts = labeller.verdicts(contests)
+    with labeller_of(work) as labeller:
+        verdicts = labeller.verdicts(contests)
+        told = labeller.facts(verdicts)
     rows = [to_votes(contest.prompt, verdict) for contest, verdict in zip(contests, verdicts, strict=True)]
     write_rows(work.out / "votes.jsonl", rows)
-    return {"prompts": len(rows), **labeller.facts(verdicts)}
+    return {"prompts": len(rows), **told}
 
 
 def _texts(candidates: Sequence[Candidate]) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The catalogue of oracles, for the boundary meter and for the labels of the grid: one row each."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -161,6 +162,18 @@ def open_oracle(oracle: str, asking: Asking = Asking()) -> Oracle:
             "http://127.0.0.1:8000/v1"
         )
     return row.opens(name, asking)
+
+
+@contextmanager
+def opened(oracle: str, asking: Asking = Asking()) -> Iterator[Oracle]:
+    """The oracle of that name while the context lasts; connections to a server are closed after it."""
+    found = open_oracle(oracle, asking)
+    try:
+        yield found
+    finally:
+        close: Callable[[], None] | None = getattr(found, "close", None)
+        if close is not None:
+            close()
 
 
 def billed_by(oracle: Oracle) -> Callable[[], int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from stagealign.base.errors import BadData
 from stagealign.base.identity import plain
 from stagealign.data.tables import digest_of, table_at
-from stagealign.oracle.open import Asking, kind_of, open_oracle
+from stagealign.oracle.open import Asking, kind_of, open_oracle, opened
 from stagealign.store.artifact import Facts, Work
 
 SAID = "identity.json"
@@ -29,7 +29,8 @@ def ask_judge(work: Work) -> Facts:
 
     Labels are then taken from that judge alone. Raises StagealignError if no server is named or nothing answers.
     """
-    identity = plain(open_oracle(work.params["oracle"], Asking(work.context.judge_url)).identity)
+    with opened(work.params["oracle"], Asking(work.context.judge_url)) as judge:
+        identity = plain(judge.identity)
     (work.out / SAID).write_text(json.dumps(identity, sort_keys=True), encoding="utf-8")
     return {"oracle": identity, "spearman": None}
 

@@ -1,6 +1,8 @@
 """A vLLM process that stays, for who samples prompts batch by batch: the weights are loaded once."""
 
+import contextlib
 import json
+import shutil
 import subprocess
 import tempfile
 import weakref
@@ -34,7 +36,8 @@ class Writer:
     def __init__(self, shape: LanguageModel, folder: Path, decoding: Decoding, count: int):
         """`shape`: the policy without its weights; `folder` has them."""
         self.shape, self.folder, self.decoding, self.count = shape, folder, decoding, count
-        self._scratch = tempfile.TemporaryDirectory(prefix="vllm-")
+        self._scratch = Path(tempfile.mkdtemp(prefix="vllm-"))
+        weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
         self._process: subprocess.Popen[bytes] | None = None
         self._length = 0
         self._calls = 0
@@ -60,7 +63,7 @@ class Writer:
 
     def _answers(self, rows: list[AskedRow], length: int, ends: list[int]) -> vllm_sample.Answers:
         """What the process answers to these rows, by key; it is started again for a prompt beyond its length."""
-        folder = Path(self._scratch.name) / str(self._calls)
+        folder = self._scratch / str(self._calls)
         folder.mkdir()
         self._calls += 1
         if length > self._length:
@@ -76,7 +79,7 @@ class Writer:
 
     def _ask(self, work: Path) -> None:
         """Has the process answer a work file. Raises StagealignError with the end of its log if it ends instead."""
-        log = Path(self._scratch.name) / "log"
+        log = self._scratch / "log"
         if self._process is None:
             self._process = self._started(log)
         assert self._process.stdin is not None
@@ -89,7 +92,7 @@ class Writer:
             said = b""
         if not said:
             code = self._process.wait()
-            self._process = None
+            self.close()
             raise StagealignError(f"vLLM: ended with {code}. The end of its log:\n{vllm_sample.tail(log)}")
 
     def _started(self, log: Path) -> "subprocess.Popen[bytes]":
@@ -99,11 +102,20 @@ class Writer:
                 words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file,
                 env=vllm_sample.environment(0),
             )  # fmt: skip
-        weakref.finalize(self, end_process, process)
+        weakref.finalize(self, _end, process)
         return process
 
     def close(self) -> None:
         """Ends the process; the next prompts start another."""
         if self._process is not None:
-            end_process(self._process)
+            _end(self._process)
         self._process, self._length = None, 0
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Ends a process and closes its pipes."""
+    end_process(process)
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):  # what was not written yet has no reader any more
+                pipe.close()

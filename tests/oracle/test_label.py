@@ -2,15 +2,24 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from stagealign.base.errors import BadData, BadSpec, StagealignError
 from stagealign.base.kind import code_at
-from stagealign.data.records import Candidate, write_rows
-from stagealign.grid.preferences import ORACLES
-from stagealign.oracle import pairrm
-from stagealign.store.artifact import Work
+from stagealign.data.records import Candidate, Pair, read_dicts, read_rows, write_rows
+from stagealign.data.tables import digest_of
+from stagealign.grid import registry
+from stagealign.grid.preferences import ORACLES, Preference
+from stagealign.oracle import label, pairrm
+from stagealign.oracle.open import open_oracle, plain_contest
+from stagealign.pipeline.rounds import plan_run
+from stagealign.plan.price import estimate
+from stagealign.store.artifact import Context, Work
 from tests.oracle.test_pairrm import build
 
 WORDS = {"good": 0, "bad": 1, "film": 2, "the plot": 3, "plot": 4, "odd": 5}
@@ -86,3 +95,133 @@ def test_files_and_facts_are_those_of_the_first_builders(labelled, key, kind, si
     assert name == {"rank": "pairs.jsonl", "votes": "votes.jsonl"}[kind]
     assert hashlib.sha256(found).hexdigest()[:16] == digest, found.decode()
     assert told == facts
+
+
+PAIR = {"good red": "fair green", "bad blue": "good sky"}
+"""First and second candidate of a prompt; the judge of `test_judge` prefers good to fair to bad."""
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """Runs the three kinds of a named oracle on two prompts; rows of pairs and votes, and facts of each kind."""
+    texts = {f"p{place}": pair for place, pair in enumerate(PAIR.items())}
+    for name, source in (("candidates", "on"), ("static", "off")):
+        rows = [Candidate(prompt, text, source, i) for prompt, pair in texts.items() for i, text in enumerate(pair)]
+        if source == "off":
+            rows = [replace(row, completion="fair film" if row.index else "fair grey") for row in rows]
+        (tmp_path / name).mkdir()
+        write_rows(tmp_path / name / "candidates.jsonl", rows)
+
+    def run(oracle, context=Context(), sign=1, **params):  # noqa: B008, it is frozen
+        kinds = ORACLES[oracle.partition(":")[0]]
+        inputs = {"candidates": tmp_path / "candidates", "completions": tmp_path / "candidates"}
+        inputs |= {"static": tmp_path / "static", "oracle": tmp_path / "oracle"}
+        facts = {}
+        for name in ("ready", "rank", "votes"):
+            out = tmp_path / ("oracle" if name == "ready" else name)
+            out.mkdir(exist_ok=True)
+            given = {"oracle": oracle, **params} if name == "ready" else {"oracle": oracle, "sign": sign}
+            facts[name] = code_at(getattr(kinds, name).function)(Work(given, inputs, out, tmp_path, context))
+        pairs = read_rows(tmp_path / "rank" / "pairs.jsonl", Pair)
+        return pairs, list(read_dicts(tmp_path / "votes" / "votes.jsonl")), facts
+
+    return run
+
+
+@pytest.mark.parametrize(("sign", "chosen"), [(1, ["good red", "good sky"]), (-1, ["fair green", "bad blue"])])
+def test_a_judge_labels_a_round(asked, server, sign, chosen):
+    """On p0, good and fair each meet two fair ones: 1 + 1 and a tie each; on p1, bad and good: 0 and 2 of 4."""
+    pairs, votes, facts = asked("judge:judge", Context(judge_url=server.url), sign)
+    assert [(pair.chosen, pair.margin) for pair in pairs] == [(text, 1.0) for text in chosen]
+    ours = [(row["on"], row["off"], row["ties"]) for row in votes]
+    assert ours == ([(3.0, 1.0, 2), (2.0, 2.0, 0)] if sign == 1 else [(1.0, 3.0, 2), (2.0, 2.0, 0)])
+    said = {"kind": "judge", "version": 2, "model": "judge", "served": "judge-1", "style": "text"}
+    assert [facts[name]["oracle"] for name in ("ready", "rank", "votes")] == [said] * 3
+    assert (facts["rank"]["compared"], facts["votes"]["compared"]) == (2, 8)
+
+
+def test_labels_of_two_judges_are_never_mixed(asked, server, tmp_path):
+    context = Context(judge_url=server.url)
+    asked("judge:judge", context)
+    work = Work({"oracle": "judge:judge", "sign": 1}, {"oracle": tmp_path / "oracle"}, tmp_path, tmp_path, context)
+    server.name = "judge-2"
+    with pytest.raises(StagealignError, match=r"served': 'judge-2'.*was.*'judge-1'.*never mixed"):
+        label.rank(replace(work, inputs={**work.inputs, "candidates": tmp_path / "candidates"}))
+
+
+def test_verdicts_that_a_stopped_build_was_given_are_not_asked_for_again(asked, server):
+    context = Context(judge_url=server.url)
+    asked("judge:judge", context)
+    before = len(server.seen)
+    asked("judge:judge", context)
+    assert len(server.seen) == before + 3 * 2, "each of three builds asks its first questions, and no other"
+
+
+def test_a_judge_without_a_server_is_an_error(asked):
+    with pytest.raises(StagealignError, match="oracle 'judge:judge': no server is named; give the URL"):
+        asked("judge:judge")
+
+
+def test_recorded_judgments_label_a_round(asked, tmp_path):
+    file = tmp_path / "judged.jsonl"
+    rows = [(f"p{i}", a, b, "a") for i, (a, b) in enumerate(PAIR.items())]
+    rows += [(f"p{i}", text, static, "b") for i, pair in enumerate(PAIR.items()) for text in pair
+             for static in ("fair grey", "fair film")]  # fmt: skip
+    names = ("prompt", "a", "b", "preference")
+    write_rows(file, [dict(zip(names, row, strict=True)) for row in rows])
+    pairs, votes, facts = asked(f"recorded:{file}", content=digest_of(file))
+    assert [(pair.chosen, pair.rejected) for pair in pairs] == list(PAIR.items())
+    assert [(row["on"], row["off"]) for row in votes] == [(0.0, 4.0)] * 2
+    assert facts["rank"]["oracle"] == {"kind": "recorded", "version": 2, "sha256": digest_of(file)}
+    with pytest.raises(BadData, match="the file has changed since the plan was made"):
+        asked(f"recorded:{file}", content="0" * 16)
+
+
+@pytest.mark.parametrize("key", ["reward", "completion-reward"])
+def test_a_reward_model_labels_a_round(asked, tmp_path, tiny, key):
+    save_reward(tiny, tmp_path / "weights")
+    named = f"{key}:{tmp_path / 'weights'}"
+    pairs, votes, facts = asked(named, weights=str(tmp_path / "weights"), revision=None)
+    oracle = open_oracle(named)
+    for pair in pairs:
+        (verdict,) = oracle.judge([plain_contest(pair.prompt, pair.chosen, pair.rejected)])
+        assert pair.margin == pytest.approx(verdict.on[0] - verdict.off[0], abs=1e-5)
+    assert all(row["on"] + row["off"] == 4 for row in votes)
+    assert facts["rank"]["oracle"]["kind"] == "reward"
+    assert facts["rank"]["truncated_for_oracle"] == 0
+
+
+def save_reward(tiny, folder):
+    lm = tiny()
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=264, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=1,
+        pad_token_id=0, max_position_embeddings=512,
+    )  # fmt: skip
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("oracle", ["judge:m", "reward:org/rm", "completion-reward:org/rm", "recorded:{file}"])
+def test_a_preference_names_any_oracle_and_its_labels_have_a_price(oracle, tmp_path):
+    file = tmp_path / "judged.jsonl"
+    write_rows(file, [{"prompt": "p", "a": "x", "b": "y", "preference": "a"}])
+    preference = Preference("toy", "toy", oracle.format(file=file), "alpaca_eval", "dataset", 1)
+    for scale in ("lab", "paper"):
+        cell = registry.cell("zephyr-dpo-1on", scale)
+        cell = replace(cell, scale=replace(cell.scale, preference=replace(preference, gold=cell.scale.preference.gold)))
+        run = plan_run(cell, 0)
+        assert run.oracle.params["oracle"] == preference.oracle
+        costs = [estimate(one, cell.scale) for one in run.artifacts.values() if "oracle" in one.inputs]
+        assert len(costs) > 2
+        assert all((cost.tokens > 0) != oracle.startswith("recorded") for cost in costs)
+    if oracle.startswith("recorded"):
+        before = run.oracle.fingerprint
+        write_rows(file, [{"prompt": "p", "a": "x", "b": "y", "preference": "b"}])
+        assert plan_run(cell, 0).oracle.fingerprint != before, "its content is identity"
+
+
+@pytest.mark.parametrize("oracle", ["judge", "reward:", "pairrm:x", "gpt"])
+def test_an_oracle_that_no_row_takes_is_an_error_at_once(oracle):
+    with pytest.raises(BadSpec, match="is unknown; choose one of tfidf, letters, pairrm, reward:NAME"):
+        Preference("toy", "toy", oracle, "vowels", "dataset", 1)

@@ -161,7 +161,8 @@ def test_votes_by_hand(tmp_path):
 def test_scores_are_signed(tmp_path):
     for sign in (1, -1):
         work = Work({"oracle": "letters", "sign": sign}, {"oracle": tmp_path}, tmp_path, tmp_path)
-        (verdict,) = label.labeller_of(work).verdicts([Contest("p", ("aa",), ("a1",))])
+        with label.labeller_of(work) as labeller:
+            (verdict,) = labeller.verdicts([Contest("p", ("aa",), ("a1",))])
         assert np.allclose((*verdict.on, *verdict.off), [sign * 1.0, sign * 0.5])
 
 
