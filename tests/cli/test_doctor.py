@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from factory_results import fill, result
+from factory_store import cut, flip, make
 
 from stagealign.base.kind import Kind
 from stagealign.cli import app as cli
@@ -15,8 +16,6 @@ from stagealign.store.folder import Store
 from stagealign.store.kept import Kept
 from stagealign.store.record import RECORD
 from stagealign.store.results import write_result
-from tests.pipeline.test_rot import cut, flip
-from tests.store.test_store import make
 
 
 @pytest.fixture

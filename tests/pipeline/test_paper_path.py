@@ -91,7 +91,7 @@ def judge(monkeypatch):
     """The official judge's API on the loopback: it prefers the longer text a little."""
     import threading
 
-    from tests.oracle.test_judge import Judge
+    from factory_judge import Judge
 
     class Grader(Judge):
         refuses = ""
@@ -123,7 +123,7 @@ def judge(monkeypatch):
 @pytest.fixture
 def paper(tmp_path, monkeypatch, mirror, tiny):
     """The registry's paper scale with its sizes cut down, and the hub's answer to `snapshot_download`."""
-    from tests.oracle.test_pairrm import build as tiny_pairrm
+    from factory_pairrm import build as tiny_pairrm
 
     real = scales.SCALES["paper"]
     oracle = tiny_pairrm()
@@ -223,8 +223,9 @@ def test_the_spending_limit_is_named_before_anything_is_built(paper, judge, monk
 
 def test_any_reward_model_can_be_the_gold_reward(paper, tmp_path, monkeypatch):
     """Cells of their own, on shared policies; its scores are those of the classifier alone, and it is no oracle."""
+    from factory_rewards import save
+
     from stagealign.scoring import reward_model as rewards
-    from tests.scoring.test_rewards import save
 
     folder = save(tmp_path / "Reward-Model_1", chat=True, max_position_embeddings=512)
     cell = registry.cell("zephyr-dpo-1off", "paper")

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from factory_training import DPO, HINGE, SETTINGS, data_of, distance, pairs_of, weights_of
 
 from stagealign.base.errors import BadNumbers, CannotRun
 from stagealign.data.records import Candidate, prompt_hash
@@ -18,7 +19,6 @@ from stagealign.train import trainer as train
 from stagealign.train.batches import BatchOrder
 from stagealign.train.round import within_memory
 from stagealign.train.trainer import align
-from tests.train.test_train import DPO, HINGE, SETTINGS, data_of, distance, pairs_of, weights_of
 
 
 def named(data, pairs):

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
+from factory_store import make
 
 from stagealign.base.errors import StagealignError, StoreDrift
 from stagealign.base.kind import Kind
@@ -15,16 +16,11 @@ from stagealign.grid import registry
 from stagealign.pipeline import kinds
 from stagealign.pipeline import rounds as pipeline
 from stagealign.store import folder as store
-from stagealign.store.artifact import Artifact
 from stagealign.store.folder import Store
 from stagealign.store.locks import held
 from stagealign.store.record import differences
 
 BUILDER = Kind("factory_builders:write", price="free")
-
-
-def make(path="a", function="write", inputs=(), **params):
-    return Artifact(path, Kind(f"factory_builders:{function}", price="free"), params, {one.path: one for one in inputs})
 
 
 @pytest.fixture

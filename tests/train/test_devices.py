@@ -177,6 +177,7 @@ def test_ones_own_launcher(tiny, tmp_path):
 
 def built(tiny, folder, spread, max_length=256):
     """Weights and facts of a policy that the builder made of 8 pairs."""
+    from factory_training import data_of, pairs_of
     from safetensors.torch import load_file, save_file
 
     from stagealign.base.identity import plain
@@ -185,7 +186,6 @@ def built(tiny, folder, spread, max_length=256):
     from stagealign.policy.lm import save
     from stagealign.store.artifact import Work
     from stagealign.train import round
-    from tests.train.test_train import data_of, pairs_of
 
     inputs = {name: folder / name for name in ("policy", "pairs", "reference")}
     for place in (*inputs.values(), folder / "out"):
