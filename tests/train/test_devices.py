@@ -14,7 +14,7 @@ import pytest
 from factory_ranks import Job
 
 from stagealign.base.errors import CannotRun, StagealignError
-from stagealign.store.artifact import Devices
+from stagealign.store.artifact import Context, Devices
 from stagealign.train import launch as devices
 from stagealign.train.launch import CONFIGS, check, command, cut
 
@@ -201,7 +201,7 @@ def built(tiny, folder, spread, max_length=256):
         "learning_rate": 1e-3,
         "seed": 5,
     }
-    facts = round.build_policy(Work(params, inputs, folder / "out", folder, spread))
+    facts = round.build_policy(Work(params, inputs, folder / "out", folder, Context(spread)))
     return load_file(folder / "out" / "model.safetensors"), facts
 
 
@@ -283,7 +283,7 @@ def test_devices_are_no_part_of_an_identity(tmp_path):
     from stagealign.store.folder import Store
 
     run = plan_run(registry.cell("zephyr-dpo-1on"), 0)
-    assert Store(tmp_path, Devices(8)).folder(run.start) == Store(tmp_path).folder(run.start)
+    assert Store(tmp_path, Context(Devices(8))).folder(run.start) == Store(tmp_path).folder(run.start)
     training = registry.scale("lab").training
     assert "peft" not in plain(training)
     (adapted,) = variants.adapted([registry.cell("zephyr-dpo-1on")], "lora")
