@@ -1,8 +1,10 @@
 """`pytest benchmarks -k llama3` runs one row of the grid: one item per cell and seed, all from one plan."""
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -10,6 +12,9 @@ from stagealign.base.errors import CannotRun, StagealignError, UnknownName
 from stagealign.grid import registry, select
 from stagealign.grid.cell import Cell
 from stagealign.store.results import read_result, result_path
+
+if TYPE_CHECKING:
+    from stagealign.plan.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -83,13 +88,32 @@ def pytest_collection_finish(session):
     """Refuses what this machine cannot do before anything is run; keeps what `-k` has left."""
     entries = [entry for item in session.items if (entry := _entry(item))]
     session.config.stash[CHOSEN] = entries
-    if entries and not session.config.option.collectonly:
-        from stagealign.plan.machine import check_machine
+    if entries and session.config.stash[SCALE].on_gpus and not session.config.option.collectonly:
+        from stagealign.execute.executors import Execution
+        from stagealign.execute.preflight import check_machine
+        from stagealign.store.bucket import opened
 
+        store = opened()
         try:
-            check_machine(session.config.stash[SCALE], [entry.cell for entry in entries])
+            for plan in plans(session.config, store):
+                check_machine(plan, store, Execution())
         except CannotRun as error:
             raise pytest.UsageError(str(error)) from error
+
+
+def plans(config, store) -> "Iterator[Plan]":
+    """What the selected items need: one plan for all cells of the same seeds, so that they share artifacts."""
+    from stagealign.execute.carry_out import stands_in
+    from stagealign.plan.plan import make_plan
+
+    chosen: dict[str, list[int]] = defaultdict(list)
+    for entry in config.stash[CHOSEN]:
+        chosen[entry.cell.id].append(entry.seed)
+    alike = defaultdict(list)
+    for cell, own in chosen.items():
+        alike[tuple(own)].append(registry.cell(cell, config.stash[SCALE].key))
+    for own, cells in alike.items():
+        yield make_plan(cells, own, store, stands=stands_in(results(config)))
 
 
 @pytest.fixture(scope="session")
@@ -98,24 +122,21 @@ def verdict(request):
 
     One plan a set of seeds, so that items share artifacts and build side by side; progress goes to the terminal.
     """
-    from stagealign.cli import run as runs
+    from stagealign.cli.run import build
+    from stagealign.execute.executors import Execution
     from stagealign.pipeline.rounds import plan_run
+    from stagealign.store.bucket import opened
 
     config = request.config
     scale, folder = config.stash[SCALE], results(config)
-    chosen: dict[str, list[int]] = defaultdict(list)
-    for entry in config.stash[CHOSEN]:
-        chosen[entry.cell.id].append(entry.seed)
-    alike = defaultdict(list)
-    for cell, own in chosen.items():
-        alike[tuple(own)].append(registry.cell(cell, scale.key))
     failed: dict[str, str] = {}
     refused = None
     with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print()
-        for own, cells in alike.items():
+        store = opened()
+        for plan in plans(config, store):
             try:
-                failed |= runs.run(scale, cells, own, folder).failed
+                failed |= build(plan, store, Execution(), folder).failed
             except StagealignError as error:
                 refused = str(error)
 

@@ -93,47 +93,12 @@ def measure(name: str, count: int) -> dict[str, Any]:
 def rank(name: str, folder: Path) -> None:
     """One process's part; the first one writes what it found."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
-
-    from stagealign.grid.methods import DPO
-    from stagealign.policy.lm import LanguageModel
-    from stagealign.policy.logps import PairTokens
-    from stagealign.train import reference
-    from stagealign.train import trainer as train
 
     shape = SMALL if name == "small" else SHAPES[name]
     gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary, hidden_size=shape.width, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, intermediate_size=shape.inner,
-        tie_word_embeddings=shape.tied, max_position_embeddings=4096,
-    )  # fmt: skip
-    with device:
-        model = LlamaForCausalLM(config)
+    model, pairs = _model(shape), _pairs(shape)
     parameters = model.num_parameters()
-    chance = torch.Generator().manual_seed(0)
-
-    def ids(length: int) -> tuple[int, ...]:
-        return tuple(torch.randint(shape.vocabulary, (length,), generator=chance).tolist())
-
-    pairs = [PairTokens(ids(shape.prompt), ids(shape.completion), ids(shape.completion)) for _ in range(STEPS * BATCH)]
-    data = reference.TrainingSet(pairs, torch.full((len(pairs), 2), -1.0))
-    clock: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            if gpu:
-                torch.cuda.synchronize()
-            clock.append(time.perf_counter())
-
-    settings = train.RoundSettings(
-        5e-7, BATCH, 1, 0.0, "constant", 1.0, "bfloat16", order_seed=0, resume=False, checkpoint_steps=1000,
-        gather=False, micro_batch=min(shape.micro_batch, BATCH // int(os.environ.get("WORLD_SIZE", "1"))),
-        activation_checkpointing=shape.checkpointing,
-    )  # fmt: skip
-    train.train(LanguageModel(model, None), data, replace(DPO), settings, folder / "scratch", callbacks=(Clock(),))  # type: ignore[arg-type]
-    seconds = (clock[-1] - clock[0]) / (len(clock) - 1)
+    seconds = _seconds(model, pairs, shape, folder)
     tokens = sum(pair.tokens for pair in pairs[:BATCH])
     length = shape.prompt + shape.completion
     flops = tokens * (6 * parameters + 6 * shape.layers * shape.width * length)  # causal: half the square of attention
@@ -144,7 +109,7 @@ def rank(name: str, folder: Path) -> None:
     if int(os.environ.get("RANK", "0")) == 0:
         found = {
             "shape": name, "state": "done", "parameters": parameters, "hardware": hardware, "devices": count,
-            "dtype": "bfloat16 arithmetic, float32 weights", "global_batch": BATCH, "micro_batch": settings.micro_batch,
+            "dtype": "bfloat16 arithmetic, float32 weights", "global_batch": BATCH, "micro_batch": _micro_batch(shape),
             "activation_checkpointing": shape.checkpointing, "tokens_a_step": tokens,
             "seconds_a_step": round(seconds, 4), "peak_memory_gib": round(used / 2**30, 2),
             "tokens_a_second": round(tokens / seconds, 1),
@@ -152,6 +117,68 @@ def rank(name: str, folder: Path) -> None:
             "versions": {package: metadata.version(package) for package in ("torch", "transformers", "accelerate")},
         }  # fmt: skip
         (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def _micro_batch(shape: Shape) -> int:
+    return min(shape.micro_batch, BATCH // int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def _model(shape: Shape) -> Any:
+    """Random weights of that shape, on this process's device."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary, hidden_size=shape.width, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, intermediate_size=shape.inner,
+        tie_word_embeddings=shape.tied, max_position_embeddings=4096,
+    )  # fmt: skip
+    with device:
+        return LlamaForCausalLM(config)
+
+
+def _pairs(shape: Shape) -> list[Any]:
+    """Made-up token ids for `STEPS` steps."""
+    import torch
+
+    from stagealign.policy.logps import PairTokens
+
+    chance = torch.Generator().manual_seed(0)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(torch.randint(shape.vocabulary, (length,), generator=chance).tolist())
+
+    return [PairTokens(ids(shape.prompt), ids(shape.completion), ids(shape.completion)) for _ in range(STEPS * BATCH)]
+
+
+def _seconds(model: Any, pairs: list[Any], shape: Shape, folder: Path) -> float:
+    """Mean time of a step after the first."""
+    import torch
+    from transformers import TrainerCallback
+
+    from stagealign.grid.methods import DPO
+    from stagealign.policy.lm import LanguageModel
+    from stagealign.train.reference import TrainingSet
+    from stagealign.train.trainer import RoundSettings, train
+
+    clock: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            clock.append(time.perf_counter())
+
+    settings = RoundSettings(
+        5e-7, BATCH, 1, 0.0, "constant", 1.0, "bfloat16", order_seed=0, resume=False, checkpoint_steps=1000,
+        micro_batch=_micro_batch(shape), activation_checkpointing=shape.checkpointing,
+    )  # fmt: skip
+    data = TrainingSet(pairs, torch.full((len(pairs), 2), -1.0))
+    lm = LanguageModel(model, None)  # type: ignore[arg-type]
+    train(lm, data, replace(DPO), settings, folder / "scratch", callbacks=(Clock(),), gather=False)
+    return (clock[-1] - clock[0]) / (len(clock) - 1)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """It reproduced: each claim of the scale against the results that stand, and nothing is run.
 
-A claim and its tolerance stand in `stagealign.grid.claims`, written down before the runs. One that was not reproduced, or in
-its direction only, fails with what was found; one that was not run, or that the results cannot judge, is skipped.
+A claim and its tolerance stand in `stagealign.grid.claims`, written down before the runs. One that was not reproduced,
+or in its direction only, fails with what was found; one that was not run, or that the results cannot judge, is skipped.
 """
 
 import pytest

@@ -17,7 +17,7 @@ from stagealign.report.pages.faults import faults, readme_lines
 from stagealign.store import results as reading
 
 ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "factories")])}
 
 # A command line in miniature: the real plan execution and entry point, with builders that need no library.
 SCRIPT = """
@@ -26,7 +26,10 @@ from pathlib import Path
 import factory_builders
 from stagealign.cli import app as cli
 from stagealign.execute import processes as execute
-from stagealign.plan.plan import Plan
+from stagealign.grid import registry
+from stagealign.plan import flops
+from stagealign.plan.plan import NEW, READY, Plan, PricedArtifact
+from stagealign.plan.price import CostEstimate
 from stagealign.base.kind import Kind
 from stagealign.store.artifact import Artifact
 from stagealign.store.folder import Store
@@ -41,9 +44,12 @@ def chain(home: str) -> None:
     store, line = Store(Path(home)), [make("a0")]
     for number in range(1, 6):
         line.append(make(f"a{number}", line[-1]))
-    ready = {one.path for one in line if store.record(one)}
-    plan = Plan((), {one.path: one for one in line}, frozenset(ready), len(line))
-    done = execute.execute(plan, store, 2, lambda event, artifact, _: print(event, artifact.path, flush=True))
+    scale = registry.scale("smoke")
+    states = [READY if store.record(one) else NEW for one in line]
+    items = [PricedArtifact(one, scale, (), state, "", CostEstimate(), 0.0) for one, state in zip(line, states)]
+    plan = Plan(scale, (), (), tuple(items), flops.CPU, len(line), 0.0)
+    crew = execute.Processes(store, 2)
+    done = execute.execute(plan, store, crew, lambda event, artifact, _: print(event, artifact.path, flush=True))
     print("done", len(done.built), flush=True)
 
 if __name__ == "__main__":

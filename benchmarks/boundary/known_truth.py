@@ -1,4 +1,4 @@
-"""Coverage, wrong decisions and prompts needed in worlds whose true boundary score is known (`benchmarks.boundary.world`)."""
+"""Coverage, wrong decisions and prompts needed in worlds of a known boundary score (`benchmarks.boundary.world`)."""
 
 import math
 from typing import Any

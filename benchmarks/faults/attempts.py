@@ -120,13 +120,12 @@ def _child(folder: Path, words: tuple[str, ...], plant: Plant | None, home: Path
         os.dup2(output, 2)
         sys.stdout, sys.stderr = (io.TextIOWrapper(os.fdopen(n, "wb", 0), write_through=True) for n in (1, 2))
         import torch
-        from rich.console import Console
 
-        from stagealign.cli import tables as show
         from stagealign.cli.app import main
+        from stagealign.cli.output import console
         from stagealign.execute import processes as execute
 
-        show.console = Console(soft_wrap=False, highlight=False, width=200)
+        console.width = 200
         execute.get_context = lambda _: multiprocessing.get_context("fork")
         torch.set_num_threads = lambda count: None  # one, whatever the machine: the same bytes, and no waiting
         if plant:

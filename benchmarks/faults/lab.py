@@ -23,13 +23,15 @@ def install() -> None:
     smoke = scales.SCALES["smoke"]
     training = replace(smoke.training, epochs=30, trained_layers=1, max_length=128)  # 60 steps: one checkpoint
     sizes = Evaluation(validation_prompts=2, test_prompts=4)
+    short = Decoding(max_new_tokens=6)
     scales.SCALES[SCALE] = replace(
-        smoke, key=SCALE, name="attacks", training=training, evaluation=sizes, decoding=Decoding(max_new_tokens=6)
+        smoke, key=SCALE, name="attacks", task=SCALE, training=training, evaluation=sizes, decoding=short
     )
     cost.LENGTHS[SCALE] = cost.LENGTHS["smoke"]
     methods.METHODS[SCALE] = methods.METHODS["smoke"]
     models.CHECKPOINTS[SCALE] = {"zephyr": Checkpoint("shape/tiny", parameters=30_000)}
-    kinds.BUILDERS["shape"] = Kind("benchmarks.faults.lab:build_weights", price="free")
+    weights = Kind("benchmarks.faults.lab:build_weights", price="free")
+    kinds.TASKS[SCALE] = replace(kinds.TASKS["smoke"], weights=weights)
 
 
 def build_weights(work: Work) -> dict[str, Any]:

@@ -27,16 +27,16 @@ def two_threads() -> None:
     """As many threads in every product, where an attempt has one otherwise; each round notes how many it has."""
     import torch
 
-    from stagealign.train import trainer as train
+    from stagealign.train import round as rounds
 
     torch._C.set_num_threads(2)  # the public name is held at one in an attempt
-    align, home = train.align, Path.cwd()
+    align, home = rounds.align, Path.cwd()
 
     def noted(*given: Any) -> Any:
         (home / THREADS).write_text(str(torch.get_num_threads()), encoding="utf-8")
         return align(*given)
 
-    train.align = noted
+    rounds.align = noted
 
 
 def apart(one: Any, other: Any, place: str = "") -> list[str]:

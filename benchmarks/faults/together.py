@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,26 @@ WAYS = {
 }
 
 
-def shared(folder: Path, reference: Path, processes: int, way: str, kill: bool, seed: int, length: float) -> Row:
-    """`processes` runs of the same cells on one store at once; with `kill` one that builds is killed for good."""
-    home, chance = folder / "home", random.Random(seed)
-    plant = WAYS[way]
-    places = [folder / f"process{number}" for number in range(processes)]
+@dataclass(frozen=True)
+class Crowd:
+    """Runs of the same cells on one store at once."""
+
+    processes: int
+    way: str
+    """A key of `WAYS`."""
+    kill: bool
+    """Whether one that builds is killed for good."""
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.processes} processes, {self.way}" + ", a builder killed" * self.kill
+
+
+def shared(folder: Path, reference: Path, crowd: Crowd, length: float) -> Row:
+    """What came of a crowd; `length`: seconds of an undisturbed run, within which one is killed."""
+    home, chance, kill = folder / "home", random.Random(crowd.seed), crowd.kill
+    plant = WAYS[crowd.way]
+    places = [folder / f"process{number}" for number in range(crowd.processes)]
     under_way = [
         Attempt(place, plant=lambda number=number: plant(number), home=home) for number, place in enumerate(places)
     ]
@@ -74,11 +90,10 @@ def shared(folder: Path, reference: Path, processes: int, way: str, kill: bool, 
     waited = sum("waiting for " in one.output and "pid " in one.output for one in ended)
     wrong += [] if waited else ["nobody said for whom it waits"]
     wrong += [f"{path}: left over" for path in home.rglob("*.holder")]
-    tried = f"{processes} processes, {way}" + ", a builder killed" * kill
     found = f"{wanted} artifacts, each built once" if not kill else f"{wanted} artifacts, the killed one replaced"
     found = f"{found}; {waited} processes named whom they waited for"
     return {
-        "tried": tried,
+        "tried": str(crowd),
         "times": len(finished),
         "survived": 0 if wrong else len(finished),
         "wrong": wrong[:3],
@@ -106,4 +121,4 @@ def measure(folder: Path, processes: int, seed: int, short: bool) -> Iterator[Ro
     for number, way in enumerate(WAYS):
         for kill in (False, True) if not short else (bool(number % 2),):
             place = folder / f"{number}{kill}"
-            yield shared(place, reference, processes, way, kill, seed + number, length)
+            yield shared(place, reference, Crowd(processes, way, kill, seed + number), length)

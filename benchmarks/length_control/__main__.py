@@ -20,6 +20,7 @@ from stagealign.evaluate.alpaca_eval.length_control import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
+PRIOR = ROOT / "stagealign" / "evaluate" / "alpaca_eval" / "length_prior.py"
 SEED = 20250814
 FOLDS = 5
 DRAWS = 10
@@ -41,7 +42,7 @@ def main() -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=data_folder(), help="folder with " + ", ".join(NEEDED))
-    parser.add_argument("--write", action="store_true", help="write the constants into stagealign/length_prior.py")
+    parser.add_argument("--write", action="store_true", help=f"write the constants into {PRIOR.name}")
     given = parser.parse_args()
     missing = [name for name in NEEDED if not (given.data / name).is_file()]
     if missing:
@@ -49,7 +50,7 @@ def main() -> None:
     models = read(given.data)
     whole = learn(models)
     if given.write:
-        (ROOT / "stagealign" / "length_prior.py").write_text(constants(whole), encoding="utf-8")
+        PRIOR.write_text(constants(whole), encoding="utf-8")
     folder = ROOT / "results" / "length_control"
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {

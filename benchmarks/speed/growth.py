@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.speed import models, sweep
 from benchmarks.speed import pairs as source
-from benchmarks.speed.training import SEED, ours
+from benchmarks.speed.training import SEED, Way, ours
 from benchmarks.speed.turns import Given, Run, child, clock, exponent
 
 PAIRS, LENGTH, CELL_PAIRS = 16, 64, 16
@@ -51,7 +51,7 @@ def point(given: Given, growth: str, size: Any) -> Run:
     pairs = source.exactly(lm, size if growth == "pairs" else PAIRS, size if growth == "tokens" else LENGTH, SEED)
     number = lm.model.num_parameters() if growth == "parameters" else size
     with tempfile.TemporaryDirectory() as folder, clock(given.device) as took:
-        ours(lm, pairs, folder, given.device, max_length=max(POINTS["tokens"]))
+        ours(lm, pairs, folder, given.device, Way(max_length=max(POINTS["tokens"])))
     return {**took, "size": number, "work": len(pairs)}
 
 

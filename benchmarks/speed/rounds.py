@@ -113,7 +113,7 @@ class _Ours:
         return [list(one.on) for one in self.oracle.judge(asked)]
 
     def train(self, pairs: Sequence[Pair], folder: str) -> None:
-        training.ours(self.lm, pairs, folder, self.given.device, self.bf16)
+        training.ours(self.lm, pairs, folder, self.given.device, training.Way(self.bf16))
 
 
 class _Recipe:

@@ -122,7 +122,9 @@ def fill(folder: Path, count: int) -> int:
 
 def _factory() -> Callable[[str, int], Any]:
     """`result` of tests/factories/factory_results.py, which is no package."""
-    spec = importlib.util.spec_from_file_location("factory_results", ROOT / "tests" / "factory_results.py")
+    spec = importlib.util.spec_from_file_location(
+        "factory_results", ROOT / "tests" / "factories" / "factory_results.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

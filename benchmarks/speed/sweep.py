@@ -17,6 +17,7 @@ from benchmarks.speed.training import BATCH, LEARNING_RATE, MAX_LENGTH, chosen, 
 from benchmarks.speed.turns import Given, Run, child, clock, turns
 from stagealign.base.kind import Kind
 from stagealign.grid.methods import DPO, SLIC_HF
+from stagealign.pipeline.kinds import POLICY, REFERENCE
 from stagealign.store.artifact import Artifact, Work
 from stagealign.store.folder import Store
 
@@ -60,9 +61,7 @@ def build(given: Given, pairs: int, home: Path, runs: list[tuple[str, float, int
     for one in (start, rows):
         store.build(one)
     known = {"max_length": MAX_LENGTH, "dtype": "float32", "trained_layers": None}
-    reference = Artifact(
-        "reference", Kind("stagealign.train:build_reference", price="free"), known, {"policy": start, "pairs": rows}
-    )
+    reference = Artifact("reference", REFERENCE, known, {"policy": start, "pairs": rows})
     goals = [_policy(form, beta, seed, start, rows, reference) for form, beta, seed in runs]
     with counted() as passed, clock(given.device) as took:
         for goal in goals:
@@ -81,9 +80,7 @@ def _policy(form: str, beta: float, seed: int, start: Artifact, rows: Artifact, 
     method = replace(FORMS[form], beta=beta, assumed={})
     params = {"method": method, "training": training, "learning_rate": LEARNING_RATE, "seed": seed}
     inputs = {"policy": start, "pairs": rows, "reference": reference}
-    return Artifact(
-        f"{form}-{beta:g}-{seed}/policy", Kind("stagealign.train:build_policy", price="free"), params, inputs
-    )
+    return Artifact(f"{form}-{beta:g}-{seed}/policy", POLICY, params, inputs)
 
 
 def _forwards(store: Store, goals: list[Artifact]) -> int:

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def side(given: Given, side: str, shape: str, pairs: int, best: bool = False, bf
             settings = BEST if best else {}
             trainer(lm, data, reference, folder, given.device, bf16=bf16, **settings).train()
         else:
-            ours(lm, data, folder, given.device, bf16)
+            ours(lm, data, folder, given.device, Way(bf16))
     return {**took, "work": pairs, "tokens": sum(one.tokens for one in tokens), "flops": flops}
 
 
@@ -123,29 +123,31 @@ def trainer(lm: Any, pairs: Sequence[Pair], reference: Any, folder: str, device:
     return DPOTrainer(lm.model, reference, config, train_dataset=rows, processing_class=lm.tokenizer)
 
 
-def ours(
-    lm: Any,
-    pairs: Sequence[Pair],
-    folder: str,
-    device: str,
-    bf16: bool = False,
-    rate: float = LEARNING_RATE,
-    lean: bool = False,
-    max_length: int = MAX_LENGTH,
-) -> None:
-    """Trains `lm` with the engine, its reference log-probs included; `lean`: in the least memory it can do with."""
+@dataclass(frozen=True)
+class Way:
+    """How our engine trains."""
+
+    bf16: bool = False
+    rate: float = LEARNING_RATE
+    lean: bool = False
+    """In the least memory it can do with."""
+    max_length: int = MAX_LENGTH
+
+
+def ours(lm: Any, pairs: Sequence[Pair], folder: str, device: str, way: Way = Way()) -> None:
+    """Trains `lm` with the engine, its reference log-probs included."""
     from stagealign.grid.methods import DPO
     from stagealign.train.reference import TrainingSet, reference_logps, tokenize
     from stagealign.train.trainer import RoundSettings, align
 
-    tokens = tokenize(lm, pairs, max_length)
-    with autocast(bf16, device):
+    tokens = tokenize(lm, pairs, way.max_length)
+    with autocast(way.bf16, device):
         reference = reference_logps(lm, tokens, None, None)
-    dtype = "bfloat16" if bf16 or lm.model.dtype.itemsize == 2 else "float32"
-    settings = RoundSettings(rate, BATCH, 1, 0.0, "linear", 1.0, dtype, SEED, resume=False)
-    if lean:
+    dtype = "bfloat16" if way.bf16 or lm.model.dtype.itemsize == 2 else "float32"
+    settings = RoundSettings(way.rate, BATCH, 1, 0.0, "linear", 1.0, dtype, SEED, resume=False)
+    if way.lean:
         settings = replace(settings, micro_batch=1, activation_checkpointing=True)
-    with autocast(bf16, device):
+    with autocast(way.bf16, device):
         align(lm, TrainingSet(tokens, reference), replace(DPO, beta=BETA), settings, Path(folder))
 
 
@@ -207,7 +209,7 @@ def decision(given: Given, shape: str, pairs: int) -> Run:
         tokens = tokenize(lm, rest, MAX_LENGTH)
         before = reference_logps(lm, tokens, None, None)
         with tempfile.TemporaryDirectory() as folder:
-            ours(lm, learn, folder, given.device, bf16, DECISION_RATE)
+            ours(lm, learn, folder, given.device, Way(bf16, DECISION_RATE))
         after = reference_logps(lm, tokens, None, None) - before
         margins.append((after[:, 0] - after[:, 1]).tolist())
     full, half = margins
@@ -242,5 +244,5 @@ def step(given: Given, side: str, shape: str, pairs: int, length: int) -> Run:
                 trainer(lm, data, reference, folder, given.device).train()
         else:
             with clock(given.device) as took:
-                ours(lm, data, folder, given.device, lean=side != "ours")
+                ours(lm, data, folder, given.device, Way(lean=side != "ours"))
     return {**took, "work": pairs}

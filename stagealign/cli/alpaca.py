@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from stagealign.base.terminal import Text
-from stagealign.cli.output import check_json, console, write_json
+from stagealign.cli.output import check_folder, check_json, console, write_json
 
 if TYPE_CHECKING:
     from stagealign.evaluate.alpaca_eval.evaluate import WinRateResult
@@ -46,7 +46,7 @@ def lc_win_rate(
 
     from stagealign.evaluate.alpaca_eval import lc_win_rate as rates
 
-    check_json(json_file)
+    check_folder(json_file)
     found = rates.lc_win_rates(preferences, difficulty, weights, fit, official)
     write_json(json_file, [asdict(row) for row in found])
     if json_file != "-":

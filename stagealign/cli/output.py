@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from stagealign.base.errors import BadData
 from stagealign.base.terminal import Text
 from stagealign.store.files import check_target, write_text
 
@@ -43,11 +44,17 @@ def check_json(json_file: str | None, html: Path | None = None) -> None:
             check_target(option, Path(str(path)))
 
 
+def check_folder(json_file: str | None) -> None:
+    """Raises BadData, before any work, where the folder of the file that `--json` names is absent."""
+    if json_file not in (None, "-") and not Path(str(json_file)).parent.is_dir():
+        raise BadData(f"--json {json_file}: no folder {str(Path(str(json_file)).parent)!r}; make it, or name another")
+
+
 def write_json(json_file: str | None, value: object) -> None:
     """Writes JSON where `--json` asks for it, whole or not at all; `-` is standard output."""
     if json_file is None:
         return
-    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
     if json_file == "-":
         print(text, end="")
     else:

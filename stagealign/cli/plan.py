@@ -22,7 +22,7 @@ from stagealign.cli.options import (
     ScaleKey,
     Seeds,
 )
-from stagealign.cli.output import check_json, clock, console, write_json, wrote
+from stagealign.cli.output import check_folder, clock, console, write_json, wrote
 from stagealign.report.sections.words import brief, listing
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def plan(
         docs.write_text(with_scale(docs.read_text(encoding="utf-8")), encoding="utf-8")
         wrote([docs])
         return
-    check_json(json_file)
+    check_folder(json_file)
     on = processor(gpu, registry.scale(scale))
     cells, _ = Variant(peft, sampler, policy_url, gold).cells(select(scale, k))
     store, wish = opened(), Wish(capability=capability, again=again)

@@ -18,10 +18,10 @@ class Listener(Protocol):
     """Who is told how a run goes on."""
 
     def heard(self, event: str, artifact: Artifact, who: str = "") -> None:
-        """An artifact was `started`, `again`, `waiting`, `built`, `found` or `failed`; `who` builds or is waited for."""
+        """Hears that an artifact was `started`, `again`, `waiting`, `built`, `found` or `failed`, and by whom."""
 
     def wrote(self, path: Path) -> None:
-        """A result was written."""
+        """Hears that a result was written."""
 
 
 def stands_in(results: Path) -> Callable[[Run], bool]:

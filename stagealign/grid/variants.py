@@ -9,7 +9,7 @@ from stagealign.grid.recipes import HANDBOOK
 from stagealign.grid.spec import Engine, Lora
 
 LORA_RATE = {"paper": 5e-6}
-"""Learning rate of adapters by scale, where the full rate would hardly move them (handbook's QLoRA recipe of Zephyr)."""
+"""Learning rate of adapters by scale, where the full rate would hardly move them (QLoRA recipe of the handbook)."""
 
 
 def adapted(chosen: Iterable[Cell], peft: str | None) -> list[Cell]:

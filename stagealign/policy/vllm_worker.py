@@ -93,7 +93,7 @@ def engine(work: SamplingWork) -> Any:
     return LLM(**work["llm"])
 
 
-def listen(lines: Iterable[str]) -> None:
+def work_through(lines: Iterable[str]) -> None:
     """Answers the work files that `lines` name, one a line, with the engine of the first; a line on stdout ends each.
 
     Whatever else writes to stdout, as vLLM's log does, goes to stderr.
@@ -142,7 +142,7 @@ def main(words: list[str]) -> None:
     if words == ["--installed"]:
         print(json.dumps(installed()))
     elif words == ["--listen"]:
-        listen(sys.stdin)
+        work_through(sys.stdin)
     else:
         print(f"{sample(read(words[0]))} prompts answered", flush=True)
 

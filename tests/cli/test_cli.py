@@ -8,8 +8,7 @@ import pytest
 from factory_results import fill
 
 from stagealign.cli import app as cli
-from stagealign.cli import run as runs
-from stagealign.cli import tables as show
+from stagealign.cli.list import UNPINNED, assumptions
 from stagealign.execute.processes import Outcome
 from stagealign.grid import select
 
@@ -78,15 +77,15 @@ def test_list_shows_cells_stand_ins_and_assumptions(call):
 
 def test_one_table_has_every_assumption_with_its_recipe():
     chosen = select.select("paper", "phi2 and 1on")
-    places = {place: recipe for place, _, recipe in show.assumptions(chosen)}
+    places = {place: recipe for place, _, recipe in assumptions(chosen)}
     sft = {f"phi2.sft.{name}" for name in ("data", "revision", "epochs", "learning_rate", "batch", "max_length")}
     training = {"fresh_prompts", "batch", "epochs", "ladder", "learning_rate", "schedule", "warmup", "dtype"}
     assert sft | {f"training.{name}" for name in training} <= places.keys()
     assert {"phi2.source", "phi2.template", "dpo.beta", "dpo.reference", "slichf.form", "scale.seeds"} <= places.keys()
-    assert places["oracle.revision"] == show.UNPINNED
+    assert places["oracle.revision"] == UNPINNED
     assert "phi2.revision" not in places
     assert all(places.values())
-    zephyr = {place: value for place, value, _ in show.assumptions(select.select("paper", "zephyr and 1on"))}
+    zephyr = {place: value for place, value, _ in assumptions(select.select("paper", "zephyr and 1on"))}
     assert zephyr["zephyr.revision"] == "none yet"
 
 
@@ -138,7 +137,7 @@ def test_a_dry_run_says_how_long_and_builds_nothing(call, tmp_path):
     assert "scale lab: stand-ins on a laptop CPU; 6 runs (cell x seed)" in out
     assert "0 ready" in out
     assert "to build" in out
-    assert "min on 1 workers of a laptop CPU" in out
+    assert "min on 1 x one core of a laptop CPU" in out
     assert not (tmp_path / "home").exists()
     assert not (tmp_path / "results").exists()
 
@@ -156,7 +155,10 @@ def test_the_paper_scale_says_what_this_machine_lacks(call, tmp_path, monkeypatc
 @pytest.mark.parametrize(("failed", "code"), [({}, 0), ({"a/b": "ValueError: no luck"}, 1)])
 @pytest.mark.parametrize("command", ["run", "demo"])
 def test_a_failed_artifact_is_a_failed_command(command, failed, code, call, monkeypatch):
-    monkeypatch.setattr(runs, command, lambda *_, **__: Outcome(failed=failed))
+    monkeypatch.setattr("stagealign.cli.run.build", lambda *_, **__: Outcome(failed=failed))
+    monkeypatch.setattr("stagealign.cli.fetch.fetch", lambda: None)
+    for name in ("stagealign.cli.report.write_report", "stagealign.report.build.summary_rows"):
+        monkeypatch.setattr(name, lambda *_, **__: [])
     assert call(command)[0] == code
 
 
@@ -164,7 +166,7 @@ def test_ctrl_c_ends_with_130(call, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "run", interrupt)
+    monkeypatch.setattr("stagealign.cli.run.build", interrupt)
     code, _, err = call("run")
     assert code == 130
     assert "interrupted; all that is built stays, the same command continues" in err
@@ -172,7 +174,7 @@ def test_ctrl_c_ends_with_130(call, monkeypatch):
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["stagealign", "run"])
-    monkeypatch.setattr(runs, "run", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("stagealign.cli.run.build", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main()
 

@@ -5,23 +5,22 @@ import sys
 
 import pytest
 from factory_results import fill, result
+from factory_store import cut, flip, make
 
 from stagealign.base.kind import Kind
 from stagealign.cli import app as cli
-from stagealign.cli import doctor
-from stagealign.cli.doctor import kept_findings, result_findings, store_findings
+from stagealign.cli import checkup
+from stagealign.cli.checkup import kept_findings, result_findings, store_findings
 from stagealign.store.artifact import Artifact
 from stagealign.store.folder import Store
 from stagealign.store.kept import Kept
 from stagealign.store.record import RECORD
 from stagealign.store.results import write_result
-from tests.pipeline.test_rot import cut, flip
-from tests.store.test_store import make
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "planned", dict)
+    monkeypatch.setattr(checkup, "planned", dict)
     store = Store(tmp_path)
     for name in ("deep/one", "two", "three"):
         store.build(make(name, say="a text"))
@@ -62,7 +61,7 @@ def test_a_part_in_work_is_told_from_one_left_over(home):
     (home.home / "now.0123.part").mkdir()
     (home.home / "now.0123.part" / "half").write_text("?")
     with FileLock(home.home / "now.lock"):
-        code = "from stagealign.cli.doctor import _part; from pathlib import Path; import sys; p = Path(sys.argv[1]); "
+        code = "from stagealign.cli.checkup import _part; from pathlib import Path; import sys; p = Path(sys.argv[1]); "
         code += "print(_part(p, 'now').what)"
         import subprocess
 
@@ -76,7 +75,7 @@ def test_drift_and_another_parent(home, monkeypatch):
     child = make("child", inputs=[make("two", say="a text")])
     home.build(child)
     monkeypatch.setattr(
-        doctor, "planned", lambda: {"three": {"0" * 16}, "two": {make("two", say="a text").fingerprint}}
+        checkup, "planned", lambda: {"three": {"0" * 16}, "two": {make("two", say="a text").fingerprint}}
     )
     wrong = [one for one in store_findings(home, False) if one.state == "wrong"]
     assert [one.what for one in wrong] == ["three: built from another spec than the registry has now"]

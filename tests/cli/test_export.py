@@ -8,7 +8,7 @@ from factory_results import of_cell, result
 
 from stagealign.base.errors import BadData, CannotRun, StagealignError
 from stagealign.cli import variants
-from stagealign.cli.export import base_of, export, last_step, what_it_is
+from stagealign.cli.exporting import base_of, export, last_step, what_it_is
 from stagealign.grid import registry, scales
 from stagealign.grid import variants as variants_room
 from stagealign.grid.spec import Engine

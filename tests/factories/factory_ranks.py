@@ -1,4 +1,4 @@
-"""Rounds that a test wants trained by several processes: `torchrun tests/factories/factory_ranks.py FOLDER`, all in one start.
+"""Rounds that several processes train: `torchrun tests/factories/factory_ranks.py FOLDER`, all in one start.
 
 FOLDER/jobs.json is a list of jobs, see `Job`. The first process writes NAME.json (the curve) and NAME.safetensors.
 """
@@ -33,13 +33,13 @@ class Interrupted(Exception):
 def do(job: Job, folder: Path) -> None:
     """Trains one job in this process, with its fellows where it has some."""
     import torch
+    from factory_models import build_tiny
+    from factory_training import SETTINGS, data_of, pairs_of
     from safetensors.torch import save_file
 
     from stagealign.grid.methods import METHODS
     from stagealign.grid.spec import Lora
     from stagealign.train import trainer as train
-    from tests.conftest import build_tiny
-    from tests.train.test_train import SETTINGS, data_of, pairs_of
 
     torch.set_num_threads(1)
     os.environ["ACCELERATE_USE_FSDP"] = str(job.sharding == "fsdp2").lower()

@@ -1,98 +1,27 @@
-"""A judge on the loopback that misbehaves on command."""
+"""A judge on the loopback, and the planted key, which no test may leave anywhere."""
 
-import json
-import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import logging
 
 import pytest
+from factory_judge import KEY, PROXIES, Judge, running
 
 from stagealign.base.server import KEYS, Server
-from stagealign.oracle.judge import LLMJudge
-from stagealign.scoring.contest import Contest
-
-KEY = "sk-planted-7f3a91c05d"
-CONTEST = Contest("Name a colour.", ("good red", "bad blue"), ("fair green", "fair grey"))
-ORDER = ("bad", "fair", "good")
-
-
-class Judge(ThreadingHTTPServer):
-    """A server that prefers good to fair to bad and, of equals, the first; `acts` are what it does first."""
-
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.acts = []
-        """(status, headers, body or callable of the request); taken one a request, None for a good answer."""
-        self.always = None
-        self.name, self.logprobs = "judge-1", False
-        self.seen = []
-        self.lock = threading.Lock()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def answer(self, request):
-        text = request["messages"][0]["content"]
-        a, b = (re.search(rf"<response_{x}>\n(.*?)\n</response_{x}>", text, re.DOTALL)[1] for x in "ab")
-        ranks = [ORDER.index(one.split()[0]) if one.split()[0] in ORDER else 0 for one in (a, b)]
-        letter = "A" if ranks[0] >= ranks[1] else "B"
-        choice = {"message": {"role": "assistant", "content": letter}}
-        if self.logprobs and request.get("logprobs"):
-            other = "AB".replace(letter, "")
-            top = [
-                {"token": f" {letter}", "logprob": -0.1},
-                {"token": other, "logprob": -3},
-                {"token": "x", "logprob": -4},
-            ]
-            choice |= {"message": {"content": "x"}, "logprobs": {"content": [{"top_logprobs": top}]}}
-        return {"model": self.name, "choices": [choice], "usage": {"total_tokens": 7}}
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.seen.append((self.path, dict(self.headers), request))
-            act = self.server.acts.pop(0) if self.server.acts else self.server.always
-        status, headers, body = act or (200, {}, None)
-        if callable(body):
-            body = body(request)
-        if body is None:
-            body = self.server.answer(request)
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        try:
-            self.send_response(status)
-            for name, value in ({"Content-Length": str(len(data))} | headers).items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(data)
-        except OSError:  # the client did not wait
-            self.close_connection = True
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
 def server(monkeypatch):
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+    for name in PROXIES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(KEYS[0], KEY)
-    with Judge() as one:
-        thread = threading.Thread(target=one.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        yield one
-        one.shutdown()
-        thread.join()
+    with running(Judge()) as judge:
+        yield judge
 
 
 @pytest.fixture
 def ask(server):
     """Factory of judges of that server, closed at the end."""
+    from stagealign.oracle.judge import LLMJudge
+
     made = []
 
     def build(workers=4, timeout=5.0, attempts=3, model="judge"):
@@ -102,3 +31,12 @@ def ask(server):
     yield build
     for one in made:
         one.close()
+
+
+@pytest.fixture
+def secret_stays_secret(caplog, capfd):
+    """No test may leave the key in a log, at any level, or on a terminal."""
+    caplog.set_level(logging.DEBUG)
+    yield
+    out, err = capfd.readouterr()
+    assert KEY not in out + err + caplog.text

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from factory_pairrm import build
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from stagealign.base.errors import BadData, BadSpec, StagealignError
@@ -20,7 +21,6 @@ from stagealign.oracle.open import open_oracle, plain_contest
 from stagealign.pipeline.rounds import plan_run
 from stagealign.plan.price import estimate
 from stagealign.store.artifact import Context, Work
-from tests.oracle.test_pairrm import build
 
 WORDS = {"good": 0, "bad": 1, "film": 2, "the plot": 3, "plot": 4, "odd": 5}
 TEXTS = {

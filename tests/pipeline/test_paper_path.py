@@ -15,7 +15,7 @@ import pytest
 from stagealign.base.errors import BadData, BadSpec, CannotRun, StagealignError
 from stagealign.base.identity import plain as identity
 from stagealign.base.shapes import misfit
-from stagealign.cli import run as runs
+from stagealign.cli.run import build
 from stagealign.cli.variants import Variant
 from stagealign.data import mirrors
 from stagealign.data.records import Candidate, Pair, prompt_hash, read_dicts, read_rows
@@ -28,14 +28,15 @@ from stagealign.evaluate.alpaca_eval.length_control import (
     sampling_error,
 )
 from stagealign.evaluate.alpaca_eval.scores import annotated_readings
+from stagealign.execute import preflight
+from stagealign.execute.executors import Execution
 from stagealign.grid import models, registry, scales, select, variants
 from stagealign.grid.spec import Decoding, Evaluation, Judging
 from stagealign.pipeline.result import result, unfinished
 from stagealign.pipeline.rounds import plan_run
 from stagealign.plan.plan import make_plan
-from stagealign.plan.price import estimate
 from stagealign.scoring.contest import Contest
-from stagealign.store.artifact import Devices
+from stagealign.store.artifact import Context
 from stagealign.store.folder import Store
 from stagealign.store.results import SHAPE
 
@@ -90,7 +91,7 @@ def judge(monkeypatch):
     """The official judge's API on the loopback: it prefers the longer text a little."""
     import threading
 
-    from tests.oracle.test_judge import Judge
+    from factory_judge import Judge
 
     class Grader(Judge):
         refuses = ""
@@ -122,7 +123,7 @@ def judge(monkeypatch):
 @pytest.fixture
 def paper(tmp_path, monkeypatch, mirror, tiny):
     """The registry's paper scale with its sizes cut down, and the hub's answer to `snapshot_download`."""
-    from tests.oracle.test_pairrm import build as tiny_pairrm
+    from factory_pairrm import build as tiny_pairrm
 
     real = scales.SCALES["paper"]
     oracle = tiny_pairrm()
@@ -156,7 +157,7 @@ def paper(tmp_path, monkeypatch, mirror, tiny):
 def test_a_paper_cell_runs_from_its_data_to_its_result(paper, judge, tmp_path):
     """SFT, PairRM's labels, two rounds, answers to AlpacaEval's prompts, the judge, the length-controlled win rate."""
     run = plan_run(registry.cell("phi2-dpo-2off_on", "paper"), 0)
-    store = Store(spend=5.0)
+    store = Store(context=Context(spend=5.0))
     for artifact in run.artifacts.values():
         store.build(artifact)
     found = result(run, store)
@@ -193,7 +194,7 @@ def test_a_paper_cell_runs_from_its_data_to_its_result(paper, judge, tmp_path):
 
 def test_what_the_judge_cannot_be_asked_stops_the_artifact_and_costs_nothing_twice(paper, judge):
     run = plan_run(registry.cell("zephyr-dpo-1off", "paper"), 0)
-    store, annotations = Store(spend=5.0), run.start_scores.inputs["annotations"]
+    store, annotations = Store(context=Context(spend=5.0)), run.start_scores.inputs["annotations"]
     for artifact in annotations.lineage().values():
         if artifact.path != annotations.path:
             store.build(artifact)
@@ -204,25 +205,27 @@ def test_what_the_judge_cannot_be_asked_stops_the_artifact_and_costs_nothing_twi
     judge.refuses = ""
     store.build(annotations)
     assert len(judge.seen) == asked + 1, "what was answered is kept, the failed one asked again"
-    poor = Store(spend=0.0001)
+    poor = Store(context=Context(spend=0.0001))
     other = replace(annotations, path="paper/elsewhere/annotations", params={"judge": "official"})
     assert poor.build(other)["facts"]["answered"] == PROMPTS, "all is kept: nothing is paid"
 
 
 def test_the_spending_limit_is_named_before_anything_is_built(paper, judge, monkeypatch, tmp_path):
-    monkeypatch.setattr(runs, "check_machine", lambda *_: None)
+    monkeypatch.setattr(preflight, "check_machine", lambda *_: None)
     monkeypatch.setattr("stagealign.plan.needs.free_memory", lambda: 1 << 40)
     cells = select.select("paper", "zephyr-dpo-1off")
-    with pytest.raises(CannotRun, match=r"asked about 2 policies, for about \$18; name .* --spend 22"):
-        runs.run(paper, cells, (0,), tmp_path / "results")
     plan = make_plan(cells, (0,), Store())
-    assert runs._share([estimate(one, "paper") for one in plan.missing], 10.0) == 5.0
+    with pytest.raises(CannotRun, match=r"asked about 2 policies, for about \$18; name .* --spend 22"):
+        build(plan, Store(), Execution(), tmp_path / "results")
+    assert not (tmp_path / "home").exists()
+    assert preflight.spend_each(plan, 10.0) == 5.0
 
 
 def test_any_reward_model_can_be_the_gold_reward(paper, tmp_path, monkeypatch):
     """Cells of their own, on shared policies; its scores are those of the classifier alone, and it is no oracle."""
+    from factory_rewards import save
+
     from stagealign.scoring import reward_model as rewards
-    from tests.scoring.test_rewards import save
 
     folder = save(tmp_path / "Reward-Model_1", chat=True, max_position_embeddings=512)
     cell = registry.cell("zephyr-dpo-1off", "paper")
@@ -238,7 +241,7 @@ def test_any_reward_model_can_be_the_gold_reward(paper, tmp_path, monkeypatch):
     assert run.rounds[0][0].policy.path in shared
     assert all(run.artifacts[path].fingerprint == plain_run.artifacts[path].fingerprint for path in shared)
     assert not any("annotations" in path for path in run.artifacts)
-    store = Store(devices=Devices(gold=place))
+    store = Store(context=Context(gold_folder=place))
     for artifact in run.start_scores.lineage().values():
         store.build(artifact)
     scores = json.loads(store.file(run.start_scores, "scores.json").read_text(encoding="utf-8"))
@@ -250,7 +253,7 @@ def test_any_reward_model_can_be_the_gold_reward(paper, tmp_path, monkeypatch):
         (found,) = alone.judge([Contest(prompt, mine, ())])
         assert scores["test"]["prompts"][prompt_hash(prompt)][0] == pytest.approx(np.mean(found.on), abs=1e-4)
     (tmp_path / "Reward-Model_1/extra.json").write_text("{}", encoding="utf-8")
-    changed = Store(tmp_path / "other", devices=Devices(gold=place))
+    changed = Store(tmp_path / "other", Context(gold_folder=place))
     with pytest.raises(StagealignError, match="its files have changed since the plan was made"):
         changed.build(run.gold)
     with pytest.raises(BadSpec, match="it is the oracle that labels"):

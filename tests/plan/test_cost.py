@@ -52,7 +52,7 @@ def test_adapters_of_llama_3_by_hand():
 def test_a_round_of_adapters_is_estimated_as_one():
     (cell,) = variants.adapted([registry.cell("llama3-dpo-1off", "paper")], "lora")
     whole, adapters = (
-        estimate(plan_run(one, 0).rounds[0][0].policy, "paper")
+        estimate(plan_run(one, 0).rounds[0][0].policy, one.scale)
         for one in (registry.cell("llama3-dpo-1off", "paper"), cell)
     )
     assert whole.memory > 120 * cost.GIB
@@ -97,12 +97,14 @@ def test_every_kind_of_work_is_priced(scale):
     free = {"prompts", "reviews", "conversations", "ratings", "data", "oracle", "static1", "gold"}
     for cell in select.select(scale, "pythia and 2off_on"):
         for artifact in plan_run(cell, 0).artifacts.values():
-            found = estimate(artifact, scale)
+            found = estimate(artifact, cell.scale)
             if artifact.kind.function.endswith(
                 (":build_link", "static", ":fit_letters", ":fit_vowels", ":join_candidates", ":join_pairs")
             ):
                 continue
-            if found.kind not in free and not (scale != "paper" and found.kind in ("votes", "pairs", "candidates")):
+            if artifact.role not in free and not (
+                scale != "paper" and artifact.role in ("votes", "pairs", "candidates")
+            ):
                 assert found.flops or found.disk, artifact.path
             assert found.seconds(cost.GPUS["h200"]) < 1e6
             assert found.memory < 300 * cost.GIB
@@ -123,8 +125,8 @@ def test_time_estimates_beside_real_runs_of_the_lab():
         for seed in registry.scale("lab").seeds:
             for name, artifact in plan_run(cell, seed).artifacts.items():
                 if name in real:
-                    found = estimate(artifact, "lab")
-                    sums = kinds.setdefault(found.kind, [0.0, 0.0])
+                    found = estimate(artifact, cell.scale)
+                    sums = kinds.setdefault(artifact.role, [0.0, 0.0])
                     sums[0] += found.seconds(cost.CPU)
                     sums[1] += real.pop(name)
     estimated, measured = (sum(sums[place] for sums in kinds.values()) for place in (0, 1))

@@ -9,17 +9,15 @@ from dataclasses import replace
 
 import pytest
 from factory_results import fill
-from stagealign.plan.outlook import make_outlook, processor
 
 from stagealign.base.errors import BadData, UnknownName
 from stagealign.base.identity import fingerprint, plain
 from stagealign.base.kind import Kind
-from stagealign.cli import run as runs
+from stagealign.cli.plan import plan as plan_command
 from stagealign.grid import registry, select
+from stagealign.pipeline.rounds import plan_run
 from stagealign.plan import machine
-from stagealign.plan import outlook as looking
-from stagealign.plan import plan as planning
-from stagealign.plan.plan import make_plan
+from stagealign.plan.plan import Wish, _state, make_plan, processor
 from stagealign.store.artifact import Artifact
 from stagealign.store.folder import Store
 from stagealign.store.results import result_path, write_result
@@ -34,8 +32,11 @@ def store(tmp_path):
 
 
 def look(store, cells=CELLS, seeds=(0,), **more):
-    scale = cells[0].scale
-    return make_outlook(scale, cells, seeds, store, processor(None, scale), **more)
+    return make_plan(cells, seeds, store, **more)
+
+
+def lacking(store, cells=CELLS):
+    return machine.lacking(look(store, cells), store.home)
 
 
 def pretend(store, artifact, **changes):
@@ -49,16 +50,21 @@ def pretend(store, artifact, **changes):
     )
 
 
-def test_it_is_the_plans_artifacts_each_once(store):
-    found, plan = look(store), make_plan(CELLS, (0,), store)
-    assert [item.artifact.path for item in found.items] == list(plan.artifacts)
-    assert found.unshared == plan.wanted
+def test_it_is_the_plans_artifacts_each_once(store, monkeypatch):
+    found = look(store)
+    runs = [plan_run(cell, 0).artifacts for cell in CELLS]
+    assert [item.artifact.path for item in found.items] == list(
+        {path: one for run in runs for path, one in run.items()}
+    )
+    assert list(found.artifacts) == [item.artifact.path for item in found.items]
+    assert found.wanted == sum(map(len, runs))
     assert {item.reason for item in found.items} == {"new"}
-    assert found.runs == 6
+    assert len(found.runs) == 6
     shared = next(item for item in found.items if item.artifact.path == "smoke/prompts")
     assert shared.cells == tuple(cell.id for cell in CELLS)
     assert found.unshared_seconds > found.seconds > found.critical_seconds > 0
-    assert found.lacks == ()
+    monkeypatch.setattr(machine, "free_memory", lambda: 1 << 40)
+    assert lacking(store) == []
 
 
 def test_states_and_reasons(store):
@@ -74,21 +80,21 @@ def test_states_and_reasons(store):
     assert found[other.path].reason == "changed: params.seed was 7, now 0"
     assert found[fed.path].reason == "input changed: weights"
     assert {item.reason for path, item in found.items() if path not in (ready.path, other.path, fed.path)} == {"new"}
-    totals = look(store).totals()
-    assert totals["ready"] == 1
-    assert totals["to_build"] == totals["artifacts"] - 1 == len(found) - 1
+    totals = look(store).totals
+    assert totals.ready == 1
+    assert totals.to_build == totals.artifacts - 1 == len(found) - 1
 
 
 def test_runs_whose_results_stand_are_left_out_and_forced_ones_say_so(store):
     first = CELLS[0].id
     found = look(store, stands=lambda run: run.cell.id == first)
-    assert (found.runs, found.standing) == (5, 1)
-    again = look(store, stands=lambda run: run.cell.id == first, again=True)
-    assert (again.runs, again.standing) == (6, 0)
+    assert (len(found.runs), len(found.standing)) == (5, 1)
+    again = look(store, stands=lambda run: run.cell.id == first, wish=Wish(again=True))
+    assert (len(again.runs), len(again.standing)) == (6, 0)
     only = {item.artifact.path for item in again.items if item.cells == (first,)}
     assert {item.reason for item in again.items if item.artifact.path not in only} == {"new"}
     assert all("--again" in item.reason for item in again.items if item.artifact.path in only)
-    every = look(store, stands=lambda run: True, again=True)
+    every = look(store, stands=lambda run: True, wish=Wish(again=True))
     assert all(item.reason.startswith("forced") for item in every.items)
 
 
@@ -96,7 +102,7 @@ def test_totals_are_the_sums_of_the_artifacts_that_would_be_built(store):
     cells = select.select("paper", "zephyr or pythia")
     found = look(store, cells)
     pretend(store, found.items[0].artifact)
-    written = look(store, cells).plain()
+    written = look(store, cells).plain([])
     left = [one for one in written["artifacts"] if one["state"] != "ready"]
     assert len(written["artifacts"]) == len(left) + 1
     for name in ("gpu_hours", "disk_gib", "judge_dollars"):
@@ -117,7 +123,7 @@ def test_weights_without_a_pin_are_named_until_their_record_knows(store):
         "llm-blender/PairRM-hf": None,
         "tatsu-lab/alpaca_eval": None,
     }
-    weights = next(item.artifact for item in look(store, cells).items if item.cost.kind == "weights")
+    weights = next(item.artifact for item in look(store, cells).items if item.artifact.role == "weights")
     pretend(store, weights)
     assert look(store, cells).revisions["alignment-handbook/zephyr-7b-sft-full"] == "c" * 40
 
@@ -127,21 +133,21 @@ def test_what_the_machine_lacks(store, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**60}))
     monkeypatch.setenv("HF_TOKEN", "x")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    lacks = look(store, select.select("paper", "llama3")).lacks
+    lacks = lacking(store, select.select("paper", "llama3"))
     assert "a key for the judge gpt-4-1106-preview: set STAGEALIGN_JUDGE_KEY or OPENAI_API_KEY" in lacks
     assert not [line for line in lacks if line.startswith(("a GPU", "GPU", "disk", "access"))]
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**20}))
-    assert any(line.startswith("disk: ") for line in look(store, select.select("lab", "zephyr")).lacks)
+    assert any(line.startswith("disk: ") for line in lacking(store, select.select("lab", "zephyr")))
 
 
 def test_builders_that_are_not_there_are_named():
     made = [
-        Artifact(name, Kind(f"stagealign.{name}", price="free"))
-        for name in ("train:build_policy", "nowhere:build", "train:no")
+        Artifact(name, Kind("old.name:build", f"stagealign.{name}", price="free"))
+        for name in ("train.round:build_policy", "nowhere:build", "train.round:no")
     ]
-    assert machine.absent(made) == ["stagealign.nowhere:build", "stagealign.train:no"]
+    assert machine.absent(made) == ["stagealign.nowhere:build", "stagealign.train.round:no"]
     for scale in ("lab", "smoke"):
-        artifacts = [a for cell in registry.cells(scale) for a in planning.plan_run(cell, 0).artifacts.values()]
+        artifacts = [a for cell in registry.cells(scale) for a in plan_run(cell, 0).artifacts.values()]
         assert machine.absent(artifacts) == []
 
 
@@ -160,7 +166,7 @@ def test_ten_thousand_artifacts_are_looked_at_in_two_seconds(store):
     for artifact in artifacts:
         pretend(store, artifact)
     start = time.process_time()
-    states = {looking._state(artifact, store, False)[0] for artifact in artifacts}
+    states = {_state(artifact, store, False)[0] for artifact in artifacts}
     ready = sum(store.record(artifact) is not None for artifact in artifacts)
     used = time.process_time() - start
     assert (states, ready) == ({"ready"}, 10_000)
@@ -172,25 +178,25 @@ def test_the_command_writes_json_and_shows_a_table(tmp_path, monkeypatch, capsys
     fill(tmp_path, ("zephyr",))
     cells = select.select("lab", "zephyr and dpo")
     target = tmp_path / "plan.json"
-    runs.plan(cells[0].scale, cells, (0,), tmp_path, None, json_file=str(target))
+    plan_command("zephyr and dpo", seeds=1, results=tmp_path, json_file=str(target))
     out = " ".join(capsys.readouterr().out.split())
     assert "6 runs (cell x seed)" in out, "made-up results have other rungs, so none stands"
     assert "of the time saved" in out
     assert "this machine" in out
     assert json.loads(target.read_text())["totals"]["cpu_seconds"] > 600
-    runs.plan(cells[0].scale, cells, (0,), tmp_path, "h100", json_file="-")
+    plan_command("zephyr and dpo", seeds=1, results=tmp_path, gpu="h100", json_file="-")
     written = json.loads(capsys.readouterr().out)
     assert written["totals"]["gpu_hours"] > 0 == written["totals"]["cpu_seconds"]
     with pytest.raises(BadData, match="no folder"):
-        runs.plan(cells[0].scale, cells, (0,), tmp_path, None, json_file=str(tmp_path / "no" / "x.json"))
-    run = planning.plan_run(cells[0], 0)
+        plan_command("zephyr and dpo", seeds=1, results=tmp_path, json_file=str(tmp_path / "no" / "x.json"))
+    run = plan_run(cells[0], 0)
     made = json.loads(result_path(tmp_path, "lab", cells[0].id, 0).read_text())
     del made["seal"]
     whole = made["rounds"][0]["rungs"][0]
     made["rounds"][0]["rungs"] = [whole | {"fingerprint": one} for one in run.rungs]
     result_path(tmp_path, "lab", cells[0].id, 0).unlink()
     write_result(tmp_path, made)
-    runs.plan(cells[0].scale, cells, (0,), tmp_path, None)
+    plan_command("zephyr and dpo", seeds=1, results=tmp_path)
     assert "1 more have their results already" in capsys.readouterr().out
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from stagealign.base.errors import CannotRun, StoreDrift
-from stagealign.cli.run import DEMO
+from stagealign.cli.options import DEMO
+from stagealign.execute.executors import Execution
+from stagealign.execute.preflight import check_drift, check_machine
 from stagealign.grid import registry, select, variants
 from stagealign.pipeline.rounds import plan_run
 from stagealign.plan import machine, needs
-from stagealign.plan import plan as planning
-from stagealign.plan.machine import check_machine
 from stagealign.plan.needs import Needs
-from stagealign.plan.plan import make_plan
+from stagealign.plan.plan import CHANGED, Wish, make_plan
 from stagealign.store.artifact import Devices
 from stagealign.store.folder import Store
 from stagealign.store.results import read_results
@@ -72,7 +72,7 @@ def test_parents_come_first(empty):
         assert {parent.path for parent in artifact.inputs.values()} <= seen
         seen.add(path)
     assert plan.missing == list(plan.artifacts.values())
-    assert plan.seconds == sum(artifact.seconds for artifact in plan.missing)
+    assert plan.seconds == sum(plan.seconds_of[artifact.path] for artifact in plan.missing)
 
 
 def test_no_path_stands_for_two_specs(empty):
@@ -93,7 +93,7 @@ def test_scales_share_nothing(empty):
 def test_the_demo_is_a_part_of_the_grid(empty):
     cells = select.select("lab", DEMO)
     assert [cell.schedule for cell in cells] == ["1off", "1on", "2off_off", "2off_on"]
-    demo = make_plan(cells, (0,), empty, demo=True)
+    demo = make_plan(cells, (0,), empty, Wish(demo=True))
     grid = make_plan(registry.cells("lab"), (0,), empty)
     assert len(demo.artifacts) < len(make_plan(cells, (0,), empty).artifacts)
     for path, artifact in demo.artifacts.items():
@@ -196,7 +196,7 @@ def test_what_is_built_is_ready(empty, monkeypatch):
     cells = select.select("smoke", "pythia-dpo-1off")
     plan = make_plan(cells, (0,), empty)
     first = plan.missing[0]
-    monkeypatch.setattr(Store, "record", lambda self, artifact: {} if artifact.path == first.path else None)
+    monkeypatch.setattr(Store, "changes", lambda self, artifact: [] if artifact.path == first.path else None)
     again = make_plan(cells, (0,), empty)
     assert again.ready == {first.path}
     assert [artifact.path for artifact in again.missing] == [artifact.path for artifact in plan.missing[1:]]
@@ -206,21 +206,28 @@ def test_a_store_of_another_spec_is_refused_before_work(empty):
     cells = select.select("smoke", "pythia-dpo-1off")
     prompts = next(a for path, a in make_plan(cells, (0,), empty).artifacts.items() if path == "smoke/prompts")
     empty.build(replace(prompts, params={**prompts.params, "test_prompts": 99}))
+    plan = make_plan(cells, (0,), empty)
+    assert next(item for item in plan.items if item.artifact.path == prompts.path).state == CHANGED
     with pytest.raises(StoreDrift, match=r"params\.test_prompts was 99, now 4"):
-        make_plan(cells, (0,), empty)
+        check_drift(plan, empty)
 
 
-def test_a_machine_that_cannot_is_told_everything_that_lacks(monkeypatch):
-    scale, cells = registry.scale("paper"), registry.cells("paper")
+def check(store, cells, devices=None):
+    """Checks this machine for all that the cells need."""
+    check_machine(make_plan(cells, (0,), store), store, Execution(devices=devices or Devices()))
+
+
+def test_a_machine_that_cannot_is_told_everything_that_lacks(empty, monkeypatch):
+    cells = registry.cells("paper")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(machine, "gpu_memory", lambda: None)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10 * 2**30}))
     with pytest.raises(CannotRun) as caught:
-        check_machine(scale, cells)
+        check(empty, cells)
     message = str(caught.value)
     for words in (
         "a GPU: none was found",
-        "GiB for weights, 10 GiB free",
+        "GiB for artifacts, 10 GiB free",
         "Meta-Llama-3-8B-Instruct",
         "HF_TOKEN",
         "--scale lab",
@@ -231,10 +238,10 @@ def test_a_machine_that_cannot_is_told_everything_that_lacks(monkeypatch):
     with pytest.raises(
         CannotRun, match=r"GPU memory: 127 GiB by estimate for .*/policy, 24 GiB found; spread"
     ) as caught:
-        check_machine(scale, cells)
+        check(empty, cells)
     assert "gated" not in str(caught.value)
     with pytest.raises(CannotRun) as caught:
-        check_machine(scale, select.select("paper", "phi2"))
+        check(empty, select.select("paper", "phi2"))
     assert "Llama" not in str(caught.value)
 
 
@@ -246,14 +253,14 @@ def test_at_paper_scale_a_part_is_labelled_while_the_next_is_sampled(empty):
     assert order.index(f"{where}/pairs-8of8") < order.index(f"{where}/pairs") < order.index(f"{where}/reference")
 
 
-def lacks(cells, devices=None):
-    with pytest.raises(CannotRun) as caught:
-        check_machine(registry.scale("paper"), cells, devices=devices)
-    return str(caught.value)
-
-
-def test_gpu_memory_is_that_of_what_will_be_done(monkeypatch):
+def test_gpu_memory_is_that_of_what_will_be_done(empty, monkeypatch):
     """A card of 32 GiB: not for a round of 8B, but for an eighth of it, or for its adapters."""
+
+    def lacks(cells, devices=None):
+        with pytest.raises(CannotRun) as caught:
+            check(empty, cells, devices)
+        return str(caught.value)
+
     cells = select.select("paper", "zephyr and dpo and 1off")
     monkeypatch.setattr(machine, "gpu_memory", lambda: 38 * 2**30)
     assert "GPU memory: 1" in lacks(cells)
@@ -261,7 +268,7 @@ def test_gpu_memory_is_that_of_what_will_be_done(monkeypatch):
     assert "GPU memory: 1" in lacks(cells, Devices(8, "replicate"))
     assert "GPU memory" not in lacks(cells, Devices(1, launcher=("torchrun",)))
     assert "GPU memory" not in lacks(variants.adapted(cells, "lora"))
-    monkeypatch.setattr(planning, "free_memory", lambda: 2**30)
+    monkeypatch.setattr(machine, "free_memory", lambda: 2**30)
     assert "  - memory: 5" in lacks(cells)
 
 
@@ -293,5 +300,5 @@ def test_gpu_memory_is_asked_of_the_driver(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["lab", "smoke"])
-def test_other_scales_run_anywhere(key):
-    check_machine(registry.scale(key), registry.cells(key))
+def test_other_scales_run_anywhere(key, empty):
+    check(empty, registry.cells(key))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stagealign.base.errors import BadData
-from stagealign.cli import run as runs
+from stagealign.cli.plan import plan
 from stagealign.plan.scale_docs import END, START, with_scale
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "scale.md"
@@ -25,7 +25,7 @@ def test_the_tables_are_todays(tmp_path):
     assert float(days[3]) >= hours / 24 / 8 - 0.05
     stale = tmp_path / "scale.md"
     stale.write_text(text.replace(grid[3], "1.0"), encoding="utf-8")
-    runs.scale_docs(stale)
+    plan(docs=stale)
     assert stale.read_text(encoding="utf-8") == text
     with pytest.raises(BadData, match="put them back"):
         with_scale("no marks")

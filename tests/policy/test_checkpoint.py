@@ -7,8 +7,9 @@ from factory_results import of_cell
 from huggingface_hub import errors
 
 from stagealign.base.errors import CannotRun, StagealignError
-from stagealign.cli import run as runs
+from stagealign.cli.run import run
 from stagealign.data.records import write_rows
+from stagealign.execute.preflight import check_checkpoints
 from stagealign.grid import registry, select
 from stagealign.plan.plan import make_plan
 from stagealign.policy import lm
@@ -84,34 +85,33 @@ def test_what_a_run_would_fetch_is_looked_at_before_anything_is_built(cell, as_i
     plan = planned("paper", cell, tmp_path)
     if as_is:
         with pytest.raises(StagealignError, match="no chat template; add"):
-            runs.check_checkpoints(plan, Store(tmp_path / "home"), tmp_path / "results")
+            check_checkpoints(plan, Store(tmp_path / "home"), tmp_path / "results")
     else:
-        runs.check_checkpoints(plan, Store(tmp_path / "home"), tmp_path / "results")
+        check_checkpoints(plan, Store(tmp_path / "home"), tmp_path / "results")
     tokenizer = with_template(lm.load(folder), "other end").tokenizer
     tokenizer.save_pretrained(folder)
     if as_is:
         with pytest.raises(StagealignError, match="ends a turn with 'a1'"):
-            runs.check_checkpoints(plan, Store(tmp_path / "home"), tmp_path / "results")
+            check_checkpoints(plan, Store(tmp_path / "home"), tmp_path / "results")
     else:
-        runs.check_checkpoints(plan, Store(tmp_path / "home"), tmp_path / "results")
+        check_checkpoints(plan, Store(tmp_path / "home"), tmp_path / "results")
     with_template(lm.load(folder), "own end").tokenizer.save_pretrained(folder)
-    runs.check_checkpoints(plan, Store(tmp_path / "home"), tmp_path / "results")
+    check_checkpoints(plan, Store(tmp_path / "home"), tmp_path / "results")
     checkpoint = registry.cell(cell, "paper").checkpoint
     assert set(asked) == {(checkpoint.source, checkpoint.revision)}
     assert not (tmp_path / "home").exists()
     asked.clear()
-    runs.check_checkpoints(planned("lab", "zephyr-dpo-1off", tmp_path), Store(tmp_path / "home"), tmp_path / "results")
+    check_checkpoints(planned("lab", "zephyr-dpo-1off", tmp_path), Store(tmp_path / "home"), tmp_path / "results")
     assert not asked
 
 
 def test_a_disk_without_room_for_the_plan_is_named_before_anything_is_built(tmp_path, monkeypatch):
     monkeypatch.setenv("STAGEALIGN_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**20}))
-    (cell,) = select.select("lab", "zephyr-dpo-1off")
     with pytest.raises(
         CannotRun, match=r"disk: \d+ artifacts need \d\.\d GiB below .*home, 0\.0 GiB are free; free some"
     ):
-        runs.run(cell.scale, [cell], (0,), tmp_path / "results")
+        run("zephyr-dpo-1off", seeds=1, results=tmp_path / "results")
     assert not (tmp_path / "home").exists()
 
 
@@ -230,26 +230,26 @@ def test_weights_without_a_pin_that_moved_since_the_results_are_refused(snapshot
     folder, _ = snapshot
     with_template(lm.load(folder), "own end").tokenizer.save_pretrained(folder)
     plan, results = planned("paper", "zephyr-dpo-1off", tmp_path), tmp_path / "results"
-    weights = next(one for one in plan.missing if one.kind.function == runs.FETCHED[0])
+    weights = next(one for one in plan.missing if one.kind.fetches == "checkpoint")
     made = of_cell(registry.cell("zephyr-dpo-1on", "paper"))
     made["artifacts"] = {weights.path: {"fingerprint": weights.fingerprint, "revision": COMMIT}}
     write_result(results, made)
     damaged = result_path(results, "paper", "zephyr-dpo-1off", 0)
     damaged.write_text("{")
-    runs.check_checkpoints(plan, Store(tmp_path / "home"), results)
+    check_checkpoints(plan, Store(tmp_path / "home"), results)
     made["artifacts"][weights.path] |= {"revision": "c" * 40}
     made["seed"] = 1
     write_result(results, made)
     words = f"its newest revision is {COMMIT} now, .* results that were made with {'c' * 40} .zephyr-dpo-1on, 1 in all"
     with pytest.raises(CannotRun, match=words):
-        runs.check_checkpoints(plan, Store(tmp_path / "home"), results)
+        check_checkpoints(plan, Store(tmp_path / "home"), results)
     made["artifacts"][weights.path]["fingerprint"] = "0" * 16
     result_path(results, "paper", "zephyr-dpo-1on", 1).unlink()
     write_result(results, made)
-    runs.check_checkpoints(plan, Store(tmp_path / "home"), results)
+    check_checkpoints(plan, Store(tmp_path / "home"), results)
     made["artifacts"][weights.path] = {"fingerprint": weights.fingerprint, "revision": "c" * 40}
     write_result(results, made)
     store = Store(tmp_path / "home")
     store.build(weights)
     with pytest.raises(CannotRun, match=f"the store has {COMMIT} now, and .*made with {'c' * 40}"):
-        runs.check_checkpoints(planned("paper", "zephyr-dpo-1off", tmp_path), store, results)
+        check_checkpoints(planned("paper", "zephyr-dpo-1off", tmp_path), store, results)

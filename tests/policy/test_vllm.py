@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from factory_vllm import DECODING, ENDS, PROMPTS
 
 from stagealign.base.errors import BadData, BadNumbers, CannotRun, StagealignError
 from stagealign.base.identity import plain, stream
@@ -21,7 +22,6 @@ from stagealign.grid.spec import Decoding, Engine
 from stagealign.pipeline.rounds import plan_run
 from stagealign.policy import lm, vllm_sample, vllm_worker
 from stagealign.policy.sample import sample
-from tests.policy.conftest import DECODING, ENDS, PROMPTS
 
 
 def rows_of(work):

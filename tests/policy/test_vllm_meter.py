@@ -4,6 +4,7 @@ import json
 from typing import ClassVar
 
 import pytest
+from factory_vllm import DECODING
 
 from stagealign.base.errors import StagealignError
 from stagealign.base.identity import stream
@@ -11,7 +12,6 @@ from stagealign.boundary.measure import measure_boundary
 from stagealign.data.records import Prompt
 from stagealign.policy import lm, vllm_process
 from stagealign.scoring.contest import Judged
-from tests.policy.conftest import DECODING
 
 
 def test_vllm_serves_the_meter_and_its_version_is_identity(fake, work, tmp_path, monkeypatch):

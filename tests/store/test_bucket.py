@@ -6,12 +6,11 @@ import os
 import pickle
 
 import pytest
-from stagealign.plan.outlook import make_outlook, processor
 
 from stagealign.base.errors import CannotRun, Damaged, StagealignError, StoreDrift
 from stagealign.base.kind import Kind
-from stagealign.execute.processes import execute
-from stagealign.grid import registry, select
+from stagealign.execute.processes import Processes, execute
+from stagealign.grid import select
 from stagealign.pipeline.result import result
 from stagealign.plan.plan import make_plan
 from stagealign.store.artifact import Artifact
@@ -162,14 +161,13 @@ def test_a_whole_cell_over_two_machines(shared, tmp_path):
     one, two, _ = shared
     cells = select.select("smoke", "pythia-dpo-1off")
     plan = make_plan(cells, (0,), one)
-    outcome = execute(plan, one, 1, lambda *_: None)
+    outcome = execute(plan, one, Processes(one, 1), lambda *_: None)
     assert not outcome.failed
     again = make_plan(cells, (0,), two)
     assert not again.missing
     assert result(again.runs[0], two) == result(plan.runs[0], one)
     assert not list((tmp_path / "two").rglob("*.safetensors"))
-    found = make_outlook(registry.scale("smoke"), cells, (0,), two, processor("cpu", registry.scale("smoke")))
-    assert found.totals()["to_build"] == 0
+    assert again.totals.to_build == 0
     policy = again.runs[0].rounds[0][0].policy
     assert sorted(path.name for path in two.bring(policy).iterdir()) == sorted(
         path.name for path in one.folder(policy).iterdir()

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
+from factory_store import make
 
 from stagealign.base.errors import StagealignError, StoreDrift
 from stagealign.base.kind import Kind
@@ -15,16 +16,11 @@ from stagealign.grid import registry
 from stagealign.pipeline import kinds
 from stagealign.pipeline import rounds as pipeline
 from stagealign.store import folder as store
-from stagealign.store.artifact import Artifact
 from stagealign.store.folder import Store
 from stagealign.store.locks import held
 from stagealign.store.record import differences
 
 BUILDER = Kind("factory_builders:write", price="free")
-
-
-def make(path="a", function="write", inputs=(), **params):
-    return Artifact(path, Kind(f"factory_builders:{function}", price="free"), params, {one.path: one for one in inputs})
 
 
 @pytest.fixture
@@ -121,14 +117,15 @@ def test_differences_are_leaves():
 def test_execution_is_not_identity(monkeypatch, tmp_path):
     run = pipeline.plan_run(registry.cell("zephyr-dpo-2off_on"), 1)
     before = {goal.path: goal.fingerprint for goal in run.goals}
-    monkeypatch.setattr(kinds, "SECONDS", dict.fromkeys(kinds.SECONDS, 12345.0))
+    other = replace(kinds.POLICY, place="elsewhere:build", price="free", light=12345.0, trains=False, fetches="x")
+    monkeypatch.setattr(pipeline, "POLICY", other)
     monkeypatch.setenv("STAGEALIGN_HOME", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     after = pipeline.plan_run(registry.cell("zephyr-dpo-2off_on"), 1)
     assert {goal.path: goal.fingerprint for goal in after.goals} == before
-    assert after.goals[0].seconds == 12345.0
+    assert {step.policy.kind.light for step in after.rounds[0]} == {12345.0}
     artifact = make(say=1)
-    assert replace(artifact, path="elsewhere", seconds=9.0).fingerprint == artifact.fingerprint
+    assert replace(artifact, path="elsewhere", role="policy").fingerprint == artifact.fingerprint
     assert replace(artifact, params={"say": 2}).fingerprint != artifact.fingerprint
 
 

@@ -14,7 +14,7 @@ import pytest
 from factory_ranks import Job
 
 from stagealign.base.errors import CannotRun, StagealignError
-from stagealign.store.artifact import Devices
+from stagealign.store.artifact import Context, Devices
 from stagealign.train import launch as devices
 from stagealign.train.launch import CONFIGS, check, command, cut
 
@@ -177,6 +177,7 @@ def test_ones_own_launcher(tiny, tmp_path):
 
 def built(tiny, folder, spread, max_length=256):
     """Weights and facts of a policy that the builder made of 8 pairs."""
+    from factory_training import data_of, pairs_of
     from safetensors.torch import load_file, save_file
 
     from stagealign.base.identity import plain
@@ -185,7 +186,6 @@ def built(tiny, folder, spread, max_length=256):
     from stagealign.policy.lm import save
     from stagealign.store.artifact import Work
     from stagealign.train import round
-    from tests.train.test_train import data_of, pairs_of
 
     inputs = {name: folder / name for name in ("policy", "pairs", "reference")}
     for place in (*inputs.values(), folder / "out"):
@@ -201,7 +201,7 @@ def built(tiny, folder, spread, max_length=256):
         "learning_rate": 1e-3,
         "seed": 5,
     }
-    facts = round.build_policy(Work(params, inputs, folder / "out", folder, spread))
+    facts = round.build_policy(Work(params, inputs, folder / "out", folder, Context(spread)))
     return load_file(folder / "out" / "model.safetensors"), facts
 
 
@@ -283,7 +283,7 @@ def test_devices_are_no_part_of_an_identity(tmp_path):
     from stagealign.store.folder import Store
 
     run = plan_run(registry.cell("zephyr-dpo-1on"), 0)
-    assert Store(tmp_path, Devices(8)).folder(run.start) == Store(tmp_path).folder(run.start)
+    assert Store(tmp_path, Context(Devices(8))).folder(run.start) == Store(tmp_path).folder(run.start)
     training = registry.scale("lab").training
     assert "peft" not in plain(training)
     (adapted,) = variants.adapted([registry.cell("zephyr-dpo-1on")], "lora")

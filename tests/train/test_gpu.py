@@ -7,7 +7,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from stagealign.evaluate import kl
 from stagealign.policy.logps import PairTokens, pack
 from stagealign.train import reference
-from stagealign.train import trainer as train
 
 TOKENS = [PairTokens((1, 2, 3), (4, 5, 6), (7, 8)), PairTokens((1, 2, 9), (4, 5, 6), (7, 8, 9))]
 
@@ -20,7 +19,7 @@ def elsewhere(tiny, monkeypatch):
         with unset_fake_temporarily():
             return pack(*given)
 
-    monkeypatch.setattr(train, "pack", on_cpu)
+    monkeypatch.setattr(reference, "pack", on_cpu)
     lm = tiny()
     with FakeTensorMode(allow_non_fake_inputs=True):
         lm.model.to("meta")
@@ -37,14 +36,14 @@ def test_reference_and_trunk_come_back_to_the_cpu(elsewhere):
 
 
 def test_divergences_are_on_the_models_device(elsewhere):
-    packed = train.pack(TOKENS, 64)
+    packed = reference.pack(TOKENS, 64)
     found = kl.divergences(elsewhere, elsewhere, packed)
     assert (found.shape, found.device.type) == ((2,), "meta")
 
 
 def test_rows_that_stay_on_the_cpu_are_noticed(elsewhere, monkeypatch):
     """So that the two above can fail."""
-    monkeypatch.setattr(train, "to_device", lambda packed, device: packed)
+    monkeypatch.setattr(reference, "to_device", lambda packed, device: packed)
     with pytest.raises(RuntimeError, match="device"):
         reference.reference_logps(elsewhere, TOKENS, None, None)
 
