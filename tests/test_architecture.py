@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "train": "base stats store grid data policy",
     "pipeline": "base stats store grid data",
     "plan": "base store grid pipeline",
-    "execute": "base store grid pipeline plan",
+    "execute": "base store grid data policy evaluate train pipeline plan",
     "boundary": "base stats store grid data policy scoring oracle",
     "report": "base stats store grid boundary",
     "cli": "base stats store grid data policy scoring oracle evaluate train pipeline plan execute boundary report",
@@ -33,6 +33,8 @@ MAY_IMPORT = {
 `train`, `oracle` and `evaluate` never import each other: they hand each other files, and what they share lies below
 them. `report` reads files, and of the meter its measurement.
 """
+LIGHT_LIBRARY = "rich"
+"""What the terminal is written with."""
 LIGHT = ("base", "store", "grid", "pipeline", "plan")
 """Packages whose modules import nothing outside of the standard library, so that `stagealign list` starts at once."""
 HEAVY = {"torch", "transformers", "trl", "spacy", "sklearn", "pandas", "matplotlib", "numpy"}
@@ -92,7 +94,7 @@ def test_light_packages_import_the_standard_library_alone():
         for path in modules()
         if package_of(path) in LIGHT
         for name in imports(tree_of(path), everywhere=False)
-        if name.split(".")[0] not in {*sys.stdlib_module_names, "stagealign"}
+        if name.split(".")[0] not in {*sys.stdlib_module_names, "stagealign", LIGHT_LIBRARY}
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -151,3 +153,39 @@ class _Private:
 """
     found = [name for name, annotation in public_signatures(ast.parse(text)) if "dict[str, Any]" in annotation]
     assert found == ["public", "public", "__init__"]
+
+
+LINES = {"stagealign": 300, "benchmarks": 300, "tests": 400}
+"""Most lines of a file."""
+FUNCTION_LINES, PARAMETERS = 50, 6
+PUBLIC = {"measure_boundary"}
+"""Public Python functions, which take as many parameters as their users need; commands do too."""
+
+
+def test_files_and_functions_can_be_read_in_one_sitting():
+    wrong = []
+    for folder, most in LINES.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            text = path.read_text(encoding="utf-8")
+            name, count = path.relative_to(ROOT), len(text.splitlines())
+            wrong += [f"{name}: {count} lines, at most {most}"] * (count > most)
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    wrong += [f"{name}: {node.name}: {fault}" for fault in _faults(node, path)]
+    assert not wrong, "\n".join(wrong)
+
+
+def _faults(node: ast.FunctionDef | ast.AsyncFunctionDef, path: Path) -> Iterator[str]:
+    lines = (node.end_lineno or node.lineno) - node.lineno + 1
+    if lines > FUNCTION_LINES:
+        yield f"{lines} lines, at most {FUNCTION_LINES}"
+    given = [arg.arg for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+    count = len(given) - (given[:1] in (["self"], ["cls"])) + bool(node.args.vararg) + bool(node.args.kwarg)
+    free = path.parent == PACKAGE / "cli" or node.name in PUBLIC or "tests" in path.relative_to(ROOT).parts
+    if count > PARAMETERS and not free:
+        yield f"{count} parameters, at most {PARAMETERS}; pass a frozen value"
+
+
+def test_tests_mirror_the_packages():
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.glob("test_*.py"))}
+    assert folders == set(MAY_IMPORT)
