@@ -35,6 +35,9 @@ them. `report` reads files, and of the meter its measurement.
 """
 LIGHT = ("base", "store", "grid", "pipeline", "plan")
 """Packages whose modules import nothing outside of the standard library, so that `stagealign list` starts at once."""
+PARTS = ("stagealign", "benchmarks", "tests")
+FILE, TEST_FILE, FUNCTION, PARAMETERS = 300, 400, 50, 6
+"""Most lines of a file, of a test file and of a function; most parameters of a function."""
 HEAVY = {"torch", "transformers", "trl", "spacy", "sklearn", "pandas", "matplotlib", "numpy"}
 
 
@@ -151,3 +154,67 @@ class _Private:
 """
     found = [name for name, annotation in public_signatures(ast.parse(text)) if "dict[str, Any]" in annotation]
     assert found == ["public", "public", "__init__"]
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    yield from (node for node in ast.walk(tree_of(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How many it takes, without `self` or `cls`; `*args` and `**options` are one each."""
+    given = function.args
+    named = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+    return len(named) - (named[:1] in (["self"], ["cls"])) + bool(given.vararg) + bool(given.kwarg)
+
+
+def is_command(path: Path, function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether the command line calls it, so that each parameter is an option of its user."""
+    from stagealign.cli.app import COMMANDS
+
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return (module, function.name) in {(command.__module__, command.__name__) for command in COMMANDS.values()}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_room_is_read_in_one_sitting(part):
+    wrong = []
+    for path in sorted((ROOT / part).rglob("*.py")):
+        lines, most = len(path.read_text(encoding="utf-8").splitlines()), TEST_FILE if part == "tests" else FILE
+        place = path.relative_to(ROOT)
+        if lines > most:
+            wrong.append(f"{place}: {lines} lines, at most {most}; carry a part of it out")
+        for function in functions(path):
+            long, many = (function.end_lineno or 0) - function.lineno + 1, parameters(function)
+            if long > FUNCTION:
+                wrong.append(f"{place}: {function.name} has {long} lines, at most {FUNCTION}; carry a part of it out")
+            if many > PARAMETERS and not is_command(path, function):
+                wrong.append(f"{place}: {function.name} takes {many} parameters, at most {PARAMETERS}; pass a value")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_count_of_parameters_leaves_self_out_and_counts_the_open_ones():
+    text = """
+def free(a, /, b, *rest, c=1, **options): ...
+class Room:
+    def method(self, a, b): ...
+    def of(cls): ...
+"""
+    found = {node.name: parameters(node) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)}
+    assert found == {"free": 5, "method": 2, "of": 0}
+
+
+def test_tests_mirror_the_packages():
+    """One folder a package; what stands beside them looks at the whole house."""
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert folders == set(MAY_IMPORT)
+
+
+def test_what_tests_share_is_a_factory():
+    """No test file imports another: a helper of two stands in `tests/factories`."""
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for name in imports(tree_of(path))
+        if name.startswith("tests.") and ("test_" in name or "conftest" in name) and "identities" not in name
+    ]
+    assert not wrong, "\n".join(wrong)
