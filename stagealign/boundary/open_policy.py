@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
+from stagealign.base.errors import StagealignError
 from stagealign.base.identity import plain
 from stagealign.base.kind import code_at
 from stagealign.boundary.request import BoundaryRequest
@@ -47,7 +48,10 @@ def open_policy(request: BoundaryRequest) -> OpenPolicy:
         "seed": request.seed,
         "count": COMPLETIONS,
     }
-    policy: OpenPolicy = code_at(chosen(request.sampler, request.policy_url).meter)(request, settings)
+    sampler = chosen(request.sampler, request.policy_url)
+    if not sampler.meter:
+        raise StagealignError(f"--sampler {sampler.key}: cannot serve the meter; leave it out")
+    policy: OpenPolicy = code_at(sampler.meter)(request, settings)
     return policy
 
 

@@ -11,7 +11,10 @@ from stagealign.grid.spec import Decoding, Judging
 
 @dataclass(frozen=True)
 class OracleKinds:
-    """Kinds of artifacts by which one kind of oracle labels rounds. `oracle.open.ORACLES` has its code."""
+    """Kinds of artifacts by which one kind of oracle labels rounds.
+
+    An oracle that scores each text alone names its `scorer`; `oracle.open.ORACLES` has the code of the others.
+    """
 
     ready: Kind
     """Fits, fetches or asks the oracle; its folder is the input `oracle` of the other two."""
@@ -19,6 +22,8 @@ class OracleKinds:
     """Candidates to training pairs."""
     votes: Kind
     """Completions and static candidates to the votes of a boundary score."""
+    scorer: str = ""
+    """`module:function` that gives the scores of texts, from the folder of `ready`; higher is better."""
     params: Mapping[str, object] = field(default_factory=dict)
     """Parameters of `ready`, if the oracle is fitted here."""
     named: bool = False
@@ -56,8 +61,8 @@ class GoldKinds:
     """What `annotate` costs; None if it is free."""
 
 
-_LEARNED_RANK = Kind("stagealign.oracle:rank", "stagealign.oracle.label:rank", price="free")
-_LEARNED_VOTES = Kind("stagealign.oracle:votes", "stagealign.oracle.label:votes", price="free", light=0.3)
+SCORED_RANK = Kind("stagealign.oracle:rank", "stagealign.oracle.label:rank", price="free")
+SCORED_VOTES = Kind("stagealign.oracle:votes", "stagealign.oracle.label:votes", price="free", light=0.3)
 _REWARD = OracleKinds(
     ready=Kind("stagealign.oracle.ready:fetch_reward", price="reward_model", fetches="weights"),
     rank=Kind("stagealign.oracle.label:rank_scored", "stagealign.oracle.label:rank", price="scored_pairs"),
@@ -67,15 +72,17 @@ _REWARD = OracleKinds(
 ORACLES = {
     "tfidf": OracleKinds(
         ready=Kind("stagealign.oracle:fit", "stagealign.oracle.learned:fit", price="free", light=2.0),
-        rank=_LEARNED_RANK,
-        votes=_LEARNED_VOTES,
+        rank=SCORED_RANK,
+        votes=SCORED_VOTES,
+        scorer="stagealign.oracle.learned:tfidf",
         params={"alpha": 1.0},
         learns_from_ratings=True,
     ),
     "letters": OracleKinds(
         ready=Kind("stagealign.oracle:fit_letters", "stagealign.oracle.learned:fit_letters", price="free"),
-        rank=_LEARNED_RANK,
-        votes=_LEARNED_VOTES,
+        rank=SCORED_RANK,
+        votes=SCORED_VOTES,
+        scorer="stagealign.oracle.learned:letters",
         params={"alpha": 1.0},
     ),
     "pairrm": OracleKinds(

@@ -14,8 +14,11 @@ class Sampler:
     name: str
     kind: Kind
     """Builds the candidates of a cell's round."""
-    meter: str
-    """`module:function` called with (request, settings), opens a policy for the boundary meter: an `OpenPolicy`."""
+    meter: str = ""
+    """`module:function` called with (request, settings), opens a policy for the boundary meter: an `OpenPolicy`.
+
+    Empty if the meter cannot use it.
+    """
     probe: str = ""
     """`module:function` called with (url, decoding, home); returns the `Engine`, raises if it cannot sample here.
 

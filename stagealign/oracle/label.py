@@ -12,7 +12,7 @@ from stagealign.base.errors import BadData, StagealignError
 from stagealign.base.identity import fingerprint, plain
 from stagealign.data.records import Candidate, by_prompt, read_rows, write_rows
 from stagealign.oracle.labels import to_pairs, to_votes, unusable
-from stagealign.oracle.open import ORACLES, Asking, OracleRow, kind_of, opened
+from stagealign.oracle.open import Asking, OracleRow, kind_of, opened, row_of
 from stagealign.oracle.ready import said_of
 from stagealign.scoring.contest import VERDICT_COLUMNS, Contest, Judged, Oracle, judged_of
 from stagealign.store.artifact import Facts, Work
@@ -86,7 +86,8 @@ def labeller_of(work: Work) -> Iterator[Labeller]:
     """
     named, folder = str(work.params["oracle"]), work.inputs["oracle"]
     kind, name = kind_of(named)
-    row = ORACLES[kind]
+    row = row_of(kind)
+    assert row is not None, named
     with opened(f"{kind}:{name if row.served else folder}", Asking(work.context.judge_url)) as oracle:
         said = said_of(folder)
         if said is not None and said != plain(oracle.identity):

@@ -31,7 +31,7 @@ def fit(work: Work) -> Facts:
     words = {word: int(place) for word, place in features.vocabulary_.items()}
     (work.out / "vocabulary.json").write_text(json.dumps(words, sort_keys=True), encoding="utf-8")
     np.savez(work.out / "ridge.npz", idf=features.idf_, coefficients=ridge.coef_, intercept=ridge.intercept_)
-    scores = tfidf(work.out)([row["text"] for row in held_out])
+    scores = tfidf(work.out, [row["text"] for row in held_out])
     return {
         "learned_from": len(learn),
         "held_out": len(held_out),
@@ -39,8 +39,8 @@ def fit(work: Work) -> Facts:
     }
 
 
-def tfidf(folder: Path) -> Scorer:
-    """Scorer that predicts the mean human rating, from -4 to 4, by the files of `fit`."""
+def tfidf(folder: Path, texts: Sequence[str]) -> list[float]:
+    """Predicted mean human rating of each text, from -4 to 4, by the files of `fit`."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vocabulary = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
@@ -48,7 +48,7 @@ def tfidf(folder: Path) -> Scorer:
         idf, coefficients, intercept = saved["idf"], saved["coefficients"], float(saved["intercept"])
     features = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, vocabulary=vocabulary)
     features.idf_ = idf
-    return lambda texts: [float(x) for x in features.transform(texts) @ coefficients + intercept]
+    return [float(x) for x in features.transform(texts) @ coefficients + intercept]
 
 
 def fit_letters(work: Work) -> Facts:
@@ -56,7 +56,7 @@ def fit_letters(work: Work) -> Facts:
     return {"spearman": None}
 
 
-def letters(texts: Sequence[str]) -> list[float]:
+def letters(folder: Path, texts: Sequence[str]) -> list[float]:
     """Share of characters that are letters, in [0, 1]; a scorer for the smoke scale, without a meaning."""
     return [sum(c.isalpha() for c in text) / max(1, len(text)) for text in texts]
 

@@ -3,10 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from stagealign.base.errors import StagealignError
+from stagealign.base.kind import code_at
+from stagealign.grid import preferences
 from stagealign.scoring.contest import Contest, Oracle
 
 
@@ -99,18 +102,6 @@ def _recorded(name: str, asking: Asking) -> Oracle:
     return RecordedOracle(read_recorded(min(folder.glob("recorded*")) if folder.is_dir() else name))
 
 
-def _tfidf(name: str, asking: Asking) -> Oracle:
-    from stagealign.oracle import learned
-
-    return learned.LearnedOracle("tfidf", learned.tfidf(Path(name)))
-
-
-def _letters(name: str, asking: Asking) -> Oracle:
-    from stagealign.oracle import learned
-
-    return learned.LearnedOracle("letters", learned.letters)
-
-
 ORACLES: Mapping[str, OracleRow] = {
     row.key: row
     for row in (
@@ -121,11 +112,9 @@ ORACLES: Mapping[str, OracleRow] = {
                   facts=("truncated_for_oracle", "oracle")),
         OracleRow("judge", _judge, "judge:MODEL", served=True, facts=("compared", "changed_with_order", "oracle")),
         OracleRow("recorded", _recorded, "recorded:FILE", facts=("compared", "changed_with_order", "oracle")),
-        OracleRow("tfidf", _tfidf, facts=()),
-        OracleRow("letters", _letters, facts=()),
     )
 }  # fmt: skip
-"""By key; `grid.preferences.ORACLES` has a row for each, too. See `docs/extending.md`."""
+"""By key; `grid.preferences.ORACLES` has a row for each, and for those that score each text alone."""
 METER = tuple(key for key, row in ORACLES.items() if row.usage)
 """Keys that `--oracle` takes."""
 
@@ -147,15 +136,31 @@ def nothing_billed() -> int:
     return 0
 
 
+def row_of(kind: str) -> OracleRow | None:
+    """Row of an oracle, also of one that the grid knows by its scorer alone; None if nothing knows it."""
+    row = ORACLES.get(kind)
+    labels = preferences.ORACLES.get(kind)
+    if row is not None or labels is None or not labels.scorer:
+        return row
+
+    def opens(name: str, asking: Asking) -> Oracle:
+        from stagealign.oracle.learned import LearnedOracle
+
+        return LearnedOracle(kind, partial(code_at(labels.scorer), Path(name)))
+
+    return OracleRow(kind, opens, facts=())
+
+
 def open_oracle(oracle: str, asking: Asking = Asking()) -> Oracle:
     """The oracle of that name: loaded or, if it is served, asked one question.
 
     Raises StagealignError for an unknown key, or a served oracle without a URL.
     """
     kind, name = kind_of(oracle)
-    row = ORACLES.get(kind)
+    row = row_of(kind)
     if row is None:
-        raise StagealignError(f"oracle {oracle!r}: unknown; choose one of {', '.join(ORACLES)}")
+        known = dict.fromkeys([*ORACLES, *preferences.ORACLES])
+        raise StagealignError(f"oracle {oracle!r}: unknown; choose one of {', '.join(known)}")
     if row.served and not asking.url:
         raise StagealignError(
             f"oracle {oracle!r}: no server is named; give the URL of one that serves the model, for example "

@@ -164,8 +164,8 @@ def _capability(artifact: Artifact, store: Store) -> CapabilityEntry:
 
 def _samples(run: Run, store: Store) -> list[SampleEntry]:
     """Completions of `SAMPLES` test prompts by the start and by the policy that each round ends with."""
-    rates = run.cell.scale.training.learning_rate
-    kept = [next(s for s in steps if s.learning_rate == rates[s.source.key]) for steps in run.rounds]
+    training = run.cell.scale.training
+    kept = [next(step for step in steps if step.learning_rate == training.rate(step.source)) for steps in run.rounds]
     texts: dict[str, dict[str, list[str]]] = {}
     for name, scores in (("start", run.start_scores), *((f"round {step.number}", step.scores) for step in kept)):
         test = _scores(scores, store)["test"]["prompts"]

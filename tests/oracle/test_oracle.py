@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from stagealign.data.records import Candidate, Pair, prompt_hash, read_dicts, re
 from stagealign.grid import preferences
 from stagealign.oracle import label
 from stagealign.oracle import learned as oracle
-from stagealign.oracle.open import ORACLES
+from stagealign.oracle.open import ORACLES, row_of
 from stagealign.scoring.contest import Contest
 from stagealign.store.artifact import Work
 
@@ -55,8 +56,8 @@ def test_what_was_learned_is_what_is_loaded(fitted):
         features.fit_transform([row["text"] for row in learn]), [row["rating"] for row in learn]
     )
     texts = ["", "Nothing known.", "dreadful dreadful dreadful", *(row["text"] for row in rows)]
-    assert oracle.tfidf(out)(texts) == pytest.approx(ridge.predict(features.transform(texts)), abs=1e-12)
-    assert oracle.tfidf(out)(["a superb film"])[0] > oracle.tfidf(out)(["an awful film"])[0]
+    assert oracle.tfidf(out, texts) == pytest.approx(ridge.predict(features.transform(texts)), abs=1e-12)
+    assert oracle.tfidf(out, ["a superb film"])[0] > oracle.tfidf(out, ["an awful film"])[0]
     assert {path.suffix for path in out.iterdir()} == {".json", ".npz"}, "nothing that runs code on loading"
 
 
@@ -66,7 +67,7 @@ def test_spearman_by_hand():
 
 
 def test_letters_is_the_share_of_letters():
-    assert oracle.letters(["abc", "a1 2", "", "éé!!"]) == [1.0, 0.25, 0.0, 0.5]
+    assert oracle.letters(Path(), ["abc", "a1 2", "", "éé!!"]) == [1.0, 0.25, 0.0, 0.5]
 
 
 def candidates(*texts, source="off", truncated=()):
@@ -173,9 +174,12 @@ def test_candidates_are_joined_by_prompt_source_and_index(rank):
 
 
 def test_the_grid_and_the_meter_share_one_catalogue():
-    assert set(preferences.ORACLES) == set(ORACLES)
+    assert set(ORACLES) < set(preferences.ORACLES)
     for key, row in preferences.ORACLES.items():
-        assert row.named == (ORACLES[key].needs_name and bool(ORACLES[key].usage)), key
+        opened = row_of(key)
+        assert opened is not None, key
+        assert (key in ORACLES) != bool(row.scorer), key
+        assert row.named == (opened.needs_name and bool(opened.usage)), key
 
 
 def test_the_saved_vocabulary_is_readable(fitted):
