@@ -228,7 +228,7 @@ def test_the_table_of_attacks(tmp_path):
     assert [row.state for row in table.rows] == ["failed", "done", "failed"]
     assert "python -m benchmarks.faults --part data" in table.rows[0].cells[1]
     assert table.rows[1].cells == ("Killed", "a kill", "3", "3", "byte for byte")
-    assert "1 of 3 did" in table.note
+    assert "1 of 3 survived" in table.note
     lines = readme_lines(tmp_path)
     assert lines[3] == "| Killed | 2 | 6 | 5 |"
     assert "| data | damaged file: " in lines[2]

@@ -64,7 +64,7 @@ def outputs(path: Path, count: int) -> None:
 def annotations(path: Path, count: int) -> None:
     from stagealign.evaluate.alpaca_eval import recorded, rows
 
-    battle = rows.Battle((rows.Item(1, "p", "x", "y"),), "g", "b", {})
+    battle = rows.Battle((rows.BattleItem(1, "p", "x", "y"),), "g", "b", {})
     answers, _ = recorded.annotations(str(path), battle)
     assert all((one.preference is None) == (one.failed is not None) for one in answers.values())
 

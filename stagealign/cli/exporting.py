@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def export(cell: Cell, seed: int, to: Path, results: Path, store: Store | None =
     shutil.rmtree(part, ignore_errors=True)
     part.parent.mkdir(parents=True, exist_ok=True)
     copy_policy(store.bring(step.policy), part)
-    text = card(run, step, record, base, licence, weights, measured, again)
+    text = card(Exported(run, step, record, base, licence, weights, measured, again))
     (part / CARD).write_text(text, encoding="utf-8")
     if to.exists():
         to.rmdir()
@@ -118,17 +119,28 @@ def _measured(run: Run, step: Step, results: Path) -> DoneRungEntry | None:
     return found[0] if found else None
 
 
-def card(
-    run: Run,
-    step: Step,
-    record: Record,
-    base: str,
-    licence: str,
-    weights: str,
-    measured: DoneRungEntry | None,
-    again: str,
-) -> str:
+@dataclass(frozen=True)
+class Exported:
+    """What a model card tells."""
+
+    run: Run
+    step: Step
+    record: Record
+    base: str
+    """Hub id of the base model."""
+    licence: str
+    weights: str
+    """Where the starting weights came from."""
+    measured: DoneRungEntry | None
+    """Numbers of the policy; None if no result has them."""
+    again: str
+    """Command that rebuilds the policy."""
+
+
+def card(exported: Exported) -> str:
     """The model card: metadata, what this is and is not, data, numbers with intervals, spec, how to make it again."""
+    run, step, record, measured = exported.run, exported.step, exported.record, exported.measured
+    base, licence, weights, again = exported.base, exported.licence, exported.weights, exported.again
     from huggingface_hub import ModelCardData
 
     cell = run.cell

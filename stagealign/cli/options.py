@@ -25,5 +25,12 @@ Gold = Annotated[
     str | None,
     typer.Option(help="reward:ID_OR_PATH: a one-logit classifier evaluates instead; gives cells of their own."),
 ]
+Launcher = Annotated[
+    str, typer.Option(help="Your own command that starts the processes, e.g. 'torchrun --nproc-per-node 8'.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="The cluster's host:port, auto for one that runs here; else RAY_ADDRESS, else a Ray of our own."),
+]
 DEMO = "zephyr and dpo and (1off or 1on or 2off_off or 2off_on)"
 """Cells of the demo, as `-k` takes them."""

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stagealign.cli.options import (
+    Address,
     Capability,
     Expression,
     Gold,
+    Launcher,
     Peft,
     PolicyUrl,
     Results,
@@ -42,9 +44,7 @@ def run(
     activation_checkpointing: Annotated[
         bool, typer.Option("--activation-checkpointing", help="Less memory for a third more arithmetic.")
     ] = False,
-    launcher: Annotated[
-        str, typer.Option(help="Your own command that starts the processes, e.g. 'torchrun --nproc-per-node 8'.")
-    ] = "",
+    launcher: Launcher = "",
     peft: Peft = None,
     spend: Annotated[
         float | None, typer.Option(help="USD that a paid judge may cost in all; asked for where it is needed.", min=0)
@@ -53,12 +53,7 @@ def run(
     policy_url: PolicyUrl = None,
     gold: Gold = None,
     executor: Annotated[str, typer.Option(help="local: processes here; ray: a cluster (extra cluster).")] = "local",
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="The cluster's host:port, auto for one that runs here; else RAY_ADDRESS, else a Ray of our own."
-        ),
-    ] = None,
+    address: Address = None,
     results: Results = Path("results"),
 ) -> None:
     """Runs cells: builds what is missing, writes one result file a cell and seed."""

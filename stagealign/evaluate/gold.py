@@ -39,7 +39,7 @@ def _fine_tune(model: Any, tokenizer: Any, learn: Sequence[Mapping[str, Any]], w
     from datasets import Dataset
     from transformers import PrinterCallback, Trainer
 
-    def collate(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def collate(batch: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
         encoded = tokenizer(
             [row["text"] for row in batch], truncation=True, max_length=64, padding=True, return_tensors="pt"
         )

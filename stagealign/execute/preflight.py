@@ -98,8 +98,8 @@ def spend_each(plan: Plan, spend: float | None) -> float | None:
     if dollars and spend is None:
         models = ", ".join(judge.model for judge in judges_of(plan.to_build))
         raise CannotRun(
-            f"the judge {models} is asked about {len(dollars)} policies, for about ${sum(dollars):.0f}; "
-            f"name the most that it may cost, such as --spend {1.2 * sum(dollars):.0f}"
+            f"the judge {models} is asked about {len(dollars)} policies, for about ${sum(dollars):.2f}; "
+            f"name the most that it may cost, such as --spend {1.2 * sum(dollars):.2f}"
         )
     return spend / len(dollars) if dollars and spend is not None else None
 

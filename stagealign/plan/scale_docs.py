@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stagealign.base.errors import BadData
 from stagealign.grid import models, registry, select
-from stagealign.grid.cell import Cell
+from stagealign.grid.cell import Cell, Scale
 from stagealign.grid.spec import Shape
 from stagealign.plan import flops as cost
 from stagealign.plan.flops import GIB, GPUS, LENGTHS, PAIRRM, ModelSize, Processor
@@ -162,6 +162,15 @@ def _breaks() -> str:
         ["disk of one model's policies, GiB", f"{policies * 2 * small.parameters / GIB:,.0f}",
          f"{policies * 2 * LARGE / GIB:,.0f}", "the same",
          f"{policies} policies (DPO and SLiC-HF): keep the last round's alone, or low-rank adapters"],
+        *_of_prompts(scale, per_pair),
+    ]  # fmt: skip
+    return _table(("part", "8B, today", "70B", f"{MANY:,} prompts", "what breaks, and what would have to change"), rows)
+
+
+def _of_prompts(scale: Scale, per_pair: float) -> list[list[str]]:
+    """Rows whose numbers follow from the number of prompts alone."""
+    pairs = scale.training.pairs
+    return [
         ["a round's token ids in memory, GiB", f"{pairs * per_pair * TOKEN_BYTES / GIB:.1f}", "the same",
          f"{MANY * per_pair * TOKEN_BYTES / GIB:.0f}",
          f"`train.tokenize` keeps tuples, {TOKEN_BYTES} bytes a token, in every process: arrays of 4 bytes would be "
@@ -173,4 +182,3 @@ def _breaks() -> str:
         ["boundary measurement, prompts", f"{scale.evaluation.test_prompts:,}", "the same", "the same",
          "nothing: its interval depends on its own prompts, not on the data's size"],
     ]  # fmt: skip
-    return _table(("part", "8B, today", "70B", f"{MANY:,} prompts", "what breaks, and what would have to change"), rows)

@@ -12,7 +12,7 @@ import zipfile
 import pytest
 
 from stagealign.base.errors import BadAsset, StagealignError
-from stagealign.data import download
+from stagealign.data import archives, download
 from stagealign.policy.checkpoints import check_weights, unreadable
 from stagealign.policy.lm import load
 
@@ -170,7 +170,7 @@ def test_archives_that_are_bombs_or_name_a_file_twice_are_refused(tmp_path, monk
 
     files = {f"tiny_model/data/{i}": b"0" * 1000 for i in range(10)}
     asset = an_asset(make_wheel(tmp_path / "assets" / "downloads" / WHEEL, files))
-    monkeypatch.setattr(download, "LARGEST_ASSET", 5000)
+    monkeypatch.setattr(archives, "LARGEST_ASSET", 5000)
     with pytest.raises(BadAsset, match="unpacks to more than 5,000 bytes"):
         download.fetch(asset, tmp_path)
     path = tmp_path / "assets" / "downloads" / WHEEL

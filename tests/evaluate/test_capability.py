@@ -12,14 +12,17 @@ from factory_results import result
 
 from stagealign.base.errors import BadData, CannotRun, UnknownName
 from stagealign.base.identity import plain
-from stagealign.cli import run as runs
+from stagealign.cli.run import build
 from stagealign.data.records import Drops
 from stagealign.evaluate import capability
 from stagealign.evaluate.capability import LOCAL, LocalTask
+from stagealign.execute.executors import Execution
 from stagealign.grid import registry, select
 from stagealign.grid.spec import Benchmark
 from stagealign.pipeline.rounds import plan_run
+from stagealign.plan.plan import Wish, make_plan
 from stagealign.store.artifact import Work
+from stagealign.store.folder import Store
 from stagealign.store.results import read_result, stands, write_result
 
 CHOICES = [
@@ -165,9 +168,10 @@ def test_the_builder_gives_the_same_bytes_twice_and_touches_nothing_else(tiny, t
 def test_without_the_extra_the_run_stops_before_work(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("STAGEALIGN_HOME", str(tmp_path / "home"))
-    scale = registry.scale("smoke")
+    store, cells = Store(), select.select("smoke")
+    plan = make_plan(cells, (0,), store, Wish(capability=True))
     with pytest.raises(CannotRun, match=r"lm_eval is not installed; .*pip install 'stagealign\[eval\]'"):
-        runs.run(scale, select.select("smoke"), (0,), tmp_path / "results", with_capability=True)
+        build(plan, store, Execution(), tmp_path / "results")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -166,7 +166,7 @@ def test_the_report_is_written_and_current(smoke):
     folder, call, *_ = smoke
     code, out, _ = call("report")
     assert code == 0, out
-    assert "No number here says anything about the paper" in (folder / "reports/smoke/README.md").read_text("utf-8")
+    assert "Its numbers say nothing about the paper" in (folder / "reports/smoke/README.md").read_text("utf-8")
     code, out, _ = call("report", "--check")
     assert code == 0, out
     page = folder / "reports/smoke/README.md"

@@ -23,7 +23,6 @@ from stagealign.plan import machine
 from stagealign.plan import plan as planning
 from stagealign.policy import served as serving
 from stagealign.policy import served_samples
-from stagealign.policy.served import ServedPolicy
 from stagealign.store.artifact import Artifact
 
 pytestmark = pytest.mark.usefixtures("no_proxy")
@@ -85,7 +84,7 @@ def test_a_server_that_answers_for_any_name_is_refused_before_work(servers, tmp_
 def test_a_server_that_names_another_model_is_refused(loads, servers, tmp_path, tiny, monkeypatch):
     server = servers("top_k")
     work = cell_work(tmp_path, server.url, tiny(chat=True))
-    monkeypatch.setattr(ServedPolicy, "_named", lambda *_: "another")
+    monkeypatch.setattr(Server, "name_in", lambda *_: "another")
     with pytest.raises(StagealignError, match="the server named its model 'another'"):
         served_samples.build(work)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stagealign.cli import run as runs
+from stagealign.cli.options import DEMO
 from stagealign.grid import select
 from stagealign.report import build as report
 from stagealign.report.pages.front import with_demo, with_faults, with_meter, with_speed
@@ -29,7 +29,7 @@ def test_reports_match_results():
 
 def test_the_readme_shows_the_demo_as_the_results_give_it():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert with_demo(readme, ROOT / "results", select.select("lab", runs.DEMO), "reports") == readme
+    assert with_demo(readme, ROOT / "results", select.select("lab", DEMO), "reports") == readme
 
 
 def test_the_readme_shows_the_cost_of_the_meter_as_it_was_measured():

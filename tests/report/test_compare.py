@@ -7,7 +7,7 @@ import pytest
 from factory_results import result
 
 from stagealign.base.errors import BadData, UnknownName
-from stagealign.cli import run as runs
+from stagealign.cli.compare import compared
 from stagealign.report.read.compare import compare_cells, compare_folders
 from stagealign.store.results import result_path, write_result
 
@@ -39,7 +39,7 @@ def test_the_same_results_are_the_same_to_the_last_digit(tmp_path, cells):
     assert {one.p for one in found.moved} == {1.0}
     assert all(one.interval is None and one.before == one.after for one in found.moved)
     assert {one.quantity for one in found.moved} == {"gold reward", "clean gold reward", "boundary score"}
-    assert runs.compare(str(a), str(b), "lab", tmp_path) == 0
+    assert compared(str(a), str(b), "lab", tmp_path) == 0
 
 
 def test_a_shift_of_every_prompt_is_found_and_its_size_is_right(tmp_path, cells, capsys):
@@ -50,7 +50,7 @@ def test_a_shift_of_every_prompt_is_found_and_its_size_is_right(tmp_path, cells,
     assert {one.quantity for one in moved} == {"gold reward"}
     assert all("after on" in one.policy for one in moved)
     assert [one.after - one.before for one in moved] == pytest.approx([0.25] * len(moved))
-    assert runs.compare(str(a), str(b), "lab", tmp_path) == 1
+    assert compared(str(a), str(b), "lab", tmp_path) == 1
     assert "+0.250" in capsys.readouterr().out
 
 
@@ -66,7 +66,7 @@ def test_what_is_gone_fails_and_what_is_new_does_not(tmp_path, cells):
 
 def test_two_cells_that_did_not_move_still_show_their_values(tmp_path, cells, capsys):
     folder(tmp_path, *cells)
-    assert runs.compare("zephyr-dpo-1on", "zephyr-dpo-1on", "lab", tmp_path) == 0
+    assert compared("zephyr-dpo-1on", "zephyr-dpo-1on", "lab", tmp_path) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "boundary score" in said
     (score,) = [one for one in compare_cells(tmp_path, "lab", "zephyr-dpo-1on", "zephyr-dpo-1on").moved
@@ -89,9 +89,9 @@ def test_what_cannot_be_compared_is_said(tmp_path, cells):
     with pytest.raises(BadData, match=r"no finished run of zephyr-dpo-1off; run it: `stagealign run -k"):
         compare_cells(tmp_path, "lab", "zephyr-dpo-1off", "zephyr-dpo-1on")
     with pytest.raises(UnknownName, match="nearest: 1off"):
-        runs.compare("zephyr-dpo-1offf", "zephyr-dpo-1on", "lab", tmp_path)
+        compared("zephyr-dpo-1offf", "zephyr-dpo-1on", "lab", tmp_path)
     with pytest.raises(BadData, match="nowhere: no such folder"):
-        runs.compare(str(tmp_path), str(tmp_path / "nowhere"), "lab", tmp_path)
+        compared(str(tmp_path), str(tmp_path / "nowhere"), "lab", tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadData, match="no finished results"):
         compare_folders(tmp_path, tmp_path / "empty", "lab")

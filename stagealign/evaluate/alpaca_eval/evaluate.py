@@ -11,13 +11,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from stagealign.base.errors import BadData, StagealignError
 from stagealign.base.identity import fingerprint
 from stagealign.base.words import short
 from stagealign.evaluate.alpaca_eval import rows
 from stagealign.evaluate.alpaca_eval.answers import Bill, JudgeAnswer, KeptAnswers, key_of
+from stagealign.evaluate.alpaca_eval.protocols import EvaluationListener, Judge, Silent
 from stagealign.evaluate.alpaca_eval.result import FAILURES_ALLOWED, WinRateResult, writable, write
 from stagealign.evaluate.alpaca_eval.rows import Battle
 from stagealign.grid.prices import TokenPrice
@@ -25,8 +26,7 @@ from stagealign.store.artifact import Identity
 from stagealign.store.home import default_home
 
 if TYPE_CHECKING:
-    from stagealign.evaluate.alpaca_eval.asking import Keep
-    from stagealign.evaluate.alpaca_eval.official import Official, Question
+    from stagealign.evaluate.alpaca_eval.official import Question
 
 __all__ = ["EvaluationRequest", "WinRateResult", "evaluate", "writable", "write"]
 KINDS = "official, judge:MODEL (with --judge-url), local:PATH or recorded:FILE"
@@ -51,59 +51,6 @@ class EvaluationRequest:
     workers: int = 8
     keep: bool = True
     """Whether answers are kept for the next call."""
-
-
-class EvaluationListener(Protocol):
-    """Hears how an evaluation goes on."""
-
-    def planned(self, prompts: int, kept: int, tokens: int, cost: float | None, price: str | None) -> None:
-        """Called before anything is asked, with what that will take."""
-
-    def answered(self, done: int, total: int) -> None:
-        """Called after each answer."""
-
-
-class Silent:
-    """Ignores it."""
-
-    def planned(self, prompts: int, kept: int, tokens: int, cost: float | None, price: str | None) -> None:
-        """Does nothing."""
-
-    def answered(self, done: int, total: int) -> None:
-        """Does nothing."""
-
-
-class Judge(Protocol):
-    """Anything that answers the official question about prompts."""
-
-    official: "Official"
-    expected: str | None
-    """Version that every answer must be of; None if the first answer tells."""
-
-    @property
-    def identity(self) -> Identity:
-        """Values that an answer is kept under."""
-
-    @property
-    def named(self) -> str | None:
-        """Version by the judge's own word; None if it is not known yet."""
-
-    @property
-    def price(self) -> TokenPrice | None:
-        """None if asking costs nothing, or the price is not known."""
-
-    @property
-    def spent(self) -> float | None:
-        """USD of this run."""
-
-    def estimate(self, questions: Sequence["Question"]) -> tuple[int, float | None]:
-        """Tokens and USD that asking will take, about."""
-
-    def ask(self, questions: Sequence["Question"], keep: "Keep") -> str | None:
-        """Passes each answer to `keep`. Returns the reason why not all was asked; None if all was."""
-
-    def close(self) -> None:
-        """Ends the connection, if there is one."""
 
 
 def evaluate(request: EvaluationRequest, heard: EvaluationListener | None = None) -> WinRateResult:
@@ -246,7 +193,7 @@ def _enough(outputs: str, battle: Battle) -> None:
 
 
 def _unasked(battle: Battle) -> dict[str, JudgeAnswer]:
-    """KeptAnswers, by prompt hash, that need no judge: no completion is a failure, equal texts are a draw."""
+    """Answers, by prompt hash, that need no judge: no completion is a failure, equal texts are a draw."""
     found = {}
     for item in battle.items:
         if item.model is None:

@@ -1,1 +1,1 @@
-"""Whole pages."""
+"""Whole pages, put together from sections."""
