@@ -173,11 +173,11 @@ def _seconds(model: Any, pairs: list[Any], shape: Shape, folder: Path) -> float:
 
     settings = RoundSettings(
         5e-7, BATCH, 1, 0.0, "constant", 1.0, "bfloat16", order_seed=0, resume=False, checkpoint_steps=1000,
-        micro_batch=_micro_batch(shape), activation_checkpointing=shape.checkpointing,
+        gather=False, micro_batch=_micro_batch(shape), activation_checkpointing=shape.checkpointing,
     )  # fmt: skip
     data = TrainingSet(pairs, torch.full((len(pairs), 2), -1.0))
     lm = LanguageModel(model, None)  # type: ignore[arg-type]
-    train(lm, data, replace(DPO), settings, folder / "scratch", callbacks=(Clock(),), gather=False)
+    train(lm, data, replace(DPO), settings, folder / "scratch", callbacks=(Clock(),))
     return (clock[-1] - clock[0]) / (len(clock) - 1)
 
 

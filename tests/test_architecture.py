@@ -189,3 +189,14 @@ def _faults(node: ast.FunctionDef | ast.AsyncFunctionDef, path: Path) -> Iterato
 def test_tests_mirror_the_packages():
     folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.glob("test_*.py"))}
     assert folders == set(MAY_IMPORT)
+
+
+def test_what_tests_share_is_a_factory():
+    """No test file imports another: a helper of two stands in `tests/factories`."""
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for name in imports(tree_of(path))
+        if name.startswith("tests.") and not name.startswith("tests.identities.")
+    ]
+    assert not wrong, "\n".join(wrong)

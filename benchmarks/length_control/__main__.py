@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def constants(prior: LengthPrior) -> str:
-    """Source text of `stagealign/length_prior.py`; three decimals, which move no value by 0.001 points."""
+    """Source text of `length_prior.py`; three decimals, which move no value by 0.001 points."""
     (length, both), (_, difficulty) = prior.curvature
     return CONSTANTS.format(*(round(x, 3) for x in (length, both, difficulty, *prior.slope, prior.base_pull)))
 

@@ -1,5 +1,6 @@
 """Made-up results with the real shape, for tests of the report: small, seeded, and honest about being made up."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,21 @@ MADE = {
 }
 
 
-def rung(
-    name: str, seed: int, rate: float, before: dict[str, Any], level: float, score: float, kl: float
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class End:
+    """Where a round ends."""
+
+    level: float
+    """Mean gold reward."""
+    score: float
+    """Boundary score."""
+    kl: float
+
+
+def rung(name: str, seed: int, rate: float, before: dict[str, Any], end: End) -> dict[str, Any]:
     """A rung that is done; its gains are those of its own prompts."""
-    name = f"{name}-{rate:g}"
-    metrics = policy(name, seed, level, score, repeat=min(0.3, kl / 60))
+    name, kl = f"{name}-{rate:g}", end.kl
+    metrics = policy(name, seed, end.level, end.score, repeat=min(0.3, kl / 60))
 
     def gains(place: int) -> dict[str, Any]:
         return {
@@ -97,7 +107,7 @@ def of_cell(cell: Cell, seed: int = 0) -> dict[str, Any]:
         for rate in RATES if number == len(cell.sources) else (recorded,):
             reached = level + gain * (0.6 if rate < 2e-4 else 1.0)
             kl = (3 if source == "off" else 8) * rate / RATES[0]
-            rungs.append(rung(name, seed, rate, now, reached, after, kl))
+            rungs.append(rung(name, seed, rate, now, End(reached, after, kl)))
         pairs = {"pairs": 128, "margin": 0.4, "ties": 2, "truncated": 5, "drops": {"equal texts": 3}}
         entry = {"round": number, "source": source, "learning_rate": recorded, "start": now}
         rounds.append(entry | {"rungs": rungs, "pairs": pairs})

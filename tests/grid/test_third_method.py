@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from factory_training import DPO, SETTINGS, data_of, distance, pairs_of, weights_of
 
 from stagealign.base.errors import BadSpec
 from stagealign.execute.preflight import check_devices
@@ -15,7 +16,6 @@ from stagealign.store.artifact import Devices
 from stagealign.store.folder import Store
 from stagealign.train import losses
 from stagealign.train.trainer import align
-from tests.train.test_train import DPO, SETTINGS, data_of, distance, pairs_of, weights_of
 
 TOY = Method("ipo", "IPO", form="squared", beta=0.1)
 
