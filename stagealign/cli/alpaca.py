@@ -107,7 +107,7 @@ def lc_win_rates(found: Sequence["LcWinRate"]) -> None:
     console.print(table)
     say = [
         "n: judged prompts, the denominator of both rates. LC's error is the official one, which takes the weights as "
-        "exact; `over prompts` is the error of LC with weights fitted anew to other prompts."
+        "exact; `over prompts` is the error of LC with weights refitted to other prompts."
     ]
     say.append("by: " + "; ".join(f"{mark}, {method}" for method, mark in short.items() if method in methods) + ".")
     for row in found:

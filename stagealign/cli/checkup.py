@@ -63,7 +63,7 @@ def store_findings(store: Store, deep: bool) -> Iterator[Finding]:
     if counts["old"]:
         yield Finding(
             "store", "note", f"{counts['old']} artifacts are from before files were listed: not checked",
-            "nothing; or remove them to have them built and listed anew",
+            "nothing; or remove them to rebuild and list them",
         )  # fmt: skip
     if not counts:
         yield Finding("store", "ok", f"{store.home}: no artifacts yet")
@@ -121,7 +121,7 @@ def _relations(store: Store, path: str, record: Record, known: dict[str, set[str
     if path in known and record["fingerprint"] not in known[path]:
         yield Finding(
             "store", "wrong", f"{path}: built from another spec than the registry has now",
-            f"{remove(store.home / path)} to build it anew, or keep both with another STAGEALIGN_HOME",
+            f"{remove(store.home / path)} to rebuild it, or keep both with another STAGEALIGN_HOME",
         )  # fmt: skip
     for name, parent in record.get("inputs", {}).items():
         try:

@@ -14,7 +14,7 @@ def fetch() -> None:
         there = download.ready(asset, home)
         found = download.damaged(asset, home) if there else None
         if found:
-            line(f"{found}; it is made anew", "red")
+            line(f"{found}; it is fetched again", "red")
         if found or not there:
             with bar(asset) as progress:
                 download.fetch(asset, home, progress, mend=True)

@@ -60,6 +60,6 @@ def _front(readme: Path, results: Path, reports: Path) -> str:
 def checked(stale: Sequence[str]) -> None:
     """Says which reports are not what the results give."""
     for name in stale:
-        line(f"not current: {name}; `stagealign report` writes it anew", "red")
+        line(f"not current: {name}; run `stagealign report`", "red")
     if not stale:
         line("reports match the results")

@@ -48,15 +48,17 @@ class Variant:
         kind, _, name = self.gold.partition(":")
         if kind != "reward" or not name:
             raise StagealignError(f"--gold {self.gold!r}: unknown; reward:ID_OR_PATH names a classifier with one logit")
+        from stagealign.data.tables import folder_digest
         from stagealign.policy.checkpoints import check_weights
         from stagealign.scoring import reward_model as rewards
 
-        rewards.check(name)
+        parameters = rewards.parameters_of(name, rewards.check(name))
         check_weights(name)
         if not Path(name).is_dir():
-            return variants.evaluated_by(cells, self.gold), None
+            return variants.evaluated_by(cells, self.gold, parameters), None
         folder = Path(name).resolve()
-        return variants.evaluated_by(cells, f"reward:{folder.name}@{rewards.content_of(str(folder))}"), str(folder)
+        gold = f"reward:{folder.name}@{folder_digest(folder)}"
+        return variants.evaluated_by(cells, gold, parameters), str(folder)
 
 
 def of_result(result: Result) -> Cell:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stagealign.base.errors import BadData
+from stagealign.base.identity import fingerprint
 from stagealign.base.words import listed, short, why
 from stagealign.data.formats import (
     EXAMPLES,
@@ -104,6 +105,12 @@ def digest_of(path: Path) -> str:
     """sha256 of a file, first 16 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def folder_digest(folder: Path) -> str:
+    """Hash of the names and contents of a folder's files, such as a checkpoint's, 16 hex digits."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    return fingerprint({path.name: digest_of(path) for path in files})
 
 
 def _hub_rows(source: str, split: str | None) -> Numbered:

@@ -1,9 +1,12 @@
 """A reward model as gold reward: builders of its weights and scores."""
 
+from pathlib import Path
+
 from stagealign.base.errors import BadData, StagealignError
 from stagealign.data.records import Candidate, by_prompt, prompt_hash, read_rows, write_rows
+from stagealign.data.tables import folder_digest
 from stagealign.scoring.contest import Contest
-from stagealign.scoring.reward_model import content_of, load
+from stagealign.scoring.reward_model import load
 from stagealign.store.artifact import Facts, Work
 
 
@@ -13,7 +16,7 @@ def fetch(work: Work) -> Facts:
     A folder is named by its content, `name@hash`. Raises StagealignError where it holds something else by now.
     """
     name, folder = work.params["weights"], work.context.gold_folder
-    if folder and content_of(folder) != name.partition("@")[2]:
+    if folder and folder_digest(Path(folder)) != name.partition("@")[2]:
         raise StagealignError(f"--gold reward:{folder}: its files have changed since the plan was made; plan again")
     found = load(folder or name, work.params["revision"])
     found.model.save_pretrained(work.out)

@@ -31,18 +31,19 @@ def _with_lora(cell: Cell) -> Cell:
     return replace(cell, method=method, scale=replace(cell.scale, training=training))
 
 
-def evaluated_by(chosen: Iterable[Cell], gold: str) -> list[Cell]:
+def evaluated_by(chosen: Iterable[Cell], gold: str, parameters: float = 0.0) -> list[Cell]:
     """The cells with another gold reward, `reward:NAME` say: cells of their own, as their numbers differ.
 
-    Training is the same and shared. Raises BadSpec if the gold reward is the oracle that labels the pairs.
+    `parameters`: number of its weights, for cost estimates; 0 if unknown. Training is the same and shared. Raises
+    BadSpec if the gold reward is the oracle that labels the pairs.
     """
     cells = []
-    for one in chosen:
-        preference = replace(one.scale.preference, gold=gold)
-        if preference.gold_named is not None and preference.gold_named == one.scale.oracle_weights:
+    for cell in chosen:
+        preference = replace(cell.scale.preference, gold=gold, gold_parameters=parameters)
+        if preference.gold_named is not None and preference.gold_named == cell.scale.oracle_weights:
             raise BadSpec(f"--gold {gold}: it is the oracle that labels the training pairs; name another scorer")
-        evaluation = replace(one.scale.evaluation, judging=preference.gold_kinds.judging)
-        cells.append(replace(one, scale=replace(one.scale, preference=preference, evaluation=evaluation)))
+        evaluation = replace(cell.scale.evaluation, judging=preference.gold_kinds.judging)
+        cells.append(replace(cell, scale=replace(cell.scale, preference=preference, evaluation=evaluation)))
     return cells
 
 

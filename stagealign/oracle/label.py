@@ -102,9 +102,9 @@ def rank(work: Work) -> Facts:
     """Builder of `pairs`: the oracle prefers one of a prompt's two candidates; see `labels.to_pairs`."""
     file = work.inputs["candidates"] / "candidates.jsonl"
     candidates = read_rows(file, Candidate)
-    groups = [(first, second) for first, second in by_prompt(candidates).values() if not unusable(first, second)]
     with labeller_of(work) as labeller:
-        contest = labeller.row.contest
+        contest, every = labeller.row.contest, labeller.row.scores_all
+        groups = [(one, two) for one, two in by_prompt(candidates).values() if every or not unusable(one, two)]
         verdicts = labeller.verdicts([contest(one.prompt, one.completion, two.completion) for one, two in groups])
         told = labeller.facts(verdicts)
     scores = {}

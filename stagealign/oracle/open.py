@@ -60,6 +60,8 @@ class OracleRow:
     """(prompt, first, second) to what is judged for a training pair."""
     scores_vote: bool = False
     """Whether votes are taken from scores, also where the verdict has pairs."""
+    scores_all: bool = False
+    """Whether candidates that cannot teach are scored too: it costs next to nothing, and a broken scorer shows."""
     facts: tuple[Fact, ...] = ("truncated_for_oracle", "compared", "changed_with_order", "oracle")
     """What a record of labels says of the verdicts."""
 
@@ -148,7 +150,7 @@ def row_of(kind: str) -> OracleRow | None:
 
         return LearnedOracle(kind, partial(code_at(labels.scorer), Path(name)))
 
-    return OracleRow(kind, opens, facts=())
+    return OracleRow(kind, opens, scores_all=True, facts=())
 
 
 def open_oracle(oracle: str, asking: Asking = Asking()) -> Oracle:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stagealign.base.errors import BadData
 from stagealign.base.identity import plain
-from stagealign.data.tables import digest_of, table_at
+from stagealign.data.tables import digest_of, folder_digest, table_at
 from stagealign.oracle.open import Asking, kind_of, open_oracle, opened
 from stagealign.store.artifact import Facts, Work
 
@@ -18,7 +18,10 @@ def fetch_reward(work: Work) -> Facts:
     """Builder of `oracle` for `reward:` and `completion-reward:`: the weights, from the hub or a local folder."""
     from stagealign.scoring import reward_model
 
-    found = reward_model.load(work.params["weights"], work.params["revision"])
+    name, planned = work.params["weights"], work.params.get("content")
+    if planned is not None and folder_digest(Path(name)) != planned:
+        raise BadData(f"{name}: its files have changed since the plan was made; plan again")
+    found = reward_model.load(name, work.params["revision"])
     found.model.save_pretrained(work.out)
     found.tokenizer.save_pretrained(work.out)
     return {"weights": found.weights, "revision": found.weights.partition("@")[2] or None, "spearman": None}

@@ -1,9 +1,10 @@
 """The oracle, and what it labels: candidates to training pairs, completions to the votes of a boundary score."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from stagealign.data.tables import digest_of, table_at
+from stagealign.data.tables import digest_of, folder_digest, table_at
 from stagealign.pipeline.kinds import JOINED_PAIRS
 from stagealign.pipeline.layout import Layout, Paths, make
 from stagealign.store.artifact import Artifact
@@ -20,6 +21,8 @@ def oracle(at: Paths, ratings: Mapping[str, Artifact]) -> Artifact:
         path, weights = f"{at.asked}/oracle", name
         if row.reads_file:
             params["content"] = digest_of(table_at(name))
+        elif row.ready.fetches and Path(name).is_dir():
+            params["content"] = folder_digest(Path(name))
     if row.ready.fetches:
         params |= {row.ready.fetches: weights, "revision": None}
     learned = ratings if row.learns_from_ratings else {}

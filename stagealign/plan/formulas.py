@@ -59,11 +59,11 @@ def _prompts(static: Artifact, scale: Scale) -> int:
     return int(sizes["test_prompts"] + sizes["validation_prompts"])
 
 
-def _texts(candidates: Artifact, scale: Scale) -> tuple[float, int, float]:
+def candidate_texts(candidates: Artifact, scale: Scale) -> tuple[float, int, float]:
     """(prompts, candidates a prompt, mean tokens) of candidates, static or sampled."""
     lengths, parts = LENGTHS[scale.key], [one for name, one in candidates.inputs.items() if name.startswith("part")]
     if parts:
-        prompts, count, mean = _texts(parts[0], scale)
+        prompts, count, mean = candidate_texts(parts[0], scale)
         return prompts * len(parts), count, mean
     if "prompts" in candidates.inputs:
         _, cut = candidates.params.get("part", (1, 1))
@@ -73,7 +73,7 @@ def _texts(candidates: Artifact, scale: Scale) -> tuple[float, int, float]:
 
 def _pairs(artifact: Artifact, scale: Scale) -> tuple[float, float, float]:
     """(tokens of all pairs, completion tokens, context) of the pairs that an artifact reads; a prompt counts once."""
-    prompts, _, mean = _texts(artifact.inputs["pairs"].inputs["candidates"], scale)
+    prompts, _, mean = candidate_texts(artifact.inputs["pairs"].inputs["candidates"], scale)
     prompt = LENGTHS[scale.key].prompt
     return prompts * (prompt + 2 * mean), prompts * 2 * mean, (prompt + mean) / 2
 
@@ -109,7 +109,7 @@ def _sample(artifact: Artifact, scale: Scale) -> Part:
     lm, lengths = weights_of(artifact, scale), LENGTHS[scale.key]
     if lm is None:
         return {}
-    prompts, count, mean = _texts(artifact, scale)
+    prompts, count, mean = candidate_texts(artifact, scale)
     work = flops.sampling_flops(lm, prompts, lengths.own, prompts * count, mean)
     rows = min(SAMPLED_ROWS, prompts * count)
     memory = flops.sampling_memory(lm, rows, lengths.prompt + mean)
@@ -156,7 +156,7 @@ def _policy(artifact: Artifact, scale: Scale) -> Part:
 def _rank(artifact: Artifact, scale: Scale) -> Part:
     if "weights" not in artifact.inputs["oracle"].params:
         return {}
-    prompts, _, mean = _texts(artifact.inputs["candidates"], scale)
+    prompts, _, mean = candidate_texts(artifact.inputs["candidates"], scale)
     tokens = prompts * 2 * (LENGTHS[scale.key].prompt + 2 * mean)
     return _read(tokens, disk=prompts * 2 * mean * TEXT_BYTES)
 
@@ -165,7 +165,7 @@ def _votes(artifact: Artifact, scale: Scale) -> Part:
     """Six pairs among four candidates, each in both orders."""
     if "weights" not in artifact.inputs["oracle"].params:
         return {}
-    prompts, _, mean = _texts(artifact.inputs["completions"], scale)
+    prompts, _, mean = candidate_texts(artifact.inputs["completions"], scale)
     tokens = prompts * 12 * (LENGTHS[scale.key].prompt + mean + LENGTHS[scale.key].static)
     return _read(tokens, disk=prompts * 100)
 
@@ -178,7 +178,7 @@ def _read(tokens: float, disk: float) -> Part:
 
 
 def _embed(artifact: Artifact, scale: Scale) -> Part:
-    prompts, count, mean = _texts(artifact.inputs["candidates"], scale)
+    prompts, count, mean = candidate_texts(artifact.inputs["candidates"], scale)
     tokens = prompts * count * min(mean, 256)
     return {"tokens": tokens, "flops": {"encode": MINILM.flops(tokens)}, "loaded": 4 * MINILM.parameters,
             "disk": prompts * count * 384 * 4}  # fmt: skip
@@ -193,7 +193,7 @@ def _scores(artifact: Artifact, scale: Scale) -> Part:
     """KL of the first completions, or of a judge's answers, under two models, and the gold reward."""
     texts = artifact.inputs.get("answers", artifact.inputs["completions"])
     lm, lengths = weights_of(texts, scale), LENGTHS[scale.key]
-    prompts, _, mean = _texts(texts, scale)
+    prompts, _, mean = candidate_texts(texts, scale)
     found: Part = {"disk": prompts * 100.0}
     if lm is None or "reference" not in artifact.inputs:
         return found
@@ -216,7 +216,7 @@ def _pairrm(artifact: Artifact, scale: Scale) -> Part:
     return {"loaded": 4 * PAIRRM.parameters, "memory": 4 * PAIRRM.parameters, "disk": 4 * PAIRRM.parameters}
 
 
-def _gold_model(scale: Scale) -> ModelSize:
+def gold_model(scale: Scale) -> ModelSize:
     """Size of the classifier that evaluates, in float32.
 
     Its shape is that of the scale's model that is nearest in size. A classifier of unknown size counts as large as the
@@ -231,14 +231,14 @@ def _gold_model(scale: Scale) -> ModelSize:
 
 def _reward_model(artifact: Artifact, scale: Scale) -> Part:
     """A classifier's weights, read and written in float32."""
-    weights = _gold_model(scale).bytes
+    weights = gold_model(scale).bytes
     return {"loaded": weights, "memory": weights, "disk": weights}
 
 
 def _rewards(artifact: Artifact, scale: Scale) -> Part:
     """A classifier over every completion and static candidate of the held-out prompts."""
-    model, lengths = _gold_model(scale), LENGTHS[scale.key]
-    prompts, count, mean = _texts(artifact.inputs["completions"], scale)
+    model, lengths = gold_model(scale), LENGTHS[scale.key]
+    prompts, count, mean = candidate_texts(artifact.inputs["completions"], scale)
     tokens = prompts * (count * (lengths.prompt + mean) + 2 * (lengths.prompt + lengths.static))
     work = flops.body_flops(model, tokens, (lengths.prompt + mean) / 2)
     memory = model.bytes + 34 * model.shape.width * model.size / 2 * (lengths.prompt + mean)

@@ -237,7 +237,7 @@ def make_plan(
         wanted=sum(map(len, wanted.values())),
         unshared_seconds=sum(item.seconds * len(wanted[item.artifact.path]) for item in items),
         standing=tuple(run for run in asked if run not in runs),
-        revisions=_revisions(artifacts.values(), store),
+        revisions=_revisions(items, store),
     )
 
 
@@ -263,14 +263,14 @@ def _state(artifact: Artifact, store: Store, forced: bool) -> tuple[str, str]:
     return CHANGED, "; ".join(said)
 
 
-def _revisions(artifacts: Iterable[Artifact], store: Store) -> dict[str, str | None]:
+def _revisions(items: Iterable[PricedArtifact], store: Store) -> dict[str, str | None]:
     """Weights and data without a pinned revision -> the commit in their record, None before the first fetch."""
     found: dict[str, str | None] = {}
-    for artifact in artifacts:
+    for item in items:
+        artifact = item.artifact
         named = [artifact.params[name] for name in ("checkpoint", "weights", "data") if name in artifact.params]
         source = next(iter(named), None)
         if source and "revision" in artifact.params and artifact.params["revision"] is None:
-            built = store.changes(artifact) == []
-            commit = store.facts(artifact).get("revision") if built else None
+            commit = store.facts(artifact).get("revision") if item.state != CHANGED else None
             found[str(source)] = None if commit is None else str(commit)
     return found

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from stagealign.base.errors import BadSpec
 from stagealign.grid.cell import Scale
 from stagealign.plan.flops import Processor
-from stagealign.plan.formulas import FORMULAS
+from stagealign.plan.formulas import FORMULAS, Formula
 from stagealign.plan.labelling import LABELLING
 from stagealign.store.artifact import Artifact
+
+PRICES: Mapping[str, Formula] = {**FORMULAS, **LABELLING}
+"""Formulas by the price that a kind names."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,9 @@ class CostEstimate:
 
 def estimate(artifact: Artifact, scale: Scale) -> CostEstimate:
     """The cost of building `artifact`. Raises BadSpec where its kind names no formula: "free" must be written."""
-    formulas = {**FORMULAS, **LABELLING}
-    formula = formulas.get(artifact.kind.price)
+    formula = PRICES.get(artifact.kind.price)
     if formula is None:
         raise BadSpec(
-            f"kind {artifact.kind.name!r}: price {artifact.kind.price!r} is unknown; choose one of "
-            f"{', '.join(formulas)}"
+            f"kind {artifact.kind.name!r}: price {artifact.kind.price!r} is unknown; choose one of {', '.join(PRICES)}"
         )
     return CostEstimate(light=artifact.kind.light, **formula(artifact, scale))

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,14 +11,13 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from stagealign.base.errors import StagealignError
-from stagealign.base.identity import fingerprint
-from stagealign.data.tables import digest_of
 from stagealign.policy.checkpoints import (
     length_batches,
     padded,
     read_config,
     read_tokenizer,
     read_weights,
+    unreadable,
     weights_identity,
 )
 from stagealign.scoring.contest import Contest, Judged
@@ -199,6 +197,18 @@ def check(name: str, revision: str | None = None) -> Any:
     return config
 
 
+def parameters_of(name: str, config: Any) -> float:
+    """Number of weights of the classifier that a config describes; none of them is read.
+
+    Raises StagealignError for an architecture without a classifier.
+    """
+    try:
+        with torch.device("meta"):
+            return float(AutoModelForSequenceClassification.from_config(config).num_parameters())
+    except ValueError as error:
+        raise unreadable(name, error) from error
+
+
 def _conversation(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str | None) -> str:
     """One turn by the chat template; without a completion, the text up to its start."""
     turns = [{"role": "user", "content": prompt}]
@@ -206,9 +216,3 @@ def _conversation(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: s
         turns.append({"role": "assistant", "content": completion})
     text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=completion is None)
     return text
-
-
-def content_of(folder: str) -> str:
-    """Hash of the names and contents of a checkpoint's files, 16 hex digits."""
-    files = [path for path in sorted(Path(folder).iterdir()) if path.is_file()]
-    return fingerprint({path.name: digest_of(path) for path in files})

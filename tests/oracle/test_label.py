@@ -10,7 +10,7 @@ import torch
 from factory_pairrm import build
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from stagealign.base.errors import BadData, BadSpec, StagealignError
+from stagealign.base.errors import BadData, BadNumbers, BadSpec, StagealignError
 from stagealign.base.kind import code_at
 from stagealign.data.records import Candidate, Pair, read_dicts, read_rows, write_rows
 from stagealign.data.tables import digest_of
@@ -230,3 +230,37 @@ def test_an_oracle_that_no_row_takes_is_an_error_at_once(oracle):
 def test_one_classifier_never_labels_and_evaluates():
     with pytest.raises(BadSpec, match="oracle and gold reward are both 'reward:org/rm'"):
         Preference("toy", "toy", "completion-reward:org/rm", "reward:org/rm", "dataset", 1)
+
+
+@pytest.mark.parametrize("kind", ["reward", "completion-reward"])
+def test_a_local_reward_model_is_known_by_its_content(kind, tmp_path, tiny):
+    folder = tmp_path / "rm"
+    save_reward(tiny, folder)
+    cell = registry.cell("zephyr-dpo-1on")
+    preference = Preference("toy", "toy", f"{kind}:{folder}", cell.scale.preference.gold, "dataset", 1)
+    cell = replace(cell, scale=replace(cell.scale, preference=preference))
+    before = plan_run(cell, 0).oracle
+    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+    assert plan_run(cell, 0).oracle.fingerprint != before.fingerprint, "its content is identity"
+    (tmp_path / "out").mkdir()
+    work = Work(dict(before.params), {}, tmp_path / "out", tmp_path)
+    with pytest.raises(BadData, match="its files have changed since the plan was made; plan again"):
+        code_at(before.kind.function)(work)
+
+
+@pytest.mark.parametrize("key", [key for key, row in ORACLES.items() if row.scorer])
+def test_a_broken_scorer_shows_on_candidates_that_cannot_teach(key, tmp_path, monkeypatch):
+    module, _, function = ORACLES[key].scorer.partition(":")
+    monkeypatch.setattr(
+        f"{module}.{function}", lambda folder, texts: [float("nan") if not text else 1.0 for text in texts]
+    )
+    rows = [
+        Candidate("p", "", "on", 0),
+        Candidate("p", "a text", "on", 1),
+        *(Candidate("q", t, "on", i) for i, t in enumerate("ab")),
+    ]
+    write_rows(tmp_path / "candidates.jsonl", rows)
+    (tmp_path / "out").mkdir()
+    work = Work({"oracle": key, "sign": 1}, {"candidates": tmp_path, "oracle": tmp_path}, tmp_path / "out", tmp_path)
+    with pytest.raises(BadNumbers, match=f"oracle '{key}'"):
+        label.rank(work)

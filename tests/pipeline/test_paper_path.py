@@ -36,6 +36,7 @@ from stagealign.pipeline.result import result, unfinished
 from stagealign.pipeline.rounds import plan_run
 from stagealign.plan.plan import make_plan
 from stagealign.scoring.contest import Contest
+from stagealign.scoring.reward_model import load as load_reward_model
 from stagealign.store.artifact import Context
 from stagealign.store.folder import Store
 from stagealign.store.results import SHAPE
@@ -230,6 +231,7 @@ def test_any_reward_model_can_be_the_gold_reward(paper, tmp_path, monkeypatch):
     folder = save(tmp_path / "Reward-Model_1", chat=True, max_position_embeddings=512)
     cell = registry.cell("zephyr-dpo-1off", "paper")
     (own,), place = Variant(gold=f"reward:{folder}").cells([cell])
+    assert own.scale.preference.gold_parameters == load_reward_model(str(folder)).model.num_parameters()
     assert own.id == "zephyr-dpo_rewardmodel1-1off"
     assert place == folder
     told = unfinished(plan_run(own, 0), "failed", "why")["method"]

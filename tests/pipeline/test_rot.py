@@ -196,7 +196,7 @@ def test_a_changed_asset_is_named_and_fetch_mends_it(tmp_path, monkeypatch, caps
     monkeypatch.setattr(assets, "ASSETS", {"tiny": asset})
     monkeypatch.setenv("STAGEALIGN_HOME", str(tmp_path))
     fetch()
-    assert "made anew" in capsys.readouterr().out
+    assert "fetched again" in capsys.readouterr().out
     assert file.read_bytes() == b"one"
 
 

@@ -45,7 +45,7 @@ class LcWinRate:
     lc_standard_error: float | None
     """Official: spread of the chances at equal length over prompts / sqrt(n). It takes the weights as exact."""
     lc_sampling_error: float | None
-    """As it would vary with other prompts, the weights fitted anew; None for weights that were not fitted here."""
+    """As it would vary with other prompts, the weights refitted; None for weights that were not fitted here."""
     method: str
     official_lookup: float | None
     """LC win rate with difficulties by row position, as the official function takes them; None where that changes

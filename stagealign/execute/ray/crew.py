@@ -1,4 +1,4 @@
-"""Builds artifacts as Ray tasks: Ray finds the room, and begins a task anew whose node or process was lost."""
+"""Builds artifacts as Ray tasks: Ray finds the room, and restarts a task whose node or process was lost."""
 
 import os
 import socket
@@ -21,7 +21,7 @@ from stagealign.store.folder import Store
 from stagealign.store.home import default_home
 
 RETRIES = 3
-"""Times that a task is begun anew after its node or its process was lost."""
+"""Times that a task is restarted after its node or its process was lost."""
 PASSED_ON = ("STAGEALIGN_DATA", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_DATASETS_OFFLINE")
 """Settings that tasks get from this process: where data lies. No secret is among them; those are the node's own."""
 LONGEST_END = 30.0
