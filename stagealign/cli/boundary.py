@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from stagealign.base.terminal import Text
+from stagealign.cli.options import JudgeUrl
 from stagealign.cli.output import check_json, console, write_json
 from stagealign.report.sections.words import count
 from stagealign.store.files import write_text
@@ -37,7 +38,6 @@ MaxNewTokens = Annotated[int, typer.Option(help="Longer completions are cut and 
 Template = Annotated[str, typer.Option(help="auto: the tokenizer's chat template; none: plain text.")]
 SamplerKey = Annotated[str, typer.Option(help="What samples: transformers (our own sampler) or vllm.")]
 PolicyServer = Annotated[str | None, typer.Option(help="OpenAI-compatible server of the policy.")]
-JudgeServer = Annotated[str | None, typer.Option(help="OpenAI-compatible server of the judge.")]
 MaxJudgeTokens = Annotated[
     int | None, typer.Option(help="Ask a served judge no more once it has billed so many tokens.", min=1)
 ]
@@ -64,7 +64,7 @@ def boundary(
     template: Template = "auto",
     sampler: SamplerKey = "transformers",
     policy_url: PolicyServer = None,
-    judge_url: JudgeServer = None,
+    judge_url: JudgeUrl = None,
     max_judge_tokens: MaxJudgeTokens = None,
     json_file: JsonFile = None,
     html: Html = None,

@@ -21,6 +21,7 @@ Sampler = Annotated[
     str, typer.Option(help="What samples: transformers (our own sampler) or vllm; gives cells of their own.")
 ]
 PolicyUrl = Annotated[str | None, typer.Option(help="Server that samples instead, loading each policy by its folder.")]
+JudgeUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible server of the judge.")]
 Gold = Annotated[
     str | None,
     typer.Option(help="reward:ID_OR_PATH: a one-logit classifier evaluates instead; gives cells of their own."),

@@ -11,6 +11,7 @@ from stagealign.cli.options import (
     Capability,
     Expression,
     Gold,
+    JudgeUrl,
     Launcher,
     Peft,
     PolicyUrl,
@@ -51,6 +52,7 @@ def run(
     ] = None,
     sampler: Sampler = "transformers",
     policy_url: PolicyUrl = None,
+    judge_url: JudgeUrl = None,
     gold: Gold = None,
     executor: Annotated[str, typer.Option(help="local: processes here; ray: a cluster (extra cluster).")] = "local",
     address: Address = None,
@@ -70,7 +72,7 @@ def run(
     how = Execution(workers, spread, executor, address, spend)
     how.check()
     cells, folder = Variant(peft, sampler, policy_url, gold).cells(select(scale, k))
-    store = opened(Context(spread, policy_url=policy_url, gold_folder=folder))
+    store = opened(Context(spread, policy_url=policy_url, judge_url=judge_url, gold_folder=folder))
     wish = Wish(capability=capability, again=again)
     plan = make_plan(cells, own_seeds(scale, seeds), store, wish, stands_in(results))
     outcome = build(plan, store, how, results, dry_run)

@@ -28,6 +28,7 @@ def preflight(plan: Plan, store: Store, how: Execution, results: Path) -> int | 
     check_drift(plan, store)
     check_machine(plan, store, how)
     check_devices(plan, how)
+    check_judge(plan, store)
     workers = workers_of(plan, how) if how.here else how.workers
     store.context = replace(store.context, spend=spend_each(plan, how.spend))
     check_room(plan, store.home)
@@ -69,6 +70,16 @@ def check_devices(plan: Plan, how: Execution) -> None:
         from stagealign.evaluate import capability
 
         capability.require()
+
+
+def check_judge(plan: Plan, store: Store) -> None:
+    """Raises CannotRun if a judge labels rounds and no server is named, or if a server is named and no judge labels."""
+    served = {run.cell.scale.preference.oracle for run in plan.runs if run.cell.scale.preference.oracle_kinds.served}
+    url = store.context.judge_url
+    if served and url is None and plan.missing:
+        raise CannotRun(f"{', '.join(sorted(served))} labels the rounds: no server is named; add --judge-url URL")
+    if url is not None and not served:
+        raise CannotRun(f"--judge-url {url}: nothing here asks a judge; leave it out, or name a preference of judge:")
 
 
 def workers_of(plan: Plan, how: Execution) -> int:

@@ -32,6 +32,8 @@ class OracleKinds:
     """Whether the task's human ratings are an input of `ready`."""
     reads_file: bool = False
     """Whether its name is a file, whose content is a parameter of `ready`."""
+    served: bool = False
+    """Whether it answers from a server, whose URL `run --judge-url` and `boundary --judge-url` name."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ ORACLES = {
         rank=Kind("stagealign.oracle.label:rank_asked", "stagealign.oracle.label:rank", price="asked_pairs"),
         votes=Kind("stagealign.oracle.label:votes_asked", "stagealign.oracle.label:votes", price="asked_votes"),
         named=True,
+        served=True,
     ),
     "recorded": OracleKinds(
         ready=Kind("stagealign.oracle.ready:copy_recorded", price="free"),

@@ -54,8 +54,6 @@ class OracleRow:
     """How `--oracle` names it; empty: the meter does not take it."""
     needs_name: bool = True
     """Whether something must stand after the colon."""
-    served: bool = False
-    """Whether it needs the URL of a server."""
     contest: Callable[[str, str, str], Contest] = plain_contest
     """(prompt, first, second) to what is judged for a training pair."""
     scores_vote: bool = False
@@ -64,6 +62,11 @@ class OracleRow:
     """Whether candidates that cannot teach are scored too: it costs next to nothing, and a broken scorer shows."""
     facts: tuple[Fact, ...] = ("truncated_for_oracle", "compared", "changed_with_order", "oracle")
     """What a record of labels says of the verdicts."""
+
+    @property
+    def served(self) -> bool:
+        """Whether it needs the URL of a server."""
+        return preferences.ORACLES[self.key].served
 
 
 def _pairrm(name: str, asking: Asking) -> Oracle:
@@ -112,7 +115,7 @@ ORACLES: Mapping[str, OracleRow] = {
         OracleRow("reward", _reward, "reward:ID_OR_PATH", facts=("truncated_for_oracle", "oracle")),
         OracleRow("completion-reward", _completion_reward, "completion-reward:ID_OR_PATH",
                   facts=("truncated_for_oracle", "oracle")),
-        OracleRow("judge", _judge, "judge:MODEL", served=True, facts=("compared", "changed_with_order", "oracle")),
+        OracleRow("judge", _judge, "judge:MODEL", facts=("compared", "changed_with_order", "oracle")),
         OracleRow("recorded", _recorded, "recorded:FILE", facts=("compared", "changed_with_order", "oracle")),
     )
 }  # fmt: skip
