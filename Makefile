@@ -9,23 +9,23 @@ INPUTS := pyproject.toml constraints.txt tools/install.sh
 .DEFAULT_GOAL := help
 .PHONY: help demo test report speed lint fetch clean-venv
 
-help:  ## this list
+help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: $(VENV)/.installed  ## fetch the lab's assets, run its demo row, write results/ and reports/
 	@$(BIN)/stagealign demo
 
-test: $(VENV)/.installed-dev  ## the whole test suite, the smoke of CI included
+test: $(VENV)/.installed-dev  ## run the whole test suite, with the smoke run of CI
 	@$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal --durations 25
 
-report: $(VENV)/.installed  ## results/ -> reports/
+report: $(VENV)/.installed  ## write reports/ from results/
 	@$(BIN)/stagealign report
 
 DEVICE ?= cpu
-speed: $(VENV)/.installed-dev  ## ours against what people use, a file a row; hours: SPEED="--rows start,store" are some rows
+speed: $(VENV)/.installed-dev  ## measure speed against other tools, one result file a row; takes hours (SPEED="--rows start,store": only these rows)
 	@$(BIN)/python -m benchmarks.speed --device $(DEVICE) $(SPEED)
 
-lint: $(VENV)/.installed-dev  ## ruff and mypy
+lint: $(VENV)/.installed-dev  ## run ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -36,7 +36,7 @@ fetch: $(VENV)/.installed  ## download the lab's assets, by exact version and ha
 clean-venv:  ## remove the virtual environment; results and the store stay
 	rm -rf $(VENV)
 
-# The development set contains the core one, so either stamp may come first.
+# The development set contains the core one, so installing it also makes the stamp of the core one.
 $(VENV)/.installed: $(INPUTS)
 	@tools/install.sh $(VENV)
 	@touch $@
