@@ -1,6 +1,6 @@
-"""Entry point of the boundary meter: opens data, oracle and policy, cheapest check first, then measures.
+"""Entry point of the boundary meter: checks the request, opens data, oracle and policy, and measures.
 
-Every mistake in a request is an error before a token is sampled.
+Checks run in the order of their cost. Errors in a request are raised before any token is sampled.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ from stagealign.boundary.request import (
 from stagealign.boundary.sampling import Measured, MeterPrompt, Phases, SampledPrompt
 from stagealign.data.records import prompt_hash
 from stagealign.grid.samplers import OWN
-from stagealign.oracle.open import Asking, billed_by, kind_of, open_oracle
+from stagealign.oracle.open import OracleAccess, billed_by, kind_of, open_oracle
 from stagealign.scoring.contest import Contest, Oracle
 from stagealign.store.home import default_home
 from stagealign.store.kept import Kept
@@ -41,10 +41,10 @@ def measure_boundary(
     heard: Heard = lambda done, total, score: None,
     **options: Any,
 ) -> Measurement:
-    """The stage that a policy is in with respect to preference data, and what to collect next.
+    """Measures the stage of a policy with respect to preference data, and what to collect next.
 
-    `policy`: hub id or local folder of a causal language model. `data`: file or hub data set of preferences, in any of
-    TRL's shapes. `options`: the other fields of `BoundaryRequest` (`oracle`, `prompts`, `decide`, `sampler`, ...).
+    `policy`: hub id or local folder of a causal language model. `data`: file or hub data set in any preference
+    format of TRL. `options`: the other fields of `BoundaryRequest` (`oracle`, `prompts`, `decide`, `sampler`, ...).
     `oracle="recorded:FILE"` of scored candidates needs neither policy nor data. `heard` is called with (prompts done,
     prompts in all, score so far) after each batch.
 
@@ -67,7 +67,7 @@ def measure_boundary(
 
 
 def _said(request: BoundaryRequest, unused: Sequence[str] = ()) -> dict[str, Any]:
-    """The request as a measurement shows it: fields that were given, without secrets, and our version."""
+    """The request as recorded in a measurement: fields that were given, without secrets, and our version."""
     from stagealign.base.version import __version__
 
     left_out = {"keep", *unused} | ({"sampler"} if request.sampler == OWN else set())
@@ -77,14 +77,14 @@ def _said(request: BoundaryRequest, unused: Sequence[str] = ()) -> dict[str, Any
 
 
 class Remembered:
-    """Verdicts of candidates that were scored beforehand."""
+    """Source of verdicts for candidates with recorded scores."""
 
     def __init__(self, recorded: "Recorded"):
         self.most_votes = recorded.most_votes
         self.phases = Phases()
 
     def measured(self, items: "Sequence[RecordedPrompt]") -> Iterator[Measured]:
-        """Yields each recorded prompt as if it had been sampled and judged now."""
+        """Yields each recorded prompt in the form of a sampled and judged one."""
         for row in items:
             contest = row.contest
             item = MeterPrompt(prompt_hash(row.prompt), row.prompt, contest.off)
@@ -100,7 +100,7 @@ class Remembered:
 
 
 def measure_recorded(recorded: "Recorded", decide: float | None, heard: Heard) -> Measurement:
-    """The measurement of candidates that were scored beforehand; nothing is sampled."""
+    """Measures candidates with recorded scores; samples nothing."""
     data = {
         "data": recorded.path,
         "rows given": recorded.given,
@@ -123,13 +123,13 @@ def _measure(request: BoundaryRequest, oracle: Oracle | None, heard: Heard) -> M
     with phases.timed("loading"):
         rows = read_preferences(str(request.data), request.prompts, request.seed, request.split)
         if oracle is None:
-            oracle = open_oracle(request.oracle, Asking(request.judge_url, request.max_judge_tokens))
+            oracle = open_oracle(request.oracle, OracleAccess(request.judge_url, request.max_judge_tokens))
         policy = open_policy(request)
     items = MeterPrompts(rows.rows)
     kept = kept_at(default_home(), policy.identity, oracle.identity) if request.keep else (Kept(None), Kept(None))
     meter = Meter(policy.sampler, oracle, *kept, billed_by(oracle), phases)
     if isinstance(oracle, RecordedOracle):
-        sampled = (pair for batch in batches(items, growing=False) for pair in meter.samples.contests(batch))
+        sampled = (pair for batch in batches(items, growing=False) for pair in meter.samples.of_prompts(batch))
         oracle.check(
             Contest(item.prompt, written.completions, item.off) for item, written in sampled if written.failed is None
         )

@@ -20,23 +20,23 @@ class Measurement:
     boundary_score: float
     interval: tuple[float, float]
     interval_kind: str
-    """How to read `interval`, in words; it differs with and without a decision."""
+    """Meaning of `interval` as text; it differs with and without a decision."""
     stage: Stage
     collect: str
     prompts_used: int
     votes: Mapping[str, float]
     top_candidate: Mapping[str, Any]
-    """Score and interval of the other reading: one vote a prompt, to the source of its best candidate."""
+    """Score and interval by top candidates: one vote per prompt, for the source of its best candidate."""
     decision: Mapping[str, Any] | None
     """Level, whether a stage was named, and prompts needed if none was; None if no decision was asked for."""
     failures: int
     """Number of prompts without a verdict; they have no vote."""
     failure: str | None
-    """Reason of the first of them; None if there are none."""
+    """Reason of the first failure; None if there are none."""
     reliable: bool
-    """Whether at most 1% of the prompts failed."""
+    """True if at most 1% of the prompts failed."""
     caveats: Mapping[str, float | None]
-    """Shares in [0, 1], and mean lengths in characters, of what could mislead; None if unknown."""
+    """Shares in [0, 1] and mean lengths in characters of what could bias the score; None if unknown."""
     data: Mapping[str, Any]
     cost: Mapping[str, Any]
     """Tokens and seconds spent on these prompts in all calls, and under `this_call` in this one."""
@@ -49,7 +49,7 @@ class Measurement:
     request: Mapping[str, Any] = field(default_factory=dict)
     """Request behind the measurement: policy, data, oracle, decoding, seed, version; without secrets."""
     notes: tuple[str, ...] = ()
-    """Warnings to read before acting on the answer, a sentence each."""
+    """Warnings for the user, one sentence each."""
 
     @property
     def sentence(self) -> str:

@@ -1,6 +1,6 @@
-"""The boundary meter: a policy and preference data in, the stage and what to collect next out.
+"""The boundary meter: from a policy and preference data to the stage, and what to collect next.
 
-It needs no cell and no training. It measures in batches, keeps every candidate and verdict, and stops once the
+It needs neither a cell nor training. It measures in batches, keeps every candidate and verdict, and stops once the
 requested decision is made.
 """
 
@@ -29,13 +29,13 @@ from stagealign.store.kept import Kept
 FIRST_BATCH, LARGEST_BATCH = 16, 256
 FAILURES_ALLOWED = 0.01
 DPO_TOKEN_COST = 4
-"""A token of DPO (policy forward and backward, reference forward) in forwards of a sampled token; arithmetic only."""
+"""Compute of one token in DPO (policy forward and backward, reference forward), in forwards of one sampled token."""
 PAPER_COST_SHARE = 0.032
-"""2,000 of 61,135 prompts, without the cost of generation; arXiv 2508.10530."""
+"""Share of a DPO epoch: 2,000 of 61,135 prompts, without the cost of generation. Source: arXiv 2508.10530."""
 
 
 class VerdictSource(Protocol):
-    """Gives `measure` the verdicts of its prompts."""
+    """Source of the verdicts on the prompts of `measure`."""
 
     most_votes: int
     """Largest number of comparisons across sources of one prompt."""
@@ -55,7 +55,7 @@ class VerdictSource(Protocol):
 
 
 class Meter:
-    """KeptSamples and judges prompt by prompt; kept samples and verdicts of earlier calls are reused."""
+    """Samples and judges prompt by prompt; reuses samples and verdicts that earlier calls kept."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Meter:
         billed: Callable[[], int] = lambda: 0,
         phases: Phases | None = None,
     ):
-        """`billed` returns the tokens billed by a served oracle so far; `phases`: spent by this call before now."""
+        """`billed` returns the tokens billed by a served oracle so far; `phases`: time this call has already spent."""
         self.samples, self.oracle = KeptSamples(sampler, sampled, phases), oracle
         self.verdicts = verdicts
         self.oracle_tokens = billed
@@ -75,20 +75,20 @@ class Meter:
         self._counted = 0
 
     def measured(self, items: Sequence[MeterPrompt]) -> Iterator[Measured]:
-        """KeptSamples the prompts that are not kept, then yields (prompt, candidates, verdict) one by one."""
-        contests = self.samples.contests(items)
-        for (item, sampled), verdict in zip(contests, self._judge(contests), strict=True):
+        """Samples the prompts without kept samples, then yields (prompt, candidates, verdict) one by one."""
+        sampled_prompts = self.samples.of_prompts(items)
+        for (item, sampled), verdict in zip(sampled_prompts, self._judge(sampled_prompts), strict=True):
             yield item, sampled, verdict
 
     def damage(self) -> dict[str, str]:
-        """Number of corrupt kept lines and their files; those prompts are measured again."""
+        """Number of corrupt kept lines and their files, as text by key; their prompts are measured again."""
         damaged = [kept for kept in (self.samples.kept, self.verdicts) if kept.damaged]
         where = ", ".join(str(kept.path) for kept in damaged)
         lines = f"{sum(kept.damaged for kept in damaged)} in {where}"
         return {"damaged lines, measured again": lines} if damaged else {}
 
     def _judge(self, batch: Sequence[tuple[MeterPrompt, SampledPrompt]]) -> Iterator[Judged]:
-        """Yields a verdict a prompt; the oracle judges those that are not kept. Failed verdicts are not kept."""
+        """Yields one verdict per prompt, kept or by the oracle. New verdicts are kept unless they failed."""
         kept = [
             self._verdict(item, sampled)
             if sampled.failed is None
@@ -110,7 +110,7 @@ class Meter:
             yield verdict
 
     def _billed(self) -> int:
-        """Tokens billed since the last call; approximate for one verdict, as several are under way at a time."""
+        """Tokens billed since the last call; approximate for a single verdict, as requests run concurrently."""
         before, self._counted = self._counted, self.oracle_tokens()
         return self._counted - before
 
@@ -128,7 +128,7 @@ def texts_of(item: MeterPrompt, sampled: SampledPrompt) -> str:
 
 
 def batches(items: Sequence[Any], growing: bool) -> Iterator[Sequence[Any]]:
-    """Batches of the prompts in order: `growing` starts small, for a decision that may come early; else large."""
+    """Yields batches of the prompts in order; `growing` starts with small ones, for a decision that may come early."""
     size, start = (FIRST_BATCH if growing else LARGEST_BATCH), 0
     while start < len(items):
         yield items[start : start + size]
@@ -146,7 +146,7 @@ def measure(
     heard: Callable[[int, int, float], None] = lambda done, total, score: None,
     epoch_tokens: float | None = None,
 ) -> Measurement:
-    """The measurement over `items`, in their order; with `decide`, such as 0.95, it ends when a stage can be named.
+    """Measures `items` in order; with `decide`, such as 0.95, ends once a stage can be named at that level.
 
     `heard` is called with (prompts done, prompts in all, score so far) after each batch. KeyboardInterrupt and an
     oracle's `BudgetSpent` end the measurement, which then covers the prompts before. `epoch_tokens`: tokens that one
@@ -180,11 +180,11 @@ def conclude(
     epoch_tokens: float | None,
     stopped: str | None = None,
 ) -> Measurement:
-    """The measurement that follows from the votes. Raises BadData if the oracle failed on every prompt."""
+    """The measurement for these votes. Raises BadData if the oracle failed on every prompt."""
     if not tally.prompts:
         raise BadData(
-            f"oracle: it failed on all {tally.counts['failures']} prompts, the first with {tally.failure}; nothing was "
-            "measured"
+            f"oracle: it failed on all {tally.counts['failures']} prompts, the first with {tally.failure}; check the "
+            "oracle and its candidates"
         )
     cross, top = tally.cross(), tally.top()
     stage = looks.cross.stage if looks else cross.stage

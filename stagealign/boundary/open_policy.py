@@ -1,4 +1,4 @@
-"""Opens the policy that is measured, by the sampler that the request names: loaded here, by vLLM, or served."""
+"""Opening of the measured policy with the sampler of the request: loaded here, vLLM, or a server."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,19 +26,19 @@ class OpenPolicy:
     count: Callable[[str], int] | None = None
     """Returns the number of tokens of a text; None for a served policy."""
     facts: Facts = field(default_factory=dict)
-    """Shown with the measurement's data."""
+    """Facts that are added to the data of a measurement."""
     notes: tuple[str, ...] = ()
-    """Warnings for the user, a sentence each."""
+    """Warnings for the user, one sentence each."""
 
 
 NO_TEMPLATE = (
-    "Careful: the policy's tokenizer has no chat template, so prompts went in as plain text; a policy that was trained "
-    "on conversations writes something else in use. Where plain text is meant, say --template none."
+    "Careful: the policy's tokenizer has no chat template, so prompts are plain text; a policy that was trained on "
+    "conversations answers them differently than in use. If plain text is intended, use --template none."
 )
 
 
 def open_policy(request: BoundaryRequest) -> OpenPolicy:
-    """The policy, ready to be sampled: loaded or, if it is served, asked its first questions.
+    """Loads the policy or, if it is served, asks it a first question.
 
     Raises StagealignError for a policy that cannot be sampled, CannotRun for a sampler that this machine lacks.
     """
@@ -56,7 +56,7 @@ def open_policy(request: BoundaryRequest) -> OpenPolicy:
 
 
 def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
-    """A policy that our own sampler samples."""
+    """Opens a policy for our own sampler."""
     from stagealign.policy import draw, lm, sample
     from stagealign.policy.checkpoints import read_config, weights_identity
 
@@ -88,7 +88,7 @@ def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
 
 
 def sampled_by_vllm(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
-    """A policy that vLLM samples, in one process that stays; which vLLM it is, is part of its samples' identity."""
+    """Opens a policy for vLLM in one long-lived process; version and settings of vLLM are part of the identity."""
     from stagealign.policy import lm, vllm_process, vllm_sample
     from stagealign.policy.checkpoints import read_config, weights_identity
     from stagealign.policy.start import checkpoint_folder
@@ -133,7 +133,7 @@ def _template_notes(request: BoundaryRequest, model: "LanguageModel") -> tuple[s
 
 
 def served(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
-    """A policy behind a server."""
+    """Opens a policy behind a server."""
     from stagealign.policy.served import connect
 
     policy = connect(str(request.policy), str(request.policy_url), request.decoding, request.seed)

@@ -1,4 +1,4 @@
-"""Prompts of preference data, as the meter takes them."""
+"""Prompts of preference data in the form of the meter."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, overload

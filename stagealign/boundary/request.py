@@ -15,7 +15,7 @@ class BoundaryRequest:
     """A request to the meter; the options of `stagealign boundary`."""
 
     policy: str | None = None
-    """Hub id or local folder; with `policy_url` the model's name on that server."""
+    """Hub id or local folder; with `policy_url`, the name of the model on that server."""
     data: str | None = None
     oracle: str = "pairrm"
     prompts: int | None = 2000
@@ -25,18 +25,18 @@ class BoundaryRequest:
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=512))
     template: str = "auto"
     sampler: str = OWN
-    """A key of `SAMPLERS`; which one samples is part of the identity of kept samples."""
+    """Key of `SAMPLERS`; part of the identity of kept samples."""
     policy_url: str | None = None
     judge_url: str | None = None
     max_judge_tokens: int | None = None
     """Tokens that a served judge may bill in this call; the measurement ends once they are spent."""
     keep: bool = True
-    """Whether candidates and verdicts are kept for later calls."""
+    """True if candidates and verdicts are kept for later calls."""
 
 
 DEFAULTS = asdict(BoundaryRequest()) | {"decoding": BoundaryRequest().decoding}
 SAMPLING = ("policy", "data", "split", "template", "sampler", "policy_url", "decoding")
-"""Fields that only matter if a policy is sampled."""
+"""Fields that are used only if a policy is sampled."""
 DECODING = "--temperature, --top-p, --top-k or --max-new-tokens"
 
 
@@ -65,7 +65,7 @@ def check(request: BoundaryRequest) -> None:
 
 
 def _unknown(kind: str) -> str:
-    """What is wrong with the key or the name of an oracle, with the nearest key."""
+    """Error text for an unknown key, with the nearest key, or for a missing name."""
     if kind in METER:
         return f"nothing stands after {kind!r} and its colon"
     near = get_close_matches(kind.rpartition("/")[2], METER, 1)
@@ -73,7 +73,7 @@ def _unknown(kind: str) -> str:
 
 
 def unused(request: BoundaryRequest, names: Sequence[str], beside: str, why: str) -> None:
-    """Raises StagealignError for a field that differs from its default and would not be used, for the reason `why`."""
+    """Raises StagealignError if one of the fields `names`, which are not used with option `beside`, was set."""
     given = [name for name in names if getattr(request, name) != DEFAULTS[name]]
     if given:
         named = DECODING if given[0] == "decoding" else f"--{given[0].replace('_', '-')}"
@@ -81,7 +81,7 @@ def unused(request: BoundaryRequest, names: Sequence[str], beside: str, why: str
 
 
 def nothing_to_sample(request: BoundaryRequest) -> None:
-    """Raises StagealignError if an option is given that only matters when a policy is sampled."""
+    """Raises StagealignError if an option was set that is used only if a policy is sampled."""
     why = "candidates and scores are all in the file"
     unused(request, SAMPLING, f"--oracle {request.oracle} (scored candidates)", why)
 

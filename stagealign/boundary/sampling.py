@@ -1,4 +1,4 @@
-"""Completions of the policy for each prompt of the data, kept for later calls."""
+"""Completions of the policy for the prompts of the data, kept for later calls."""
 
 import time
 from collections import defaultdict
@@ -11,7 +11,7 @@ from stagealign.scoring.contest import Judged
 from stagealign.store.kept import Kept
 
 COMPLETIONS, STATIC = 2, 2
-"""Candidates a prompt: on-policy ones (the paper's number), and static ones (its chosen and rejected)."""
+"""Candidates per prompt: on-policy ones (the paper's number) and static ones (chosen and rejected)."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SampledPrompt:
     tokens: int
     truncated: int
     failed: str | None = None
-    """Reason why there are none; the prompt then counts as a failure and is sampled again by the next call."""
+    """Reason of a failure; there are then no completions, and the next call samples the prompt again."""
     seconds: float | None = None
     """Spent on sampling; None if not timed."""
 
@@ -39,7 +39,7 @@ class MeterPrompt:
 
 
 PromptSampler = Callable[[Sequence[MeterPrompt]], Iterable[SampledPrompt]]
-"""Prompts to completions, in order. A generator loses less if it is interrupted."""
+"""Function from prompts to completions, in order. After an interrupt, the values a generator has yielded are kept."""
 Measured = tuple[MeterPrompt, SampledPrompt, Judged]
 GivenT = TypeVar("GivenT")
 END: Any = object()
@@ -63,7 +63,7 @@ class Phases:
             self.seconds[name] += time.monotonic() - started
 
     def laps(self, name: str, give: Callable[[], Iterable[GivenT]], count: int) -> Iterator[tuple[GivenT, float]]:
-        """Yields each of the `count` values of `give()` with its seconds; those of the call are shared equally."""
+        """Yields each of the `count` values of `give()` with its seconds; those of the call are split equally."""
         before = self.seconds[name]
         with self.timed(name):
             values = iter(give())
@@ -78,15 +78,15 @@ class Phases:
 
 
 class KeptSamples:
-    """Completions of a policy: kept ones of earlier calls, and new ones for the other prompts."""
+    """Completions of a policy: those kept by earlier calls, and new ones for the other prompts."""
 
     def __init__(self, sampler: PromptSampler, kept: Kept, phases: Phases | None = None):
-        """`phases`: spent by this call before now."""
+        """`phases`: time that this call has already spent."""
         self.sampler, self.kept = sampler, kept
         self.phases = phases or Phases()
 
-    def contests(self, items: Sequence[MeterPrompt]) -> list[tuple[MeterPrompt, SampledPrompt]]:
-        """Each prompt with the policy's completions, in order; samples and keeps those that are missing."""
+    def of_prompts(self, items: Sequence[MeterPrompt]) -> list[tuple[MeterPrompt, SampledPrompt]]:
+        """Each prompt with the policy's completions, in order; samples and keeps missing ones."""
         missing = [item for item in items if item.key not in self.kept]
         failed: dict[str, SampledPrompt] = {}
         if missing:

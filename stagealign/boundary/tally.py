@@ -1,4 +1,4 @@
-"""Votes, counts of what could mislead, and decisions over the prompts so far."""
+"""Votes, counts of possible biases, and decisions over the prompts so far."""
 
 from array import array
 from collections import Counter, defaultdict
@@ -14,15 +14,15 @@ from stagealign.stats.decision import Decision
 from stagealign.stats.votes import BoundaryScore, boundary_score, cross_votes, pair_votes, top_vote
 
 POINTS = 200
-"""Most points of a running score in a measurement."""
+"""Most points of the running score in a measurement."""
 
 
 @dataclass
 class VoteTally:
-    """Votes, and counts of what could mislead, over the prompts so far."""
+    """Votes, and counts of possible biases, over the prompts so far."""
 
     votes: "array[float]" = field(default_factory=lambda: array("d"))
-    """Votes for on and for off of each prompt in turn; length 2 x prompts."""
+    """Votes for `on` and `off` of each prompt in turn; length 2 x prompts."""
     tops: "array[float]" = field(default_factory=lambda: array("d"))
     counts: Counter[str] = field(default_factory=Counter)
     lengths: Counter[str] = field(default_factory=Counter)
@@ -47,7 +47,7 @@ class VoteTally:
         return boundary_score(np.frombuffer(self.tops).reshape(-1, 2))
 
     def add(self, item: MeterPrompt, sampled: SampledPrompt, verdict: Judged) -> bool:
-        """Counts one prompt. False if the oracle failed on it, so that it has no vote."""
+        """Counts one prompt. Returns False if it has no vote because the oracle failed."""
         self._spend(sampled, verdict)
         texts = (*sampled.completions, *item.off)
         self.counts["candidates"] += len(texts)
@@ -87,7 +87,7 @@ class VoteTally:
         self.counts["not timed"] += None in (sampled.seconds, verdict.seconds)
 
     def running(self) -> Iterator[tuple[int, float, float, float]]:
-        """Yields (prompts, score, low, high) after some of the prompts; an interval is for that number of prompts."""
+        """Yields (prompts, score, low, high) after some of the prompts; intervals are for a fixed number of prompts."""
         votes = np.frombuffer(self.votes).reshape(-1, 2)
         for prompts in thinned(self.prompts):
             now = boundary_score(votes[:prompts])
@@ -106,7 +106,7 @@ class VoteTally:
                 self.lengths["pairs"] += 1
 
     def caveats(self) -> dict[str, float | None]:
-        """Shares (0 to 1) of what could mislead, and mean lengths of winners and losers in characters."""
+        """Shares in [0, 1] of possible biases, and mean lengths of winners and losers in characters."""
 
         def share(name: str, whole: str) -> float | None:
             return round(self.counts[name] / self.counts[whole], 4) if self.counts[whole] else None
@@ -126,7 +126,7 @@ class VoteTally:
 
 @dataclass(frozen=True)
 class Looks:
-    """The requested decision, by both readings of the votes, looked at after every prompt."""
+    """The requested decision, updated after every prompt, by all comparisons and by top candidates."""
 
     level: float
     cross: Decision
@@ -151,24 +151,23 @@ class Looks:
             yield prompts, score, low, high
 
     def remarks(self, score: float, top: float) -> Iterator[str]:
-        """Yields a warning for each way in which score and interval disagree."""
+        """Yields a warning for each disagreement of score and interval."""
         if not self.cross.consistent:
             yield (
-                "Careful: the looks have ruled out every score, which hardly happens by chance: votes may depend on "
-                "the order of the prompts, and then no guarantee holds."
+                "Careful: the votes so far exclude every score, which is unlikely by chance. If votes depend on the "
+                "order of the prompts, the interval has no guarantee."
             )
         for decision, value, name in ((self.cross, score, "the score"), (self.top, top, "the score by top candidate")):
             low, high = decision.interval
             if not low <= value <= high:
                 yield (
-                    f"Careful: {name}, {value:.3f}, lies outside of its interval, {low:.3f} to {high:.3f}: the score "
-                    "counts all votes alike, the interval also leaves out what earlier looks ruled out, and the "
-                    "guarantee is the interval's."
+                    f"Careful: {name}, {value:.3f}, lies outside its interval, {low:.3f} to {high:.3f}. The interval "
+                    "also excludes values that earlier votes ruled out, and only the interval has a guarantee."
                 )
 
     @property
     def kind(self) -> str:
-        """How to read the interval, in words."""
+        """Meaning of the interval as text."""
         return (
             f"anytime-valid: each end holds at {self.level:.4g} however often one looks, "
             f"both together at {2 * self.level - 1:.4g}"
@@ -176,7 +175,7 @@ class Looks:
 
 
 def thinned(prompts: int) -> list[int]:
-    """The numbers from 1 to `prompts`, at most `POINTS` of them, with both ends; denser at the small ones."""
+    """Numbers from 1 to `prompts`, at most `POINTS` of them, with both ends; denser at small numbers."""
     if prompts <= POINTS:
         return list(range(1, prompts + 1))
     half = POINTS // 2

@@ -1,4 +1,4 @@
-"""Files of pairs to judge, by people or models; `recorded:FILE` reads them back."""
+"""Files of pairs for people or models to judge; the oracle `recorded:FILE` reads the result."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ OTHERS = ("oracle", "decide", "judge_url", "max_judge_tokens")
 
 @dataclass(frozen=True)
 class WrittenPairs:
-    """A file of pairs to judge, as it was written."""
+    """Summary of a written file of pairs."""
 
     path: Path
     pairs: int
@@ -40,7 +40,7 @@ class WrittenPairs:
     """Number of prompts that the policy did not answer; they have no pairs."""
     notes: tuple[str, ...]
     then: str
-    """Command that measures with the file once it is filled in."""
+    """Command that measures with the file after it is filled in."""
     reasons: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -52,11 +52,11 @@ def write_pairs(
 ) -> WrittenPairs:
     """Samples the policy and writes each pair that a measurement of `request` compares, with `preference` left empty.
 
-    The rows of a prompt stand together, and prompts stand in the order of the measurement, so the first of them can be
-    judged alone (`--prompts`). Sides and the order of a prompt's pairs are random: nothing in the file tells on-policy
-    from off-policy texts. Equal texts tie and are left out. In a CSV file, an apostrophe stands before a text that a
-    spreadsheet would read as a formula; reading the file removes it. `others`: further options of the command, an
-    error if given. Raises StagealignError before anything is sampled.
+    Rows of a prompt are adjacent, and prompts are in the order of the measurement, so a first part can be judged
+    (`--prompts`). Sides and the order of a prompt's pairs are random: nothing in the file reveals which texts are
+    on-policy. Equal texts tie and are left out. In a CSV file, texts that a spreadsheet would read as a formula get an
+    apostrophe, which the reader removes. `others`: options of the command that are errors here. Raises StagealignError
+    before anything is sampled.
     """
     _check(request, path, others or {})
     from stagealign.data.preferences import read_preferences
@@ -68,7 +68,7 @@ def write_pairs(
     reasons: dict[str, int] = {}
     done = 0
     for batch in batches(items, growing=True):
-        for item, sampled in samples.contests(batch):
+        for item, sampled in samples.of_prompts(batch):
             if sampled.failed is None:
                 written += _pairs(request.seed, item.key, item.prompt, sampled.completions, item.off)
             else:
@@ -86,7 +86,7 @@ def write_pairs(
 
 def _check(request: BoundaryRequest, path: Path, others: Mapping[str, object]) -> None:
     check(request)
-    why = "it only writes what is to be judged"
+    why = "it only writes pairs to judge"
     unused(request, OTHERS, "--pairs", why)
     for option, value in others.items():
         if value is not None:
@@ -94,7 +94,7 @@ def _check(request: BoundaryRequest, path: Path, others: Mapping[str, object]) -
     if path.suffix not in ENDINGS:
         raise StagealignError(f"--pairs {path}: unknown ending; one of {', '.join(ENDINGS)}")
     if path.exists():
-        raise StagealignError(f"--pairs {path}: is there already, maybe with judgments in it; name another file")
+        raise StagealignError(f"--pairs {path}: the file exists and may hold judgments; name another file")
     check_target("--pairs", path)
     needs_policy_and_data(request)
 
@@ -102,7 +102,7 @@ def _check(request: BoundaryRequest, path: Path, others: Mapping[str, object]) -
 def _pairs(
     seed: int, key: str, prompt: str, on: Sequence[str], off: Sequence[str]
 ) -> Iterator[Mapping[str, str | None]]:
-    """Yields the prompt's pairs across the two sources, each once, in random order and on random sides."""
+    """Yields the prompt's distinct pairs across the two sources, in random order and on random sides."""
     chance = random.Random(stream(seed, "pairs to judge", key))
     pairs = list(dict.fromkeys((a, b) for a in on for b in off if a.strip() != b.strip()))
     chance.shuffle(pairs)

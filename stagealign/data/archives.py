@@ -1,4 +1,4 @@
-"""Unpacks wanted files from wheels and sdists: plain files only, inside one folder, up to a size."""
+"""Extraction of the wanted files of a wheel or sdist: plain files only, inside one folder, up to a size."""
 
 import hashlib
 import io
@@ -28,14 +28,15 @@ class _Member:
 
     name: str
     plain: bool
-    """A file, not a link, folder or device."""
+    """True for a regular file; False for a link or device."""
     open: Callable[[], IO[bytes] | None]
 
 
 def unpack(asset: Asset, archive: Path, out: Path) -> Iterator[tuple[str, WrittenFile]]:
-    """Unpacks the wanted members into `out`: path, sha256 and size in bytes of each.
+    """Unpacks the wanted members into `out`; yields path, sha256 and size in bytes of each.
 
-    Raises BadAsset for a wanted member that is a link, leaves `out` or is too large, and for a pattern without a file.
+    Raises BadAsset for a member that is a link, would be written outside `out` or is too large, and for a pattern
+    that matches no file.
     """
     missing, total = set(asset.members), 0
     with open(archive, "rb") as file:
@@ -48,7 +49,7 @@ def unpack(asset: Asset, archive: Path, out: Path) -> Iterator[tuple[str, Writte
                 raise BadAsset(f"{archive}: member {member.name!r} points outside its folder; it is not unpacked")
             target = out / path
             if target.exists() or path == PurePosixPath(MANIFEST):
-                raise BadAsset(f"{archive}: member {member.name!r} comes twice or under a name of ours; not unpacked")
+                raise BadAsset(f"{archive}: member {member.name!r} is repeated or named {MANIFEST}; it is not unpacked")
             target.parent.mkdir(parents=True, exist_ok=True)
             content = member.open()
             assert content is not None
@@ -63,7 +64,7 @@ def unpack(asset: Asset, archive: Path, out: Path) -> Iterator[tuple[str, Writte
 
 
 def _wanted(file: IO[bytes], name: str, patterns: tuple[str, ...]) -> Iterator[tuple[str, _Member]]:
-    """Members of an archive with the first pattern that each matches, those of archives inside it included."""
+    """Yields (pattern, member) for each wanted member, including members of archives inside this one."""
     for member in _members(file, name):
         direct = [pattern for pattern in patterns if "!" not in pattern and fnmatchcase(member.name, pattern)]
         if direct:
@@ -82,12 +83,12 @@ def _wanted(file: IO[bytes], name: str, patterns: tuple[str, ...]) -> Iterator[t
                 data = content.read(LARGEST_FILE + 1)
             if len(data) > LARGEST_FILE:
                 raise BadAsset(f"{name}: member {member.name!r} unpacks to more than {LARGEST_FILE:,} bytes")
-            for inner, found in _wanted(io.BytesIO(data), member.name, tuple(nested)):
-                yield nested[inner], found
+            for inner, nested_member in _wanted(io.BytesIO(data), member.name, tuple(nested)):
+                yield nested[inner], nested_member
 
 
 def _members(file: IO[bytes], name: str) -> Iterator[_Member]:
-    """All but folders of a zip or tar archive, in its order."""
+    """Yields the members of a zip or tar archive in its order, without folders."""
     if name.endswith((".whl", ".zip")):
         with zipfile.ZipFile(file) as archive:
             for info in archive.infolist():

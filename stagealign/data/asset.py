@@ -22,7 +22,7 @@ class Asset:
     sha256: str
     """Hash of the whole archive, 64 hex digits."""
     members: tuple[str, ...]
-    """Glob patterns of the wanted files; `*` matches `/` too, and `a.tar.gz!b` is file b of archive a inside it."""
+    """Glob patterns of the wanted files. `*` also matches `/`; `a.tar.gz!b` is file b of the inner archive a.tar.gz."""
     licence: str
     """Licence that the package states."""
     what: str

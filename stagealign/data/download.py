@@ -1,4 +1,4 @@
-"""An asset's folder: fetched once by exact version and hash, and checked each time it is used."""
+"""Folders of assets: downloaded once by version and hash, checked each time they are used."""
 
 import errno
 import hashlib
@@ -17,12 +17,12 @@ from stagealign.store.home import default_home
 
 
 def folder(asset: Asset, home: Path | None = None) -> Path:
-    """Folder of the asset's files, there or not."""
+    """Folder of the asset's files; it need not exist."""
     return (home or default_home()) / "assets" / f"{asset.key}-{asset.sha256[:8]}"
 
 
 def ready(asset: Asset, home: Path | None = None) -> bool:
-    """Whether all wanted files are there, by name and size; `damaged` compares their content."""
+    """True if all wanted files exist with the recorded sizes; `damaged` also compares their content."""
     place = folder(asset, home)
     try:
         manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
@@ -36,28 +36,28 @@ def ready(asset: Asset, home: Path | None = None) -> bool:
 
 
 def damaged(asset: Asset, home: Path | None = None) -> str | None:
-    """The first file of a `ready` asset whose hash differs, and how; None if there is none."""
+    """The first file of a `ready` asset whose hash differs, with the reason; None if all are intact."""
     place = folder(asset, home)
     manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
     return damage(place, manifest["files"], deep=True)
 
 
 def fetch(asset: Asset, home: Path | None = None, progress: Progress | None = None, mend: bool = False) -> Path:
-    """Folder with the asset's files, downloading and unpacking them where they are not there yet.
+    """Folder with the asset's files; downloads and unpacks them if they are missing.
 
-    An archive that lies in `<home>/assets/downloads` is used without a registry. Raises BadAsset for an archive with
-    another hash, an archive that wants to write elsewhere, a registry that cannot be reached, and for a file that
-    changed since it was unpacked, unless `mend` unpacks it again.
+    An archive in `<home>/assets/downloads` is used instead of a download. A file that changed since it was unpacked is
+    an error, or is unpacked again if `mend` is set. Raises BadAsset for such a file, for an archive with another hash
+    or with members outside its folder, and for a registry that cannot be reached.
     """
     from filelock import FileLock
 
     place = folder(asset, home)
     if ready(asset, home):
-        found = damaged(asset, home)
-        if found is None:
+        changed = damaged(asset, home)
+        if changed is None:
             return place
         if not mend:
-            raise BadAsset(f"{found}; `stagealign fetch` unpacks it again ({asset.pinned})")
+            raise BadAsset(f"{changed}; `stagealign fetch` unpacks it again ({asset.pinned})")
         (place / MANIFEST).unlink()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def fetch(asset: Asset, home: Path | None = None, progress: Progress | None = No
 
 
 def _make(asset: Asset, place: Path, progress: Progress | None) -> None:
-    """Puts the asset's files and their manifest at `place`, all or nothing."""
+    """Writes the asset's files and their manifest to `place` atomically."""
     part = place.with_name(f"{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
@@ -104,9 +104,9 @@ def _make(asset: Asset, place: Path, progress: Progress | None) -> None:
 def _check(asset: Asset, archive: Path) -> None:
     """Raises BadAsset for an archive with another hash."""
     with open(archive, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != asset.sha256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != asset.sha256:
         raise BadAsset(
-            f"{archive}: sha256 {found} found, {asset.sha256} expected ({asset.pinned}); it was not opened. "
-            f"Remove it to have it downloaded: `rm {shlex.quote(str(archive))}`"
+            f"{archive}: sha256 {digest} found, {asset.sha256} expected ({asset.pinned}); it was not opened. "
+            f"Remove it, and it is downloaded again: `rm {shlex.quote(str(archive))}`"
         )

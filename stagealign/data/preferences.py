@@ -1,4 +1,4 @@
-"""Reader of preference data, from a file or the hub, in any of TRL's shapes; rows are checked one by one."""
+"""Reader of preference data from a file or the hub, in any preference format of TRL; every row is checked."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from itertools import takewhile
 
 from stagealign.base.errors import BadData
 from stagealign.base.words import listed
-from stagealign.data.formats import TableRow
+from stagealign.data.formats import DataRow
 from stagealign.data.picking import Pick, Shelf, Shelved, positive, some
 from stagealign.data.records import Drops, prompt_hash
 from stagealign.data.tables import Tally, numbered_rows
@@ -30,7 +30,7 @@ class PreferenceRow:
 
     @property
     def prompt_text(self) -> str:
-        """The prompt as one text: what identifies it, and what an oracle without a chat template sees."""
+        """The prompt as one text: its identity, and the input of an oracle without a chat template."""
         return prompt_text(self.prompt)
 
     @property
@@ -56,7 +56,7 @@ class PreferenceRow:
 
     @property
     def tie(self) -> bool:
-        """Whether the two candidates are the same text; such a row is kept, and compares as a tie."""
+        """True if both candidates are the same text; such a row is kept and counts as a tie."""
         return self.chosen == self.rejected
 
 
@@ -68,9 +68,9 @@ class PreferenceData:
     rows: Sequence[PreferenceRow]
     given: int
     repeated: int
-    """Rows whose prompt is in `rows` from an earlier row; that row's candidates are the ones kept."""
+    """Rows whose prompt an earlier row of `rows` has; the candidates of the first row are kept."""
     not_chosen: int
-    """Usable rows, repeated ones among them, of prompts beyond the number asked for."""
+    """Usable rows, including repeated ones, of prompts beyond the number asked for."""
     tally: Tally
     asked: int | None
     """Number of prompts asked for; None for all."""
@@ -84,7 +84,7 @@ class PreferenceData:
 
     @property
     def ties(self) -> int:
-        """Rows kept whose chosen equals their rejected."""
+        """Number of kept rows whose chosen equals their rejected."""
         return sum(row.tie for row in self.rows)
 
     def notes(self) -> list[str]:
@@ -104,16 +104,15 @@ class PreferenceData:
 def read_preferences(
     source: str, prompts: int | None = None, seed: int = 0, split: str | None = None
 ) -> PreferenceData:
-    """Preferences of `source`, `prompts` of them chosen at random, in random order; all for None.
+    """Preferences of `source` in random order: `prompts` of them chosen at random, or all for None.
 
     `source`: a file (.jsonl, .json, .csv, also with .gz, or .parquet), else a hub data set `name[:config][@revision]`.
-    Any preference shape of TRL, told row by row: explicit or implicit prompt, text or conversations; in a CSV file a
-    conversation is a cell of JSON. Where the prompt is implicit it is all before the last turn; of text without turns,
-    the start that both share, never ending inside a word. What is chosen lies on disk: memory grows by a few numbers a
-    prompt chosen.
-    Raises BadData.
-    Source: trl 1.16 `data_utils.maybe_extract_prompt`. Deviations: no cut inside a word, a row whose two conversations
-    part before the last turn is dropped, a prompt repeated at the start of both completions is taken off.
+    Rows may have any preference format of TRL: explicit or implicit prompt, text or conversations. In a CSV file a
+    conversation is a cell of JSON. An implicit prompt is everything before the last turn. In text without turns it is
+    the start that both share, cut at the end of a word. Chosen rows are stored on disk; memory grows by a few numbers
+    per chosen prompt. Raises BadData.
+    Source: trl 1.16 `data_utils.maybe_extract_prompt`. Deviations: no cut inside a word; a row whose two conversations
+    differ before the last turn is dropped; a prompt repeated at the start of both completions is removed.
     """
     positive(prompts)
     unit, rows = numbered_rows(source, ("prompt", "chosen", "rejected"), split)
@@ -147,7 +146,7 @@ def read_preferences(
     )
 
 
-def _preference(row: TableRow, explicit: bool) -> PreferenceRow:
+def _preference(row: DataRow, explicit: bool) -> PreferenceRow:
     """The row's prompt and candidates. Raises Unusable."""
     if ("prompt" in row) != explicit:
         raise Unusable("`prompt` is in some rows only, unlike in the first")
@@ -167,7 +166,7 @@ def _preference(row: TableRow, explicit: bool) -> PreferenceRow:
 
 
 def _split_turns(prompt: str | Messages | None, chosen: Messages, rejected: Messages) -> PreferenceRow:
-    """Prompt and completions of two conversations that part at their last turn. Raises Unusable if they do not."""
+    """Prompt and completions of two conversations that differ in their last turn only. Raises Unusable otherwise."""
     if not chosen[-1]["role"] == rejected[-1]["role"] == "assistant":
         raise Unusable("the last turn of `chosen` or `rejected` is not the assistant's")
     shared = chosen[:-1]
@@ -177,7 +176,7 @@ def _split_turns(prompt: str | Messages | None, chosen: Messages, rejected: Mess
         before = shared if shared[: len(prompt)] == prompt else prompt + shared
     elif prompt is not None and not shared:
         before = ({"role": "user", "content": prompt},)
-    else:  # a prompt in text beside whole conversations repeats what they hold
+    else:  # a text prompt beside whole conversations repeats their first turn
         before = shared
     if not before:
         raise Unusable("no prompt before the completions")
@@ -185,7 +184,7 @@ def _split_turns(prompt: str | Messages | None, chosen: Messages, rejected: Mess
 
 
 def _split_text(prompt: str | Messages | None, chosen: str, rejected: str) -> PreferenceRow:
-    """Prompt and completions of two texts. Raises Unusable if an implicit prompt cannot be told."""
+    """Prompt and completions of two texts. Raises Unusable if an implicit prompt cannot be found."""
     if prompt is not None:
         turns = isinstance(prompt, str) and prompt.rstrip().endswith(ANSWER)
         if turns and chosen.startswith(str(prompt)) and rejected.startswith(str(prompt)):
@@ -203,18 +202,18 @@ def _split_text(prompt: str | Messages | None, chosen: str, rejected: str) -> Pr
 
 
 def _shared(a: str, b: str) -> int:
-    """Length of the start that two texts share and that ends at the end of a word, with something left of both."""
+    """Length of the start that two texts share, cut at the end of a word so that both completions are not empty."""
     if a == b:
         return 0
     left = min(len(a.rstrip()), len(b.rstrip())) - 1
     end = max(0, min(sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(a, b, strict=False))), left))
     while end > 0 and _spelled(a[end - 1]) and (_spelled(a[end]) or _spelled(b[end])):
         end -= 1
-    return end - (end > 0 and a[end - 1] == " ")  # TRL's: the space belongs to the completion
+    return end - (end > 0 and a[end - 1] == " ")  # as in TRL, the space belongs to the completion
 
 
 def _spelled(letter: str) -> bool:
-    """Whether the letter is of a script that puts space between words (Thai, Chinese and others further up do not)."""
+    """True for a letter of a script with spaces between words; Thai, Chinese and other higher code points have none."""
     return letter.isalnum() and letter < "\u0e00"
 
 
@@ -229,6 +228,6 @@ def _merged(shelf: Shelf[PreferenceRow], first: PreferenceRow) -> _Merged:
     return _Merged(shelf.put(first))
 
 
-def _present(source: str, row: TableRow, column: str) -> None:
+def _present(source: str, row: DataRow, column: str) -> None:
     if column not in row:
         raise BadData(f"{source}: column {column!r} missing; found: {listed(row)}; {NEEDED}")

@@ -34,7 +34,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class CandidateKey:
-    """Names a candidate among those of one file; rows of two files are joined by it."""
+    """Key of a candidate within one file; rows of two files are joined by it."""
 
     prompt: str
     """Prompt hash."""
@@ -52,7 +52,7 @@ class Candidate:
     index: int
     """Place among the candidates of its prompt and source, from 0."""
     truncated: bool = False
-    """Ran into the token limit without ending."""
+    """True if the completion reached the token limit before it ended."""
     tokens: int | None = None
     token_ids: tuple[int, ...] | None = None
     """Sampled token ids, without the end token; None for human text."""
@@ -66,7 +66,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Pair:
-    """A labelled pair: what the training sees."""
+    """A labelled pair: one training example."""
 
     prompt: str
     chosen: str
@@ -79,11 +79,11 @@ class Pair:
 
 
 RowT = TypeVar("RowT")
-"""A dataclass whose fields are text, numbers, flags, or one of these or null."""
+"""A dataclass; each field is text, a number or a flag, and may allow None."""
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> int:
-    """Number of rows written to `path`, one JSON object a line."""
+    """Writes rows to `path`, one JSON object per line; returns their number."""
     count = 0
     with open(path, "w", encoding="utf-8") as file:
         for row in rows:
@@ -93,9 +93,9 @@ def write_rows(path: Path, rows: Iterable[Any]) -> int:
 
 
 def read_dicts(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Objects of a JSON-lines file, with values as JSON has them.
+    """Yields the objects of a JSON-lines file.
 
-    Raises BadData for a line that is not UTF-8 or not a JSON object, naming file and line.
+    Raises BadData, naming file and line, for a line that is not UTF-8 or not a JSON object.
     """
     return _objects(path)
 
@@ -108,8 +108,8 @@ def _objects(path: Path) -> Iterator[dict[str, Any]]:
             except UnicodeDecodeError as error:
                 raise BadData(f"{path}, line {number}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
             except (ValueError, RecursionError) as error:
-                found = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0][:200]
-                raise BadData(f"{path}, line {number}: not JSON ({found}); one object a line is expected") from error
+                reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0][:200]
+                raise BadData(f"{path}, line {number}: not JSON ({reason}); one object a line is expected") from error
             if not isinstance(row, dict):
                 raise BadData(f"{path}, line {number}: {type(row).__name__} found; one JSON object a line is expected")
             yield row
@@ -118,7 +118,7 @@ def _objects(path: Path) -> Iterator[dict[str, Any]]:
 def read_rows(path: Path, kind: type[RowT]) -> list[RowT]:
     """Rows of `path` as `kind`, a dataclass.
 
-    Raises BadData if a row lacks a column, has an unknown one or a value of another kind.
+    Raises BadData if a row lacks a column, has an unknown column or a value of another type.
     """
     rows = []
     shape, columns = _shape_of(kind)  # type: ignore[arg-type]
@@ -145,7 +145,7 @@ def _shape(annotation: Any) -> Any:
     kinds: dict[Any, Any] = {str: TEXT, int: WHOLE, bool: FLAG, float: NUMBER}
     if annotation in kinds:
         return kinds[annotation]
-    (inner,) = [one for one in get_args(annotation) if one is not type(None)]
+    (inner,) = [argument for argument in get_args(annotation) if argument is not type(None)]
     return Or(kinds.get(inner, ANY))
 
 
@@ -154,7 +154,7 @@ IDS = [WHOLE]
 
 @cache
 def _shape_of(kind: type) -> tuple[dict[str, Any], str]:
-    """(shape of a row of this kind in a file, its columns in words)."""
+    """(shape of a row of this kind, names of its columns as text)."""
     hints = get_type_hints(kind)
     columns = [column.name for column in fields(kind)]
     return {f"{name}?": _shape(hints[name]) for name in columns}, ", ".join(columns)
@@ -163,21 +163,21 @@ def _shape_of(kind: type) -> tuple[dict[str, Any], str]:
 def asked_prompts(folder: Path, splits: Iterable[str], part: Sequence[int] | None = None) -> list[Prompt]:
     """Prompts of these splits in the folder's `prompts.jsonl`, each text once, in order of first appearance.
 
-    `part` is (k, n): the k-th of n parts of them, from 1. Raises BadData for a part without prompts.
+    `part` is (k, n): only the k-th of n equal parts, from 1. Raises BadData for a part without prompts.
     """
     rows, wanted = read_rows(folder / "prompts.jsonl", Prompt), set(splits)
-    every = list({prompt.text: prompt for prompt in rows if prompt.split in wanted}.values())
+    unique = list({prompt.text: prompt for prompt in rows if prompt.split in wanted}.values())
     if part is None:
-        return every
+        return unique
     k, n = part
-    asked = every[len(every) * (k - 1) // n : len(every) * k // n]
-    if not asked:
-        raise BadData(f"{folder / 'prompts.jsonl'}: {len(every)} prompts cannot be cut into the scale's {n} parts")
-    return asked
+    chosen = unique[len(unique) * (k - 1) // n : len(unique) * k // n]
+    if not chosen:
+        raise BadData(f"{folder / 'prompts.jsonl'}: {len(unique)} prompts cannot be cut into the scale's {n} parts")
+    return chosen
 
 
 def sampled_facts(candidates: Sequence[Candidate]) -> dict[str, int]:
-    """Facts of sampled candidates: how many, their tokens, and how many were cut or empty."""
+    """Counts for a record: candidates, their tokens, truncated ones and empty ones."""
     return {
         "candidates": len(candidates),
         "tokens": sum(candidate.tokens or 0 for candidate in candidates),

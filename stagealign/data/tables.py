@@ -1,6 +1,6 @@
 """Numbered rows of a table, one at a time: a local file in any of the usual formats, or a hub data set.
 
-An unreadable row is BadData that names file and row. No row is skipped silently, and no file is held in memory.
+An unreadable row raises BadData, naming file and row. No row is skipped silently; no file is loaded whole.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from stagealign.data.records import Drops
 HUB = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?")
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 NOT_DATA = re.compile(r"\.(arrow|bz2|gz|pkl|pickle|tar|tsv|txt|xlsx|xz|yaml|yml|zip|zst)$", re.IGNORECASE)
-"""Endings of files, never of hub names."""
+"""Endings that are never part of a hub name."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Tally:
     examples: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, reason: str, number: int) -> None:
-        """One more row left out."""
+        """Counts one row that is left out."""
         self.drops[reason] += 1
         first = self.examples.setdefault(reason, [])
         if len(first) < EXAMPLES:
@@ -56,7 +56,7 @@ class Tally:
 
 
 def local_file(source: str) -> Path | None:
-    """The file that `source` names; None if it can only be a hub data set. Raises BadData if it is neither."""
+    """The file that `source` names; None if it can only be a hub data set. Raises BadData if it can be neither."""
     if not source or "\0" in source:
         raise BadData(f"data {source!r}: no name; give a file or a hub data set `name[:config][@revision]`")
     path = Path(os.path.expanduser(source))
@@ -77,9 +77,9 @@ def local_file(source: str) -> Path | None:
 
 
 def numbered_rows(source: str, columns: Iterable[str], split: str | None = None) -> tuple[str, Numbered]:
-    """(unit of the numbers, numbered rows) of a file or hub data set.
+    """(`line` or `row`: the unit of the numbers; numbered rows) of a file or hub data set.
 
-    `columns` are those whose values are needed; the others are None if the format allows to leave them unread.
+    Only the values of `columns` are guaranteed; other columns are None in formats that can leave them unread.
     """
     path = local_file(source)
     if path is None:
@@ -102,13 +102,13 @@ def table_at(source: str) -> Path:
 
 
 def digest_of(path: Path) -> str:
-    """sha256 of a file, first 16 hex digits."""
+    """First 16 hex digits of the sha256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def folder_digest(folder: Path) -> str:
-    """Hash of the names and contents of a folder's files, such as a checkpoint's, 16 hex digits."""
+    """Hash of the names and contents of the files in a folder, such as a checkpoint; 16 hex digits."""
     files = [path for path in sorted(folder.iterdir()) if path.is_file()]
     return fingerprint({path.name: digest_of(path) for path in files})
 
@@ -134,7 +134,7 @@ def _hub_rows(source: str, split: str | None) -> Numbered:
             yield number, json_object(row, f"{source}, row {number}")
     except BadData:
         raise
-    except Exception as error:  # the hub's client has no common base for what it raises; nothing of ours runs in here
+    except Exception as error:  # the hub's client raises errors of many types; no code of this package runs inside
         at = f", after row {number}" if number else ""
         raise BadData(
             f"{source}{at}: no such file, and cannot be read from the hub ({why(error)}); check name, config, "

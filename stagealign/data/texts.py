@@ -1,20 +1,20 @@
-"""Text and conversations in the cells of a row; an unusable cell is refused with a reason that is counted."""
+"""Text and conversations in the cells of a row; an unusable cell raises Unusable with a reason."""
 
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from stagealign.base.words import kind_of
-from stagealign.data.formats import MISFIT, TableRow
+from stagealign.data.formats import MISFIT, DataRow
 
 Message: TypeAlias = Mapping[str, str]
 Messages: TypeAlias = tuple[Message, ...]
 
 
 class Unusable(Exception):
-    """A row cannot be used; the text is the reason that is counted, so it quotes nothing of the row."""
+    """Reason why a row cannot be used. Rows are counted by it, so it contains no value of the row."""
 
 
-def text_in(row: TableRow, column: str) -> str | Messages:
+def text_in(row: DataRow, column: str) -> str | Messages:
     """Text or conversation in a column. Raises Unusable."""
     value = given_in(row, column)
     if isinstance(value, str):
@@ -26,7 +26,7 @@ def text_in(row: TableRow, column: str) -> str | Messages:
     raise Unusable(f"`{column}` is {kind_of(value)}, not text or a list of messages")
 
 
-def given_in(row: TableRow, column: str) -> Any:
+def given_in(row: DataRow, column: str) -> Any:
     """The value of a cell. Raises Unusable if there is none."""
     if column not in row:
         raise Unusable(f"no `{column}`")
@@ -46,7 +46,7 @@ def _encodable(text: str, column: str) -> str:
 
 
 def _message(item: Any, column: str) -> Message:
-    """A message as {role, content}; ShareGPT's {from, value} and content in text parts are the same. Else Unusable."""
+    """A message as {role, content}; reads ShareGPT's {from, value} and content in text parts, too. Raises Unusable."""
     unusable = Unusable(f"`{column}` is a list, but not of messages with the text of `role` and `content`")
     if not isinstance(item, dict):
         raise unusable
@@ -61,9 +61,9 @@ def _message(item: Any, column: str) -> Message:
 
 
 def prompt_text(prompt: str | Messages) -> str:
-    """A prompt as one text: of a conversation its only message, or all as `role: content`, a blank line between.
+    """A prompt as one text: its identity, and the input of an oracle without a chat template.
 
-    It identifies the prompt, and is what an oracle without a chat template sees.
+    A conversation becomes its only message, or all messages as `role: content` with blank lines between.
     """
     if isinstance(prompt, str):
         return prompt

@@ -1,4 +1,4 @@
-"""The smoke's data: toy prompts and texts, with nothing to learn."""
+"""Data of the smoke scale: toy prompts and texts that contain nothing to learn."""
 
 from stagealign.data.records import Candidate, Prompt, read_rows, write_rows
 from stagealign.store.artifact import Facts, Work
@@ -22,7 +22,7 @@ WEATHER = (
 
 
 def build_smoke(work: Work) -> Facts:
-    """Builder of `films` at smoke scale: toy prompts that need no download; they measure nothing."""
+    """Builder of `films` at smoke scale: toy prompts without a download; results on them have no meaning."""
     test, validation = work.params["test_prompts"], work.params["validation_prompts"]
     splits = ["test"] * test + ["validation"] * validation
     prompts = [
@@ -34,7 +34,7 @@ def build_smoke(work: Work) -> Facts:
 
 
 def build_smoke_static(work: Work) -> Facts:
-    """Builder of `static` at smoke scale: a long and a short toy sentence a prompt."""
+    """Builder of `static` at smoke scale: a long and a short toy sentence per prompt."""
     count, number = work.params["prompts"], work.params["round"]
     prompts = [p for p in read_rows(work.inputs["films"] / "prompts.jsonl", Prompt) if p.split in work.params["splits"]]
     if count is not None:

@@ -1,6 +1,6 @@
 """The paper's data: prompts and static pairs of UltraFeedback binarized, conversations of UltraChat for SFT.
 
-Read at a pinned revision from the hub, or from local files (`mirrors.py`), by the reader of users' preference data.
+The data is read from the hub at a pinned revision, or from local files (`mirrors.py`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from stagealign.base.errors import BadData
 from stagealign.base.identity import stream
-from stagealign.data.formats import TableRow
+from stagealign.data.formats import DataRow
 from stagealign.data.mirrors import content_of, local_copy
 from stagealign.data.preferences import PreferenceData, read_preferences
 from stagealign.data.records import Candidate, Drops, Prompt, read_rows, write_rows
@@ -16,7 +16,7 @@ from stagealign.data.tables import numbered_rows
 from stagealign.store.artifact import Facts, Work
 
 SPLITS = {"train": "train_prefs", "test": "test_prefs"}
-"""Our name of a split -> the data set's."""
+"""The data set's name of each of our splits."""
 SFT_SPLIT = "train_sft"
 
 
@@ -32,18 +32,18 @@ class StaticPair:
 def build_prompts(work: Work) -> Facts:
     """Builder of `films` for UltraFeedback: prompts with their split, and the two static candidates of each.
 
-    Rows that repeat a prompt are merged: the candidates of the first are kept, and the others counted. Which of the two
-    GPT-4 preferred is dropped; the oracle labels them again. A prompt of both splits stays with the test split. Test
-    prompts are chosen by hash; those not needed are left out, and counted. Raises BadData.
+    Rows that repeat a prompt are merged: the candidates of the first row are kept, the others counted. GPT-4's
+    preference is dropped; the oracle labels the candidates again. A prompt of both splits stays in the test split. Test
+    prompts are chosen by hash; the others are counted. Raises BadData.
     """
     data, facts = work.params["data"], dict[str, dict[str, object]]()
     prompts: list[Prompt] = []
     texts: list[StaticPair] = []
     seen: set[str] = set()
     for split, count in (("test", work.params["test_prompts"]), ("train", None)):
-        found = _read(data, SPLITS[split], work.params["content"], count)
-        drops = Drops(found.drops)
-        for row in found.rows:
+        preferences = _read(data, SPLITS[split], work.params["content"], count)
+        drops = Drops(preferences.drops)
+        for row in preferences.rows:
             if row.hash in seen:
                 drops["prompt is in the test split"] += 1
             elif len(row.messages or ()) > 1:
@@ -53,12 +53,12 @@ def build_prompts(work: Work) -> Facts:
                 prompts.append(Prompt(row.prompt_text, split))
                 texts.append(StaticPair(row.prompt_text, row.chosen, row.rejected))
         used = sum(prompt.split == split for prompt in prompts)
-        drops.check(found.given, used + found.repeated + found.not_chosen)
+        drops.check(preferences.given, used + preferences.repeated + preferences.not_chosen)
         facts[split] = {
-            "rows": found.given,
+            "rows": preferences.given,
             "prompts": used,
-            "repeated": found.repeated,
-            "not_chosen": found.not_chosen,
+            "repeated": preferences.repeated,
+            "not_chosen": preferences.not_chosen,
             "drops": dict(drops),
         }
     if not any(prompt.split == "train" for prompt in prompts):
@@ -69,23 +69,23 @@ def build_prompts(work: Work) -> Facts:
 
 
 def _read(data: str, split: str, content: str | None, count: int | None) -> PreferenceData:
-    """Preferences of one split, from where this machine has them. Raises BadData if local files have changed."""
+    """Preferences of one split, from the local copy or the hub. Raises BadData if local files have changed."""
     _same(data, content)
     local = local_copy(data, split)
     return read_preferences(str(local) if local else data, count, split=None if local else split)
 
 
 def _same(data: str, content: str | None) -> None:
-    """Raises BadData if the local files are other ones than the plan was made with."""
+    """Raises BadData if the local files differ from those of the plan."""
     now = content_of(data)
     if now != content:
         raise BadData(f"{data}: planned from {content or 'the hub'}, found {now or 'no local copy'}; plan again")
 
 
 def build_static(work: Work) -> Facts:
-    """Builder of `static` for UltraFeedback: chosen and rejected of each prompt, in an order that tells nothing.
+    """Builder of `static` for UltraFeedback: chosen and rejected of each prompt, in random order.
 
-    Rounds share their prompts unless a number is asked for; then each has its own, in a seeded order.
+    All rounds share their prompts unless a number of prompts is set; then each round has its own, in a seeded order.
     """
     import random
 
@@ -109,7 +109,7 @@ def build_static(work: Work) -> Facts:
 
 
 def build_sft(work: Work) -> Facts:
-    """Builder of `reviews` for base models: conversations of UltraChat, as rows with `messages`."""
+    """Builder of `reviews` for base models: conversations of UltraChat as rows with `messages`. Raises BadData."""
     data = work.params["data"]
     _same(data, work.params["content"])
     local = local_copy(data, SFT_SPLIT)
@@ -134,14 +134,14 @@ def build_sft(work: Work) -> Facts:
     return {"rows": kept, "drops": dict(drops)}
 
 
-def _messages(row: TableRow) -> list[dict[str, str]] | None:
+def _messages(row: DataRow) -> list[dict[str, str]] | None:
     """The row's conversation as role and content; None if the last turn is not the assistant's."""
-    given = row.get("messages")
-    if not isinstance(given, list) or not given:
+    turns = row.get("messages")
+    if not isinstance(turns, list) or not turns:
         return None
-    found = [
-        {"role": one["role"], "content": one["content"]}
-        for one in given
-        if isinstance(one, dict) and isinstance(one.get("role"), str) and isinstance(one.get("content"), str)
+    messages = [
+        {"role": turn["role"], "content": turn["content"]}
+        for turn in turns
+        if isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
     ]
-    return found if len(found) == len(given) and found[-1]["role"] == "assistant" else None
+    return messages if len(messages) == len(turns) and messages[-1]["role"] == "assistant" else None

@@ -1,1 +1,1 @@
-"""What a policy is worth: gold rewards, KL, capability, AlpacaEval 2, what a round's data is like."""
+"""Evaluation of policies (gold rewards, KL, capability, AlpacaEval 2) and measures of a round's data."""

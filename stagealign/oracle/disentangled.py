@@ -1,8 +1,8 @@
-"""DeBERTa's attention for inference, with fewer passes over tables of length x length.
+"""DeBERTa's attention for inference, with fewer passes over length x length tables.
 
-A score is content to content, plus content to position, plus position to content, all over one scale. The code of
-transformers divides, adds and masks each length x length table in turn, and builds tables for every position. Here the
-small factors are scaled instead, content is added by the product itself, and only positions that occur are projected.
+A score is the sum of content to content, content to position and position to content, divided by one scale. The code of
+transformers divides, adds and masks each length x length table in turn and projects every position. Here the smaller
+factors are scaled, the content product adds to the table in place, and only positions that occur are projected.
 Source of the formula: He et al. 2020, DeBERTa (arXiv 2006.03654), equation 4.
 """
 
@@ -14,7 +14,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfA
 
 
 class ReadingAttention(DisentangledSelfAttention):
-    """Drop-in for inference: no dropout, no attention maps; other settings fall back to transformers."""
+    """Drop-in replacement for inference without dropout or attention maps; other settings fall back to transformers."""
 
     def forward(
         self,
@@ -62,7 +62,7 @@ class ReadingAttention(DisentangledSelfAttention):
 
 
 def read_only(model: nn.Module) -> nn.Module:
-    """The same model with its attention replaced; weights and their names stay."""
+    """Replaces the attention of a model in place and returns the model; weights and their names do not change."""
     for module in model.modules():
         if type(module) is DisentangledSelfAttention:
             module.__class__ = ReadingAttention

@@ -38,7 +38,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "text": {"temperature": 0, "max_tokens": 8},
     "thinking": {"max_completion_tokens": 4096},
 }
-"""Ways to ask for a short answer, best first: `check` takes the first that the server understands."""
+"""Request settings for a short answer, best first; `check` chooses the first that the server accepts."""
 
 
 TIMEOUT = 180.0
@@ -46,22 +46,22 @@ TIMEOUT = 180.0
 
 
 class LLMJudge:
-    """Oracle that has a language model compare each candidate of one source with each of the other.
+    """Oracle that lets a language model compare each candidate of one source with each of the other source.
 
-    Every pair is asked in both orders, and votes. A candidate's score is the share of its comparisons won. A winner
-    that changes with the order is half a win for both; equal texts tie without a question. If a comparison fails, the
-    verdict of its prompt is a failure with the reason, not a tie.
+    Every pair is asked in both orders and is a vote. A candidate's score is the share of its comparisons won. A winner
+    that changes with the order gives half a win to both; equal texts tie without a question. If a comparison fails, the
+    verdict of its prompt is a failure, not a tie.
 
     The server must name the same model in every answer; another name is an error.
     """
 
     def __init__(self, model: str, server: Server, workers: int = 8, most_tokens: int | None = None):
-        """`workers`: requests under way at a time; execution, not identity. `most_tokens`: budget of billed tokens."""
+        """`workers`: concurrent requests, not part of identity. `most_tokens`: budget of billed tokens."""
         self.model, self.server, self.workers, self.most_tokens = model, server, workers, most_tokens
         self.style: str | None = None
-        """Key of `STYLES` that the judge is asked by; None before `check`."""
+        """Key of `STYLES` for questions to this judge; None before `check`."""
         self.served: str | None = None
-        """Name of the model by the server; None before `check`, or if the server gives none."""
+        """Name that the server gives its model; None before `check`, or if the server gives none."""
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -69,14 +69,14 @@ class LLMJudge:
 
     @property
     def identity(self) -> Identity:
-        """Model, its name by the server, and style; calls `check` first. The URL is no part of it."""
+        """Model, its name by the server, and style; calls `check` first. The URL is not part of it."""
         self.check()
         return {"kind": "judge", "version": 2, "model": self.model, "served": self.served, "style": self.style}
 
     def check(self) -> None:
-        """Finds the style of this judge with at most one small question a style; asks only the first time.
+        """Finds the style of this judge with at most one small question per style; later calls do nothing.
 
-        Raises StagealignError if the judge answers in none of them.
+        Raises StagealignError if no style gives an answer.
         """
         with self._lock:
             if self.style is not None:
@@ -96,15 +96,15 @@ class LLMJudge:
                     return
                 reason = f"answered {self.server.said(_text(answer))!r} where one letter was asked for"
             raise StagealignError(
-                f"judge {self.model!r} at {self.server.url}: {reason}; see that the server runs, serves this model and "
-                "that the URL ends where its API starts (mostly /v1)"
+                f"judge {self.model!r} at {self.server.url}: {reason}; check that the server runs and serves this "
+                "model, and that the URL ends where its API starts (mostly /v1)"
             )
 
     def judge(self, contests: Sequence[Contest]) -> Iterator[Judged]:
-        """One verdict a contest, in order, with `workers` requests under way.
+        """Yields one verdict per contest, in order, with `workers` concurrent requests.
 
-        Raises StagealignError where the server names another model than before, or once `GIVE_UP` prompts in a row
-        have failed, and BudgetSpent once `most_tokens` have been billed; verdicts up to there have been given.
+        Raises StagealignError if the server names another model than before or if `GIVE_UP` prompts in a row failed,
+        and BudgetSpent once `most_tokens` have been billed; verdicts until then are yielded first.
         """
         self.check()
         asking = Asking(
@@ -125,21 +125,21 @@ class LLMJudge:
         if given < len(contests):
             raise BudgetSpent(
                 f"judge {self.model!r}: {self.server.tokens:,} tokens billed of at most {self.most_tokens:,}; "
-                "the same command with a higher --max-judge-tokens goes on from here"
+                "run the same command with a higher --max-judge-tokens to continue"
             )
 
     def _gone(self, reason: str) -> StagealignError:
         return StagealignError(
             f"judge {self.model!r} at {self.server.url}: {GIVE_UP} prompts in a row failed, the last "
-            f"with {reason}; run the same command again when it is back"
+            f"with {reason}; run the same command again when the judge is back"
         )
 
     def _spent(self) -> bool:
-        """Whether the budget is used up; requests under way still finish, and may exceed it."""
+        """True if the budget is used up; requests that are running still finish and may exceed it."""
         return self.most_tokens is not None and self.server.tokens >= self.most_tokens
 
     def _comparisons(self, contest: Contest) -> list[Callable[[threading.Event], float]]:
-        """A question a pair of different texts and order, the two orders of a pair side by side."""
+        """One request per pair of different texts and order; the two orders of a pair are adjacent."""
         return [
             partial(self._first_wins, contest.prompt, *order)
             for i, j in _asked(contest)
@@ -156,7 +156,7 @@ class LLMJudge:
         if name != self.served:
             raise StagealignError(
                 f"judge {self.model!r}: the server named its model {self.served!r} and now {name!r}; verdicts of "
-                "two judges are never mixed: name one exact version, and start again"
+                "two judges are never mixed: name one exact version and start again"
             )
         wins = _preference(answer, self.style)
         if wins is None:
@@ -173,12 +173,12 @@ class LLMJudge:
 
 
 def _asked(contest: Contest) -> list[tuple[int, int]]:
-    """Places (on, off) of the pairs that the judge is asked about: equal texts tie without it."""
+    """Indices (on, off) of the pairs that the judge is asked about; equal texts tie without a question."""
     return [(i, j) for i, on in enumerate(contest.on) for j, off in enumerate(contest.off) if on != off]
 
 
 def _verdict(contest: Contest, parts: Sequence[float | RequestFailed]) -> Judged:
-    """Verdict of one contest from the comparisons of `_asked`, two each."""
+    """Verdict of one contest; `parts`: two comparisons for each pair of `_asked`."""
     reasons = [str(part) for part in parts if isinstance(part, RequestFailed)]
     if reasons:
         real = (reason for reason in reasons if not reason.startswith("not asked"))
@@ -200,22 +200,22 @@ def _text(answer: ChatAnswer) -> str:
 
 
 def _preference(answer: ChatAnswer, style: str) -> float | None:
-    """1 for A, 0 for B, 0.5 where both are as likely; None for an answer that says neither."""
+    """1 for A, 0 for B, 0.5 if both are equally likely; None for an answer that is neither."""
     if style == "logprobs":
         return _by_logprobs(answer)
     text = re.sub(r"<think>.*?</think>", "", _text(answer), flags=re.DOTALL)
-    found = re.fullmatch(r"\W*(?:(?:the )?(?:better )?(?:answer|response)(?: is)?\W*)?([AB])\W*", text, re.IGNORECASE)
-    return float(found[1].upper() == "A") if found else None
+    letter = re.fullmatch(r"\W*(?:(?:the )?(?:better )?(?:answer|response)(?: is)?\W*)?([AB])\W*", text, re.IGNORECASE)
+    return float(letter[1].upper() == "A") if letter else None
 
 
 def _by_logprobs(answer: ChatAnswer) -> float | None:
-    """Preference by the likelier letter at the first token; None where the server tells neither letter's log-prob."""
+    """Preference by the likelier letter at the first token; None if the server gives the log-prob of neither letter."""
     best = {"A": -math.inf, "B": -math.inf}
     try:
-        for one in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
-            letter = re.sub(r"\W", "", one["token"]).upper()
-            if letter in best and not math.isnan(one["logprob"]):
-                best[letter] = max(best[letter], float(one["logprob"]))
+        for token in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+            letter = re.sub(r"\W", "", token["token"]).upper()
+            if letter in best and not math.isnan(token["logprob"]):
+                best[letter] = max(best[letter], float(token["logprob"]))
     except (KeyError, IndexError, TypeError, OverflowError):
         return None
     if best["A"] == best["B"]:
@@ -226,7 +226,7 @@ def _by_logprobs(answer: ChatAnswer) -> float | None:
 def connect(model: str, server: Server, workers: int = 8, most_tokens: int | None = None) -> LLMJudge:
     """A judge that has answered a first question.
 
-    Raises StagealignError if nothing that can judge answers there.
+    Raises StagealignError if no usable answer comes.
     """
     judge = LLMJudge(model, server, workers, most_tokens)
     try:

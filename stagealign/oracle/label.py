@@ -1,6 +1,6 @@
-"""Builders of a round's labels, one pair for every oracle: candidates to training pairs, completions to votes.
+"""Builders of labels with any oracle: candidates to training pairs (`rank`), completions to votes (`votes`).
 
-Training labels come from here and from nowhere else; the gold reward is another model.
+All training labels come from here; the gold reward is another model.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +12,7 @@ from stagealign.base.errors import BadData, StagealignError
 from stagealign.base.identity import fingerprint, plain
 from stagealign.data.records import Candidate, by_prompt, read_rows, write_rows
 from stagealign.oracle.labels import to_pairs, to_votes, unusable
-from stagealign.oracle.open import Asking, OracleRow, kind_of, opened, row_of
+from stagealign.oracle.open import OracleAccess, OracleRow, kind_of, opened, row_of
 from stagealign.oracle.ready import said_of
 from stagealign.scoring.contest import VERDICT_COLUMNS, Contest, Judged, Oracle, judged_of
 from stagealign.store.artifact import Facts, Work
@@ -22,17 +22,17 @@ from stagealign.store.kept import Kept
 
 @dataclass(frozen=True)
 class Labeller:
-    """An open oracle, and how a preference reads its verdicts."""
+    """An open oracle with the sign of a preference."""
 
     row: OracleRow
     oracle: Oracle
     sign: int
     """+1 or -1: -1 prefers what the oracle scores low."""
     scratch: Path | None = None
-    """Folder in which verdicts are kept as they come; None if they cost nothing."""
+    """Folder in which verdicts are kept as they arrive; None for an oracle on this machine."""
 
     def verdicts(self, contests: Sequence[Contest]) -> list[Judged]:
-        """One signed verdict a contest, in order. Raises BadData for one that failed: a label is never made up."""
+        """Signed verdicts, one per contest, in order. Raises BadData for a failed one: a label is never invented."""
         judged = self.oracle.judge(contests) if self.scratch is None else self._kept(self.scratch, contests)
         return [self._signed(contest, verdict) for contest, verdict in zip(contests, judged, strict=True)]
 
@@ -51,7 +51,7 @@ class Labeller:
         )
 
     def _kept(self, scratch: Path, contests: Sequence[Contest]) -> Iterator[Judged]:
-        """Verdicts, of which those of a build that was stopped are not asked for again; a failed one is."""
+        """Yields verdicts; reuses those kept by an interrupted build, except failed ones."""
         scratch.mkdir(parents=True, exist_ok=True)
         kept = Kept(scratch / f"verdicts-{fingerprint(self.oracle.identity)}.jsonl", VERDICT_COLUMNS)
         keys = [fingerprint([contest.prompt, contest.on, contest.off]) for contest in contests]
@@ -67,7 +67,7 @@ class Labeller:
             yield failed[place] if row is None else judged_of(row)
 
     def facts(self, verdicts: Iterable[Judged]) -> Facts:
-        """What a record says of the verdicts: the facts that the oracle's row names."""
+        """Facts of the verdicts for a record, as selected by the oracle's row."""
         judged = list(verdicts)
         known = {
             "truncated_for_oracle": sum(verdict.truncated for verdict in judged),
@@ -82,18 +82,18 @@ class Labeller:
 def labeller_of(work: Work) -> Iterator[Labeller]:
     """The oracle of the artifact `oracle`, open while the context lasts.
 
-    Raises StagealignError if a served one calls itself otherwise than when that artifact was built.
+    Raises StagealignError if a served oracle has another identity than when that artifact was built.
     """
     named, folder = str(work.params["oracle"]), work.inputs["oracle"]
     kind, name = kind_of(named)
     row = row_of(kind)
     assert row is not None, named
-    with opened(f"{kind}:{name if row.served else folder}", Asking(work.context.judge_url)) as oracle:
+    with opened(f"{kind}:{name if row.served else folder}", OracleAccess(work.context.judge_url)) as oracle:
         said = said_of(folder)
         if said is not None and said != plain(oracle.identity):
             raise StagealignError(
                 f"oracle {named!r}: it is {plain(oracle.identity)} now and was {said} when the run began; labels of "
-                "two oracles are never mixed: serve the first one again, or start in another STAGEALIGN_HOME"
+                "two oracles are never mixed: serve the first one again, or use another STAGEALIGN_HOME"
             )
         yield Labeller(row, oracle, int(work.params["sign"]), work.out / SCRATCH if row.served else None)
 
@@ -103,18 +103,24 @@ def rank(work: Work) -> Facts:
     file = work.inputs["candidates"] / "candidates.jsonl"
     candidates = read_rows(file, Candidate)
     with labeller_of(work) as labeller:
-        contest, every = labeller.row.contest, labeller.row.scores_all
-        groups = [(one, two) for one, two in by_prompt(candidates).values() if every or not unusable(one, two)]
-        verdicts = labeller.verdicts([contest(one.prompt, one.completion, two.completion) for one, two in groups])
-        told = labeller.facts(verdicts)
+        contest, all_groups = labeller.row.contest, labeller.row.scores_all
+        groups = [
+            (first, second)
+            for first, second in by_prompt(candidates).values()
+            if all_groups or not unusable(first, second)
+        ]
+        verdicts = labeller.verdicts(
+            [contest(first.prompt, first.completion, second.completion) for first, second in groups]
+        )
+        verdict_facts = labeller.facts(verdicts)
     scores = {}
     for (first, second), verdict in zip(groups, verdicts, strict=True):
         if first.key == second.key:
-            raise BadData(f"{file}: {first.key} comes twice; give each candidate of a prompt an index of its own")
+            raise BadData(f"{file}: {first.key} comes twice; give each candidate of a prompt its own index")
         scores[first.key], scores[second.key] = verdict.on[0], verdict.off[0]
     pairs, facts = to_pairs(candidates, scores, str(file), "part" in work.params)
     write_rows(work.out / "pairs.jsonl", pairs)
-    return {**facts, **told}
+    return {**facts, **verdict_facts}
 
 
 def votes(work: Work) -> Facts:
@@ -124,10 +130,10 @@ def votes(work: Work) -> Facts:
     contests = [Contest(prompt, _texts(group), _texts(off[prompt])) for prompt, group in on.items()]
     with labeller_of(work) as labeller:
         verdicts = labeller.verdicts(contests)
-        told = labeller.facts(verdicts)
+        verdict_facts = labeller.facts(verdicts)
     rows = [to_votes(contest.prompt, verdict) for contest, verdict in zip(contests, verdicts, strict=True)]
     write_rows(work.out / "votes.jsonl", rows)
-    return {"prompts": len(rows), **told}
+    return {"prompts": len(rows), **verdict_facts}
 
 
 def _texts(candidates: Sequence[Candidate]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Scores to training pairs and to votes: the same rules for every oracle."""
+"""Conversion of scores to training pairs and votes, by the same rules for every oracle."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ Scores = Mapping[CandidateKey, float]
 
 
 def unusable(first: Candidate, second: Candidate) -> str | None:
-    """Reason why two candidates cannot teach; None if they can."""
+    """Reason why two candidates are no training pair; None if they are one."""
     if not first.completion or not second.completion:
         return "empty completion"
     return "chosen equals rejected" if first.completion == second.completion else None
@@ -26,8 +26,8 @@ def to_pairs(
 ) -> tuple[list[Pair], Facts]:
     """(pairs, facts): the better of a prompt's two candidates is chosen; a tie goes to the second, as in the paper.
 
-    Pairs that `unusable` gives a reason for are dropped and counted; their candidates need no score. `where` names the
-    file. Raises BadData if no pair is left, unless the candidates are a `part` of a round's.
+    Pairs that are `unusable` are dropped and counted; their candidates need no score. `where`: name of the file, for
+    errors. Raises BadData if no pair is left, unless the candidates are a `part` of a round's candidates.
 
     Source: the authors' labelling script.
     """
@@ -46,7 +46,7 @@ def to_pairs(
         reasons = ", ".join(f"{count} {reason}" for reason, count in drops.items()) or "the file is empty"
         raise BadData(
             f"{where}: no usable pair among {len(groups)} prompts "
-            f"({reasons}); look at the candidates and at the policy that wrote them"
+            f"({reasons}); check the candidates and the policy that wrote them"
         )
     return pairs, {
         "pairs": len(pairs),
@@ -70,9 +70,9 @@ def _pair(chosen: Candidate, rejected: Candidate, margin: float) -> Pair:
 
 
 def to_votes(prompt: str, verdict: Judged) -> Mapping[str, str | float]:
-    """One prompt's row of `votes.jsonl`: its on-policy against its static candidates.
+    """Row of `votes.jsonl` for one prompt: votes of its on-policy and static candidates.
 
-    The pairs of the verdict vote where it has any (`won`), else its scores.
+    Votes come from the pairs of the verdict (`won`) if it has any, else from its scores.
     """
     votes_on, votes_off, ties = pair_votes(verdict.won) if verdict.won else cross_votes(verdict.on, verdict.off)
     top_on, top_off = top_vote(verdict.on, verdict.off)

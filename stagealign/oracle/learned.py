@@ -1,4 +1,4 @@
-"""Oracles that the lab fits itself: a tf-idf ridge on human ratings, and the share of letters for the smoke scale."""
+"""Oracles that are fitted here: a tf-idf ridge on human ratings, and the share of letters for the smoke scale."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ Scorer = Callable[[Sequence[str]], list[float]]
 
 
 def fit(work: Work) -> Facts:
-    """Builder of `oracle`: tf-idf of words and word pairs, ridge on human ratings; its quality is on held-out films."""
+    """Builder of `oracle`: ridge on human ratings over tf-idf of words and word pairs, measured on held-out films."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import Ridge
 
@@ -40,7 +40,7 @@ def fit(work: Work) -> Facts:
 
 
 def tfidf(folder: Path, texts: Sequence[str]) -> list[float]:
-    """Predicted mean human rating of each text, from -4 to 4, by the files of `fit`."""
+    """Predicted mean human rating of each text, from -4 to 4, by the model that `fit` wrote to `folder`."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vocabulary = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
@@ -52,17 +52,17 @@ def tfidf(folder: Path, texts: Sequence[str]) -> list[float]:
 
 
 def fit_letters(work: Work) -> Facts:
-    """Builder of `oracle` at smoke scale: an empty folder, as there is nothing to learn."""
+    """Builder of `oracle` at smoke scale: writes nothing, as there is nothing to learn."""
     return {"spearman": None}
 
 
 def letters(folder: Path, texts: Sequence[str]) -> list[float]:
-    """Share of characters that are letters, in [0, 1]; a scorer for the smoke scale, without a meaning."""
+    """Share of characters that are letters, in [0, 1]: a scorer without meaning, for the smoke scale."""
     return [sum(c.isalpha() for c in text) / max(1, len(text)) for text in texts]
 
 
 class LearnedOracle:
-    """Oracle that scores each text alone, whatever its prompt. Raises BadNumbers for a score that orders nothing."""
+    """Oracle that scores each text without its prompt."""
 
     def __init__(self, key: str, scorer: Scorer):
         self.key, self.scorer = key, scorer
@@ -72,13 +72,13 @@ class LearnedOracle:
         return {"kind": self.key, "version": 1}
 
     def judge(self, contests: Sequence[Contest]) -> Iterator[Judged]:
-        """One verdict a contest, in order; all texts are scored in one go."""
+        """Yields one verdict per contest, in order. Raises BadNumbers for a score that is not finite."""
         texts = [(contest.prompt, text) for contest in contests for text in (*contest.on, *contest.off)]
         if not texts:
             return
         values = self.scorer([text for _, text in texts])
         prompts = [prompt_hash(prompt) for prompt, _ in texts]
-        check_finite(values, prompts, f"oracle {self.key!r}", "a score orders nothing then: look at the oracle")
+        check_finite(values, prompts, f"oracle {self.key!r}", "check the oracle")
         scores = iter(values)
         for contest in contests:
             yield Judged(tuple(islice(scores, len(contest.on))), tuple(islice(scores, len(contest.off))))

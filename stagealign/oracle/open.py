@@ -14,24 +14,24 @@ from stagealign.scoring.contest import Contest, Oracle
 
 
 @dataclass(frozen=True)
-class Asking:
-    """Where a served oracle is asked, and how much; execution, not identity."""
+class OracleAccess:
+    """URL and token budget of a served oracle; not part of its identity."""
 
     url: str | None = None
     most_tokens: int | None = None
-    """Tokens that may be billed; None: no limit."""
+    """Most tokens that may be billed; None for no limit."""
 
 
 Fact = Literal["truncated_for_oracle", "compared", "changed_with_order", "oracle"]
 
 
 def plain_contest(prompt: str, first: str, second: str) -> Contest:
-    """Two candidates of a prompt, one against the other, as they are."""
+    """Contest of two candidates without changes to the texts."""
     return Contest(prompt, (first,), (second,))
 
 
 def conversation_contest(prompt: str, first: str, second: str) -> Contest:
-    """Two candidates as one turn of a conversation. Source: the authors' labelling script, for PairRM."""
+    """Contest of two candidates in a conversation of one turn. Source: the authors' labelling script for PairRM."""
     return Contest(
         f"{INSTRUCTION}USER: {prompt}\nAssistant: <Response 1>",
         (f"<Response 1>: {first}",),
@@ -40,28 +40,28 @@ def conversation_contest(prompt: str, first: str, second: str) -> Contest:
 
 
 INSTRUCTION = "Finish the following coversation in each i-th turn by filling in <Response i> with your response."
-"""What PairRM reads before a labelled prompt, as its checkpoint's README spells it."""
+"""Instruction before a prompt that PairRM labels, with the spelling of its checkpoint's README."""
 
 
 @dataclass(frozen=True)
 class OracleRow:
-    """One kind of oracle: how a user names it, how it is opened, and how its verdicts become labels."""
+    """One kind of oracle: its name for users, the function that opens it, and the rules for its verdicts."""
 
     key: str
-    opens: Callable[[str, Asking], Oracle]
-    """Called with what stands after the colon (empty: nothing does); loads it, or connects to it."""
+    opens: Callable[[str, OracleAccess], Oracle]
+    """Loads the oracle or connects to it; the first argument is the text after the colon, or empty."""
     usage: str = ""
-    """How `--oracle` names it; empty: the meter does not take it."""
+    """Form of its name in `--oracle`; empty if the meter cannot use it."""
     needs_name: bool = True
     """Whether something must stand after the colon."""
     contest: Callable[[str, str, str], Contest] = plain_contest
-    """(prompt, first, second) to what is judged for a training pair."""
+    """Builds the contest of a training pair from (prompt, first, second)."""
     scores_vote: bool = False
-    """Whether votes are taken from scores, also where the verdict has pairs."""
+    """True if votes come from scores even if the verdict has pairs."""
     scores_all: bool = False
-    """Whether candidates that cannot teach are scored too: it costs next to nothing, and a broken scorer shows."""
+    """True if unusable candidates are scored, too: cheap scorers do, so that a broken scorer is noticed."""
     facts: tuple[Fact, ...] = ("truncated_for_oracle", "compared", "changed_with_order", "oracle")
-    """What a record of labels says of the verdicts."""
+    """Facts of the verdicts that a record of labels contains."""
 
     @property
     def served(self) -> bool:
@@ -69,7 +69,7 @@ class OracleRow:
         return preferences.ORACLES[self.key].served
 
 
-def _pairrm(name: str, asking: Asking) -> Oracle:
+def _pairrm(name: str, access: OracleAccess) -> Oracle:
     from stagealign.oracle import pairrm
 
     if name:
@@ -77,29 +77,29 @@ def _pairrm(name: str, asking: Asking) -> Oracle:
     try:
         return pairrm.load()
     except StagealignError as error:
-        raise StagealignError(f"{error}; a local copy of PairRM is named by --oracle pairrm:PATH") from error
+        raise StagealignError(f"{error}; or name a local copy of PairRM: --oracle pairrm:PATH") from error
 
 
-def _reward(name: str, asking: Asking) -> Oracle:
+def _reward(name: str, access: OracleAccess) -> Oracle:
     from stagealign.scoring import reward_model
 
     return reward_model.load(name)
 
 
-def _completion_reward(name: str, asking: Asking) -> Oracle:
+def _completion_reward(name: str, access: OracleAccess) -> Oracle:
     from stagealign.scoring import reward_model
 
     return reward_model.load(name, text="completion")
 
 
-def _judge(name: str, asking: Asking) -> Oracle:
+def _judge(name: str, access: OracleAccess) -> Oracle:
     from stagealign.base.server import Server
     from stagealign.oracle import judge
 
-    return judge.connect(name, Server(str(asking.url), timeout=judge.TIMEOUT), most_tokens=asking.most_tokens)
+    return judge.connect(name, Server(str(access.url), timeout=judge.TIMEOUT), most_tokens=access.most_tokens)
 
 
-def _recorded(name: str, asking: Asking) -> Oracle:
+def _recorded(name: str, access: OracleAccess) -> Oracle:
     from stagealign.oracle.recorded import RecordedOracle
     from stagealign.oracle.recorded_file import read_recorded
 
@@ -119,36 +119,36 @@ ORACLES: Mapping[str, OracleRow] = {
         OracleRow("recorded", _recorded, "recorded:FILE", facts=("compared", "changed_with_order", "oracle")),
     )
 }  # fmt: skip
-"""By key; `grid.preferences.ORACLES` has a row for each, and for those that score each text alone."""
+"""Oracles by key; `grid.preferences.ORACLES` has a row for each of them, and for oracles that score single texts."""
 METER = tuple(key for key, row in ORACLES.items() if row.usage)
-"""Keys that `--oracle` takes."""
+"""Keys that `--oracle` accepts."""
 
 
 def usages() -> str:
-    """How `--oracle` names each oracle, as a list in words."""
+    """Forms of the oracles' names in `--oracle`, joined to an English list."""
     names = [ORACLES[key].usage for key in METER]
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def kind_of(oracle: str) -> tuple[str, str]:
-    """(key of the oracle in lower case, name after its colon); the key need not be in the catalogue."""
+    """(key in lower case, text after the colon) of an oracle's name; the key may be unknown."""
     kind, _, rest = oracle.partition(":")
     return kind.strip().lower(), rest
 
 
 def nothing_billed() -> int:
-    """Tokens billed by an oracle on this machine: 0."""
+    """Returns 0, the tokens billed by an oracle that is not served."""
     return 0
 
 
 def row_of(kind: str) -> OracleRow | None:
-    """Row of an oracle, also of one that the grid knows by its scorer alone; None if nothing knows it."""
+    """Row of an oracle by key, also for oracles of the grid that are a scorer of texts; None if it is unknown."""
     row = ORACLES.get(kind)
     labels = preferences.ORACLES.get(kind)
     if row is not None or labels is None or not labels.scorer:
         return row
 
-    def opens(name: str, asking: Asking) -> Oracle:
+    def opens(name: str, access: OracleAccess) -> Oracle:
         from stagealign.oracle.learned import LearnedOracle
 
         return LearnedOracle(kind, partial(code_at(labels.scorer), Path(name)))
@@ -156,8 +156,8 @@ def row_of(kind: str) -> OracleRow | None:
     return OracleRow(kind, opens, scores_all=True, facts=())
 
 
-def open_oracle(oracle: str, asking: Asking = Asking()) -> Oracle:
-    """The oracle of that name: loaded or, if it is served, asked one question.
+def open_oracle(oracle: str, access: OracleAccess = OracleAccess()) -> Oracle:
+    """Loads the oracle of that name or, if it is served, connects to it and asks one question.
 
     Raises StagealignError for an unknown key, or a served oracle without a URL.
     """
@@ -166,22 +166,22 @@ def open_oracle(oracle: str, asking: Asking = Asking()) -> Oracle:
     if row is None:
         known = dict.fromkeys([*ORACLES, *preferences.ORACLES])
         raise StagealignError(f"oracle {oracle!r}: unknown; choose one of {', '.join(known)}")
-    if row.served and not asking.url:
+    if row.served and not access.url:
         raise StagealignError(
-            f"oracle {oracle!r}: no server is named; give the URL of one that serves the model, for example "
+            f"oracle {oracle!r}: no server is named; give the URL of a server of this model, for example "
             "http://127.0.0.1:8000/v1"
         )
-    return row.opens(name, asking)
+    return row.opens(name, access)
 
 
 @contextmanager
-def opened(oracle: str, asking: Asking = Asking()) -> Iterator[Oracle]:
-    """The oracle of that name while the context lasts; connections to a server are closed after it."""
-    found = open_oracle(oracle, asking)
+def opened(oracle: str, access: OracleAccess = OracleAccess()) -> Iterator[Oracle]:
+    """Context with the oracle of that name; closes its connections at the end."""
+    opened_oracle = open_oracle(oracle, access)
     try:
-        yield found
+        yield opened_oracle
     finally:
-        close: Callable[[], None] | None = getattr(found, "close", None)
+        close: Callable[[], None] | None = getattr(opened_oracle, "close", None)
         if close is not None:
             close()
 

@@ -1,7 +1,7 @@
-"""PairRM, which compares two candidates side by side: our own class for the checkpoint `llm-blender/PairRM-hf`.
+"""PairRM, a model that compares two candidates: our own class for the checkpoint `llm-blender/PairRM-hf`.
 
-Its authors' library does not import on transformers 5. A DeBERTa-v3 encoder reads a prompt and two candidates in one
-row; a head of two layers scores each candidate from the states at its mark and at the prompt's mark.
+The authors' library does not work with transformers 5. A DeBERTa-v3 encoder reads a prompt and two candidates in one
+row; a two-layer head scores each candidate from the states at its mark and at the prompt's mark.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,15 +31,15 @@ PUBLISHED = "llm-blender/PairRM-hf"
 PROMPT_TOKENS, CANDIDATE_TOKENS, ALL_TOKENS = 1224, 412, 2048
 """Limits of one row, marks and separators included; see `PromptRows.row`."""
 MARKS = {"source_prefix_id": "<|source|>", "cand1_prefix_id": "<|candidate1|>", "cand2_prefix_id": "<|candidate2|>"}
-"""Names in config.json, and tokens, of the marks before prompt, first and second candidate."""
+"""Marks before the prompt, the first and the second candidate: field of config.json -> token."""
 ALONE = 600
-"""Tokens from which a row is a batch of its own on a CPU: two of 700 in one batch took 15% longer, of 1,085 30%."""
+"""Tokens above which a row is its own batch on a CPU: batches of two took 15% longer at 700 tokens, 30% at 1,085."""
 WINDOW = 64
-"""Contests that are tokenized and sorted together; execution, not identity."""
+"""Number of contests that are tokenized and sorted together; not part of identity."""
 
 
 class PairRM(DebertaV2PreTrainedModel):
-    """Encoder and pair head, with parameter names as published."""
+    """Encoder and pair head, with the parameter names of the published checkpoint."""
 
     base_model_prefix = "pretrained_model"
 
@@ -57,7 +57,7 @@ class PairRM(DebertaV2PreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits that the first candidate is better, shape (B,); above 0 it wins. A row has each mark once."""
+        """Logits of the first candidate being better, shape (B,); above 0 it wins. Each row contains each mark once."""
         states = self.pretrained_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         prompt, first, second = (states[input_ids == getattr(self.config, name)] for name in MARKS)
         scores = [self.head_layer(torch.cat([prompt, mark], dim=-1)) for mark in (first, second)]
@@ -67,34 +67,34 @@ class PairRM(DebertaV2PreTrainedModel):
 
 @dataclass(frozen=True)
 class PromptRows:
-    """Token ids of one prompt and its candidates, to be joined for any two of them."""
+    """Token ids of one prompt and its candidates, to be joined to rows of two candidates."""
 
     prompt: list[int]
     candidates: list[list[int]]
     """Each without its mark."""
     cut: list[bool]
-    """Whether a candidate is judged on cut text, its own or the prompt's."""
+    """True for a candidate whose own text or whose prompt was cut."""
     marks: tuple[int, int, int]
     start: list[int]
 
     def row(self, first: int, second: int) -> list[int]:
         """Token ids of one comparison, at most `ALL_TOKENS`."""
-        _, one, two = self.marks
+        _, first_mark, second_mark = self.marks
         start, candidates = self.start, self.candidates
-        return [*self.prompt, *start, one, *candidates[first], *start, two, *candidates[second]]
+        return [*self.prompt, *start, first_mark, *candidates[first], *start, second_mark, *candidates[second]]
 
 
 class PairRMOracle:
     """Oracle that ranks a prompt's candidates by PairRM.
 
-    Each pair is compared in both orders: a beats b by (logit(a, b) - logit(b, a)) / 2, which changes its sign with the
-    order. Each pair across the two sources is a vote. A candidate's score is the mean of its margins over all other
-    candidates, those of its own source included, as in the paper's listwise ranking of four; the reading by the top
-    candidate uses it. Equal texts tie without a comparison.
+    Each pair is compared in both orders: a beats b by (logit(a, b) - logit(b, a)) / 2, which is antisymmetric. A pair
+    across the two sources is a vote. A candidate's score is the mean of its margins over all other candidates, also of
+    its own source, as in the paper's listwise ranking of four; it decides the top candidate. Equal texts tie without a
+    comparison.
 
-    A prompt is cut to 1,224 tokens. The rest of 2,048 is halved between the two candidates, so each has at least 412,
-    as in the checkpoint's README; the library's limit depends on the longest prompt of a batch. Marks and separators
-    in a text are removed, as they would be read as ours.
+    A prompt is cut to 1,224 tokens. The two candidates share the rest of 2,048 equally, so each has at least 412, as in
+    the checkpoint's README. The library's limit instead depends on the longest prompt of a batch. Marks and separators
+    inside a text are removed, as the model could not tell them from real ones.
 
     Source: Jiang et al. 2023, LLM-Blender (arXiv 2306.02561); the checkpoint's README.
     """
@@ -127,12 +127,12 @@ class PairRMOracle:
         }
 
     def judge(self, contests: Sequence[Contest]) -> Iterator[Judged]:
-        """Yields one verdict a contest, in order; `WINDOW` contests at a time."""
+        """Yields one verdict per contest, in order; compares `WINDOW` contests at a time."""
         for start in range(0, len(contests), WINDOW):
             yield from self._judge(contests[start : start + WINDOW])
 
     def logits(self, rows: Sequence[tuple[str, str, str]]) -> list[float]:
-        """Logit that the first candidate is better of each (prompt, first, second), in this order alone."""
+        """Logit of the first candidate being better, for each (prompt, first, second); only this order is compared."""
         return self._run([self._tokens(prompt, [first, second]).row(0, 1) for prompt, first, second in rows])
 
     def _judge(self, contests: Sequence[Contest]) -> Iterator[Judged]:
@@ -143,8 +143,8 @@ class PairRMOracle:
         logits: list[dict[tuple[int, int], tuple[float, float]]] = [{} for _ in contests]
         for (i, a, b), there, back in zip(asked, both[::2], both[1::2], strict=True):
             logits[i][a, b] = (there, back)
-        for contest, unique, tokens, found in zip(contests, texts, rows, logits, strict=True):
-            yield verdict(contest, unique, tokens.cut, found)
+        for contest, unique, tokens, pair_logits in zip(contests, texts, rows, logits, strict=True):
+            yield verdict(contest, unique, tokens.cut, pair_logits)
 
     def _tokens(self, prompt: str, candidates: Sequence[str]) -> PromptRows:
         source, *others = self._ids(["<|source|>" + prompt, *("<|candidate1|>" + text for text in candidates)])
@@ -157,15 +157,15 @@ class PairRMOracle:
         return PromptRows(front, [[*ids[:room], *end] for ids in others], cut, self._marks, start)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of marked texts, mark removed; it is tokenized with the text, as it may change the first token."""
+        """Token ids of marked texts without the mark, which is tokenized too because it can change the first token."""
         rows = self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
         return [[token for token in ids if token not in self._reserved] for ids in rows]
 
     @torch.inference_mode()
     def _run(self, rows: Sequence[list[int]], together: int = 1) -> list[float]:
-        """Logits of rows; each `together` rows in turn are equally long (both orders of a pair) and share a batch.
+        """Logits of rows. Each group of `together` rows (both orders of a pair) has equal lengths and shares a batch.
 
-        On a CPU a long row is a batch of its own, as its attention fills the cache.
+        On a CPU a long row is its own batch, as its attention fills the cache.
         """
         out = [0.0] * len(rows)
         pad = self.tokenizer.pad_token_id or 0
@@ -185,7 +185,7 @@ def verdict(
     cut: Sequence[bool],
     logits: Mapping[tuple[int, int], tuple[float, float]],
 ) -> Judged:
-    """Verdict of one contest from the logits of its distinct texts: (a, b) -> (logit a first, logit b first)."""
+    """Verdict of one contest; `logits`: (a, b) -> (logit with a first, logit with b first), by index in `unique`."""
     if not all(isfinite(value) for pair in logits.values() for value in pair):
         return Judged((), (), failed="PairRM gave a number that is not finite")
     beats = dict.fromkeys(((i, i) for i in range(len(unique))), 0.0)
@@ -226,7 +226,7 @@ def load(
         if known != given:
             raise StagealignError(
                 f"checkpoint {name!r}: its tokenizer has {token} as {known}, config.json as {given}; tokenizer and "
-                f"weights do not belong together, {hint}"
+                f"weights do not belong together; {hint}"
             )
     if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
         raise StagealignError(f"checkpoint {name!r}: its tokenizer has no [CLS] or [SEP] token; {hint}")
@@ -235,7 +235,7 @@ def load(
 
 
 def fetch(work: Work) -> Facts:
-    """Builder of `oracle` for PairRM: the published weights, checked; the record has their commit."""
+    """Builder of `oracle` for PairRM: checks and copies the published weights; the record has their commit."""
     oracle = load(work.params["weights"], work.params["revision"])
     oracle.model.save_pretrained(work.out)
     oracle.tokenizer.save_pretrained(work.out)

@@ -6,14 +6,14 @@ from typing import NamedTuple
 from stagealign.base.errors import BadData
 from stagealign.base.words import short
 from stagealign.data.formats import EXAMPLES
-from stagealign.oracle.recorded_rows import Recorded, RecordedPair, cross_pairs, marked, pair_key, pair_order
+from stagealign.oracle.recorded_rows import Recorded, RecordedPair, cross_pairs, pair_key, pair_order, text_hash
 from stagealign.scoring.contest import Contest, Judged, by_pairs
 from stagealign.stats.votes import cross_votes, top_vote
 from stagealign.store.artifact import Identity
 
 
 class PromptVotes(NamedTuple):
-    """Votes of one recorded prompt, by both readings of the boundary score."""
+    """Votes of one recorded prompt: over all comparisons, and by its top candidate."""
 
     prompt: str
     votes_on: float
@@ -26,11 +26,11 @@ class PromptVotes(NamedTuple):
 def votes_by_prompt(recorded: Recorded) -> list[PromptVotes]:
     """Votes of each prompt of a file of scores, in the order of `recorded.prompts`.
 
-    Raises BadData for a file of pairs, which does not name the sources of its texts.
+    Raises BadData for a file of pairs, which lacks the sources of its texts.
     """
     if recorded.form != "scores":
         raise BadData(
-            f"{recorded.path}: pairs found (a, b, preference), which do not tell on-policy from off-policy texts; "
+            f"{recorded.path}: pairs found (a, b, preference), without the sources of their texts; "
             "give columns prompt, source, completion, score, or add --policy and --data"
         )
     votes = []
@@ -41,9 +41,9 @@ def votes_by_prompt(recorded: Recorded) -> list[PromptVotes]:
 
 
 class RecordedOracle:
-    """Oracle that looks up its verdicts in a file of pairs; texts are matched by `marked`.
+    """Oracle that looks up its verdicts in a file of pairs; texts are matched by `text_hash`.
 
-    Each recorded pair is a vote, also if the pairs of a contest form a cycle.
+    Each recorded pair is a vote, even if the pairs of a contest form a cycle.
     """
 
     def __init__(self, recorded: Recorded):
@@ -58,7 +58,7 @@ class RecordedOracle:
         return {"kind": "recorded", "version": 2, "sha256": self.recorded.digest}
 
     def check(self, contests: Iterable[Contest]) -> None:
-        """Raises BadData if a pair of these contests is not recorded in either order."""
+        """Raises BadData, listing the first ones, if pairs of these contests are recorded in neither order."""
         asked = prompts = missing = lacking = 0
         examples: list[str] = []
         for contest in contests:
@@ -73,11 +73,11 @@ class RecordedOracle:
         if missing:
             raise BadData(
                 f"{self.recorded.path}: {missing} of {asked} pairs to compare are not in it, of {lacking} of {prompts} "
-                f"prompts; the first: {'; '.join(examples)}; record them, with the same texts, or choose another oracle"
+                f"prompts; the first: {'; '.join(examples)}; record them with the same texts, or choose another oracle"
             )
 
     def judge(self, contests: Sequence[Contest]) -> Iterator[Judged]:
-        """Yields one verdict a contest, in order. Raises BadData for a pair that is not recorded, as `check` does."""
+        """Yields one verdict per contest, in order. Raises BadData for a pair that is not recorded."""
         for contest in contests:
             yield self._judge(contest)
 
@@ -97,7 +97,7 @@ class RecordedOracle:
         return by_pairs(won, contest, compared, changed)
 
     def _find(self, prompt: str, on: str, off: str) -> RecordedPair | None:
-        """Record of the pair, in the order of `pair_order`; None if there is none. Equal texts tie."""
-        if marked(on) == marked(off):
+        """Recorded judgments of a pair, as shares of its first text; None if missing. Equal texts tie."""
+        if text_hash(on) == text_hash(off):
             return RecordedPair(0.5, 1)
         return self.recorded.pairs.get(pair_key(prompt, on, off))

@@ -1,4 +1,4 @@
-"""Reader of recorded judgments: preferences between two texts, or candidates scored beforehand."""
+"""Reader of recorded judgments: preferences between two texts, or scored candidates."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from stagealign.base.errors import BadData
 from stagealign.base.words import listed, short
-from stagealign.data.formats import TableRow
+from stagealign.data.formats import DataRow
 from stagealign.data.picking import Pick, Shelf, Shelved, empty, positive, some
 from stagealign.data.tables import Tally, digest_of, numbered_rows, table_at
 from stagealign.data.texts import Unusable, given_in, prompt_text, text_in
@@ -22,19 +22,19 @@ PREFERENCES = (
 
 
 def read_recorded(path: str | Path, prompts: int | None = None, seed: int = 0) -> Recorded:
-    """Recorded judgments of a file; its first row decides which of two forms it has.
+    """Recorded judgments of a file; the columns of its first row decide which of two forms it has.
 
     Form `pairs` has columns prompt, a, b, preference. A preference is the share by which `a` is preferred, in [0, 1]:
-    above 0.5 `a` wins, below it `b`, 0.5 is a tie. `"a"`, `"b"` and `"tie"` are the same as 1, 0 and 0.5. AlpacaEval's
-    scale from 1 (`a` wins) over 1.5 to 2 (`b` wins) is read, too; a file with numbers on both sides of 1 is an error.
-    The records of a pair, in either order, are averaged.
+    above 0.5 `a` wins, below it `b`, 0.5 is a tie. `"a"`, `"b"` and `"tie"` mean 1, 0 and 0.5. AlpacaEval's scale
+    from 1 (`a` wins) to 2 (`b` wins) is also accepted; a file with numbers both below and above 1 is an error. Several
+    records of a pair, in either order, are averaged.
 
-    Form `scores` has columns prompt, source (`on` or `off`), completion, score, with any number of each a prompt.
-    A prompt without candidates of one source is dropped. `prompts` of them are chosen as in `read_preferences`; their
-    text lies on disk. Form `pairs` keeps all rows, in about 400 bytes of memory a pair.
+    Form `scores` has columns prompt, source (`on` or `off`), completion, score, and one row per candidate. A prompt
+    without candidates of one source is dropped. `prompts` of them are chosen as in `read_preferences`; their texts are
+    stored on disk. Form `pairs` keeps all rows, in about 400 bytes of memory per pair.
 
-    An empty, null or infinite judgment or score is a failure, not a tie. A pair without another judgment, or a prompt
-    with a missing score, has no verdict and counts in `failures`. Raises BadData.
+    An empty, null or infinite judgment or score is a failure, not a tie. A pair with only failed judgments and a prompt
+    with a failed score have no verdict and count in `failures`. Raises BadData.
     """
     positive(prompts)
     source = str(path)
@@ -67,7 +67,7 @@ class _Pairs:
         self.pairs: dict[PairKey, RecordedPair] = {}
         self.sides: dict[bool, tuple[int, Any]] = {}
 
-    def add(self, number: int, row: TableRow) -> None:
+    def add(self, number: int, row: DataRow) -> None:
         prompt, a, b = _prompt(row), _completion(row, "a"), _completion(row, "b")
         share = self._share(number, row)
         first = pair_order(a, b)
@@ -80,7 +80,7 @@ class _Pairs:
         else:
             verdict.backward, verdict.backwards = verdict.backward + 1 - share, verdict.backwards + 1
 
-    def _share(self, number: int, row: TableRow) -> float | None:
+    def _share(self, number: int, row: DataRow) -> float | None:
         """Share by which `a` is preferred; None for a failed judgment. Raises BadData for an ambiguous scale."""
         if "preference" not in row:
             raise Unusable("no `preference`")
@@ -99,7 +99,7 @@ class _Pairs:
                 (low, below), (high, above) = self.sides[False], self.sides[True]
                 raise BadData(
                     f"{self.source}, column 'preference': {below!r} in {self.tally.unit} {low} and {above!r} in "
-                    f"{self.tally.unit} {high} are of two scales; {PREFERENCES}"
+                    f"{self.tally.unit} {high} belong to different scales; {PREFERENCES}"
                 )
         return share if share <= 1 else 2 - share
 
@@ -114,7 +114,7 @@ class _ScoredRow(NamedTuple):
     """One scored candidate, as stored on the shelf."""
 
     before: int
-    """Place of the prompt's previous row; -1 for the first."""
+    """Place on the shelf of the prompt's previous row; -1 for the first."""
     source: str
     completion: str
     score: float
@@ -122,12 +122,12 @@ class _ScoredRow(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Scored:
+class _PromptGroup:
     """Rows of one prompt, as held in memory."""
 
     number: int
     last: int = -1
-    """Place of its last row with a score; -1 if it has none."""
+    """Place on the shelf of its last row with a score; -1 if there is none."""
     rows: int = 0
     failed: bool = False
 
@@ -137,10 +137,10 @@ class _Scores:
 
     def __init__(self, source: str, tally: Tally, prompts: int | None, seed: int):
         self.source, self.tally = source, tally
-        self.pick: Pick[_Scored] = Pick(prompts, seed)
+        self.pick: Pick[_PromptGroup] = Pick(prompts, seed)
         self.shelf: Shelf[_ScoredRow] = Shelf()
 
-    def add(self, number: int, row: TableRow) -> None:
+    def add(self, number: int, row: DataRow) -> None:
         prompt, completion = _prompt(row), _completion(row, "completion")
         where = f"{self.source}, {self.tally.unit} {number}, column"
         source = given_in(row, "source")
@@ -151,7 +151,7 @@ class _Scores:
         score = _number(
             row["score"], f"{where} 'score'", "write a number, higher is better, or leave a failed one empty"
         )
-        group = self.pick.group(prompt, lambda: _Scored(number))
+        group = self.pick.group(prompt, lambda: _PromptGroup(number))
         if group is None:
             return
         group.rows += 1
@@ -161,7 +161,7 @@ class _Scores:
             group.last = self.shelf.put(_ScoredRow(group.last, source, completion, score, prompt))
 
     def result(self, given: int, digest: str) -> Recorded:
-        """Drops prompts that cannot vote: those with a failed score, and those without one of the two sources."""
+        """The judgments read. Drops prompts with a failed score, and prompts without candidates of one source."""
         shelf: Shelf[RecordedPrompt] = Shelf()
         places, used, failures, most_votes = [], 0, 0, 0
         for group in self.pick.in_order():
@@ -169,24 +169,24 @@ class _Scores:
                 failures += 1
                 self._drop("prompt with a failed score", group)
                 continue
-            found = self._prompt(group)
-            if not (found.on and found.off):
-                self._drop(f"prompt without candidates of source '{'off' if found.on else 'on'}'", group)
+            prompt = self._prompt(group)
+            if not (prompt.on and prompt.off):
+                self._drop(f"prompt without candidates of source '{'off' if prompt.on else 'on'}'", group)
                 continue
             used += group.rows
-            most_votes = max(most_votes, len(found.on) * len(found.off))
-            places.append(shelf.put(found))
+            most_votes = max(most_votes, len(prompt.on) * len(prompt.off))
+            places.append(shelf.put(prompt))
         prompts = Shelved(shelf, places)
         left_out = self.pick.left_out
         return Recorded(
             self.source, digest, "scores", given, used, left_out, failures, self.tally, prompts, {}, most_votes
         )
 
-    def _drop(self, reason: str, group: _Scored) -> None:
+    def _drop(self, reason: str, group: _PromptGroup) -> None:
         self.tally.add(reason, group.number)
         self.tally.drops[reason] += group.rows - 1
 
-    def _prompt(self, group: _Scored) -> RecordedPrompt:
+    def _prompt(self, group: _PromptGroup) -> RecordedPrompt:
         """A prompt with its scored candidates, in the order of the file."""
         rows = []
         place = group.last
@@ -200,7 +200,7 @@ class _Scores:
         return RecordedPrompt(rows[0].prompt, sides["on"], sides["off"])
 
 
-def _form(source: str, row: TableRow) -> Literal["pairs", "scores"]:
+def _form(source: str, row: DataRow) -> Literal["pairs", "scores"]:
     """Form of a recorded file, by the columns of its first row. Raises BadData for neither and for both."""
     missing = {form: [name for name in columns if name not in row] for form, columns in RECORDED.items()}
     if not missing["pairs"] and not missing["scores"]:
@@ -219,7 +219,7 @@ def _form(source: str, row: TableRow) -> Literal["pairs", "scores"]:
     )
 
 
-def _prompt(row: TableRow) -> str:
+def _prompt(row: DataRow) -> str:
     """Prompt of a recorded row as text. Raises Unusable."""
     text = prompt_text(text_in(row, "prompt"))
     if not text.strip():
@@ -227,7 +227,7 @@ def _prompt(row: TableRow) -> str:
     return text
 
 
-def _completion(row: TableRow, column: str) -> str:
+def _completion(row: DataRow, column: str) -> str:
     """Completion of a recorded row, possibly empty. Raises Unusable."""
     value = text_in(row, column)
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Recorded judgments as values."""
+"""Recorded judgments as values, and the keys by which they are looked up."""
 
 import hashlib
 import math
@@ -14,7 +14,7 @@ from stagealign.scoring.contest import Contest, Judged
 
 @dataclass(frozen=True)
 class RecordedPrompt:
-    """A prompt whose candidates were scored beforehand: (completion, score) by source; a higher score wins."""
+    """A prompt with recorded scores: (completion, score) of its candidates by source; higher is better."""
 
     prompt: str
     on: tuple[tuple[str, float], ...]
@@ -32,13 +32,13 @@ class RecordedPrompt:
 
 @dataclass(slots=True)
 class RecordedPair:
-    """Records of one pair, as shares of its first text in the order of `pair_order`."""
+    """Recorded judgments of one pair, as shares of its first text; `pair_order` defines which text is first."""
 
     forward: float = 0.0
-    """Sum of shares in [0, 1] by which the first text is preferred, over records in this order."""
+    """Sum of the first text's shares, each in [0, 1], over records with the first text as `a`."""
     forwards: int = 0
     backward: float = 0.0
-    """The same sum (of the first text's shares), over records in the other order."""
+    """Sum of the first text's shares over records with the first text as `b`."""
     backwards: int = 0
 
     def sign(self) -> int | None:
@@ -47,7 +47,7 @@ class RecordedPair:
         return _sign((self.forward + self.backward) / count) if count else None
 
     def changed(self) -> bool | None:
-        """Whether the winner changed with the order; None unless both orders are recorded."""
+        """True if the winner changed with the order; None unless both orders are recorded."""
         if not (self.forwards and self.backwards):
             return None
         return _sign(self.forward / self.forwards) != _sign(self.backward / self.backwards)
@@ -72,9 +72,9 @@ class Recorded:
     """Pairs without a verdict (form `pairs`), or prompts with a candidate without a score (form `scores`)."""
     tally: Tally
     prompts: Sequence[RecordedPrompt]
-    """Form `scores`: prompts with candidates of both sources, in random order."""
+    """Form `scores`: the prompts used, in random order."""
     pairs: dict[PairKey, RecordedPair] = field(repr=False)
-    """Form `pairs`: records by the hashes of prompt and texts."""
+    """Form `pairs`: records by `pair_key`."""
     most_votes: int = 0
     """Form `scores`: largest number of comparisons across sources of one prompt."""
 
@@ -87,27 +87,27 @@ class Recorded:
 
 
 def _sign(share: float) -> int:
-    """1 above a half, -1 below, 0 within 1e-9 of it: a mean of shares may miss a half by rounding."""
+    """1 above a half, -1 below, 0 within 1e-9 of it, as a mean of shares can miss a half by rounding."""
     return 0 if math.isclose(share, 0.5, abs_tol=1e-9) else (1 if share > 0.5 else -1)
 
 
-def marked(text: str) -> bytes:
-    """Hash of a text, without surrounding white space, kind of line ends and the apostrophe before a formula."""
+def text_hash(text: str) -> bytes:
+    """Hash of a text; ignores surrounding white space, the kind of line ends and the apostrophe before a formula."""
     bare = from_spreadsheet(text.strip()).strip().replace("\r\n", "\n")
     return hashlib.blake2b(bare.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def pair_order(a: str, b: str) -> bool:
-    """Whether the pair is recorded in this order of its texts."""
-    return marked(a) <= marked(b)
+    """True if `a` is the first text of the pair in its record."""
+    return text_hash(a) <= text_hash(b)
 
 
 def pair_key(prompt: str, a: str, b: str) -> PairKey:
     """Key of a pair, the same for both orders of its texts."""
-    low, high = sorted((marked(a), marked(b)))
-    return marked(prompt), low, high
+    low, high = sorted((text_hash(a), text_hash(b)))
+    return text_hash(prompt), low, high
 
 
 def cross_pairs(contest: Contest) -> Iterator[tuple[str, str]]:
-    """Each (on, off) of a contest, those of the first `on` first."""
+    """Yields each (on, off) of a contest in row-major order."""
     return ((on, off) for on in contest.on for off in contest.off)

@@ -1,1 +1,1 @@
-"""A language model and what it writes: loading, starting policies, log-probs, samplers."""
+"""Language models: loading, starting policies, log-probs, samplers."""

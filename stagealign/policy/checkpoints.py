@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors only, no remote code, no adapter, no weight missing; and batches by length."""
+"""Reading of checkpoints (complete safetensors only, no remote code, no adapters), and batches by length."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ IDENTITY_FILES = (
     "*.model",
     "chat_template*",
 )
-"""Files of a local folder that may change a score: weights, config, tokenizer and chat template."""
+"""Files of a local folder that can change a score: weights, config, tokenizer and chat template."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib")
 """Files that may hold a pickle, which runs code when it is read."""
 LARGEST_HEADER = 100_000_000
@@ -33,9 +33,9 @@ LARGEST_HEADER = 100_000_000
 
 
 def check_weights(name: str, revision: str | None = None) -> None:
-    """Raises StagealignError if a checkpoint's weights would be anything but its own safetensors.
+    """Raises StagealignError unless a checkpoint's weights are safetensors of its own.
 
-    Of a local folder each file's start is looked at: a pickle is one whatever it is called.
+    In a local folder the first bytes of each file are checked, so that a pickle is recognized under any name.
     """
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():
         raise StagealignError(
@@ -56,12 +56,12 @@ def check_weights(name: str, revision: str | None = None) -> None:
     for path in weights:
         wrong = _not_safetensors(path)
         if wrong:
-            raise StagealignError(f"checkpoint {name!r}: {path.name} {wrong}; download it again from where it came")
+            raise StagealignError(f"checkpoint {name!r}: {path.name} {wrong}; download it again")
     pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickled and not weights:
         raise StagealignError(
             f"checkpoint {name!r}: its weights are a pickle ({', '.join(pickled[:3])}), which may run code when it is "
-            f"read, so it was not opened; {_conversion(name, pickled)}"
+            f"read; it was not opened; {_conversion(name, pickled)}"
         )
     if not weights and not index:
         raise StagealignError(
@@ -70,24 +70,24 @@ def check_weights(name: str, revision: str | None = None) -> None:
 
 
 def _conversion(name: str, pickled: Sequence[str]) -> str:
-    """How to make safetensors of a pickle without running what is in it: torch then reads tensors and nothing else."""
+    """Advice: how to convert a pickle to safetensors without running its code; torch then reads tensors only."""
     if not any(file.startswith("pytorch_model") for file in pickled):
         return "ask whoever made it for safetensors"
     folder = Path(name)
     code = (
-        "import glob, torch; from safetensors.torch import save_file; save_file({key: one.contiguous().clone() "
+        "import glob, torch; from safetensors.torch import save_file; save_file({name: tensor.contiguous().clone() "
         f"for file in glob.glob({json.dumps(str(folder / 'pytorch_model*.bin'))}) "
-        'for key, one in torch.load(file, map_location="cpu", weights_only=True).items()}, '
+        'for name, tensor in torch.load(file, map_location="cpu", weights_only=True).items()}, '
         f'{json.dumps(str(folder / "model.safetensors"))}, {{"format": "pt"}})'
     )
-    return f"make safetensors of its tensors alone, which runs none of it: python -c {shlex.quote(code)}"
+    return f"convert its tensors to safetensors, which runs none of its code: python -c {shlex.quote(code)}"
 
 
 def _file_of(name: str, file: str, revision: str | None) -> str | None:
-    """Local path of one file of a checkpoint, from its folder or the hub; None if it has none."""
+    """Local path of one file of a checkpoint, from its folder or the hub; None if the checkpoint lacks the file."""
     from transformers.utils import cached_file
 
-    found: str | None = cached_file(
+    path: str | None = cached_file(
         name,
         file,
         revision=revision,
@@ -95,11 +95,11 @@ def _file_of(name: str, file: str, revision: str | None) -> str | None:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return found
+    return path
 
 
 def _check_index(name: str, path: Path) -> None:
-    """Raises StagealignError for an index of shards that names anything but safetensors beside it."""
+    """Raises StagealignError if the index names shards other than safetensors files in the same folder."""
     try:
         shards = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -109,13 +109,13 @@ def _check_index(name: str, path: Path) -> None:
     for shard in shards:
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or "/" in shard or "\\" in shard:
             raise StagealignError(
-                f"checkpoint {name!r}: {path.name} names {str(shard)[:80]!r} as weights; only safetensors beside it "
-                "are read, so convert the checkpoint, or download it again"
+                f"checkpoint {name!r}: {path.name} names {str(shard)[:80]!r} as weights; only safetensors in its "
+                "folder are read: convert the checkpoint, or download it again"
             )
 
 
 def _not_safetensors(path: Path) -> str | None:
-    """Why a file is not a whole safetensors file, by its header and its size; None if it is one."""
+    """Reason why a file is not a complete safetensors file, by its header and size; None if it is."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(9)
@@ -128,7 +128,9 @@ def _not_safetensors(path: Path) -> str | None:
             return _kind(file.read(4096))
     try:
         entries = json.loads(header)
-        needed = max((int(one["data_offsets"][1]) for key, one in entries.items() if key != "__metadata__"), default=0)
+        needed = max(
+            (int(entry["data_offsets"][1]) for key, entry in entries.items() if key != "__metadata__"), default=0
+        )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         return "has a damaged header"
     return None if size == 8 + length + needed else f"has {size:,} bytes, its header says {8 + length + needed:,}"
@@ -136,28 +138,28 @@ def _not_safetensors(path: Path) -> str | None:
 
 def _kind(start: bytes) -> str:
     if start.startswith(b"PK\x03\x04"):
-        return "is a zip archive, as torch.save writes it: a pickle, which may run code, so it was not opened"
+        return "is a zip archive, as torch.save writes it: a pickle, which may run code; it was not opened"
     if start.startswith(b"version https://git-lfs"):
-        return "is a pointer of git-lfs, not the file itself"
+        return "is a git-lfs pointer, not the file itself"
     try:
         next(pickletools.genops(start))
         pickled = start[:1] == b"\x80" or start[:1] in b"(cG"
     except (ValueError, StopIteration, UnicodeDecodeError):
         pickled = False
-    return "is a pickle, which may run code, so it was not opened" if pickled else "is not safetensors"
+    return "is a pickle, which may run code; it was not opened" if pickled else "is not safetensors"
 
 
 def read_config(name: str, revision: str | None = None) -> Any:
-    """Config of a checkpoint, from a local folder or the hub; nothing large is read.
+    """Config of a checkpoint, from a local folder or the hub; weights are not read.
 
-    Raises StagealignError if there is none, where transformers does not know it, or where it asks for remote code.
+    Raises StagealignError if there is none, if transformers does not know it, or if it asks for remote code.
     """
     try:
         raw, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
         if "auto_map" in raw:
             raise StagealignError(
-                f"checkpoint {name!r}: asks to run code of its own (`auto_map` in config.json), which is never done; "
-                "use a checkpoint of an architecture that transformers has"
+                f"checkpoint {name!r}: asks to run code of its own (`auto_map` in config.json), which is never run; "
+                "use a checkpoint whose architecture is part of transformers"
             )
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -179,10 +181,10 @@ def read_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
 def read_weights(
     architecture: Any, name: str, config: Any, revision: str | None = None, dtype: str = "float32"
 ) -> PreTrainedModel:
-    """Model in evaluation mode, on the GPU where there is one; `architecture` is what has `from_pretrained`.
+    """Model in evaluation mode, on the GPU if there is one; `architecture` is a class with `from_pretrained`.
 
-    Raises StagealignError if there are no safetensors, or where they lack a weight: transformers would draw it at
-    random, and a random head scores without a complaint.
+    Raises StagealignError if there are no safetensors or if they lack a weight. transformers would draw that weight at
+    random, and a random head gives scores without an error.
     """
     check_weights(name, revision)
     try:
@@ -197,7 +199,7 @@ def read_weights(
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise unreadable(name, error) from error
-    except RuntimeError as error:  # shapes that do not match: transformers prints the table of them
+    except RuntimeError as error:  # shapes that do not match; transformers prints a table of them
         raise StagealignError(
             f"checkpoint {name!r}: its weights do not have the shapes that its config.json asks for; download it again"
         ) from error
@@ -206,7 +208,7 @@ def read_weights(
 
 
 def check_missing(name: str, model: PreTrainedModel, loaded: Any, advice: str) -> None:
-    """Raises StagealignError if the files lacked a weight: it was drawn at random."""
+    """Raises StagealignError if the files lacked a weight, which transformers then drew at random."""
     missing = sorted(loaded["missing_keys"])
     if missing:
         raise StagealignError(
@@ -216,7 +218,7 @@ def check_missing(name: str, model: PreTrainedModel, loaded: Any, advice: str) -
 
 
 def floating(dtype: str) -> torch.dtype:
-    """The torch type of that name. Raises StagealignError for one that no model is run in."""
+    """The torch dtype of that name. Raises StagealignError for an unsupported one."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in known:
         raise StagealignError(f"dtype {dtype!r}: unknown; one of {', '.join(known)}")
@@ -236,9 +238,10 @@ def weights_identity(name: str, config: Any) -> str:
 
 
 def length_batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Places of rows, longest first, in batches of at most `tokens` with their padding; a longer row goes alone.
+    """Yields indices of rows, longest first, in batches of at most `tokens` tokens, padding included.
 
-    Attention grows with the square of the length: beyond 512 tokens a row counts as length * length / 512.
+    A longer row is a batch of its own. Attention grows with the square of the length: beyond 512 tokens a row counts as
+    length * length / 512 tokens.
     """
     batch: list[int] = []
     room = 0
@@ -262,14 +265,14 @@ def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tup
 
 
 def unreadable(name: str, error: Exception) -> StagealignError:
-    """The error for a checkpoint that a library could not read, with its first line."""
+    """The error for a checkpoint that a library could not read, with the first line of its message."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     first = first.rstrip(".")
     hint = "name a local folder or a hub id with config.json, tokenizer and *.safetensors"
     if "use_safetensors" in first:
         return StagealignError(
-            f"checkpoint {name!r}: it has no safetensors, and nothing else is read, as a pickle may run code; look for "
-            "another revision of it on the hub, or download it: the message for the folder says how to convert it"
+            f"checkpoint {name!r}: it has no safetensors, and no other format is read, as it may run code; look for "
+            "another revision on the hub, or download it and name its folder to see how to convert it"
         )
     if isinstance(error, ImportError):
         return CannotRun(f"checkpoint {name!r}: {first}")

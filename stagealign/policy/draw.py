@@ -1,4 +1,4 @@
-"""One token from a row of logits."""
+"""Choice of the next token from logits."""
 
 import torch
 from torch import Tensor
@@ -9,15 +9,15 @@ from stagealign.policy.lm import LanguageModel
 
 
 def draws(seed: int, prompt_hash: str, index: int, count: int) -> Tensor:
-    """`count` uniform numbers in [0, 1) that belong to one candidate, whatever its batch."""
+    """`count` uniform numbers in [0, 1) of one candidate; they do not depend on its batch."""
     generator = torch.Generator().manual_seed(stream(seed, "sample", prompt_hash, index))
     return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
 def penalised(logits: Tensor, written: Tensor, decoding: Decoding) -> Tensor:
-    """Logits (B, vocabulary) less what `decoding` takes off for tokens that a completion holds already.
+    """Logits (B, vocabulary) minus the penalties of `decoding` for tokens that a completion already contains.
 
-    `written` counts them, same shape. Source: vLLM's and OpenAI's presence and frequency penalties.
+    `written` has the same shape and counts those tokens. Source: vLLM's and OpenAI's presence and frequency penalties.
     """
     return logits - decoding.frequency_penalty * written - decoding.presence_penalty * (written > 0)
 
@@ -25,8 +25,8 @@ def penalised(logits: Tensor, written: Tensor, decoding: Decoding) -> Tensor:
 def choose(logits: Tensor, uniform: Tensor, decoding: Decoding, written: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Next token ids, shape (B,), and their log-probs at temperature 1, from logits (B, vocabulary) and draws (B,).
 
-    Penalties first, for `written` as in `penalised`; then top-k, then top-p among the k, as in transformers: the
-    smallest set whose mass reaches top_p; temperature 0 is greedy. Log-probs are without penalties.
+    Applies penalties (`penalised`), then top-k, then top-p among the k as in transformers: the smallest set whose mass
+    reaches top_p. Temperature 0 is greedy. The log-probs are of the logits without penalties.
     """
     logits = logits.float()
     asked = logits if written is None else penalised(logits, written, decoding)
@@ -44,5 +44,5 @@ def choose(logits: Tensor, uniform: Tensor, decoding: Decoding, written: Tensor 
 
 
 def additive(seen: Tensor, lm: LanguageModel) -> Tensor:
-    """0 where `seen`, minus infinity elsewhere, shape (B, 1, S, T)."""
+    """Additive attention mask of shape (B, 1, S, T): 0 where `seen`, minus infinity elsewhere."""
     return torch.zeros(seen.shape, dtype=lm.model.dtype, device=seen.device).masked_fill_(~seen, float("-inf"))[:, None]

@@ -1,4 +1,4 @@
-"""The decoder layers that learn and those that do not."""
+"""Split of a decoder into frozen lower layers (the trunk) and trained top layers."""
 
 import copy
 from typing import Any
@@ -29,7 +29,7 @@ def top_of(model: PreTrainedModel, top_layers: int) -> PreTrainedModel:
 
 
 def freeze_below(model: PreTrainedModel, top_layers: int) -> None:
-    """Leaves only the top layers and the final norm trainable; embeddings and head stay as they are."""
+    """Freezes all weights except the top layers and the final norm; embeddings and head are frozen too."""
     model.requires_grad_(False)
     body = model.base_model
     body.layers[layer_count(model) - top_layers :].requires_grad_(True)
@@ -42,17 +42,17 @@ def layer_count(model: PreTrainedModel) -> int:
 
 
 def norm_name(body: nn.Module) -> str:
-    """Attribute name of the final norm; Llama, Mistral, Qwen, GPT-NeoX and Phi are known."""
+    """Attribute name of the final norm, as in Llama, Mistral, Qwen, GPT-NeoX and Phi. Raises StagealignError."""
     for name in ("norm", "final_layer_norm", "final_layernorm"):
         if hasattr(body, name):
             return name
     raise StagealignError(
-        f"{type(body).__name__}: no final norm known; set trained_layers to None to train every layer"
+        f"{type(body).__name__}: the name of its final norm is unknown; set trained_layers to None to train every layer"
     )
 
 
 def _shallow(module: Any) -> Any:
-    """A copy of a module that shares its children, so that one child can be swapped in the copy alone."""
+    """A copy of a module that shares its children; a child can be replaced in the copy alone."""
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
     return twin

@@ -39,9 +39,9 @@ class LanguageModel:
         return self.model.base_model
 
     def prompt_ids(self, prompt: str | Sequence[Mapping[str, str]], template: bool = True) -> list[int]:
-        """Token ids of a prompt, text or conversation, as the model sees it, up to where the completion starts.
+        """Token ids of a prompt (text or conversation) up to the start of the completion.
 
-        The chat template is applied where the tokenizer has one, unless `template` says not to.
+        Applies the tokenizer's chat template if it has one and `template` is True.
         """
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         if template and self.tokenizer.chat_template:
@@ -50,12 +50,12 @@ class LanguageModel:
         return list(self.tokenizer("\n\n".join(turn["content"] for turn in turns)).input_ids)
 
     def completion_ids(self, completion: str, ended: bool) -> list[int]:
-        """Token ids of a completion; EOS closes it unless it was cut off at the token limit."""
+        """Token ids of a completion, followed by EOS if it `ended` before the token limit."""
         ids = list(self.tokenizer(completion, add_special_tokens=False).input_ids)
         return [*ids, self.tokenizer.eos_token_id] if ended else ids
 
     def pair_tokens(self, pair: Pair, max_length: int) -> PairTokens:
-        """Token ids of one pair; completions are cut where prompt and completion exceed `max_length` tokens.
+        """Token ids of one pair; a completion is cut so that prompt and completion have at most `max_length` tokens.
 
         Raises BadData for a prompt that alone fills `max_length`.
         """
@@ -105,7 +105,7 @@ def on_gpu(lm: LanguageModel) -> LanguageModel:
 
 
 def tensor(path: Path, name: str) -> Tensor:
-    """A tensor of a safetensors file. Raises Damaged, also for files from before the store had checksums."""
+    """The tensor of that name in a safetensors file. Raises Damaged for a corrupt file."""
     from safetensors.torch import load_file
 
     try:
@@ -115,7 +115,7 @@ def tensor(path: Path, name: str) -> Tensor:
 
 
 def load_shape(folder: str | Path) -> LanguageModel:
-    """A local checkpoint's architecture without its weights, and its tokenizer: for what needs token ids only.
+    """A local checkpoint's tokenizer and architecture without weights, enough to compute token ids.
 
     Raises StagealignError if the checkpoint lacks an EOS token.
     """
@@ -123,7 +123,7 @@ def load_shape(folder: str | Path) -> LanguageModel:
     check_tokenizer(tokenizer, str(folder))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(read_config(str(folder)), trust_remote_code=False)
-    if (Path(folder) / "generation_config.json").exists():  # its end tokens: see `end_ids`
+    if (Path(folder) / "generation_config.json").exists():  # holds end tokens: see `end_ids`
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return LanguageModel(model, tokenizer)
 
@@ -131,7 +131,8 @@ def load_shape(folder: str | Path) -> LanguageModel:
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, chat: bool = False) -> None:
     """Gives a tokenizer without a pad token its EOS to pad with (padding is always masked).
 
-    Raises StagealignError if there is no EOS token, as a completion could never end, or, with `chat`, no template.
+    Raises StagealignError if there is no EOS token, without which no completion ends, and with `chat` also if there is
+    no chat template.
     """
     if chat and not tokenizer.chat_template:
         raise StagealignError(
@@ -148,22 +149,22 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, chat: bool = 
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raises StagealignError if a chat template cannot be used: it fails, or leaves out how an answer starts.
+    """Raises StagealignError for a chat template that fails, or that has no generation prompt and needs one.
 
-    A template that ends the user's turn so that the answer follows at once (`[/INST]`) needs no generation prompt.
+    A template whose user turn ends in a mark that starts the answer (`[/INST]`) needs no generation prompt.
     """
     bare, full = _rendered(tokenizer, name, USER), _rendered(tokenizer, name, [*USER, ANSWER])
     prompt = _rendered(tokenizer, name, USER, add_generation_prompt=True)
     follows = full.startswith(prompt) and full[len(prompt) :].lstrip().startswith(ANSWER["content"])
     if prompt == bare and not follows:
         raise StagealignError(
-            f"checkpoint {name!r}: its chat template has no generation prompt, so a policy would go on with the user's "
+            f"checkpoint {name!r}: its chat template has no generation prompt, so a policy would continue the user's "
             "turn; add one under `{% if add_generation_prompt %}` in chat_template.jinja"
         )
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase, name: str) -> int | None:
-    """Id of the special token that the chat template puts after an answer; None if it puts none there."""
+    """Id of the special token that the chat template puts after an answer; None if there is none."""
     if not tokenizer.chat_template:
         return None
     after = _rendered(tokenizer, name, [*USER, ANSWER]).rpartition(ANSWER["content"])[2]
@@ -173,7 +174,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, name: str) -> int | None:
 
 
 def check_ends(lm: LanguageModel, name: str) -> None:
-    """Raises StagealignError if the token that ends a turn in the chat template would not end a completion."""
+    """Raises StagealignError if the token that ends a turn in the chat template is not one of `end_ids`."""
     end = turn_end(lm.tokenizer, name)
     if end is not None and end not in end_ids(lm):
         ours, theirs = lm.tokenizer.eos_token, lm.tokenizer.convert_ids_to_tokens(end)
@@ -205,11 +206,11 @@ def end_ids(lm: LanguageModel) -> list[int]:
     """Token ids that end a completion: the tokenizer's EOS and those of the generation config."""
     configured = getattr(lm.model.generation_config, "eos_token_id", None)
     others = configured if isinstance(configured, list) else [configured]
-    return sorted({lm.tokenizer.eos_token_id, *(one for one in others if one is not None)})
+    return sorted({lm.tokenizer.eos_token_id, *(token for token in others if token is not None)})
 
 
 def check_context(lm: LanguageModel, prompt_tokens: int, new_tokens: int) -> None:
-    """Raises BadData if the longest prompt and what is to be sampled do not fit the model's context."""
+    """Raises BadData if prompt and new tokens together exceed the model's context."""
     limit = lm.model.config.max_position_embeddings
     if prompt_tokens + new_tokens > limit:
         raise BadData(
@@ -221,8 +222,8 @@ def check_context(lm: LanguageModel, prompt_tokens: int, new_tokens: int) -> Non
 def save(lm: LanguageModel, folder: Path, start: Path | None = None, top_layers: int | None = None) -> None:
     """Writes a checkpoint that `from_pretrained` reads.
 
-    Where only the top layers differ from the checkpoint in `start`, the weights are two shards and the frozen one is
-    linked, not copied: a grid of policies then costs the disk only what was trained.
+    If only the top layers differ from the checkpoint in `start`, the weights are two shards, and the frozen shard is a
+    hard link. A grid of policies then takes disk space only for trained weights.
     """
     if top_layers is None:
         lm.model.save_pretrained(folder)

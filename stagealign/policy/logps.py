@@ -1,9 +1,9 @@
 """Log-probs of completions: how pairs are laid out for one forward, and the sum over completion positions only.
 
-Two layouts give the same numbers. `rows`: each completion behind its own copy of the prompt, right-padded. `trees`: the
-pairs of the micro-batch in fewer rows, in each of them what all prompts share stored once, and each prompt once for its
-two completions; a mask lets a token see its own branch only. Fewer rows leave less padding, and more squares of
-attention that nobody looks at.
+Two layouts give the same numbers. `rows`: each completion follows its own copy of the prompt, right-padded. `trees`: a
+row holds several pairs. The start that all prompts share is stored once per row, and each prompt once for its two
+completions; a mask lets a token see its own branch only. Trees have less padding but compute more attention that is
+masked.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ class PairTokens:
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
     cut: int = 0
-    """Completions of the two that `max_length` cut."""
+    """Number of the two completions that were cut at `max_length`."""
 
     @property
     def tokens(self) -> int:
@@ -44,15 +44,15 @@ class Packed:
     position_ids: Tensor
     """(B, N)"""
     mask: Tensor | None
-    """(B, 1, N, N), True where a token may look; None for plain causal rows."""
+    """(B, 1, N, N), True where a token may attend; None for plain causal rows."""
     origin: Tensor
-    """(B, N): the token's place in the pairs' tokens laid end to end as prompt, chosen, rejected; -1 is padding."""
+    """(B, N): index of the token in the pairs' tokens laid end to end as prompt, chosen, rejected; -1 for padding."""
     place: Tensor
-    """(tokens of the pairs,): flat place in (B, N) of each of those tokens; a shared one is named by each pair."""
+    """(tokens of the pairs,): flat index in (B, N) of each token of the pairs; shared tokens are repeated."""
     predictor: Tensor
-    """(M,): flat place in (B, N) of the token before a scored one."""
+    """(M,): flat index in (B, N) of the token before each scored token."""
     target: Tensor
-    """(M,): the scored token."""
+    """(M,): ids of the scored tokens."""
     segment: Tensor
     """(M,): 2 x pair for chosen, 2 x pair + 1 for rejected."""
     lengths: Tensor
@@ -81,12 +81,12 @@ def pack(pairs: Sequence[PairTokens], hidden_size: int) -> Packed:
 
 
 def _cost(rows: int, longest: int, attention: float, hidden_size: int) -> float:
-    """Arithmetic of a decoder on rows of this length, in tokens through its linear layers."""
+    """Compute of a decoder on rows of this length, in units of one token through its linear layers."""
     return rows * longest * (1 + attention * longest / (6 * hidden_size))
 
 
 def into_rows(sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Numbers of what has these sizes, in `count` rows of about the same: the largest first, each to the emptiest."""
+    """Indices of items of these sizes, in `count` rows of similar sum: largest first, each to the emptiest row."""
     rows: list[list[int]] = [[] for _ in range(count)]
     filled = [0] * count
     for number in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
@@ -101,7 +101,7 @@ def pack_rows(pairs: Sequence[PairTokens]) -> Packed:
     longest = max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
     ids = torch.zeros(2 * len(pairs), longest, dtype=torch.long)
     origin = torch.full_like(ids, -1)
-    scored = _Scored()
+    scored = _Layout()
     offset = 0
     for number, pair in enumerate(pairs):
         start = len(pair.prompt)
@@ -119,8 +119,9 @@ def pack_rows(pairs: Sequence[PairTokens]) -> Packed:
 
 
 def pack_trees(pairs: Sequence[PairTokens], rows: Sequence[Sequence[int]]) -> Packed:
-    """The pairs that each row names: first what all prompts share, then of each pair the rest of its prompt, chosen and
-    rejected; padded on the right with tokens that nobody sees.
+    """Several pairs a row: the start that all prompts share, then each pair's rest of the prompt, chosen and rejected.
+
+    `rows` holds indices of pairs. Rows are padded on the right with masked tokens.
     """
     shared = shared_prefix([pair.prompt for pair in pairs])
     size = shared + max(sum(pairs[number].tokens - shared for number in row) for row in rows)
@@ -128,7 +129,7 @@ def pack_trees(pairs: Sequence[PairTokens], rows: Sequence[Sequence[int]]) -> Pa
     mask = torch.stack([_tree_mask(size, shared, list(row.values()))[None] for row in spans])
     ids = torch.zeros(len(rows), size, dtype=torch.long)
     positions, origin = torch.zeros_like(ids), torch.full_like(ids, -1)
-    scored = _Scored()
+    scored = _Layout()
     row_of = {number: at for at, row in enumerate(rows) for number in row}
     offset = 0
     for number, pair in enumerate(pairs):
@@ -148,7 +149,7 @@ def pack_trees(pairs: Sequence[PairTokens], rows: Sequence[Sequence[int]]) -> Pa
 
 
 def _spans(pairs: Sequence[PairTokens], row: Sequence[int], shared: int) -> dict[int, tuple[int, int, int, int]]:
-    """By pair, the start of its own prompt, chosen and rejected in its row, and its end."""
+    """(start of the own prompt, of chosen, of rejected, end) of each pair within its row, by pair."""
     spans, here = {}, shared
     for number in row:
         chosen = here + len(pairs[number].prompt) - shared
@@ -160,7 +161,7 @@ def _spans(pairs: Sequence[PairTokens], row: Sequence[int], shared: int) -> dict
 
 
 def _tree_mask(size: int, shared: int, spans: Sequence[tuple[int, int, int, int]]) -> Tensor:
-    """(N, N): causal, and a completion sees the shared prompt, its own prompt and itself; spans are of `_spans`."""
+    """Causal mask of shape (N, N): a completion sees the shared start, its own prompt and itself."""
     mask = torch.zeros(size, size, dtype=torch.bool)
     mask[:, :shared] = True
     for prompt, chosen, rejected, end in spans:
@@ -171,8 +172,8 @@ def _tree_mask(size: int, shared: int, spans: Sequence[tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """Parts of a layout, collected pair by pair: scored completions, and the places of all tokens."""
+class _Layout:
+    """Parts of a layout, collected pair by pair: scored completions, and the flat indices of all tokens."""
 
     place: list[Tensor] = field(default_factory=list)
     predictor: list[Tensor] = field(default_factory=list)
@@ -180,13 +181,13 @@ class _Scored:
     segment: list[Tensor] = field(default_factory=list)
 
     def add(self, predictor: Tensor, completion: Sequence[int], segment: int) -> None:
-        """One more completion, and the flat place of the token before each of its tokens."""
+        """Adds a completion; `predictor`: flat index of the token before each of its tokens."""
         self.predictor.append(predictor)
         self.target.append(torch.tensor(completion, dtype=torch.long))
         self.segment.append(torch.full((len(completion),), segment))
 
 
-def _packed(ids: Tensor, positions: Tensor, mask: Tensor | None, origin: Tensor, scored: _Scored) -> Packed:
+def _packed(ids: Tensor, positions: Tensor, mask: Tensor | None, origin: Tensor, scored: _Layout) -> Packed:
     segments = torch.cat(scored.segment)
     return Packed(
         ids,
@@ -213,15 +214,15 @@ def unpack(values: Tensor, packed: Packed) -> Tensor:
 
 
 def repack(values: Tensor, packed: Packed) -> Tensor:
-    """Inverse of `unpack`: shape (tokens of the pairs, d) to (B, N, d); padding repeats some token."""
+    """Inverse of `unpack`: shape (tokens of the pairs, d) to (B, N, d); padding holds arbitrary values."""
     return values[packed.origin.clamp(min=0)]
 
 
 def completion_logps(hidden: Tensor, head: nn.Module, packed: Packed, chunk: int = 1024, whole: bool = False) -> Tensor:
     """Sum of log-probs over each completion's tokens, shape (2 x pairs,), float32.
 
-    `hidden` is the last hidden state, shape (B, N, d). Logits exist for `chunk` positions at a time, never for all, and
-    never for prompt positions. With `whole` the head's forward takes all positions, targets and the chunk in one call.
+    `hidden` is the last hidden state, shape (B, N, d). Logits are computed for `chunk` completion positions at a time,
+    never for prompt positions. With `whole` the head is called once with all positions, targets and the chunk size.
     """
     scored = hidden.flatten(0, 1)[packed.predictor]
     logps = head(scored, packed.target, chunk) if whole else token_logps(scored, packed.target, head, chunk)
@@ -230,7 +231,7 @@ def completion_logps(hidden: Tensor, head: nn.Module, packed: Packed, chunk: int
 
 
 def token_logps(scored: Tensor, target: Tensor, head: Callable[[Tensor], Tensor], chunk: int) -> Tensor:
-    """Log-prob of each target, shape (M,), float32; hidden states of shape (M, d) go to logits `chunk` at a time."""
+    """Log-prob of each target, shape (M,), float32, from hidden states of shape (M, d), `chunk` rows at a time."""
     parts = []
     for rows, targets in zip(scored.split(chunk), target.split(chunk), strict=True):
         if rows.requires_grad and len(scored) > chunk:

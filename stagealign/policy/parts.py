@@ -1,7 +1,7 @@
-"""A round's samples in parts: each is labelled while the next is sampled, then they are one again.
+"""Joins the parts of a round's samples and labels: one part is labelled while the next is sampled.
 
-The parts follow the prompts' order and every candidate has its own stream of chance, so our own sampler's are together
-what one artifact would hold; scores are the same but for rounding, as the oracle reads other texts side by side.
+Parts follow the order of the prompts, and every candidate has its own random stream. Joined samples of our own sampler
+therefore equal those of a single artifact. Scores are equal up to rounding, as the oracle's batches differ.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from stagealign.store.record import read_record
 
 
 def join_candidates(work: Work) -> Facts:
-    """Builder of `candidates` from their parts; facts as of the engine that sampled them."""
+    """Builder of `candidates` from their parts; facts as in the sampler's builder."""
     rows = [
         row for name in _ordered(work.inputs) for row in read_rows(work.inputs[name] / "candidates.jsonl", Candidate)
     ]
@@ -27,7 +27,7 @@ def join_candidates(work: Work) -> Facts:
 
 
 def join_pairs(work: Work) -> Facts:
-    """Builder of `pairs` from those of the parts; facts as of `labels.to_pairs`. Raises BadData if none is left."""
+    """Builder of `pairs` from the pairs of the parts; facts as in `labels.to_pairs`. Raises BadData without pairs."""
     parts = {name: folder for name, folder in work.inputs.items() if name != "candidates"}
     rows = [row for name in _ordered(parts) for row in read_rows(parts[name] / "pairs.jsonl", Pair)]
     facts = _summed(parts)
@@ -38,24 +38,24 @@ def join_pairs(work: Work) -> Facts:
 
 
 def _ordered(parts: Mapping[str, Path]) -> list[str]:
-    """`part1`, `part2`, ... `part10`."""
+    """Names of the parts in numerical order: `part1`, `part2`, ..., `part10`."""
     return sorted(parts, key=lambda name: int(name.removeprefix("part")))
 
 
 def _summed(parts: Mapping[str, Path]) -> Facts:
-    """Facts of the parts together: counts added up, other facts kept if all parts share them."""
+    """Facts of all parts: counts are added up, other facts are kept if they are equal in all parts."""
     records = [read_record(parts[name]) for name in _ordered(parts)]
     every: list[Facts] = [record["facts"] if record else {} for record in records]
-    return {name: found for name in every[0] if (found := _together([facts.get(name) for facts in every])) is not None}
+    return {name: total for name in every[0] if (total := _together([facts.get(name) for facts in every])) is not None}
 
 
 def _together(values: Sequence[Any]) -> Any:
-    """Sum of whole numbers, sum by key of counts, what all share; None if they differ."""
-    if all(isinstance(one, int) and not isinstance(one, bool) for one in values):
+    """Sum of integers, sum by key of count tables, or the common value; None if the values differ."""
+    if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
         return sum(values)
-    if all(isinstance(one, dict) and all(isinstance(count, int) for count in one.values()) for one in values):
+    if all(isinstance(value, dict) and all(isinstance(count, int) for count in value.values()) for value in values):
         total: Counter[str] = Counter()
-        for one in values:
-            total.update(one)
+        for value in values:
+            total.update(value)
         return dict(total)
-    return values[0] if all(one == values[0] for one in values) else None
+    return values[0] if all(value == values[0] for value in values) else None

@@ -1,4 +1,4 @@
-"""Attention over a prefix that all rows share, whose keys and values are stored once."""
+"""Attention over a prefix that all rows share; its keys and values are stored once."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ ATTENTION = "stagealign_shared_prefix"
 
 
 class PrefixCache:
-    """Keys and values of a prefix that every row shares, once, and of each row's own tokens."""
+    """Keys and values of a prefix that all rows share, stored once, and of each row's own tokens."""
 
     def __init__(self, layers: int):
         self.prefix: list[tuple[Tensor, Tensor]] = []
@@ -41,7 +41,7 @@ class PrefixCache:
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
     def pick(self, rows: Tensor) -> None:
-        """Keeps these rows, in this order; a row may be named more than once."""
+        """Keeps these rows, in this order; a row may be repeated."""
         self.keys = [keys[rows] for keys in self.keys]
         self.values = [values[rows] for values in self.values]
 
@@ -56,8 +56,8 @@ def shared_prefix_attention(
 ) -> tuple[Tensor, None]:
     """Attention over a prefix stored once and over each row's own keys, shape (B, S, heads, d).
 
-    Grouped heads share their keys without a copy; `attention_mask` is additive, shape (B, 1, S, row tokens). Of what
-    transformers passes by name it takes `scaling` and `shared`, the PrefixCache of the batch.
+    Grouped heads share their keys without a copy. `attention_mask` is additive, shape (B, 1, S, row tokens). Of the
+    named arguments that transformers passes, only `scaling` and `shared`, the PrefixCache of the batch, are used.
     """
     scaling: float = given["scaling"]
     shared: PrefixCache | None = given.get("shared")

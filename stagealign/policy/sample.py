@@ -1,7 +1,7 @@
 """Policy and prompts to candidates: batched sampling in which a seed gives the same text in any batch.
 
-What all prompts share is prefilled once, each prompt once for all its candidates, prompts are sorted by length, and
-finished rows leave the batch. Chance comes from one stream a candidate, never from the batch.
+The start that all prompts share is prefilled once, and each prompt once for all its candidates. Prompts are sorted by
+length; finished rows leave the batch. Each candidate has its own random stream, independent of the batch.
 """
 
 from collections.abc import Iterable, Sequence
@@ -46,8 +46,8 @@ def generate(
 ) -> list[list[SampledIds]]:
     """Completions of each prompt, one for each of its streams of draws.
 
-    `prompts` are token ids; `uniforms[i][j]` holds `max_new_tokens` draws of candidate j of prompt i; `names` are
-    the prompts' in errors. Raises BadNumbers, naming the prompt, if log-probs are not finite.
+    `prompts` are token ids; `uniforms[i][j]` holds `max_new_tokens` draws of candidate j of prompt i; `names` identify
+    the prompts in errors. Raises BadNumbers, naming the prompt, if log-probs are not finite.
     """
     check_context(lm, max(map(len, prompts)), decoding.max_new_tokens)
     before = lm.model.config._attn_implementation
@@ -76,7 +76,7 @@ def generate(
 
 
 def _prefill_shared(lm: LanguageModel, prefix: list[int]) -> PrefixCache:
-    """A cache with the keys and values of what all prompts share, which may be nothing."""
+    """A cache with the keys and values of the start that all prompts share; the start may be empty."""
     cache = PrefixCache(lm.model.config.num_hidden_layers)
     if prefix:
         lm.body(input_ids=torch.tensor([prefix], device=lm.model.device), past_key_values=cache, shared=cache)
@@ -149,7 +149,7 @@ def _prefill_tails(
     pads = torch.tensor([width - len(tail) for tail in tails], device=device)
     columns = torch.arange(width, device=device)
     positions = (columns - pads[:, None]).clamp(min=0) + shared
-    # A padded query looks at itself, so that no row of the softmax is empty.
+    # A padded query attends to itself, so that no row of the softmax is empty.
     seen = (columns >= pads[:, None])[:, None] | torch.eye(width, dtype=torch.bool, device=device)
     seen = seen & torch.ones(width, width, dtype=torch.bool, device=device).tril()
     out = lm.body(
@@ -192,7 +192,7 @@ def sample(
 
 
 def build(work: Work) -> Facts:
-    """Builder of `candidates`: samples of a policy on the prompts of a file."""
+    """Builder of `candidates`: a policy's samples for the prompts of a file."""
     lm = on_gpu(load(work.inputs["policy"], dtype=work.params["dtype"]))
     check_ends(lm, str(work.inputs["policy"]))
     chosen = asked_prompts(work.inputs["prompts"], work.params["splits"], work.params.get("part"))

@@ -1,13 +1,11 @@
-"""A policy behind an OpenAI-compatible server: two samples a prompt, with the decoding that the server can be told.
+"""A policy behind an OpenAI-compatible server: several samples per prompt, with decoding settings sent in the request.
 
-Servers differ in how they take the decoding, and some take a part of it without using it: `transformers serve` samples
-only where a `generation_config` says so, and else gives one greedy text twice. So the best way that a server accepts
-is found out first, and the answer says which it was.
+Servers accept decoding settings in different ways, and some accept settings that they ignore: `transformers serve`
+samples only if a `generation_config` asks for it, and else returns the same greedy text each time. The best style that
+a server accepts is therefore found first and recorded.
 
-A cell's policies are folders, built during the run. `build` samples them from a server that loads the model that a
-request names, as `transformers serve` does on the same file system; one that answers for whatever it has loaded is
-refused. Each policy is asked for by a name that holds its fingerprint, so that a server never answers with what stood
-at the same path before.
+A cell's policies are folders that are built during the run; `served_samples` samples them from a server that loads the
+model that a request names, as `transformers serve` does on the same file system.
 """
 
 import json
@@ -30,32 +28,32 @@ from stagealign.store.artifact import Identity
 from stagealign.store.kept import RowFile
 
 TIMEOUT = 600.0
-"""Seconds for one completion, the wait for those before it included: some servers write one at a time."""
+"""Seconds for one completion, including the wait for earlier ones: some servers write one at a time."""
 WORKERS = 8
 REFUSED = {400, 413, 422}
-"""What a server answers to a request that it will never take."""
+"""Statuses of a server that does not accept the request's settings."""
 PROBE = "Write one sentence about the sea."
-Messages = Sequence[Mapping[str, str]]
+ChatMessages = Sequence[Mapping[str, str]]
 
 
-Request = Mapping[str, object]
-"""Fields of a request beside model and messages."""
+RequestFields = Mapping[str, object]
+"""Fields of a request besides model and messages."""
 
 
 @dataclass(frozen=True)
 class ServedText:
-    """One completion as it came."""
+    """One completion as the server returned it."""
 
     text: str
     tokens: int
-    """As the server counts them."""
+    """Number of tokens by the server's count."""
     cut: bool
-    """Ended at the token limit."""
+    """True if it ended at the token limit."""
 
 
 @dataclass(frozen=True)
 class ServedCompletions:
-    """Completions of one prompt, or the reason why there are none."""
+    """Completions of one prompt, or the reason of a failure."""
 
     texts: tuple[ServedText, ...] = ()
     failed: str | None = None
@@ -63,24 +61,24 @@ class ServedCompletions:
     @property
     def completions(self) -> tuple[str, ...]:
         """Texts without white space around them."""
-        return tuple(one.text.strip() for one in self.texts)
+        return tuple(text.text.strip() for text in self.texts)
 
     @property
     def tokens(self) -> int:
-        """As the server counts them."""
-        return sum(one.tokens for one in self.texts)
+        """Number of tokens by the server's count."""
+        return sum(text.tokens for text in self.texts)
 
     @property
     def truncated(self) -> int:
         """Number of completions that ended at the token limit."""
-        return sum(one.cut for one in self.texts)
+        return sum(text.cut for text in self.texts)
 
 
 class KeptCompletions:
-    """Completions by prompt hash and index. Each is on disk as soon as it comes; many threads may add."""
+    """Completions by prompt hash and index, written to disk as they arrive; thread-safe."""
 
     def __init__(self, path: Path | None):
-        """Reads what earlier calls kept at `path`; without one nothing is kept."""
+        """Reads completions that earlier calls kept at `path`; with None, nothing is kept."""
         self._file = None if path is None else RowFile(path, lambda row: misfit(row, KEPT) is None)
         self._texts = {
             (row["key"], row["index"]): ServedText(row["text"], row["tokens"], row["cut"])
@@ -91,11 +89,11 @@ class KeptCompletions:
         return len(self._texts)
 
     def get(self, key: str, index: int) -> ServedText | None:
-        """The completion of a prompt; None if it is not kept."""
+        """The kept completion of a prompt at `index`; None if there is none."""
         return self._texts.get((key, index))
 
     def add(self, key: str, index: int, text: ServedText) -> None:
-        """Keeps a completion. Raises CannotRun if the disk does not take it."""
+        """Keeps a completion. Raises CannotRun if it cannot be written to disk."""
         if self._file:
             self._file.add({"key": key, "index": index, **asdict(text)})
             self._texts[key, index] = text
@@ -106,24 +104,24 @@ KEPT = {"key": TEXT, "index": WHOLE, "text": TEXT, "tokens": WHOLE, "cut": FLAG}
 
 
 class Style(Protocol):
-    """Tells a server the decoding, the most tokens, and the end tokens if it can be told them."""
+    """Request fields for the decoding, the most tokens and, if the server accepts them, the end tokens."""
 
-    def __call__(self, decoding: Decoding, tokens: int, ends: Sequence[int] = ()) -> Request: ...
+    def __call__(self, decoding: Decoding, tokens: int, ends: Sequence[int] = ()) -> RequestFields: ...
 
 
-def _top_k(decoding: Decoding, tokens: int, ends: Sequence[int] = ()) -> Request:
+def _top_k(decoding: Decoding, tokens: int, ends: Sequence[int] = ()) -> RequestFields:
     return {**_plain(decoding, tokens), "top_k": decoding.top_k}
 
 
-def _generation_config(decoding: Decoding, tokens: int, ends: Sequence[int] = ()) -> Request:
+def _generation_config(decoding: Decoding, tokens: int, ends: Sequence[int] = ()) -> RequestFields:
     """Raises StagealignError for penalties, which a generation config does not have."""
     if penalties(decoding):
         raise StagealignError(
-            "this server is told the decoding by a generation config, which has no presence or frequency penalty; use "
-            "one that takes the API's own fields and `top_k`, such as `vllm serve`"
+            "this server takes the decoding as a generation config, which has no presence or frequency penalty; use a "
+            "server that takes the API's own fields and `top_k`, such as `vllm serve`"
         )
     sampled = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k}
-    config: Request = sampled if decoding.temperature > 0 else {"do_sample": False}
+    config: RequestFields = sampled if decoding.temperature > 0 else {"do_sample": False}
     ending = {"eos_token_id": list(ends), "pad_token_id": ends[0]} if ends else {}
     return {
         "generation_config": json.dumps({**config, "max_new_tokens": tokens, **ending}),
@@ -131,13 +129,13 @@ def _generation_config(decoding: Decoding, tokens: int, ends: Sequence[int] = ()
     }
 
 
-def _plain(decoding: Decoding, tokens: int, ends: Sequence[int] = ()) -> Request:
+def _plain(decoding: Decoding, tokens: int, ends: Sequence[int] = ()) -> RequestFields:
     settings = {"temperature": decoding.temperature, "top_p": decoding.top_p, "max_tokens": tokens}
     return {**settings, **penalties(decoding)}
 
 
 def penalties(decoding: Decoding) -> dict[str, float]:
-    """The API's fields of the penalties; none where there are none, so that a server need not know them."""
+    """Request fields of the penalties; a penalty of 0 is left out, as not every server knows the fields."""
     given = {"presence_penalty": decoding.presence_penalty, "frequency_penalty": decoding.frequency_penalty}
     return {name: value for name, value in given.items() if value}
 
@@ -147,24 +145,24 @@ STYLES: dict[str, Style] = {
     "generation_config": _generation_config,
     "plain": _plain,
 }
-"""Ways to tell a server the decoding, best first: vLLM's and others', `transformers serve`'s, and the API's own, which
-has no top_k."""
+"""Ways to send the decoding, best first: of vLLM and others, of `transformers serve`, and of the API itself, which has
+no top_k."""
 
 
 @dataclass(frozen=True)
 class Manner:
-    """How a server is asked, as far as that is known beforehand."""
+    """Style and end tokens of requests to a server, if known beforehand."""
 
     style: str | None = None
     """Key of `STYLES`; None tries them in turn."""
     ends: tuple[int, ...] = ()
-    """End tokens of the policy, for a style that can tell them."""
+    """End tokens of the policy, for a style that can send them."""
 
 
 class ServedPolicy:
-    """The model called `name` on a server; it has answered a first question, so its way to be asked is known.
+    """The model called `name` on a server; creating it asks one question, which determines the style.
 
-    Raises StagealignError where nothing answers.
+    Raises StagealignError if the model does not answer.
     """
 
     def __init__(
@@ -176,19 +174,19 @@ class ServedPolicy:
         manner: Manner = Manner(),
         kept: KeptCompletions | None = None,
     ):
-        """`kept`: completions of earlier calls, and where new ones go; None keeps nothing."""
+        """`kept`: store of completions of earlier calls and of new ones; None keeps nothing."""
         self.name, self.server, self.decoding, self.seed = name, server, decoding, seed
         self.ends, self.kept = manner.ends, KeptCompletions(None) if kept is None else kept
         self.style, self.served = self._first(STYLES if manner.style is None else {manner.style: STYLES[manner.style]})
 
     @cached_property
     def identity(self) -> Identity:
-        """Name and style, and what the policy says without chance: this tells it from another of the same name."""
+        """Name, style, and a hash of one greedy answer, which distinguishes policies of the same name."""
         text = content_of(self._ask(PROBE, _plain(Decoding(temperature=0.0), 16))) or ""
         return {"served": self.name, "as": self.served, "style": self.style, "says": fingerprint({"text": text})}
 
     def _first(self, styles: Mapping[str, Style]) -> tuple[str, str | None]:
-        """The first of `styles` that the server takes, and the model's name as it gives it."""
+        """(first of `styles` that the server accepts, the model's name by the server)."""
         for style, settings in styles.items():
             try:
                 answer = self._chat("Say yes.", settings(self.decoding, 1))
@@ -199,29 +197,29 @@ class ServedPolicy:
             return style, self.server.name_in(answer)
         raise AssertionError("the last style ends the loop")
 
-    def _ask(self, prompt: str, settings: Request) -> ChatAnswer:
+    def _ask(self, prompt: str, settings: RequestFields) -> ChatAnswer:
         try:
             return self._chat(prompt, settings)
         except RequestFailed as error:
             raise self._unusable(error) from error
 
-    def _chat(self, prompt: str, settings: Request) -> ChatAnswer:
+    def _chat(self, prompt: str, settings: RequestFields) -> ChatAnswer:
         return self.server.chat(self.name, [{"role": "user", "content": prompt}], settings, attempts=FIRST_ATTEMPTS)
 
     def _unusable(self, error: RequestFailed) -> StagealignError:
         return StagealignError(
-            f"policy {self.name!r} at {self.server.url}: {error}; see that the server runs, serves this model by this "
-            "name, and that the URL ends where its API starts (mostly /v1)"
+            f"policy {self.name!r} at {self.server.url}: {error}; check that the server runs and serves this model by "
+            "this name, and that the URL ends where its API starts (mostly /v1)"
         )
 
-    def write(self, prompts: Sequence[tuple[str, Messages]], count: int) -> Iterator[ServedCompletions]:
-        """`count` completions of each (hash, messages), in order, with some requests under way.
+    def write(self, prompts: Sequence[tuple[str, ChatMessages]], count: int) -> Iterator[ServedCompletions]:
+        """Yields `count` completions of each (hash, messages), in order; requests run concurrently.
 
-        A prompt that the server refuses, or fails on after all attempts, is a failure with its reason: one beyond its
-        context, say. Raises StagealignError where the server stays away, fails on `GIVE_UP` prompts in a row, or gives
-        its model another name than before; what was given up to there stands.
+        A prompt that the server refuses (too long, for example), or fails on after all attempts, yields a failure with
+        its reason. Raises StagealignError if the server cannot be reached, fails on `GIVE_UP` prompts in a row, or
+        gives its model another name than before; completions until then are kept.
         """
-        asking: Asking[tuple[str, Messages], ServedText, ServedCompletions] = Asking(
+        asking: Asking[tuple[str, ChatMessages], ServedText, ServedCompletions] = Asking(
             requests=lambda prompt: [partial(self._complete, prompt[0], prompt[1], index) for index in range(count)],
             answer=lambda prompt, parts: self._written(parts),
             failed=lambda written: written.failed,
@@ -243,12 +241,12 @@ class ServedPolicy:
 
     def _stopped(self, reason: str) -> StagealignError:
         return StagealignError(
-            f"policy {self.name!r} at {self.server.url}: {reason}; what was measured is kept, run the same command "
-            "again when it is back"
+            f"policy {self.name!r} at {self.server.url}: {reason}; completions so far are kept; run the same "
+            "command again when the server is back"
         )
 
-    def _complete(self, key: str, messages: Messages, index: int, over: threading.Event) -> ServedText:
-        """One completion; what was kept is not asked for again."""
+    def _complete(self, key: str, messages: ChatMessages, index: int, over: threading.Event) -> ServedText:
+        """One completion, from those kept or from the server. Raises RequestFailed, StagealignError."""
         kept = self.kept.get(key, index)
         if kept is not None:
             return kept
@@ -259,11 +257,11 @@ class ServedPolicy:
         if name != self.served:
             raise StagealignError(
                 f"policy {self.name!r}: the server named its model {self.served!r} and now {name!r}; "
-                "samples of two policies are never mixed: name one exact version, and start again"
+                "samples of two policies are never mixed: name one exact version and start again"
             )
         choice, text = answer["choices"][0], content_of(answer)
         if text is None and choice["message"].get("content") is not None:
-            raise RequestFailed("something else than text", status=200)
+            raise RequestFailed("no text in the answer", status=200)
         cut = choice.get("finish_reason") == "length"
         completion = ServedText(text or "", tokens_of(answer, "completion_tokens"), cut)
         self.kept.add(key, index, completion)
@@ -271,8 +269,8 @@ class ServedPolicy:
 
 
 def connect(name: str, url: str, decoding: Decoding, seed: int) -> ServedPolicy:
-    """A served policy that has answered; its key comes from the environment (`server.POLICY_KEYS`).
+    """A served policy that has answered a first question; its key comes from the environment (`server.POLICY_KEYS`).
 
-    Raises StagealignError where the URL cannot be used, or the model does not answer there.
+    Raises StagealignError if the URL is invalid or the model does not answer.
     """
     return ServedPolicy(name, Server(url, POLICY_KEYS, timeout=TIMEOUT), decoding, seed)

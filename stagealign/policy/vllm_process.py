@@ -1,4 +1,4 @@
-"""A vLLM process that stays, for who samples prompts batch by batch: the weights are loaded once."""
+"""A vLLM process that stays alive between batches of prompts, so that weights are loaded once."""
 
 import contextlib
 import json
@@ -25,16 +25,16 @@ class TokenPrompt:
     """A prompt as token ids."""
 
     key: str
-    """Prompt hash; names the prompt's stream of chance."""
+    """Prompt hash; seeds the prompt's random stream."""
     text: str
     ids: list[int]
 
 
 class Writer:
-    """Samples `count` completions a prompt by one vLLM on one GPU; token ids and text are those of `vllm_sample`."""
+    """Samples `count` completions per prompt with vLLM on one GPU; token ids and text are as in `vllm_sample`."""
 
     def __init__(self, shape: LanguageModel, folder: Path, decoding: Decoding, count: int):
-        """`shape`: the policy without its weights; `folder` has them."""
+        """`shape`: tokenizer and architecture of the policy; `folder`: its checkpoint with weights."""
         self.shape, self.folder, self.decoding, self.count = shape, folder, decoding, count
         self._scratch = Path(tempfile.mkdtemp(prefix="vllm-"))
         weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
@@ -62,7 +62,7 @@ class Writer:
             yield list(vllm_sample.read(named, answers[prompt.key], self.count, ends, decode))
 
     def _answers(self, rows: list[AskedRow], length: int, ends: list[int]) -> vllm_sample.AnswersByKey:
-        """What the process answers to these rows, by key; it is started again for a prompt beyond its length."""
+        """Answers of the process to these rows, by key; restarts it if a prompt needs a longer context."""
         folder = self._scratch / str(self._calls)
         folder.mkdir()
         self._calls += 1
@@ -70,15 +70,15 @@ class Writer:
             self.close()
             context = int(self.shape.model.config.max_position_embeddings)
             self._length = min(context, 1 << (length - 1).bit_length())
-        wishes = vllm_sample.wishes(self.decoding, self.count, ends)
-        told = vllm_sample.described(self.folder, "float32", self._length, wishes)
+        sampling = vllm_sample.wishes(self.decoding, self.count, ends)
+        description = vllm_sample.described(self.folder, "float32", self._length, sampling)
         work, out = folder / "work.json", folder / "answers-0.jsonl"
-        work.write_text(json.dumps({**told, "rows": rows, "out": str(out)}), encoding="utf-8")
+        work.write_text(json.dumps({**description, "rows": rows, "out": str(out)}), encoding="utf-8")
         self._ask(work)
         return dict(vllm_sample.answers(folder))
 
     def _ask(self, work: Path) -> None:
-        """Has the process answer a work file. Raises StagealignError with the end of its log if it ends instead."""
+        """Sends a work file to the process and waits. Raises StagealignError, with the end of its log, if it died."""
         log = self._scratch / "log"
         if self._process is None:
             self._process = self._started(log)
@@ -106,7 +106,7 @@ class Writer:
         return process
 
     def close(self) -> None:
-        """Ends the process; the next prompts start another."""
+        """Ends the process; the next prompts start a new one."""
         if self._process is not None:
             _end(self._process)
         self._process, self._length = None, 0
@@ -117,5 +117,5 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     end_process(process)
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            with contextlib.suppress(OSError):  # what was not written yet has no reader any more
+            with contextlib.suppress(OSError):  # a pipe with unwritten bytes has no reader any more
                 pipe.close()

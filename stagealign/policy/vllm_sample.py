@@ -1,8 +1,8 @@
-"""Samples by vLLM (extra `vllm`): all candidates of a prompt in one request, one process a GPU, by the `LLM` API.
+"""Sampling by vLLM (extra `vllm`): one request per prompt for all its candidates, one process per GPU, `LLM` API.
 
-Token ids, end tokens, truncation and text are those of `sample.py`: prompts are token ids, vLLM gets no tokenizer, and
-the end tokens are given to it. Only chance differs: samples of vLLM depend on the rest of the batch, on the GPU and on
-its version, with or without a seed, so a second run may sample other texts. Version and settings are identity.
+Token ids, end tokens, truncation and text follow the rules of `sample.py`: vLLM gets prompts as token ids and the end
+tokens, but no tokenizer. Only the random draws differ. With or without a seed, samples depend on the rest of the batch,
+the GPU and the version of vLLM, so a second run may sample other texts. Version and settings are part of identity.
 
 vLLM refuses `LLM(data_parallel_size=N)` since 0.11.1, so each GPU has an independent process with its own prompts
 (`vllm_worker`). Answers are kept chunk by chunk; a killed build continues from there.
@@ -28,18 +28,18 @@ from stagealign.store.artifact import Facts, Work
 from stagealign.store.folder import SCRATCH
 
 PYTHON = "STAGEALIGN_VLLM_PYTHON"
-"""Environment variable: Python of another environment that has vLLM, if it cannot be installed beside this package."""
+"""Environment variable: path of the Python of another environment with vLLM, if it cannot be installed in this one."""
 AnswersByKey = Mapping[str, list[SampledText]]
 """Completions by prompt hash."""
 WORKER = Path(__file__).with_name("vllm_worker.py")
 OLDEST, NEWEST = (0, 22), (0, 33)
-"""Accepted versions: 0.31 was run; for the others, the documented signatures were read."""
+"""Accepted versions. 0.31 was run; of the others, only the documented signatures were checked."""
 CHUNK = 1024
 """Prompts of one process between two writes; execution, not identity."""
 SETTINGS: Mapping[str, object] = {
     "enable_prefix_caching": True,
     "enforce_eager": False,
-    "generation_config": "vllm",  # not the checkpoint's: the decoding is the spec's
+    "generation_config": "vllm",  # the checkpoint's own decoding is ignored, as the spec sets it
     "logprobs_mode": "raw_logprobs",  # at temperature 1, over the whole vocabulary
     "skip_tokenizer_init": True,
     "trust_remote_code": False,
@@ -48,17 +48,17 @@ SETTINGS: Mapping[str, object] = {
 
 
 def engine(url: str | None = None, decoding: Decoding | None = None, home: Path | None = None) -> Engine:
-    """The vLLM that this machine has: version, and settings that may move a sample.
+    """The vLLM of this machine: version, and settings that can change a sample.
 
-    It depends on no argument: a row of `grid.samplers.SAMPLERS` calls every engine alike.
+    The arguments are unused; every engine of `grid.samplers.SAMPLERS` has this signature.
 
-    Raises CannotRun if vLLM is not installed, not of a known version, or has no GPU to run on.
+    Raises CannotRun if vLLM is not installed, has an unknown version, or has no GPU to run on.
     """
-    found = _installed()
-    name, version = found["name"], found["version"]
+    installed = _installed()
+    name, version = installed["name"], installed["version"]
     known = f"{'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))}"
     if not OLDEST <= _numbers(version) <= NEWEST:
-        raise CannotRun(f"--sampler vllm: vLLM {version} is installed; versions {known} are known, install one of them")
+        raise CannotRun(f"--sampler vllm: vLLM {version} is installed; versions {known} are known; install one of them")
     if not gpu_count() and "cpu" not in f"{name} {version}":
         raise CannotRun("--sampler vllm: no GPU was found (`nvidia-smi`); leave the option out to sample on the CPU")
     invariant = {"batch_invariant": True} if os.environ.get("VLLM_BATCH_INVARIANT") == "1" else {}
@@ -73,17 +73,17 @@ def _installed() -> dict[str, str]:
     except (OSError, subprocess.CalledProcessError) as error:
         said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1:]
         raise CannotRun(f"{PYTHON}={words[0]!r}: cannot be run ({''.join(said)}); name a Python with vLLM") from error
-    found: dict[str, str] | None = json.loads(done.stdout)
-    if found is None:
+    distribution: dict[str, str] | None = json.loads(done.stdout)
+    if distribution is None:
         raise CannotRun(
             f"--sampler vllm: vLLM is not installed; `pip install 'stagealign[vllm]'`, or name the Python of another "
             f"environment that has it: {PYTHON}=/path/to/bin/python"
         )
-    return found
+    return distribution
 
 
 def python() -> str:
-    """The Python that has vLLM: `PYTHON` names it, else the one that runs this."""
+    """Path of the Python that has vLLM: the value of `PYTHON`, else the Python of this process."""
     return os.environ.get(PYTHON) or sys.executable
 
 
@@ -93,7 +93,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def build(work: Work) -> Facts:
-    """Builder of `candidates` by vLLM: samples of a policy on the prompts of a file; facts as in `sample.build`."""
+    """Builder of `candidates` by vLLM: a policy's samples for the prompts of a file; facts as in `sample.build`."""
     from stagealign.policy import lm
 
     _check_planned(work)
@@ -113,32 +113,34 @@ def build(work: Work) -> Facts:
         if key not in kept
     ]
     if rows:
-        length, told = longest + decoding.max_new_tokens, wishes(decoding, count, ends)
-        described_work = described(work.inputs["policy"], work.params["dtype"], length, told)
-        _run(described_work, rows, folder, work.context.devices.count)
-    found, decode = dict(answers(folder)), shape.tokenizer.decode
+        length, sampling = longest + decoding.max_new_tokens, wishes(decoding, count, ends)
+        description = described(work.inputs["policy"], work.params["dtype"], length, sampling)
+        _run(description, rows, folder, work.context.devices.count)
+    outputs, decode = dict(answers(folder)), shape.tokenizer.decode
     candidates = [
-        candidate for prompt in prompts for candidate in read(prompt, found[prompt.hash], count, ends, decode)
+        candidate for prompt in prompts for candidate in read(prompt, outputs[prompt.hash], count, ends, decode)
     ]
     write_rows(work.out / "candidates.jsonl", candidates)
     return {**sampled_facts(candidates), "kept": len(kept)}
 
 
 def _check_planned(work: Work) -> None:
-    """Raises CannotRun if another vLLM, or other settings, are here than were planned."""
+    """Raises CannotRun if version or settings of vLLM differ from those of the plan."""
     now, planned = engine(), work.params["engine"]
     if (now.version, now.settings) != (planned["version"], planned["settings"]):
-        raise CannotRun(f"vLLM {now.version} is here, planned was {planned['version']} or other settings; run again")
+        raise CannotRun(
+            f"vLLM {now.version} is here, planned was {planned['version']} or other settings; run again to plan with it"
+        )
 
 
 def described(model: Path, dtype: str, length: int, sampling: Mapping[str, object]) -> Mapping[str, object]:
-    """What a worker is told beside its prompts; `length`: most tokens of a prompt with its completion."""
+    """Work description without prompts; `length`: most tokens of a prompt with its completion."""
     llm = {"model": str(model), "dtype": dtype, "max_model_len": length, "seed": 0, **SETTINGS}
     return {"llm": llm, "sampling": sampling, "chunk": CHUNK}
 
 
 def wishes(decoding: Decoding, count: int, ends: Sequence[int]) -> Mapping[str, object]:
-    """Arguments of `SamplingParams`, but for the seed; one completion if greedy, as vLLM refuses several equal ones."""
+    """Arguments of `SamplingParams` without the seed; greedy decoding asks for one completion, vLLM's limit."""
     return {
         "n": count if decoding.temperature > 0 else 1,
         "temperature": decoding.temperature,
@@ -148,28 +150,28 @@ def wishes(decoding: Decoding, count: int, ends: Sequence[int]) -> Mapping[str, 
         "frequency_penalty": decoding.frequency_penalty,
         "max_tokens": decoding.max_new_tokens,
         "stop_token_ids": list(ends),
-        "logprobs": 0,  # of the sampled token alone
+        "logprobs": 0,  # log-prob of the sampled token only
         "detokenize": False,
     }
 
 
 def shares(rows: Sequence[AskedRow], processes: int) -> list[list[AskedRow]]:
-    """Prompts of each process, dealt out by length so that all have about the same work."""
+    """Prompts of each process, dealt by length so that all processes have similar work."""
     order = sorted(rows, key=lambda row: (-len(row["ids"]), row["key"]))
     return [part for part in (order[rank::processes] for rank in range(processes)) if part]
 
 
-def _run(told: Mapping[str, object], rows: Sequence[AskedRow], folder: Path, processes: int) -> None:
-    """Has the prompts answered by so many processes, one a GPU. Raises StagealignError with the log of a failed one."""
+def _run(description: Mapping[str, object], rows: Sequence[AskedRow], folder: Path, processes: int) -> None:
+    """Answers the prompts in `processes` processes, one per GPU. Raises StagealignError with the log of a failure."""
     jobs = []
     for rank, part in enumerate(shares(rows, processes)):
         file, out = folder / f"work-{rank}.json", folder / f"answers-{rank}.jsonl"
-        file.write_text(json.dumps({**told, "rows": part, "out": str(out)}), encoding="utf-8")
+        file.write_text(json.dumps({**description, "rows": part, "out": str(out)}), encoding="utf-8")
         jobs.append(Job([python(), "-I", str(WORKER), str(file)], environment(rank), folder / f"log-{rank}"))
     for job, code in zip(jobs, run_all(jobs), strict=True):
         if code > 0:
             raise StagealignError(
-                f"vLLM: ended with {code}; what it answered is kept. The end of {job.log}:\n{tail(job.log)}"
+                f"vLLM: ended with {code}; its answers so far are kept. The end of {job.log}:\n{tail(job.log)}"
             )
     lacking = {row["key"] for row in rows} - dict(answers(folder)).keys()
     if lacking:
@@ -177,14 +179,14 @@ def _run(told: Mapping[str, object], rows: Sequence[AskedRow], folder: Path, pro
 
 
 ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # scheduling is then the same each time
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # makes scheduling deterministic
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
 
 
 def environment(rank: int) -> dict[str, str]:
-    """Environment of the process of this number: it sees one GPU, if the machine has any."""
+    """Environment variables of process `rank`, which sees one GPU if the machine has any."""
     gpus = _gpus()
     return os.environ | ENVIRONMENT | ({"CUDA_VISIBLE_DEVICES": gpus[rank]} if gpus else {})
 
@@ -195,20 +197,20 @@ def tail(log: Path) -> str:
 
 
 def _gpus() -> list[str]:
-    """Names of the GPUs that this process may use; empty on a machine without one."""
+    """Names of the GPUs that this process may use; empty if there are none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = gpu_count()
-    return [one.strip() for one in visible.split(",")][:count] if visible else [str(one) for one in range(count)]
+    return [gpu.strip() for gpu in visible.split(",")][:count] if visible else [str(gpu) for gpu in range(count)]
 
 
 def answers(folder: Path) -> Iterator[tuple[str, list[SampledText]]]:
-    """(prompt hash, completions) of every whole line; half a line that a kill left is skipped."""
+    """Yields (prompt hash, completions) of every complete line; skips a line that a kill left incomplete."""
     for path in sorted(folder.glob("answers-*.jsonl")):
         for line in path.read_bytes().splitlines(keepends=True):
             if line.endswith(b"\n"):
                 try:
                     row = json.loads(line)
-                except ValueError:  # the half line of an earlier kill, and what came after it
+                except ValueError:  # an incomplete line of an earlier kill, joined with later text
                     continue
                 yield row["key"], row["outputs"]
 
@@ -216,7 +218,7 @@ def answers(folder: Path) -> Iterator[tuple[str, list[SampledText]]]:
 def read(
     prompt: Prompt, outputs: Sequence[SampledText], count: int, ends: Sequence[int], decode: Callable[..., str]
 ) -> Iterator[Candidate]:
-    """One prompt's candidates as `sample.sample` gives them. Raises StagealignError if one did not end as it should."""
+    """Yields one prompt's candidates as in `sample.sample`. Raises StagealignError for an unknown finish reason."""
     if len(outputs) == 1 < count:
         outputs = [outputs[0]] * count
     if len(outputs) != count:

@@ -1,7 +1,7 @@
-"""One vLLM process: token ids from a file, samples appended to another. Runs in vLLM's own environment.
+"""Worker of one vLLM process: reads token ids from a file and appends samples to another.
 
-It imports only the standard library and vLLM: vLLM pins its own transformers and torch, so most versions cannot be
-installed beside this package. `vllm_sample` and `vllm_process` start it.
+It runs in vLLM's own environment and imports only the standard library and vLLM. vLLM pins its own transformers and
+torch, so most versions cannot be installed together with this package. `vllm_sample` and `vllm_process` start it.
 """
 
 import json
@@ -40,12 +40,12 @@ class AnswerRow(TypedDict):
 
 
 class SamplingWork(TypedDict):
-    """Prompts to answer, and how."""
+    """Prompts to answer, with the arguments of vLLM."""
 
     llm: dict[str, Any]
     """Arguments of `vllm.LLM`."""
     sampling: dict[str, Any]
-    """Arguments of `vllm.SamplingParams`, but for the seed."""
+    """Arguments of `vllm.SamplingParams` without the seed."""
     chunk: int
     """Prompts between two writes."""
     rows: list[AskedRow]
@@ -54,19 +54,19 @@ class SamplingWork(TypedDict):
 
 
 def installed() -> dict[str, str] | None:
-    """Name and version of the distribution that has vLLM here, without importing it; None if there is none."""
+    """Name and version of the installed distribution of vLLM, found without importing it; None if there is none."""
     try:
         return {"name": "vllm", "version": metadata.version("vllm")}
-    except metadata.PackageNotFoundError:  # or a build of it by another name
+    except metadata.PackageNotFoundError:  # a build of vLLM may have another name
         names = metadata.packages_distributions().get("vllm", [])
     return {"name": names[0], "version": metadata.version(names[0])} if names else None
 
 
 def sample(work: SamplingWork, llm: Any = None) -> int:
-    """Number of prompts answered; each is one line of `work["out"]`, written a chunk at a time.
+    """Answers the prompts, one line of `work["out"]` each, chunk by chunk; returns their number.
 
-    All candidates of a prompt are one request with a seed of its own: vLLM gives candidate j the seed plus j. `llm` is
-    the engine, started here if it is None.
+    All candidates of a prompt are one request with its own seed; vLLM adds j to the seed for candidate j. `llm`: the
+    engine; None starts one.
     """
     from vllm import SamplingParams
 
@@ -87,16 +87,16 @@ def sample(work: SamplingWork, llm: Any = None) -> int:
 
 
 def engine(work: SamplingWork) -> Any:
-    """VLLM with the weights that the work names."""
+    """Starts vLLM with the weights that the work names."""
     from vllm import LLM
 
     return LLM(**work["llm"])
 
 
 def work_through(lines: Iterable[str]) -> None:
-    """Answers the work files that `lines` name, one a line, with the engine of the first; a line on stdout ends each.
+    """Answers the work files named by `lines`, one per line, with the engine of the first.
 
-    Whatever else writes to stdout, as vLLM's log does, goes to stderr.
+    Prints one line to stdout after each file. All other output to stdout, such as vLLM's log, goes to stderr.
     """
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as said:
         os.dup2(2, 1)
@@ -108,14 +108,14 @@ def work_through(lines: Iterable[str]) -> None:
 
 
 def read(path: str) -> SamplingWork:
-    """The work that a file describes."""
+    """Reads the work from a JSON file."""
     with open(path, encoding="utf-8") as file:
         work: SamplingWork = json.load(file)
     return work
 
 
 def close_line(file: BinaryIO) -> None:
-    """Ends a line that a kill left half written, so that the next line is whole."""
+    """Ends a line that a kill left incomplete, so that the next line starts on its own."""
     if file.seek(0, 2):
         file.seek(-1, 2)
         if file.read() != b"\n":
@@ -123,12 +123,12 @@ def close_line(file: BinaryIO) -> None:
 
 
 def answer(row: AskedRow, output: Any) -> AnswerRow:
-    """One prompt's line, from vLLM's RequestOutput; the end token is among a completion's ids, as vLLM has it."""
+    """One prompt's line, from vLLM's RequestOutput; token ids include the end token. Raises ValueError."""
     if list(output.prompt_token_ids) != row["ids"]:
         raise ValueError(f"prompt {row['key']}: vLLM read other token ids than it was given")
     texts: list[SampledText] = [
         {
-            "ids": [int(one) for one in text.token_ids],
+            "ids": [int(token) for token in text.token_ids],
             "finish": text.finish_reason,
             "logp": None if text.cumulative_logprob is None else float(text.cumulative_logprob),
         }
@@ -138,7 +138,7 @@ def answer(row: AskedRow, output: Any) -> AnswerRow:
 
 
 def main(words: list[str]) -> None:
-    """`--installed` prints which vLLM there is, `--listen` reads names of work files from stdin; else a work file."""
+    """`--installed` prints the version, `--listen` reads names of work files from stdin; else one file."""
     if words == ["--installed"]:
         print(json.dumps(installed()))
     elif words == ["--listen"]:

@@ -1,1 +1,1 @@
-"""What training and evaluation share: contests, verdicts, reward models."""
+"""Contests, verdicts and reward models, shared by oracles and evaluation."""

@@ -1,4 +1,4 @@
-"""Contest, verdict and oracle: the interface between any oracle and its users, the meter and the grid's labels."""
+"""Contest, verdict and oracle: the interface of all oracles to the meter and to the labels of the grid."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -10,7 +10,7 @@ from stagealign.store.artifact import Identity
 
 @dataclass(frozen=True)
 class Contest:
-    """One prompt with its candidates: `on` are on-policy, `off` static; a training pair has one of each side."""
+    """One prompt with its candidates: `on` are on-policy, `off` static. A training pair has one candidate in each."""
 
     prompt: str
     on: tuple[str, ...]
@@ -21,8 +21,8 @@ class Contest:
 class Judged:
     """An oracle's verdict on one contest: a score for each candidate, higher is better, equal scores tie.
 
-    An oracle that compares pairs also gives `won`, the result of each pair across the two sources. These results vote,
-    not the scores: pairs may form a cycle, which no scores can express.
+    An oracle that compares pairs also gives `won`, the result of each pair across the two sources. Then these results
+    vote instead of the scores, as pairs may form a cycle, which scores cannot express.
     """
 
     on: tuple[float, ...]
@@ -30,13 +30,13 @@ class Judged:
     compared: int = 0
     """Number of pairs compared in both orders."""
     changed: int = 0
-    """Number of these whose winner changed with the order."""
+    """Number of those pairs whose winner changed with the order."""
     truncated: int = 0
     """Number of candidates that were cut to fit the oracle."""
     failed: str | None = None
-    """Reason why there is no verdict; scores are then empty, and the contest counts as a failure, not a tie."""
+    """Reason of a failure; scores are then empty, and the contest counts as a failure, not as a tie."""
     won: tuple[float, ...] = ()
-    """Share in [0, 1] by which each `on` beats each `off`, those of the first `on` first; empty if scores vote."""
+    """Share in [0, 1] by which each `on` beats each `off`, in row-major order (`on` x `off`); empty if scores vote."""
     tokens: int = 0
     """Tokens billed by a served oracle."""
     seconds: float | None = None
@@ -44,17 +44,17 @@ class Judged:
 
 
 VERDICT_COLUMNS = tuple(field.name for field in fields(Judged))
-"""Columns of a kept verdict, beside its key."""
+"""Columns of a kept verdict besides its key."""
 
 
 def judged_of(row: Mapping[str, Any]) -> Judged:
-    """The verdict of a kept row; columns that are not a verdict's are left out."""
+    """The verdict in a kept row; other columns are ignored."""
     values = {name: tuple(row.get(name, ())) for name in ("on", "off", "won")}
     return Judged(**{name: row[name] for name in VERDICT_COLUMNS if name in row} | values)
 
 
 def by_pairs(won: Sequence[float], contest: Contest, compared: int, changed: int) -> Judged:
-    """Verdict from pairs alone, `won` as in `Judged`; a candidate's score is its mean share over its pairs."""
+    """Verdict from the results of pairs only, `won` as in `Judged`; a score is a candidate's mean share."""
     width = len(contest.off)
     rows = [won[start : start + width] for start in range(0, len(won), width)]
     return Judged(
@@ -67,7 +67,7 @@ def by_pairs(won: Sequence[float], contest: Contest, compared: int, changed: int
 
 
 class BudgetSpent(StagealignError):
-    """Error of an oracle that reached its limit, named in the text; the verdicts before it stand."""
+    """Error of an oracle that reached its token limit; verdicts given before remain valid."""
 
 
 class Oracle(Protocol):
@@ -75,9 +75,9 @@ class Oracle(Protocol):
 
     @property
     def identity(self) -> Identity:
-        """Everything that may change a verdict: kind, weights or model, settings; part of the key of kept verdicts."""
+        """Values that can change a verdict: kind, weights or model, settings. Part of the key of kept verdicts."""
         ...
 
     def judge(self, contests: Sequence[Contest]) -> Iterator[Judged]:
-        """Yields one verdict a contest, in order; may batch contests, but no verdict depends on its batch."""
+        """Yields one verdict per contest, in order. Contests may be batched; verdicts do not depend on the batch."""
         ...

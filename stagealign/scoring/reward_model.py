@@ -24,12 +24,12 @@ from stagealign.scoring.contest import Contest, Judged
 from stagealign.store.artifact import Identity
 
 TextForm = Literal["chat", "pair", "completion"]
-"""Form of a scored text: one turn of user and assistant by the chat template, prompt and completion as the tokenizer's
-text pair, or the completion alone."""
+"""Form of a scored text: `chat` is one turn of user and assistant by the chat template, `pair` is prompt and completion
+as the tokenizer's text pair, `completion` is the completion alone."""
 LONGEST = 4096
 """Most tokens of a text if neither tokenizer nor config sets a limit."""
 WINDOW = 64
-"""Contests that are tokenized and sorted together; execution, not identity."""
+"""Number of contests that are tokenized and sorted together; not part of identity."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class TokenRow:
     ids: list[int]
     cut: bool = False
     lost: bool = False
-    """Whether nothing of the completion is left."""
+    """True if nothing of the completion is left."""
 
 
 class RewardOracle:
-    """Oracle that scores candidates one by one, so equal texts always tie.
+    """Oracle that scores each candidate on its own, so equal texts always tie.
 
     A text of more than `max_length` tokens is cut at the end of its completion. If nothing of the completion is left,
-    the verdict is a failure: every score would be the prompt's.
+    the verdict is a failure, as the score would depend on the prompt only.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class RewardOracle:
         }
 
     def judge(self, contests: Sequence[Contest]) -> Iterator[Judged]:
-        """Yields one verdict a contest, in order; `WINDOW` contests at a time."""
+        """Yields one verdict per contest, in order; scores `WINDOW` contests at a time."""
         for start in range(0, len(contests), WINDOW):
             yield from self._judge(contests[start : start + WINDOW])
 
@@ -88,17 +88,17 @@ class RewardOracle:
         scores = self._run([row.ids for row in rows])
         for contest in contests:
             own = [places[contest.prompt, completion] for completion in (*contest.on, *contest.off)]
-            found = tuple(scores[i] for i in own)
+            values = tuple(scores[i] for i in own)
             failed = None
             if any(rows[i].lost for i in own):
                 failed = f"the prompt alone fills the reward model's {self.max_length} tokens"
-            elif not all(map(isfinite, found)):
+            elif not all(map(isfinite, values)):
                 failed = "the reward model gave a number that is not finite"
             if failed:
                 yield Judged((), (), failed=failed)
             else:
                 cut = sum(rows[i].cut for i in own)
-                yield Judged(found[: len(contest.on)], found[len(contest.on) :], truncated=cut)
+                yield Judged(values[: len(contest.on)], values[len(contest.on) :], truncated=cut)
 
     def _row(self, prompt: str, completion: str) -> "TokenRow":
         if self.text == "chat":
@@ -131,8 +131,9 @@ class RewardOracle:
     def _logits(self, rows: Sequence[list[int]]) -> Tensor:
         """Scores of one batch, shape (B,).
 
-        A decoder reads its score at the last token that is not `config.pad_token_id`. If none is configured, the batch
-        is padded with an id that is in none of its rows: with EOS, rows that end in EOS would be read one token early.
+        A decoder reads its score at the last token that is not `config.pad_token_id`. Without a configured one, the
+        batch is padded with an id that its rows do not contain. Padding with EOS would read rows that end in EOS one
+        token early.
         """
         config = self.model.config
         configured = getattr(config, "pad_token_id", None)
@@ -159,7 +160,7 @@ def load(
     """A reward model from a local folder or the hub, ready to judge; safetensors only, no remote code.
 
     Text `auto` is `chat` if the tokenizer has a chat template, else `pair`. `max_length` defaults to the smaller limit
-    of tokenizer and config. Raises StagealignError for anything but a classifier with one logit.
+    of tokenizer and config. Raises StagealignError unless it is a classifier with one logit.
     """
     if text not in (*get_args(TextForm), "auto"):
         raise StagealignError(f"text {text!r}: unknown; one of auto, {', '.join(get_args(TextForm))}")
@@ -187,18 +188,18 @@ def load(
 
 
 def check(name: str, revision: str | None = None) -> Any:
-    """The config of a classifier with one logit. Raises StagealignError for anything else."""
+    """Config of a classifier with one logit. Raises StagealignError for any other checkpoint."""
     config = read_config(name, revision)
     if config.num_labels != 1:
         raise StagealignError(
             f"checkpoint {name!r}: its config has num_labels={config.num_labels}; a reward model has one logit "
-            "(num_labels=1), so this is a classifier with classes or no classifier at all"
+            "(num_labels=1): use a checkpoint with one"
         )
     return config
 
 
 def parameters_of(name: str, config: Any) -> float:
-    """Number of weights of the classifier that a config describes; none of them is read.
+    """Number of weights of the classifier that a config describes; reads no weights.
 
     Raises StagealignError for an architecture without a classifier.
     """
@@ -210,7 +211,7 @@ def parameters_of(name: str, config: Any) -> float:
 
 
 def _conversation(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str | None) -> str:
-    """One turn by the chat template; without a completion, the text up to its start."""
+    """Text of one turn by the chat template; without a completion, the text up to its start."""
     turns = [{"role": "user", "content": prompt}]
     if completion is not None:
         turns.append({"role": "assistant", "content": completion})

@@ -10,9 +10,9 @@ from stagealign.grid.spec import Lora
 
 
 def add_adapters(model: PreTrainedModel, lora: Lora, trained_layers: int | None = None) -> None:
-    """Adds LoRA adapters to the model's linear layers, to the top ones if only those learn; freezes all else.
+    """Adds LoRA adapters to the linear layers of the model, or of its top `trained_layers`; freezes all other weights.
 
-    Their first weights come from a fixed seed. Raises CannotRun without the extra `lora`.
+    Initial weights come from a fixed seed. Raises CannotRun if the extra `lora` is not installed.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -33,7 +33,7 @@ def add_adapters(model: PreTrainedModel, lora: Lora, trained_layers: int | None 
 
 
 def merge_adapters(model: nn.Module) -> None:
-    """Adds the adapters' change to the weights and removes the adapters."""
+    """Merges the adapters into the weights and removes them."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in list(model.named_modules()):

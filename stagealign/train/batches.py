@@ -1,4 +1,4 @@
-"""The order in which pairs are trained on, batch by batch."""
+"""Order in which training visits the pairs, batch by batch."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from stagealign.policy.logps import PairTokens
 
 
 class PairNumbers(Dataset[int]):
-    """The pairs' numbers; the collator looks the pairs up."""
+    """Data set of the pairs' indices; the trainer looks the pairs up."""
 
     def __init__(self, count: int):
         self.count = count
@@ -25,14 +25,14 @@ class PairNumbers(Dataset[int]):
 
 
 NO_PAIR = -1
-"""Fills an epoch's last micro-batches, so that every process has as many."""
+"""Index that fills the last micro-batches of an epoch, so that every process has the same number of them."""
 
 
 class BatchOrder(Sampler[int]):
-    """A seeded order in which each run of `batch` pairs is a global batch, sorted by length inside it.
+    """Seeded order in which each `batch` consecutive pairs are a global batch, sorted by length inside it.
 
-    So the micro-batch and the processes decide how a global batch is cut and never which pairs are in it. The order
-    ends with NO_PAIR up to the next multiple of `multiple`.
+    Micro-batch and number of processes therefore do not change which pairs a global batch has. The order is filled with
+    NO_PAIR to a multiple of `multiple`.
     """
 
     def __init__(self, tokens: Sequence[PairTokens], batch: int, seed: int, multiple: int = 1):
@@ -54,7 +54,7 @@ class BatchOrder(Sampler[int]):
 
 
 class EpochOf(TrainerCallback):
-    """Sets the order's epoch when it begins; over several processes accelerate's loader does not pass it on."""
+    """Sets the epoch of the order at its start; with several processes, accelerate's loader does not pass it on."""
 
     def __init__(self, order: BatchOrder):
         self.order = order

@@ -1,4 +1,4 @@
-"""How a round is spread over processes, and how they share the model and the batch. Execution, never identity."""
+"""Launch of a round in several processes, which share the model and the batch; never part of identity."""
 
 import json
 import os
@@ -19,14 +19,14 @@ from stagealign.store.artifact import Devices, Facts
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 SHARDINGS = ("replicate", "fsdp2", "zero3")
-"""How processes share a model: names of the `accelerate` configurations in `configs/`."""
+"""Ways to share a model among processes: names of the `accelerate` configurations in `configs/`."""
 FAILURE = "failure.txt"
-"""File in which a process leaves its reason to fail, if the input is at fault."""
+"""File in which a process writes the error message if the input is at fault."""
 LOG = "processes.log"
 
 
 def cut(batch: int, processes: int, micro_batch: int | None) -> tuple[int, int]:
-    """(micro-batch, accumulation): how each process gets through its share of a global batch.
+    """(micro-batch, accumulation steps) of each process for its share of a global batch.
 
     Raises StagealignError, naming the choices, if the global batch cannot be split evenly.
     """
@@ -50,10 +50,10 @@ def cut(batch: int, processes: int, micro_batch: int | None) -> tuple[int, int]:
 
 
 def check(devices: Devices, batch: int, trained_layers: int | None, gpus: int) -> None:
-    """Raises, before anything is built, if this machine or this batch cannot be spread so."""
+    """Raises StagealignError or CannotRun if the round cannot run with these devices."""
     if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
         raise StagealignError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: this command was itself started by a launcher, once a process; "
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: this command was started by a launcher, once per process; "
             'start it once and name the launcher: `stagealign run --launcher "torchrun --nproc-per-node 2"`'
         )
     if devices.sharding is not None and devices.sharding not in SHARDINGS:
@@ -67,15 +67,15 @@ def check(devices: Devices, batch: int, trained_layers: int | None, gpus: int) -
         raise StagealignError("--sharding replicate: needs several processes; add --devices N")
     if trained_layers is not None and devices.sharding in ("fsdp2", "zero3"):
         raise StagealignError(
-            f"--sharding {devices.sharding}: this scale trains its top {trained_layers} layers over the cached output "
-            "of the rest, which is whole in each process; use --sharding replicate"
+            f"--sharding {devices.sharding}: this scale trains its top {trained_layers} layers on the cached output "
+            "of the others, and each process needs the whole of it; use --sharding replicate"
         )
-    if not devices.launcher:  # how many processes a launcher starts, they find out themselves
+    if not devices.launcher:  # processes of a launcher check this themselves, as only they know their number
         cut(batch, devices.count, devices.micro_batch)
 
 
 def command(devices: Devices, trained_layers: int | None, gpus: int, work: Path) -> list[str]:
-    """The command line that trains what the file `work` describes, in all processes."""
+    """Command line that trains the round described by the file `work`, in all processes."""
     module = ["-m", "stagealign.train.worker", str(work)]
     if devices.launcher:
         return [*devices.launcher, *module]
@@ -84,15 +84,15 @@ def command(devices: Devices, trained_layers: int | None, gpus: int, work: Path)
 
 
 def launch(sharding: str, count: int) -> list[str]:
-    """Accelerate's launcher with one of the configurations that ship."""
+    """Command line of accelerate's launcher with one of our configurations."""
     words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{sharding}.yaml")]
     return [*words, "--num_processes", str(count), "--main_process_port", "0"]
 
 
 def spread(devices: Devices, work: Mapping[str, object], out: Path, batch: int, trained_layers: int | None) -> Facts:
-    """Facts of a round that is trained by processes of its own; the first one writes everything into `out`.
+    """Trains a round in new processes, the first of which writes everything into `out`; returns the round's facts.
 
-    `work` describes the round, as JSON. Raises StagealignError with the reason of the process that failed.
+    `work`: description of the round, JSON-ready. Raises StagealignError with the reason of the process that failed.
     """
     gpus = gpu_count()
     check(devices, batch, trained_layers, gpus)
@@ -115,7 +115,7 @@ def spread(devices: Devices, work: Mapping[str, object], out: Path, batch: int, 
 
 
 def _run(words: list[str], said: Any, count: int) -> int:
-    """Exit code of a command whose processes end when this one does, or is told to; they share its threads."""
+    """Exit code of a command. Its processes end with this one, also on SIGTERM, and share its number of threads."""
     package = str(CONFIGS.parents[2])
     threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // count)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([package, *python_path()])}

@@ -1,6 +1,6 @@
-"""Preference losses: pure functions of four log-prob vectors in nats, shape (pairs,), to losses, shape (pairs,).
+"""Preference losses: pure functions from four log-prob vectors in nats, shape (pairs,), to losses, shape (pairs,).
 
-Their names are looked up before work, so torch is imported only where a loss is computed.
+Names of losses are checked before any work, so torch is imported only inside the losses.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class Logps:
 
 @dataclass(frozen=True)
 class Constants:
-    """A method's constants: `beta` per nat, `delta` the hinge margin, `sft_weight` the likelihood term's weight."""
+    """Constants of a method: `beta` per nat, `delta` the margin of the hinge, `sft_weight` of the likelihood term."""
 
     beta: float
     delta: float = 1.0
@@ -35,13 +35,13 @@ class Constants:
 
 
 def log_ratio_margin(logps: Logps) -> "Tensor":
-    """log-ratio of chosen minus log-ratio of rejected, policy over reference, in nats."""
+    """Log-ratio (policy over reference) of chosen minus that of rejected, shape (pairs,), in nats."""
     chosen = logps.policy_chosen - logps.reference_chosen
     return chosen - (logps.policy_rejected - logps.reference_rejected)
 
 
 def sigmoid(logps: Logps, constants: Constants) -> "Tensor":
-    """The DPO loss: minus the log of a logistic function of beta * margin; ln 2 where policy and reference agree.
+    """The DPO loss: minus the log of the sigmoid of beta * margin; ln 2 if policy and reference agree.
 
     Source: Rafailov et al. 2305.18290, equation 7.
     """
@@ -51,7 +51,7 @@ def sigmoid(logps: Logps, constants: Constants) -> "Tensor":
 
 
 def hinge(logps: Logps, constants: Constants) -> "Tensor":
-    """The hinge form of SLiC, relu(delta - beta * margin); delta, so 1, where policy and reference agree.
+    """Hinge form of SLiC, relu(delta - beta * margin); delta (1 by default) if policy and reference agree.
 
     Source: Liu et al. 2309.06657 (RSO), section 3.3; TRL's `hinge`.
     """
@@ -68,7 +68,7 @@ def slic_hf(logps: Logps, constants: Constants) -> "Tensor":
 
 
 def slic_norm(logps: Logps, constants: Constants) -> "Tensor":
-    """SLiC-HF on log-probs a token, without a reference model: relu(delta - beta * difference of mean log-probs).
+    """SLiC-HF on mean log-probs per token, without a reference model: relu(delta - beta * their difference).
 
     Source: SimPO's trainer (Meng et al. 2405.14734), its SLiC-HF baseline, normalised by length.
     """
@@ -84,11 +84,11 @@ LOSSES: dict[str, Loss] = {
     "slic-hf": slic_hf,
     "slic-norm": slic_norm,
 }
-"""By the `form` that a method names. To add one: `docs/extending.md`."""
+"""Losses by the `form` of a method. To add one: `docs/extending.md`."""
 
 
 def loss_of(form: str) -> Loss:
-    """The loss called `form`. Raises BadSpec, naming the known ones."""
+    """The loss of that form. Raises BadSpec, listing the known ones."""
     if form not in LOSSES:
         raise BadSpec(f"method form {form!r}: no such loss; choose one of {', '.join(LOSSES)}, or add it to LOSSES")
     return LOSSES[form]

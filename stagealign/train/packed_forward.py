@@ -1,4 +1,4 @@
-"""The forward of a model in training: packed pairs in, log-probs out."""
+"""Forward of a model in training: from packed pairs to log-probs."""
 
 import contextlib
 from collections.abc import Iterator
@@ -25,10 +25,11 @@ def _head_logps(self: Any, hidden: Tensor, targets: Tensor, chunk: int) -> Tenso
 
 @contextlib.contextmanager
 def packed_forward(model: PreTrainedModel) -> Iterator[None]:
-    """Makes packed log-probs the model's forward and the head's: one call a forward of the model, and of each module.
+    """Context in which the forwards of the model and its head compute packed log-probs.
 
-    What splits a model over processes hooks into those calls: gradients are averaged after the model's, and weights
-    are gathered before and freed after each module's.
+    Each step then calls the forward of the model, and of each module, exactly once. Libraries that split a model over
+    processes hook into these calls: they average gradients after the model's forward, and gather weights before and
+    free them after each module's.
     """
     head: Any = model.get_output_embeddings()
     bound: dict[Any, Any] = {model: _packed_logps, head: _head_logps}

@@ -1,4 +1,4 @@
-"""Values that a round computes once: reference log-probs, and the trunk (the output of the frozen layers)."""
+"""Values that a round computes once: reference log-probs, and the trunk's output (frozen layers)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from stagealign.store.artifact import Facts, Work
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Pairs ready for the engine."""
+    """Tokenized pairs with all values that training needs."""
 
     tokens: list[PairTokens]
     reference: Tensor
@@ -30,26 +30,26 @@ class TrainingSet:
     """Prompt hash of each pair, for errors."""
 
     def trunk_of(self, places: Sequence[int], offsets: Sequence[int]) -> Tensor | None:
-        """Trunk output of these pairs laid end to end."""
+        """Trunk output of these pairs, laid end to end; None if every layer learns."""
         if self.trunk is None:
             return None
         return torch.cat([self.trunk[offsets[i] : offsets[i] + self.tokens[i].tokens] for i in places])
 
 
 def tokenize(lm: LanguageModel, pairs: Sequence[Pair], max_length: int) -> list[PairTokens]:
-    """Token ids of all pairs; raises BadData for a prompt that leaves no room."""
+    """Token ids of all pairs. Raises BadData for a prompt that leaves no room for a completion."""
     return [lm.pair_tokens(pair, max_length) for pair in pairs]
 
 
 def by_length(tokens: Sequence[PairTokens], size: int = MICRO_BATCH) -> Iterator[list[int]]:
-    """Places of the pairs in groups of similar length, longest first."""
+    """Yields indices of the pairs in groups of similar length, longest first."""
     order = sorted(range(len(tokens)), key=lambda i: (-tokens[i].tokens, i))
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
 
 def hidden_states(body: PreTrainedModel, packed: Packed, trunk: Tensor | None = None) -> Tensor:
-    """Last hidden state, shape (B, N, d); from the trunk's output, shape (tokens, d), where that is given."""
+    """Last hidden state, shape (B, N, d); starts from the trunk's output, shape (tokens, d), if given."""
     given = {"input_ids": packed.input_ids} if trunk is None else {"inputs_embeds": repack(trunk, packed)}
     out = body(**given, position_ids=packed.position_ids, attention_mask=packed.mask, use_cache=False)
     hidden: Tensor = out.last_hidden_state
@@ -92,7 +92,7 @@ def reference_logps(
 
 
 def token_offsets(tokens: Sequence[PairTokens]) -> list[int]:
-    """Start of each pair's tokens when all are laid end to end."""
+    """Start of each pair's tokens if all pairs are laid end to end."""
     starts = [0]
     for pair in tokens[:-1]:
         starts.append(starts[-1] + pair.tokens)
@@ -100,7 +100,7 @@ def token_offsets(tokens: Sequence[PairTokens]) -> list[int]:
 
 
 def build_trunk(work: Work) -> Facts:
-    """Builder of `trunk`: output of the layers that no round trains, for every token of a set of pairs."""
+    """Builder of `trunk`: output of the frozen layers for every token of a set of pairs."""
     lm = on_gpu(load(work.inputs["weights"], dtype=work.params["dtype"]))
     pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
     tokens = tokenize(lm, pairs, work.params["max_length"])
@@ -110,13 +110,13 @@ def build_trunk(work: Work) -> Facts:
 
 
 def build_reference(work: Work) -> Facts:
-    """Builder of `reference`: the reference model's log-probs of a set of pairs, once for all who train on it."""
+    """Builder of `reference`: the reference model's log-probs of a set of pairs, shared by all rounds on them."""
     lm = on_gpu(load(work.inputs["policy"], dtype=work.params["dtype"]))
     pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
     tokens = tokenize(lm, pairs, work.params["max_length"])
     logps = reference_logps(lm, tokens, trunk_input(work), work.params["trained_layers"])
     prompts = [prompt_hash(pair.prompt) for pair in pairs]
-    check_finite(logps.sum(1).tolist(), prompts, "reference log-probs", "look at the policy that the round starts from")
+    check_finite(logps.sum(1).tolist(), prompts, "reference log-probs", "check the policy that the round starts from")
     save_file({"reference": logps}, work.out / "reference.safetensors")
     return {"forwards": 2 * len(pairs), "tokens": sum(p.tokens for p in tokens), "cut": sum(p.cut for p in tokens)}
 

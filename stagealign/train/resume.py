@@ -7,13 +7,13 @@ from pathlib import Path
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 CHECKPOINT_STEPS = 50
-"""Steps between the engine's own checkpoints."""
+"""Steps between two checkpoints of the trainer."""
 WHOLE = "whole"
-"""File in a checkpoint that is written last."""
+"""File that is written last into a checkpoint and marks it as complete."""
 
 
 def last_checkpoint(scratch: Path) -> str | None:
-    """The last whole checkpoint, or None; all others, such as one that a kill left half written, are removed."""
+    """Path of the last complete checkpoint, or None; removes all others, such as one that a kill left incomplete."""
     whole = {int(path.parent.name.rpartition("-")[2]): path.parent for path in scratch.glob(f"*/{WHOLE}")}
     last = whole[max(whole)] if whole else None
     if not int(os.environ.get("RANK", "0")):
@@ -22,7 +22,7 @@ def last_checkpoint(scratch: Path) -> str | None:
 
 
 def remove_checkpoints(scratch: Path, but: str) -> None:
-    """Removes checkpoints; the mark goes first, so that a kill leaves none that looks whole."""
+    """Removes all checkpoints except `but`; removes marks first, so that a kill leaves none that looks complete."""
     for path in scratch.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         if path.name != but:
             (path / WHOLE).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""One round of training: artifacts in, a policy out."""
+"""One round of training, from artifacts to a policy."""
 
 import gc
 import os
@@ -24,7 +24,7 @@ from stagealign.train.sharding import model_split
 from stagealign.train.trainer import RoundSettings, align, train
 
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
-"""Words of torch's allocators."""
+"""Messages of torch's allocators."""
 
 
 def within_memory(
@@ -35,10 +35,9 @@ def within_memory(
     settings: RoundSettings,
     scratch: Path,
 ) -> tuple[LanguageModel, list[dict[str, float]], int]:
-    """(policy, curve, micro-batch) of a round; where memory runs out, it starts again in smaller micro-batches.
+    """(policy, curve, micro-batch) of a round; restarts with a smaller micro-batch if memory runs out.
 
-    The global batch stays, and so do the numbers. `again` loads the starting policy again. Raises CannotRun if not
-    even one pair fits.
+    The global batch does not change. `again` reloads the starting policy. Raises CannotRun if one pair does not fit.
     """
     micro, _ = cut(settings.batch, 1, settings.micro_batch)
     while True:
@@ -46,7 +45,9 @@ def within_memory(
         if _fits(lm, data, method, replace(settings, micro_batch=micro), scratch, curve):
             return lm, curve, micro
         if micro == 1:
-            raise CannotRun("training ran out of memory with one pair at a time; free some, or use `--workers 1`")
+            raise CannotRun(
+                "training ran out of memory with one pair at a time; free some memory, or use `--workers 1`"
+            )
         micro = next(n for n in range(micro // 2, 0, -1) if settings.batch % n == 0)
         del lm
         gc.collect()
@@ -63,10 +64,13 @@ def _fits(
     scratch: Path,
     curve: list[dict[str, float]],
 ) -> bool:
-    """Whether memory was enough; then `curve` has the round's steps."""
+    """Trains the round and appends its steps to `curve`; returns False if memory ran out."""
     try:
         curve += align(lm, data, method, settings, scratch)
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one of the latter, on CPUs a plain one
+    except (
+        MemoryError,
+        RuntimeError,
+    ) as error:  # torch.OutOfMemoryError is a RuntimeError; on CPUs the error is a plain one
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
         return False
@@ -74,7 +78,7 @@ def _fits(
 
 
 def build_policy(work: Work) -> Facts:
-    """Builder of `policy`: one round of preference optimisation, here or in processes of its own."""
+    """Builder of `policy`: one round of preference optimisation, in this process or in new ones."""
     if not work.context.devices.launched:
         facts = train_round(work)
         assert facts is not None, "one process is the first"
@@ -92,7 +96,7 @@ def build_policy(work: Work) -> Facts:
 def train_round(work: Work) -> Facts | None:
     """Trains one round and writes the policy; facts in the first process, None in the others.
 
-    bfloat16 is the arithmetic's; the optimizer moves float32 weights, as 16 bits lose a step of 5e-7.
+    With dtype bfloat16, compute is in bfloat16; the optimizer updates float32 weights, as 16 bits lose steps of 5e-7.
     """
     pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
     settings, method = _settings(work), Method(**work.params["method"])
@@ -100,7 +104,7 @@ def train_round(work: Work) -> Facts | None:
     tokens = tokenize(lm, pairs, work.params["training"]["max_length"])
     reference = tensor(work.inputs["reference"] / "reference.safetensors", "reference")
     data = TrainingSet(tokens, reference, trunk_input(work), [prompt_hash(pair.prompt) for pair in pairs])
-    scratch = work.out / SCRATCH / model_split()  # a checkpoint in parts is of no use to a process that has the whole
+    scratch = work.out / SCRATCH / model_split()  # a sharded checkpoint cannot be loaded into a whole model
     lowered: Facts = {}
     if work.context.devices.launched:
         curve, weights = train(lm, data, method, settings, scratch)
@@ -112,7 +116,7 @@ def train_round(work: Work) -> Facts | None:
             lowered = {"lowered": f"micro-batch {micro}, not {planned}: out of memory"}
     if int(os.environ.get("RANK", "0")):
         return None
-    if weights is not None:  # this process holds its part of the model only
+    if weights is not None:  # this process holds only its part of the model
         lm = _gathered(work, settings, weights)
     _write_policy(lm, work, settings)
     return {
@@ -125,7 +129,7 @@ def train_round(work: Work) -> Facts | None:
 
 
 def _settings(work: Work) -> RoundSettings:
-    """The round's settings: its parameters, and how this machine spreads it."""
+    """Settings of the round, from its parameters and this machine's devices."""
     training, devices = work.params["training"], work.context.devices
     names = ("batch", "epochs", "warmup", "schedule", "max_grad_norm", "dtype", "trained_layers")
     return RoundSettings(

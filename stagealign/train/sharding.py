@@ -1,4 +1,4 @@
-"""Sharded training: how a model is split over processes, and what torch and accelerate must be told."""
+"""Sharded training: settings of torch and accelerate for a model that is split over processes."""
 
 import os
 
@@ -7,9 +7,9 @@ from transformers import Trainer
 
 
 def keep_logps_whole(trainer: Trainer) -> None:
-    """Leaves the output of a split model as it is, and averages gradients in float32.
+    """Leaves the dtype of a split model's outputs unchanged, and averages gradients in float32.
 
-    Accelerate's own policy casts what each module returns to bfloat16, in which a log-prob of -300 nats is known to 2.
+    Accelerate's own policy casts outputs of modules to bfloat16, which resolves a log-prob of -300 nats to 2 nats.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -18,9 +18,9 @@ def keep_logps_whole(trainer: Trainer) -> None:
 
 
 def allow_fsdp_on_cpu() -> None:
-    """Lets accelerate split a model over CPU processes where asked to: it offers FSDP to GPUs alone, torch to all.
+    """Makes accelerate accept a requested FSDP on CPU processes, which torch supports.
 
-    It looks at the kind of processes only; their device and gloo stay as they are.
+    Only accelerate's type of processes changes; device and gloo backend stay.
     """
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
@@ -30,7 +30,7 @@ def allow_fsdp_on_cpu() -> None:
 
 
 def model_split() -> str:
-    """How the processes hold the model: `zero3`, `fsdp2` or `whole`; names the folder of their checkpoints."""
+    """Sharding of the model: `zero3`, `fsdp2` or `whole`; it names the folder of checkpoints."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
         return "zero3"
     return "fsdp2" if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true" else "whole"

@@ -1,7 +1,7 @@
-"""The trainer: policy + pairs + loss -> policy. One loop for every method, on transformers.Trainer.
+"""The trainer: policy + pairs + loss -> policy. One loop for every method, based on transformers.Trainer.
 
-What stays the same while a round trains is computed once: the reference log-probs of a set of pairs, which all methods,
-betas, learning rates and cells share, and the output of the layers that are frozen.
+Values that are constant in a round are computed once: the reference log-probs of a set of pairs, which all methods,
+betas, learning rates and cells share, and the output of the frozen layers.
 """
 
 import os
@@ -34,7 +34,7 @@ from stagealign.train.sharding import allow_fsdp_on_cpu, keep_logps_whole, model
 
 @dataclass(frozen=True)
 class RoundSettings:
-    """Settings of a round: identity up to `peft`, execution from `micro_batch` on."""
+    """Settings of a round; fields up to `peft` are part of identity, fields from `micro_batch` on are not."""
 
     learning_rate: float
     batch: int
@@ -47,13 +47,13 @@ class RoundSettings:
     trained_layers: int | None = None
     peft: Lora | None = None
     micro_batch: int | None = None
-    """Pairs in one forward of one process; None takes what fits."""
+    """Pairs in one forward of one process; None chooses it (see `launch.cut`)."""
     activation_checkpointing: bool = False
     checkpoint_steps: int = CHECKPOINT_STEPS
     resume: bool = True
-    """Whether training goes on from its own checkpoint."""
+    """True if training resumes from its own checkpoint."""
     gather: bool = True
-    """Whether the first process gets the weights of a model that is split over processes."""
+    """True if the first process collects the weights of a model that is split over processes."""
 
 
 NOTED = ("pairs", "pair_loss", "margin", "accuracy", "kl")
@@ -80,7 +80,7 @@ class PreferenceTrainer(Trainer):
         self.step_places: list[int] = []
 
     def collate(self, places: list[int]) -> dict[str, Tensor]:
-        """Inputs of one forward: the pairs' numbers."""
+        """Inputs of one forward: the pairs' indices."""
         return {"places": torch.tensor(places)}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> BatchOrder:
@@ -89,9 +89,9 @@ class PreferenceTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Mapping[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean loss over the global batch, as this micro-batch's share times micro-batches and processes.
+        """This micro-batch's part of the mean loss over the global batch, times micro-batches and processes.
 
-        The Trainer divides by the micro-batches, and what averages gradients divides by the processes.
+        The Trainer divides by the number of micro-batches, and averaging of gradients divides by the processes.
         """
         places = [place for place in inputs["places"].tolist() if place != NO_PAIR]
         counts = bool(places)
@@ -111,16 +111,16 @@ class PreferenceTrainer(Trainer):
         return share * self.current_gradient_accumulation_steps * self.args.world_size
 
     def _global_batch(self) -> int:
-        """Pairs of the global batch that is being accumulated; the last of an epoch may be smaller."""
+        """Number of pairs in the current global batch; the last of an epoch may be smaller."""
         steps = -(-len(self.data.tokens) // self.settings.batch)
         return self.last_batch if (self.state.global_step + 1) % steps == 0 else self.settings.batch
 
     def _note(self, logps: Logps, losses: Tensor) -> None:
-        """Adds one micro-batch to the sums that the next log line reports; stops at a number that is not finite."""
+        """Adds one micro-batch to the sums for the next log line. Raises BadNumbers for a value that is not finite."""
         with torch.no_grad():
             margin = log_ratio_margin(logps)
             self._check(losses, "the loss")
-            self._check(margin, "the margin")  # a hinge loss of an infinite one is 0
+            self._check(margin, "the margin")  # the hinge loss of an infinite margin is 0
             shift = logps.reference_chosen - logps.policy_chosen + logps.reference_rejected - logps.policy_rejected
             noted = {
                 "pairs": float(len(losses)),
@@ -136,15 +136,17 @@ class PreferenceTrainer(Trainer):
         """Raises BadNumbers, naming step and prompts, if one of the last micro-batch's `values` is not finite."""
         if not torch.isfinite(values).all():
             places = self.step_places[-len(values) :]
-            self._stop(what, [place for place, one in zip(places, values.tolist(), strict=True) if not isfinite(one)])
+            self._stop(
+                what, [place for place, value in zip(places, values.tolist(), strict=True) if not isfinite(value)]
+            )
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The gradient's norm, once it is known to be finite: what follows is the update of the weights."""
-        found = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if self.args.world_size == 1 and not isfinite(found):  # of several processes each knows its own pairs alone
+        """Norm of the gradient, checked before the weights are updated. Raises BadNumbers if it is not finite."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.args.world_size == 1 and not isfinite(norm):  # with several processes, each knows only its own pairs
             self._stop("the gradient", self.step_places)
         self.step_places = []
-        return found
+        return norm
 
     def _stop(self, what: str, places: Sequence[int]) -> None:
         names = [self.data.prompts[place] if self.data.prompts else f"of pair {place}" for place in places]
@@ -152,7 +154,7 @@ class PreferenceTrainer(Trainer):
         saved = f"the last good checkpoint stays in {kept}" if kept else "no weight was written"
         raise BadNumbers(
             f"step {self.state.global_step + 1}: {what} is not finite; lower the learning rate "
-            f"({self.settings.learning_rate}) or look at {prompts_named(list(dict.fromkeys(names)))}; {saved}"
+            f"({self.settings.learning_rate}) or check {prompts_named(list(dict.fromkeys(names)))}; {saved}"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -165,7 +167,7 @@ class PreferenceTrainer(Trainer):
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """One checkpoint, marked when whole; then those before it go, in the order of steps whatever the clock says."""
+        """Saves a checkpoint, marks it as complete, and removes earlier ones; order is by step, not time."""
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if not self.args.should_save:
@@ -182,8 +184,8 @@ def align(
     """Trains the policy in place; returns one entry a step: step, loss, margin (beta x nats), accuracy, grad_norm, kl.
 
     `kl` is the mean of reference minus policy log-prob of the batch's completions, in nats a completion: an estimate of
-    KL(reference || policy) where the reference sampled them. Resumes from its own checkpoint in `scratch`. In a process
-    that a launcher started, trains together with the others.
+    KL(reference || policy) if the reference sampled them. Resumes from its own checkpoint in `scratch`. In a process
+    that a launcher started, training is shared with the other processes.
     """
     return train(lm, data, method, settings, scratch)[0]
 
@@ -196,7 +198,7 @@ def train(
     scratch: Path,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[list[dict[str, float]], dict[str, Tensor] | None]:
-    """(curve as of `align`, weights by name of a model that is split over processes).
+    """(curve as in `align`, weights by name of a model that is split over processes).
 
     The weights are None if the model is whole or `settings.gather` is off, and empty in all processes but the first.
     """
@@ -220,7 +222,7 @@ def train(
 
 
 def _learning(lm: LanguageModel, data: TrainingSet, settings: RoundSettings) -> Any:
-    """The part of the model that runs in training, with only the weights trainable that learn."""
+    """The part of the model that training runs, with all other weights frozen."""
     if settings.trained_layers is not None:
         freeze_below(lm.model, settings.trained_layers)
     if settings.peft is not None:
@@ -231,7 +233,7 @@ def _learning(lm: LanguageModel, data: TrainingSet, settings: RoundSettings) -> 
 
 
 def _arguments(settings: RoundSettings, pairs: int, scratch: Path) -> TrainingArguments:
-    """Arguments of transformers' Trainer for this process's share of a round on so many pairs."""
+    """Arguments of transformers' Trainer for this process's share of a round on `pairs` pairs."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     micro_batch, accumulation = cut(settings.batch, processes, settings.micro_batch)
     steps = settings.epochs * -(-pairs // settings.batch)
@@ -253,13 +255,13 @@ def _arguments(settings: RoundSettings, pairs: int, scratch: Path) -> TrainingAr
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         use_cpu=not torch.cuda.is_available(),
-        # else each process of a split model keeps the gradients of the whole one until its last micro-batch
+        # else each process of a split model keeps gradients of the whole model until its last micro-batch
         accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": model_split() == "fsdp2"}},
         seed=settings.order_seed % 2**32,
         data_seed=settings.order_seed % 2**32,
     )
     if processes == 1:
-        arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer spreads over all GPUs that it sees
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer uses all GPUs that it sees
     return arguments
 
 

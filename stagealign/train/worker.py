@@ -1,6 +1,6 @@
 """One process of a round that trains over several: `accelerate launch -m stagealign.train.worker WORK.json`.
 
-Every process reads the same description; the first one writes the policy and its facts.
+All processes read the same description; the first one writes the policy and its facts.
 """
 
 import json
@@ -14,7 +14,7 @@ from stagealign.train.launch import FAILURE
 
 
 def main(described: Path) -> int:
-    """Exit code; if the input is at fault, the reason is written to a file beside the description."""
+    """Trains the described round; returns the exit code. If the input is at fault, writes the reason to `FAILURE`."""
     given = json.loads(described.read_text(encoding="utf-8"))
     devices = given["devices"] | {"launcher": tuple(given["devices"]["launcher"])}
     inputs = {name: Path(folder) for name, folder in given["inputs"].items()}
@@ -35,7 +35,7 @@ def main(described: Path) -> int:
 
 
 def leave() -> None:
-    """Ends this process's part in its group; one that exits with it open may be aborted by the group's threads."""
+    """Leaves the process group; the group's threads can abort a process that exits without it."""
     import torch
 
     if torch.distributed.is_initialized():

@@ -182,7 +182,10 @@ def test_pairs_refuse_what_they_have_no_use_for(tmp_path, options, others, messa
 
 def test_pairs_never_overwrite_judgments(tmp_path):
     file = write(tmp_path / "judge.jsonl", [{"prompt": "p", "a": "x", "b": "y", "preference": "a"}])
-    for path, message in ((file, "is there already"), (tmp_path / "x.txt", "unknown ending; one of .csv, .jsonl")):
+    for path, message in (
+        (file, "the file exists and may hold judgments"),
+        (tmp_path / "x.txt", "unknown ending; one of .csv, .jsonl"),
+    ):
         with pytest.raises(StagealignError, match=message):
             write_pairs(BoundaryRequest("p", "d.jsonl"), path)
 
@@ -228,7 +231,7 @@ def test_pairrm_that_cannot_be_reached_names_a_local_copy(tmp_path, monkeypatch)
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert "llm-blender/PairRM-hf" in done.stdout
-    assert "a local copy of PairRM is named by --oracle pairrm:PATH" in done.stdout
+    assert "or name a local copy of PairRM: --oracle pairrm:PATH" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_a_score_outside_of_its_running_interval_is_explained():
     low, high = found.interval
     assert not low <= found.boundary_score <= high
     (note, *_) = found.notes
-    assert f"the score, {found.boundary_score:.3f}, lies outside of its interval, {low:.3f} to {high:.3f}" in note
+    assert f"the score, {found.boundary_score:.3f}, lies outside its interval, {low:.3f} to {high:.3f}" in note
     assert not measure(ITEMS, meter(Coin(0.2)), {}, decide=0.95).notes
     assert not measure(ITEMS, meter(Coin(0.2)), {}).notes
 
@@ -89,7 +89,7 @@ def test_looks_that_rule_out_every_score_are_told():
     for i in range(200):
         tally.add(item, SampledPrompt(("x",), 1, 0), Judged((float(i < 100),), (0.5,)))
         looks.add(tally)
-    assert any("ruled out every score" in line for line in looks.remarks(0.5, 0.5))
+    assert any("exclude every score" in line for line in looks.remarks(0.5, 0.5))
 
 
 @pytest.mark.parametrize("decide", [None, 0.95])

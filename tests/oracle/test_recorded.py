@@ -138,7 +138,7 @@ BAD_RECORDED = {
     "minus": (pair("p", "x", "s", -1), "-1 found"),
     "list": (pair("p", "x", "s", [1]), "[1] found"),
     "huge": (pair("p", "x", "s", 10**400), "10000"),
-    "scales": (pair("p", "x", "s", 2), "0.2 in line 1 and 2 in line 3 are of two scales"),
+    "scales": (pair("p", "x", "s", 2), "0.2 in line 1 and 2 in line 3 belong to different scales"),
 }
 
 
@@ -160,7 +160,7 @@ def test_bad_recorded_files(tmp_path):
     refused(read(score("p", "on", "good")), "line 1, column 'score': 'good' found")
     refused(read(score("p", "on", 1.0)), "none of 1 lines can be used; prompt without candidates of source 'off': 1")
     refused(read(pair("p", "x", "s", None)), "none of 1 lines can be used; failed judgment: 1")
-    refused(read(pair("p", "x", "s", 1)), "do not tell on-policy from off-policy")
+    refused(read(pair("p", "x", "s", 1)), "without the sources of their texts")
     refused(lambda: RecordedOracle(read_recorded(file(tmp_path, SCORES))), "scores found")
     refused(lambda: read_recorded(tmp_path / "none.csv"), "no such file")
     refused(lambda: read_recorded("org/name"), "no such file")

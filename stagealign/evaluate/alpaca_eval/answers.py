@@ -1,4 +1,4 @@
-"""What a judge answered, kept on disk: nothing that was answered is asked again."""
+"""Answers of a judge, kept on disk so that no question is asked twice."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class JudgeAnswer:
     failed: str | None = None
     """Reason why there is no preference."""
     served: str | None = None
-    """Version that the judge gives itself: the model's name in the server's answer, or the weights."""
+    """Version of the judge: the name of the model in the server's answer, or the weights."""
     first: float | None = None
     """Probability that the completion shown first is preferred."""
     letters: float | None = None
@@ -41,14 +41,14 @@ SHAPE = {
 
 @dataclass
 class Bill:
-    """Tokens and USD of a number of answers, those that could not be used included."""
+    """Tokens and USD of several answers, including unusable ones."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float | None = None
 
     def add(self, answer: JudgeAnswer) -> None:
-        """Counts one more answer."""
+        """Adds the tokens and cost of one answer."""
         self.prompt_tokens += answer.prompt_tokens
         self.completion_tokens += answer.completion_tokens
         if answer.cost is not None:
@@ -61,14 +61,14 @@ def key_of(judge: Identity, item: BattleItem) -> str:
 
 
 class KeptAnswers:
-    """Answers of one judge by question. Each is on disk, in one write, before anything is made of it."""
+    """Answers of one judge by question, each written to disk before it is used."""
 
     def __init__(self, path: Path | None):
-        """Reads what earlier calls kept at `path`; without one the answers stay in memory."""
+        """Reads answers that earlier calls kept at `path`; with None, answers stay in memory."""
         self.kept: dict[str, dict[str | None, JudgeAnswer]] = defaultdict(dict)
         """Usable answers by key and served version."""
         self.bills: dict[str, list[JudgeAnswer]] = defaultdict(list)
-        """All that was paid for, by key."""
+        """All answers that were paid for, by key."""
         self._file = None if path is None else RowFile(path, _is_answer)
         for _, row in self._file.read() if self._file else ():
             key = row.pop("key")
@@ -76,7 +76,7 @@ class KeptAnswers:
 
     @property
     def damaged(self) -> int:
-        """Lines that are not as they were written, such as one that a crash cut: what they held is asked again."""
+        """Number of corrupt lines, such as one that a crash cut; their questions are asked again."""
         return self._file.damaged if self._file else 0
 
     def get(self, key: str) -> Mapping[str | None, JudgeAnswer]:
@@ -84,7 +84,7 @@ class KeptAnswers:
         return self.kept.get(key, {})
 
     def add(self, key: str, answer: JudgeAnswer) -> None:
-        """Keeps an answer, and of a failed one what it cost. Raises CannotRun if the disk does not take it."""
+        """Keeps an answer; a failed one is kept if it was billed. Raises CannotRun if it cannot be written to disk."""
         if answer.preference is None and not answer.prompt_tokens:
             return
         self._take(key, answer)

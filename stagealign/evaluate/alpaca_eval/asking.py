@@ -1,6 +1,6 @@
 """A served judge: the official one, or any model behind an OpenAI-compatible server, within a spending limit.
 
-Requests go through the project's own client; what they hold is the official annotator's.
+Requests are sent by the project's own client; their content is the official annotator's.
 """
 
 import re
@@ -24,13 +24,13 @@ from stagealign.store.artifact import Identity
 
 OFFICIAL_URL = "https://api.openai.com/v1"
 CHARS_PER_TOKEN = 4.0
-"""Of English text; for what is shown beforehand only, the cost itself follows the server's own count."""
+"""Characters per token of English text; used only for estimates, as costs follow the server's count."""
 FRAME_TOKENS = 16
-"""Tokens around the messages of a question, at most."""
+"""Most tokens of the chat format around the messages of a question."""
 CERTAIN = 1.01
-"""Most that probabilities add up to, with the server's rounding."""
+"""Largest sum of probabilities that is accepted, as servers round."""
 FATAL = {401, 402, 403, 404}
-"""Statuses that the next question would get too: key, account or model."""
+"""Statuses that every question would get: key, account or model is wrong."""
 Keep = Callable[[Question, JudgeAnswer], None]
 
 
@@ -41,50 +41,50 @@ PRICES = {OFFICIAL_JUDGE.model: OFFICIAL_JUDGE.price} if OFFICIAL_JUDGE else {}
 
 @dataclass(frozen=True)
 class Terms:
-    """What asking may cost and take. None of it is identity."""
+    """Price, limit and concurrency of the questions; not part of identity."""
 
     price: TokenPrice | None = None
-    """None if it is not known."""
+    """Price of a token; None if unknown."""
     spend: float | None = None
-    """USD that this run may cost; None: no limit."""
+    """Most USD that this run may cost; None for no limit."""
     workers: int = 8
-    """Requests under way at a time."""
+    """Number of concurrent requests."""
 
 
 STYLES: Mapping[str, Mapping[str, object]] = {"logprobs": {}, "text": {"temperature": 0, "max_tokens": 8}}
-"""Ways to ask, best first; `logprobs` is with the official settings, `text` for servers without log-probs."""
+"""Request settings, best first: `logprobs` has the official settings, `text` is for servers without log-probs."""
 
 
 class ServedJudge:
     """Judges questions over the network; every answer must name the same model."""
 
     def __init__(self, kind: str, model: str, server: Server, official: Official, terms: Terms = Terms()):
-        """`kind` is `official` or `judge`; `model` is the name by which the server is asked."""
+        """`kind`: `official` or `judge`; `model`: name of the model in requests."""
         self.kind, self.model, self.server, self.official, self.terms = kind, model, server, official, terms
         self.style = "logprobs"
         self.expected: str | None = None
-        """Version that every answer must name; None where the first one tells."""
+        """Version that every answer must name; None if the first answer decides."""
         self.told = False
-        """Whether a first answer has told the version, which may be that it has none."""
+        """True once a first answer has decided the version, which may be None."""
         self.named: str | None = None
-        """Version that answered `check`."""
+        """Version in the answer to `check`."""
         self.reached = False
-        """Whether the server has answered anything: until then it is asked one question alone, and not for long."""
+        """True once the server has answered; until then, questions are asked one at a time with few attempts."""
         self.spent = 0.0
-        """USD of this run: by the server's count, and by the estimate where an answer broke off and may be billed."""
+        """USD of this run by the server's count; estimated for answers that broke off, as they may be billed."""
 
     @property
     def price(self) -> TokenPrice | None:
-        """None if it is not known."""
+        """Price of a token; None if unknown."""
         return self.terms.price
 
     @property
     def identity(self) -> Identity:
-        """Values that an answer is kept under; the place of the server is none of them."""
+        """Values that identify a kept answer; the URL of the server is not one of them."""
         return self.identity_as(self.style)
 
     def identity_as(self, style: str) -> Identity:
-        """Identity of the judge if questions were asked in that style."""
+        """Identity of the judge with another style."""
         return {
             "kind": self.kind,
             "version": 1,
@@ -96,7 +96,7 @@ class ServedJudge:
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """Fields of a request beside model and messages."""
+        """Fields of a request besides model and messages."""
         return self._settings_as(self.style)
 
     @property
@@ -110,9 +110,9 @@ class ServedJudge:
         return STYLES[style] or self.official.settings
 
     def check(self) -> None:
-        """Finds out with one small question, or one a style, how this server's model answers.
+        """Finds the style of this server's model, with at most one small question per style.
 
-        Raises StagealignError where it does not answer.
+        Raises StagealignError if no style gives an answer.
         """
         (question,) = self.official.questions([BattleItem(0, "Say yes.", "Yes.", "No.")])
         for style in STYLES:
@@ -131,22 +131,22 @@ class ServedJudge:
                 return
             reason = str(answer.failed)
         raise StagealignError(
-            f"judge {self.model!r} at {self.server.url}: {reason}; see that the server runs, serves this model and "
-            "that the URL ends where its API starts (mostly /v1)"
+            f"judge {self.model!r} at {self.server.url}: {reason}; check that the server runs and serves this model, "
+            "and that the URL ends where its API starts (mostly /v1)"
         )
 
     def estimate(self, questions: Sequence[Question]) -> tuple[int, float | None]:
-        """Tokens and USD that asking will take, about; no USD if no price is known."""
-        tokens = round(sum(self._tokens(one) for one in questions))
+        """Estimated tokens and USD of these questions; USD is None if no price is known."""
+        tokens = round(sum(self._tokens(question) for question in questions))
         answers = len(questions) * self.answer_tokens
         return tokens + answers, None if self.price is None else self.price.of(tokens, answers)
 
     def ask(self, questions: Sequence[Question], keep: Keep) -> str | None:
-        """Asks the questions and passes each answer to `keep` at once, in the order they come.
+        """Asks the questions and passes each answer to `keep` as it arrives.
 
-        Returns the reason why not all was asked; None if all was. Raises StagealignError for what the next question
-        would meet too (a refused key, another version, failures in a row); what was answered up to there, or is under
-        way, is kept, also after an interrupt.
+        Returns the reason why some questions were not asked; None if all were. Raises StagealignError for a failure
+        that the next question would also meet: a refused key, another version, failures in a row. Answers until then,
+        and those of running requests, are kept, also after an interrupt.
         """
         asking: Asking[Question, ChatAnswer, _Settled] = Asking(
             requests=self._requests,
@@ -175,19 +175,19 @@ class ServedJudge:
         self.server.close()
 
     def _affordable(self, questions: Sequence[Question]) -> bool:
-        """Whether the limit holds even if these questions had a token a byte, which no tokenizer exceeds."""
+        """True if the limit holds even with one token per byte of these questions, the most of any tokenizer."""
         if self.terms.spend is None or self.price is None:
             return True
-        if self.terms.spend == 0:  # only shows the cost, also of a judge that is free
+        if self.terms.spend == 0:  # shows the cost only, even for a free judge
             return False
-        tokens = sum(one.bytes + FRAME_TOKENS for one in questions)
+        tokens = sum(question.bytes + FRAME_TOKENS for question in questions)
         return self.spent + self.price.of(tokens, len(questions) * self.answer_tokens) <= self.terms.spend
 
     def _tokens(self, question: Question) -> float:
         return question.chars / CHARS_PER_TOKEN + FRAME_TOKENS / 2
 
     def _requests(self, question: Question) -> list[Callable[[threading.Event], ChatAnswer]]:
-        """One request; until the server has answered anything, not for long."""
+        """One request, with few attempts until the server has answered."""
         attempts = None if self.reached else FIRST_ATTEMPTS
         return [lambda over: self._call(question, over, attempts)]
 
@@ -198,9 +198,9 @@ class ServedJudge:
         return self.server.chat(self.model, question.messages, self.settings, stop, attempts)
 
     def _read(self, question: Question, body: ChatAnswer) -> JudgeAnswer:
-        """Answer in the body of a request. Not for threads, as the package's parser is not."""
+        """The judge's answer in a response body. Not thread-safe, as the package's parser is not."""
         choice = body["choices"][0]
-        prompt, completion = (tokens_of(body, one) for one in ("prompt_tokens", "completion_tokens"))
+        prompt, completion = (tokens_of(body, name) for name in ("prompt_tokens", "completion_tokens"))
         first, failed = self._first(choice), None
         letters = _letters(choice) if self.style == "logprobs" else None
         if letters is not None and not 0 <= letters <= CERTAIN:
@@ -219,7 +219,7 @@ class ServedJudge:
         )
 
     def _cost(self, question: Question, prompt: int, completion: int) -> float | None:
-        """USD by the server's count, or about if it gives none."""
+        """USD by the server's count of tokens, or estimated if it gives none."""
         if self.price is None or not prompt:
             return self.estimate([question])[1]
         return self.price.of(prompt, completion)
@@ -228,16 +228,16 @@ class ServedJudge:
         if self.style == "logprobs":
             return self.official.first_preferred(choice)
         content = choice["message"].get("content")
-        found = re.fullmatch(r"\W*([mM])\W*", content) if isinstance(content, str) else None
-        return None if found is None else float(found[1] == "m")
+        letter = re.fullmatch(r"\W*([mM])\W*", content) if isinstance(content, str) else None
+        return None if letter is None else float(letter[1] == "m")
 
     def _settled(self, question: Question, parts: Sequence[ChatAnswer | RequestFailed], keep: Keep) -> "_Settled":
-        """The answer, counted and kept."""
+        """Counts and keeps the answer to a question."""
         (part,) = parts
         fatal = False
         if isinstance(part, RequestFailed):
             answer, fatal = JudgeAnswer(failed=str(part)), self._is_fatal(part)
-            if part.status is None and self.price is not None:  # sent, not answered: it may be billed
+            if part.status is None and self.price is not None:  # sent but not answered, so it may be billed
                 self.spent += self.estimate([question])[1] or 0.0
         else:
             answer = self._read(question, part)
@@ -247,7 +247,7 @@ class ServedJudge:
         return _Settled(answer, fatal)
 
     def _is_fatal(self, error: RequestFailed) -> bool:
-        """Whether the next question would fail too; also takes note of whether the server has answered anything."""
+        """True if the next question would also fail; sets `reached` if the server has answered."""
         gone = not error.answered and (error.status is None or error.status in RETRIED)
         fatal = error.status in FATAL or (gone and not self.reached)
         self.reached |= not gone and error.status != 0
@@ -255,12 +255,12 @@ class ServedJudge:
 
     def _stopped(self, reason: str) -> StagealignError:
         return StagealignError(
-            f"judge {self.model!r} at {self.server.url}: {reason}; what was answered is kept, run the same "
-            "command again when that is solved"
+            f"judge {self.model!r} at {self.server.url}: {reason}; what was answered is kept; solve this and run the "
+            "same command again"
         )
 
     def _check(self, settled: "_Settled") -> None:
-        """Raises StagealignError for a fatal failure, and for an answer of another version than expected."""
+        """Raises StagealignError for a fatal failure, and for an answer by another version than expected."""
         answer = settled.answer
         if settled.fatal:
             raise self._stopped(str(answer.failed))
@@ -283,16 +283,16 @@ class _Settled:
 
     answer: JudgeAnswer
     fatal: bool
-    """Whether the next question would fail too."""
+    """True if the next question would also fail."""
 
 
 def _letters(choice: Choice) -> float | None:
-    """Probability of "m" and "M" together, of an answer that the parser has read."""
+    """Probability of "m" and "M" together in the first token of an answer; None if it has no log-probs."""
     try:
         top = choice["logprobs"]["content"][0]["top_logprobs"]
-        sure = float(sum(exp(one["logprob"]) for one in top if one["token"] in ("m", "M")))
+        probability = float(sum(exp(token["logprob"]) for token in top if token["token"] in ("m", "M")))
     except OverflowError:
         return inf
     except (KeyError, IndexError, TypeError):
         return None
-    return sure
+    return probability

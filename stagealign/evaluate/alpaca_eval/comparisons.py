@@ -1,4 +1,4 @@
-"""Judged comparisons with a baseline, instruction difficulties and published weights, from files; every row checked."""
+"""Readers of judged comparisons, instruction difficulties and published weights; every row is checked."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -7,46 +7,46 @@ from typing import Any
 
 from stagealign.base.errors import BadData
 from stagealign.base.words import kind_of, listed, short
-from stagealign.data.formats import MISFIT, TableRow
+from stagealign.data.formats import MISFIT, DataRow
 from stagealign.data.tables import Tally, local_file, numbered_rows
 
 COLUMNS = ("prompt_index", "generator", "preference", "baseline_chars", "model_chars")
 DIFFICULTY = "instruction_difficulty"
 INDEX = ("prompt_index", "index", "")
-"""Names of the column of a prompt's index, the first that is there; the published difficulties give it none."""
+"""Possible names of the column with a prompt's index, by precedence; published difficulties leave the name empty."""
 WEIGHTS = ("np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseline.astype(float)")
-"""Columns of the official weight files; the generator's name stands in a first column without a name."""
+"""Columns of the official weight files; the generator is in a first column without a name."""
 LARGEST = {"baseline_chars": 1e9, "model_chars": 1e9, "instruction_difficulty": 1e3, "prompt_index": 1e15}
-"""What no text, prompt or official weight has; beyond it the fit's numbers would overflow."""
+"""Largest accepted values; larger ones are never real and would overflow in the fit."""
 
 
 class _Unusable(Exception):
-    """Why a row cannot be used."""
+    """Reason why a row cannot be used."""
 
 
 @dataclass(frozen=True)
 class JudgedComparison:
-    """One answer of a generator, held against the baseline's."""
+    """Judgment of one answer of a generator against the baseline's."""
 
     prompt_index: int
     preference: float | None
-    """1 = the baseline is preferred ... 2 = the model is; None for a judgment that failed."""
+    """From 1 (the baseline is preferred) to 2 (the model is); None for a failed judgment."""
     baseline_chars: float
     model_chars: float
 
 
 def read_comparisons(source: str, difficulty: Mapping[int, float]) -> dict[str, list[JudgedComparison]]:
-    """Comparisons by generator in order of the file's first mention, each list in order of the prompt index.
+    """Comparisons by generator, in the order of their first rows; each list is in the order of the prompt index.
 
-    `source`: .parquet, .csv, .jsonl or .json with `COLUMNS`. An empty, null or NaN preference is a failed judgment and
-    stays a row. Any other row that cannot be used, a second row for a generator's prompt, or a prompt without a
-    difficulty is an error for the whole file, which lists the first of each kind. Raises BadData.
+    `source`: .parquet, .csv, .jsonl or .json with `COLUMNS`. An empty, null or NaN preference is a failed judgment.
+    Raises BadData, with examples, if another row is unusable, repeats a generator's prompt, or has a prompt without a
+    difficulty.
     """
     unit, rows = _rows(source, COLUMNS)
     tally, given = Tally(unit), 0
-    found: dict[str, dict[int, JudgedComparison]] = {}
+    by_generator: dict[str, dict[int, JudgedComparison]] = {}
     repeated: list[str] = []
-    strange: dict[int, None] = {}
+    without_difficulty: dict[int, None] = {}
     for number, row in rows:
         given += 1
         try:
@@ -54,11 +54,11 @@ def read_comparisons(source: str, difficulty: Mapping[int, float]) -> dict[str, 
         except _Unusable as error:
             tally.add(str(error), number)
             continue
-        mine = found.setdefault(generator, {})
+        mine = by_generator.setdefault(generator, {})
         if comparison.prompt_index in mine:
             repeated.append(f"{generator} on prompt {comparison.prompt_index} ({unit} {number})")
         if comparison.prompt_index not in difficulty:
-            strange[comparison.prompt_index] = None
+            without_difficulty[comparison.prompt_index] = None
         mine[comparison.prompt_index] = comparison
     if not given:
         raise BadData(f"{source}: no rows; give one row for each generator and prompt")
@@ -68,56 +68,60 @@ def read_comparisons(source: str, difficulty: Mapping[int, float]) -> dict[str, 
         raise BadData(
             f"{source}: {len(repeated)} rows repeat a generator's prompt: {listed(repeated)}; keep one of each"
         )
-    if strange:
+    if without_difficulty:
         raise BadData(
-            f"{source}: {len(strange)} prompts have no difficulty: prompt_index {listed(sorted(strange))}; the "
-            f"difficulty file has {len(difficulty)} prompts: {min(difficulty)} to {max(difficulty)}"
+            f"{source}: {len(without_difficulty)} prompts have no difficulty: prompt_index "
+            f"{listed(sorted(without_difficulty))}; the difficulty file has {len(difficulty)} prompts: "
+            f"{min(difficulty)} to {max(difficulty)}"
         )
-    return {name: [mine[index] for index in sorted(mine)] for name, mine in found.items()}
+    return {name: [mine[index] for index in sorted(mine)] for name, mine in by_generator.items()}
 
 
 def read_difficulty(source: str) -> dict[int, float]:
     """Instruction difficulty by prompt index, ascending, in logits of the official model. Raises BadData."""
     unit, rows = _rows(source, (DIFFICULTY,), INDEX)
-    tally, found = Tally(unit), dict[int, float]()
+    tally, difficulty = Tally(unit), dict[int, float]()
     for number, row in rows:
         try:
             index = _index(row)
-            if index in found:
+            if index in difficulty:
                 raise _Unusable(f"prompt_index {index} found again")
-            found[index] = _number(row, DIFFICULTY)
+            difficulty[index] = _number(row, DIFFICULTY)
         except _Unusable as error:
             tally.add(str(error), number)
-    _whole(source, tally, found)
-    return dict(sorted(found.items()))
+    _whole(source, tally, difficulty)
+    return dict(sorted(difficulty.items()))
 
 
 def read_weights(source: str) -> dict[str, tuple[float, float, float]]:
-    """Weights (length, difficulty, base) by generator, of a file as the official package writes it. Raises BadData."""
+    """Weights (length, difficulty, base) by generator, from a file in the official format. Raises BadData."""
     unit, rows = _rows(source, WEIGHTS)
-    tally, found = Tally(unit), dict[str, tuple[float, float, float]]()
+    tally, weights = Tally(unit), dict[str, tuple[float, float, float]]()
     for number, row in rows:
         try:
             name = str(row.get("", "")).strip()
-            if not name or name in found:
+            if not name or name in weights:
                 raise _Unusable(f"generator {name!r} found again" if name else "no name in the first column")
             length, difficulty, base = (_number(row, column) for column in WEIGHTS)
-            found[name] = (length, difficulty, base)
+            weights[name] = (length, difficulty, base)
         except _Unusable as error:
             tally.add(str(error), number)
-    _whole(source, tally, found)
-    return found
+    _whole(source, tally, weights)
+    return weights
 
 
 def _rows(
     source: str, columns: tuple[str, ...], also: tuple[str, ...] = ()
-) -> tuple[str, Iterable[tuple[int, TableRow]]]:
-    """(what the numbers count, rows) of a file whose first row has these columns, and one of `also`."""
+) -> tuple[str, Iterable[tuple[int, DataRow]]]:
+    """(`line` or `row`, numbered rows) of a file whose first row has all `columns` and one of `also`.
+
+    Raises BadData.
+    """
     if local_file(source) is None:
         raise BadData(f"{source}: no such file; give a .parquet, .csv, .jsonl or .json file")
     unit, rows = numbered_rows(source, (*columns, *also))
 
-    def checked() -> Iterable[tuple[int, TableRow]]:
+    def checked() -> Iterable[tuple[int, DataRow]]:
         for place, (number, row) in enumerate(rows):
             missing = [column for column in columns if column not in row]
             missing += also[:1] if also and not any(column in row for column in also) else []
@@ -129,14 +133,14 @@ def _rows(
     return unit, checked()
 
 
-def _whole(source: str, tally: Tally, found: Mapping[Any, Any]) -> None:
+def _whole(source: str, tally: Tally, values: Mapping[Any, Any]) -> None:
     if tally.drops:
         raise BadData(f"{source}: {tally.drops.total()} rows cannot be used: {tally}; correct them")
-    if not found:
+    if not values:
         raise BadData(f"{source}: no rows; give the whole file")
 
 
-def _comparison(row: TableRow) -> tuple[str, JudgedComparison]:
+def _comparison(row: DataRow) -> tuple[str, JudgedComparison]:
     generator = row.get("generator")
     if generator is MISFIT:
         raise _Unusable("more or fewer cells than the header")
@@ -151,7 +155,7 @@ def _comparison(row: TableRow) -> tuple[str, JudgedComparison]:
     return generator, JudgedComparison(_index(row), preference, baseline, model)
 
 
-def _preference(row: TableRow) -> float | None:
+def _preference(row: DataRow) -> float | None:
     value = row.get("preference")
     if value is None or (isinstance(value, str) and value.strip().lower() in ("", "nan", "null", "none")):
         return None
@@ -160,15 +164,15 @@ def _preference(row: TableRow) -> float | None:
     return _number(row, "preference")
 
 
-def _index(row: TableRow) -> int:
-    name = next((one for one in INDEX if one in row), INDEX[0])
+def _index(row: DataRow) -> int:
+    name = next((column for column in INDEX if column in row), INDEX[0])
     value = _number({INDEX[0]: row.get(name)}, INDEX[0])
     if value != int(value):
         raise _Unusable(f"prompt_index {short(value)} is not a whole number")
     return int(value)
 
 
-def _number(row: TableRow, column: str) -> float:
+def _number(row: DataRow, column: str) -> float:
     value = row.get(column)
     if value is MISFIT:
         raise _Unusable("more or fewer cells than the header")

@@ -1,8 +1,8 @@
-"""AlpacaEval 2: how often a judge prefers a model's completions to a baseline's; contained in this one room.
+"""Entry point of AlpacaEval 2: how often a judge prefers a model's completions to a baseline's.
 
-`rows` reads what is compared, `official` holds the package's own prompt, order and parser, `asking`, `local` and
-`recorded` are the judges, `answers` keeps what they said, `result` is what comes out: a record, and a table of
-annotations that `stagealign lc-win-rate` reads.
+`rows` reads the completions. `official` wraps the package's own prompt, order and parser. `asking`, `local` and
+`recorded` are the judges; `answers` keeps their answers. `result` has the record and the table of annotations that
+`stagealign lc-win-rate` reads.
 """
 
 import math
@@ -34,30 +34,30 @@ KINDS = "official, judge:MODEL (with --judge-url), local:PATH or recorded:FILE"
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What a user asks for."""
+    """Options of an evaluation."""
 
     outputs: str
     baseline: str
     judge: str
     judge_url: str | None = None
     generator: str | None = None
-    """Which one, where OUTPUTS holds several."""
+    """Generator to evaluate, if OUTPUTS has several."""
     spend: float | None = None
-    """USD that this call may cost."""
+    """Most USD that this call may cost."""
     price: str | None = None
     """`IN,OUT`: USD for a million tokens of prompt and completion."""
     served: str | None = None
-    """Version of the judge that all answers must be of."""
+    """Version of the judge that all answers must name."""
     workers: int = 8
     keep: bool = True
-    """Whether answers are kept for the next call."""
+    """True if answers are kept for later calls."""
 
 
 def evaluate(request: EvaluationRequest, heard: EvaluationListener | None = None) -> WinRateResult:
-    """The win rate of a model's completions.
+    """Win rate of a model's completions.
 
-    What was answered before is not asked again, what failed is. Raises StagealignError for what cannot be evaluated,
-    before a question is asked: options, keys, files, prompts.
+    Kept answers are reused; failed questions are asked again. Raises StagealignError for wrong options, keys, files or
+    prompts, before any question is asked.
     """
     started = time.monotonic()
     kind, rest = check(request)
@@ -73,7 +73,7 @@ def evaluate(request: EvaluationRequest, heard: EvaluationListener | None = None
 
 
 def check(request: EvaluationRequest) -> tuple[str, str]:
-    """(kind of judge, what stands after its colon). Raises StagealignError for options that do not go together."""
+    """(kind of judge, text after its colon). Raises StagealignError for options in conflict."""
     kind, colon, rest = request.judge.partition(":")
     if (
         kind not in ("official", "judge", "local", "recorded")
@@ -105,7 +105,7 @@ def _needs_key() -> None:
 
 
 def _open(kind: str, rest: str, request: EvaluationRequest) -> Judge:
-    """The judge, ready to be asked. Raises StagealignError, CannotRun where an extra is not installed."""
+    """Opens the judge. Raises StagealignError, and CannotRun if an extra is not installed."""
     from stagealign.evaluate.alpaca_eval import official
 
     annotator = official.load()
@@ -123,14 +123,14 @@ def _open(kind: str, rest: str, request: EvaluationRequest) -> Judge:
     if request.spend == 0:
         kept = (style for style in STYLES if _place(judge.identity_as(style)).exists())
         judge.style = next(kept, judge.style)
-    elif kind == "judge":  # the official one is known, and its first question costs money
+    elif kind == "judge":  # the official judge needs no check, which would cost money
         judge.check()
     return judge
 
 
 def _price(text: str) -> TokenPrice:
     try:
-        prompt, completion = (float(one) for one in text.split(","))
+        prompt, completion = (float(part) for part in text.split(","))
         if not (0 <= prompt < math.inf and 0 <= completion < math.inf):
             raise ValueError
     except ValueError:
@@ -143,46 +143,47 @@ def _price(text: str) -> TokenPrice:
 def _judged(
     request: EvaluationRequest, battle: Battle, judge: Judge, heard: EvaluationListener, started: float
 ) -> WinRateResult:
-    """The judge's answers to all prompts, those kept of earlier calls included."""
-    found = _unasked(battle)
-    drawn = sum(one.preference is not None for one in found.values())
-    asked = [item for item in battle.items if item.hash not in found]
-    answers = KeptAnswers(_place(judge.identity) if request.keep else None)
+    """Result of a judge that is asked; answers of earlier calls are reused."""
+    answers = _unasked(battle)
+    drawn = sum(answer.preference is not None for answer in answers.values())
+    asked = [item for item in battle.items if item.hash not in answers]
+    kept = KeptAnswers(_place(judge.identity) if request.keep else None)
     keys = {item.hash: key_of(judge.identity, item) for item in asked}
-    judge.expected = version = _version(request.served, [answers.get(key) for key in keys.values()], judge.named)
-    found |= {name: answers.get(key)[version] for name, key in keys.items() if version in answers.get(key)}
-    every = judge.official.questions(asked)
-    # By hash: where a limit stops the run, what was asked is a random sample of the prompts, not the first of a group.
-    questions = sorted((one for one in every if one.item.hash not in found), key=lambda one: one.item.hash)
+    judge.expected = version = _version(request.served, [kept.get(key) for key in keys.values()], judge.named)
+    answers |= {name: kept.get(key)[version] for name, key in keys.items() if version in kept.get(key)}
+    all_questions = judge.official.questions(asked)
+    # In hash order: if a limit stops the run, the prompts asked so far are a random sample.
+    open_questions = (question for question in all_questions if question.item.hash not in answers)
+    questions = sorted(open_questions, key=lambda question: question.item.hash)
     _plan(request, judge, questions, battle, heard)
 
     def keep(question: "Question", answer: JudgeAnswer) -> None:
         name = question.item.hash
-        answers.add(keys[name], answer)
-        found[name] = answer
-        heard.answered(len(found), len(battle.items))
+        kept.add(keys[name], answer)
+        answers[name] = answer
+        heard.answered(len(answers), len(battle.items))
 
     stopped = judge.ask(questions, keep) if questions else None
     spent = Bill()
     for key in keys.values():
-        for bill in answers.bills.get(key, []):
+        for bill in kept.bills.get(key, []):
             spent.add(bill)
     return WinRateResult(
         battle=battle,
-        answers=found,
+        answers=answers,
         judge={**judge.identity, "served": judge.expected, "alpaca_eval": judge.official.version},
         spent=spent,
         cost_now=None if judge.price is None else judge.spent,
         seconds=time.monotonic() - started,
         drawn=drawn,
-        garbled=[one.item.index for one in every if one.garbled],
+        garbled=[question.item.index for question in all_questions if question.garbled],
         stopped=stopped,
-        damaged=answers.damaged,
+        damaged=kept.damaged,
     )
 
 
 def _enough(outputs: str, battle: Battle) -> None:
-    """Raises BadData where so many completions are missing that no answer could make the result reliable."""
+    """Raises BadData if too many completions are missing for a reliable result."""
     missing = [item for item in battle.items if item.model is None]
     if len(missing) > FAILURES_ALLOWED * len(battle.items):
         some = ", ".join(short(item.prompt) for item in missing[:3])
@@ -193,20 +194,20 @@ def _enough(outputs: str, battle: Battle) -> None:
 
 
 def _unasked(battle: Battle) -> dict[str, JudgeAnswer]:
-    """Answers, by prompt hash, that need no judge: no completion is a failure, equal texts are a draw."""
-    found = {}
+    """Answers that need no judge, by prompt hash: a missing completion is a failure, equal texts are a draw."""
+    answers = {}
     for item in battle.items:
         if item.model is None:
-            found[item.hash] = JudgeAnswer(failed="no completion given")
+            answers[item.hash] = JudgeAnswer(failed="no completion given")
         elif item.model == item.baseline:
-            found[item.hash] = JudgeAnswer(1.5)
-    return found
+            answers[item.hash] = JudgeAnswer(1.5)
+    return answers
 
 
 def _plan(
     request: EvaluationRequest, judge: Judge, questions: Sequence["Question"], battle: Battle, heard: EvaluationListener
 ) -> None:
-    """Tells what will be asked and what it costs. Raises StagealignError where it costs money and no limit is named."""
+    """Reports the number of questions and their cost. Raises StagealignError if they cost money without a limit."""
     if judge.price is None:
         return heard.planned(len(battle.items), len(battle.items) - len(questions), 0, None, None)
     tokens, cost = judge.estimate(questions)
@@ -221,34 +222,34 @@ def _plan(
 
 
 def _version(asked_for: str | None, kept: Sequence[Mapping[str | None, JudgeAnswer]], named: str | None) -> str | None:
-    """The judge's version that this result is of; None where the first answer will tell.
+    """Version of the judge for this result; None if the first answer decides.
 
-    It is the one asked for, else that of the kept answers, else `named`, the judge's own word. Raises StagealignError
-    where these are several: one result never mixes two.
+    It is `asked_for`, else the version of the kept answers, else `named` by the judge itself. Raises StagealignError if
+    these differ: one result never mixes two versions.
     """
-    known = {asked_for} if asked_for is not None else {version for one in kept for version in one}
+    known = {asked_for} if asked_for is not None else {version for versions in kept for version in versions}
     known |= {named} if named is not None else set()
     if len(known) > 1:
         names = sorted(map(str, known))
         raise StagealignError(
-            f"{len(known)} versions of the judge: {', '.join(names)}, as asked for, as kept of earlier calls, or as it "
-            f"names itself; verdicts of two are never mixed: name the one to use, such as --served {named or names[-1]}"
+            f"{len(known)} versions of the judge: {', '.join(names)}, asked for, kept by earlier calls, or named by "
+            f"itself; verdicts of two are never mixed: name the one to use, such as --served {named or names[-1]}"
         )
     return next(iter(known), None)
 
 
 def _place(identity: Identity) -> Path:
-    """File of a judge's answers."""
+    """File with the kept answers of a judge."""
     return default_home() / "alpaca" / f"{identity['kind']}-{fingerprint(dict(identity))}.jsonl"
 
 
 def _recorded(source: str, battle: Battle, started: float) -> WinRateResult:
     from stagealign.evaluate.alpaca_eval import recorded
 
-    found, judges = recorded.annotations(source, battle)
+    answers, judges = recorded.annotations(source, battle)
     for item in battle.items:
-        if item.hash not in found:
+        if item.hash not in answers:
             reason = "no completion given" if item.model is None else "no annotation recorded"
-            found[item.hash] = JudgeAnswer(failed=reason)
+            answers[item.hash] = JudgeAnswer(failed=reason)
     who = recorded.identity_of(judges, rows.file_facts(source))
-    return WinRateResult(battle, found, who, Bill(), None, time.monotonic() - started)
+    return WinRateResult(battle, answers, who, Bill(), None, time.monotonic() - started)

@@ -1,4 +1,4 @@
-"""AlpacaEval 2 as the gold reward of the grid: its prompts and baseline as an artifact, and the judge's annotations."""
+"""AlpacaEval 2 as a gold reward of the grid: builders of its prompts and baseline, and of the judge's annotations."""
 
 import json
 from pathlib import Path
@@ -12,17 +12,27 @@ from stagealign.evaluate.alpaca_eval.comparisons import read_difficulty
 from stagealign.store.artifact import Facts, Work
 
 BASELINE, DIFFICULTY = "alpaca_eval_gpt4_baseline", "instruction_difficulty"
-"""Files of the hub data set, and of its local copy."""
+"""Names of the files in the hub data set and in its local copy, without endings."""
 HUB_ENDINGS = {BASELINE: ".json", DIFFICULTY: ".csv"}
-TOLD = ("judge", "n", "answered", "win_rate", "standard_error", "failed", "garbled", "first_shown_preferred", "cost")
-"""What the record keeps of an evaluation's own."""
+RECORD_FACTS = (
+    "judge",
+    "n",
+    "answered",
+    "win_rate",
+    "standard_error",
+    "failed",
+    "garbled",
+    "first_shown_preferred",
+    "cost",
+)
+"""Entries of an evaluation's record that an artifact's record repeats."""
 
 
 def prepare(work: Work) -> Facts:
-    """Builder of `gold`: AlpacaEval's prompts, the baseline's completions, and how hard each prompt is.
+    """Builder of `gold`: AlpacaEval's prompts, the baseline's completions, and the difficulty of each prompt.
 
-    From the hub, or from local files in `STAGEALIGN_DATA/alpaca_eval`. Raises BadData where prompts are missing, come
-    twice or have no difficulty, CannotRun where neither place has the files.
+    Reads the hub, or local files in `STAGEALIGN_DATA/alpaca_eval`. Raises BadData if prompts are missing, repeated or
+    without a difficulty, CannotRun if the hub cannot be reached.
     """
     data, expected, revision = (work.params[name] for name in ("data", "prompts", "revision"))
     if content_of(data) != work.params["content"]:
@@ -31,8 +41,8 @@ def prepare(work: Work) -> Facts:
     battle = rows.read(str(baseline), str(baseline))
     if len(battle.items) != expected:
         raise BadData(f"{baseline}: {len(battle.items)} prompts found, {expected} expected; take the published file")
-    hard = read_difficulty(str(difficulty))
-    without = [item.index for item in battle.items if item.index not in hard]
+    difficulties = read_difficulty(str(difficulty))
+    without = [item.index for item in battle.items if item.index not in difficulties]
     if without:
         raise BadData(f"{difficulty}: no difficulty of {len(without)} prompts, such as {without[:3]}")
     write_rows(work.out / "prompts.jsonl", (Prompt(item.prompt, "test") for item in battle.items))
@@ -41,36 +51,41 @@ def prepare(work: Work) -> Facts:
         for item in battle.items
     ]
     (work.out / "baseline.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
-    write_rows(work.out / "difficulty.jsonl", ({"prompt_index": i, "difficulty": hard[i]} for i in sorted(hard)))
-    commit = None if work.params["content"] else baseline.parent.name  # the hub's cache has a folder a commit
+    write_rows(
+        work.out / "difficulty.jsonl",
+        ({"prompt_index": i, "difficulty": difficulties[i]} for i in sorted(difficulties)),
+    )
+    commit = None if work.params["content"] else baseline.parent.name  # the hub's cache has one folder per commit
     return {"prompts": len(table), "baseline": battle.baseline, "revision": commit, "spearman": None}
 
 
 def annotate(work: Work) -> Facts:
-    """Builder of `annotations`: the official judge's preference for each answer of a policy, the baseline beside it.
+    """Builder of `annotations`: the official judge's preference between each answer of a policy and the baseline's.
 
-    What was answered is kept and never asked again, so a run that a limit or a failure stopped goes on. Raises
-    StagealignError where more than 1% of the prompts have no preference.
+    Answers are kept, so a run that a limit or a failure stopped continues from there. Raises StagealignError if more
+    than 1% of the prompts have no preference.
     """
     answers = read_rows(work.inputs["answers"] / "candidates.jsonl", Candidate)
     outputs = work.out / "outputs.json"
-    named = [{"instruction": one.prompt, "output": one.completion, "generator": "policy"} for one in answers]
+    named = [{"instruction": answer.prompt, "output": answer.completion, "generator": "policy"} for answer in answers]
     outputs.write_text(json.dumps(named, indent=1), encoding="utf-8")
     baseline = work.inputs["gold"] / "baseline.json"
-    found = alpaca.evaluate(
+    result = alpaca.evaluate(
         alpaca.EvaluationRequest(str(outputs), str(baseline), work.params["judge"], spend=work.context.spend)
     )
-    if not found.reliable:
-        raise StagealignError(f"{found.sentence}; {'; '.join(found.details)}")
-    hard = {row["prompt_index"]: row["difficulty"] for row in read_dicts(work.inputs["gold"] / "difficulty.jsonl")}
-    rows_with = [{**row, "difficulty": hard[row["prompt_index"]]} for row in found.table()]
+    if not result.reliable:
+        raise StagealignError(f"{result.sentence}; {'; '.join(result.details)}")
+    difficulty = {
+        row["prompt_index"]: row["difficulty"] for row in read_dicts(work.inputs["gold"] / "difficulty.jsonl")
+    }
+    rows_with = [{**row, "difficulty": difficulty[row["prompt_index"]]} for row in result.table()]
     write_rows(work.out / "annotations.jsonl", rows_with)
-    told = found.plain()
-    return {name: told[name] for name in TOLD}
+    record = result.plain()
+    return {name: record[name] for name in RECORD_FACTS}
 
 
 def _file(data: str, revision: str | None, name: str) -> Path:
-    """The local copy of one of the data set's files, else the hub's."""
+    """Path of one of the data set's files: the local copy, else the hub's. Raises BadData, CannotRun."""
     local = local_copy(data, name)
     if local:
         return local
@@ -82,6 +97,6 @@ def _file(data: str, revision: str | None, name: str) -> Path:
         return Path(hf_hub_download(data, file, repo_type="dataset", revision=revision))
     except (LocalEntryNotFoundError, HfHubHTTPError) as error:
         raise CannotRun(
-            f"{data}: {file} is not in the hub's cache, and the hub is out of reach; set HF_HUB_OFFLINE=0, or put the "
-            f"file into STAGEALIGN_DATA/{data.rpartition('/')[2]}"
+            f"{data}: {file} is not in the hub's cache, and the hub cannot be reached; set HF_HUB_OFFLINE=0, or put "
+            f"the file into STAGEALIGN_DATA/{data.rpartition('/')[2]}"
         ) from error

@@ -1,4 +1,4 @@
-"""Win rates and length-controlled win rates of every generator in a file of judged comparisons."""
+"""Win rates and length-controlled (LC) win rates of every generator in a file of judged comparisons."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,16 +20,17 @@ PUBLISHED, FITTED, OFFICIAL = "published weights", "fitted", "official function"
 NOT_THEIRS = "fitted; the published weights of this name are of other rows"
 NOTHING = "no judged rows"
 BESIDE = "glm_weights.csv"
-"""Published weights are looked for under this name beside the difficulty file."""
+"""File with published weights, in the folder of the difficulty file."""
 SAME_WIN_RATE, SAME_LC = 0.1, 0.5
-"""Points within which rows must agree with published weights to be those they were fitted on. An optimum's mean chance
-is the win rate but for the L1 penalty (0.05 points at most on 29 models); our own fit is within 0.2 of the published.
+"""Largest differences, in points, of win rate and LC win rate at which published weights are taken as fitted on the
+same rows. At the optimum the mean probability is the win rate up to the L1 penalty, at most 0.05 points on 29 models.
+Our own fit is within 0.2 points of published values.
 """
 
 
 @dataclass(frozen=True)
 class LcWinRate:
-    """One generator. Win rates and errors in percent; None where there are too few judged rows."""
+    """Win rates and errors of one generator, in percent; None if there are too few judged rows."""
 
     generator: str
     n: int
@@ -40,17 +41,17 @@ class LcWinRate:
     """Prompts of the difficulty file without a row; in no denominator."""
     win_rate: float | None
     standard_error: float | None
-    """Of the win rate: the standard error of a mean over prompts, as the leaderboard's column of this name."""
+    """Standard error of the win rate as a mean over prompts; the leaderboard's column of this name."""
     lc_win_rate: float | None
     lc_standard_error: float | None
-    """Official: spread of the chances at equal length over prompts / sqrt(n). It takes the weights as exact."""
+    """Official error, for exact weights: standard deviation of the probabilities at equal length over sqrt(n)."""
     lc_sampling_error: float | None
-    """As it would vary with other prompts, the weights refitted; None for weights that were not fitted here."""
+    """Standard error over draws of the prompts, with refitted weights; None for weights that were not fitted here."""
     method: str
     official_lookup: float | None
-    """LC win rate with difficulties by row position, as the official function takes them; None where that changes
-    nothing. The published value of a generator that misses prompts is of this kind, and can be points away from the
-    value with difficulties joined by prompt, which is what a fit gives here."""
+    """LC win rate with difficulties joined by row position, as in the official function; None if equal to a join by
+    prompt. Published values of generators that miss prompts are of this kind. They can be points away from our fit,
+    which joins by prompt."""
 
 
 def lc_win_rates(
@@ -62,10 +63,10 @@ def lc_win_rates(
 ) -> list[LcWinRate]:
     """One LcWinRate for each generator of a file of comparisons, in the file's order.
 
-    `weights`: published weights in the official format, by default `glm_weights.csv` beside the difficulty file where
-    there is one. They are used for a generator of that name whose rows agree with them, then the value is the published
-    one; all others are fitted, and all for `fit_all`. `use_official` calls alpaca_eval's function, which needs the hub.
-    Raises BadData, CannotRun.
+    `weights`: published weights in the official format; the default is `glm_weights.csv` in the folder of the
+    difficulty file, if it exists. A generator whose rows agree with its published weights gets the published value;
+    all others are fitted. `fit_all` fits every generator. `use_official` calls alpaca_eval's function, which needs the
+    hub. Raises BadData, CannotRun.
     """
     from stagealign.evaluate.alpaca_eval.length_control import LengthWeights
 
@@ -74,8 +75,10 @@ def lc_win_rates(
     chosen = weights if weights is not None else beside if beside.is_file() else None
     given = {} if chosen is None or fit_all or use_official else read_weights(str(chosen))
     published = {name: LengthWeights(*numbers) for name, numbers in given.items()}
-    found = read_comparisons(str(preferences), difficulties)
-    return [_measured(name, rows, difficulties, published.get(name), use_official) for name, rows in found.items()]
+    comparisons = read_comparisons(str(preferences), difficulties)
+    return [
+        _measured(name, rows, difficulties, published.get(name), use_official) for name, rows in comparisons.items()
+    ]
 
 
 def _measured(
@@ -117,7 +120,7 @@ def _controlled(
     published: "LengthWeights | None",
     win_rate: float,
 ) -> dict[str, Any]:
-    """Length-controlled fields of one generator: from its published weights where these are its rows', else fitted."""
+    """Length-controlled fields of one generator, from its published weights if they belong to its rows, else fitted."""
     import numpy as np
 
     from stagealign.evaluate.alpaca_eval.length_control import LEARNED, fit, length_controlled, sampling_error, score

@@ -1,5 +1,4 @@
-"""AlpacaEval 2's length-controlled win rate without the hub: a logistic model of three weights, and what replaces the
-rows that only the hub has.
+"""AlpacaEval 2's length-controlled win rate without the hub: a logistic model with three weights, and a learned prior.
 
 The model of a comparison's outcome (0 = baseline ... 1 = model) is, for one generator,
 
@@ -9,16 +8,16 @@ The model of a comparison's outcome (0 = baseline ... 1 = model) is, for one gen
 and the length-controlled win rate is the mean of P over the prompts with d = 0.
 Source: Dubois et al. 2024, arXiv 2404.04475; alpaca_eval 0.6.6, `metrics/glm_winrate.py`, `length_controlled_v1`.
 
-What is approximate. The official fit also sees 1,610 rows of the baseline against its own concise and verbose answers
-("gamed", from the hub), each with weight 0.1 and without the base weight, and an L1 penalty 1 / C with C from
-cross-validation over ten values. The gamed rows are the same for every generator, so they are one fixed function of the
-length and difficulty weights. Its gradient can be read off where it must balance a generator's own rows: at the
-published weights. `LengthPrior` is the quadratic with that gradient (least squares, five numbers), and in place of C
-stands one mean pull on the base weight. How far that is from published values: `python -m benchmarks.length_control`.
+Approximation. The official fit also uses 1,610 rows of the baseline against its own concise and verbose answers
+("gamed", from the hub), each with weight 0.1 and without the base weight. It has an L1 penalty 1 / C with C from
+cross-validation over ten values. The gamed rows are the same for every generator, so their loss is a fixed function of
+the length and difficulty weights. At published weights, its gradient balances the gradient of the generator's own rows
+and is therefore known there. `LengthPrior` is the quadratic with that gradient (least squares, five numbers); one mean
+pull on the base weight replaces C. Distance from published values: `python -m benchmarks.length_control`.
 
-One deviation is meant: difficulties are joined by prompt. The official function takes the k-th for the k-th row, so for
-a generator that misses a prompt all later rows get another prompt's, and its value moves, by up to 2.5 points in what
-is published.
+Deviation. Difficulties are joined by prompt. The official function uses the k-th difficulty for the k-th row. If a
+generator misses a prompt, all later rows get the difficulty of another prompt, which moves published values by up to
+2.5 points.
 """
 
 import math
@@ -35,8 +34,11 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LengthWeights:
-    """Weights of one generator, in logits. The official columns are, in this order, `np.tanh(std_delta_len)`,
-    `instruction_difficulty` and `not_gamed_baseline.astype(float)`."""
+    """Weights of one generator, in logits.
+
+    The official names are, in this order, `np.tanh(std_delta_len)`, `instruction_difficulty` and
+    `not_gamed_baseline.astype(float)`.
+    """
 
     length: float
     difficulty: float
@@ -47,8 +49,8 @@ class LengthWeights:
 class LengthPrior:
     """Quadratic penalty on the (length, difficulty) weights w, and a pull of the base weight towards 0.
 
-    The penalty is w'Cw / 2 + s'w with C `curvature` and s `slope`, in nats for the whole set of rows; it is that of a
-    Gaussian prior with precision C and mean -inv(C) s. `base_pull` is in nats per logit of |base|.
+    The penalty is w'Cw / 2 + s'w with C `curvature` and s `slope`, in nats for all rows together. It equals a Gaussian
+    prior with precision C and mean -inv(C) s. `base_pull` is in nats per logit of |base|.
     """
 
     curvature: tuple[tuple[float, float], tuple[float, float]]
@@ -56,9 +58,9 @@ class LengthPrior:
     base_pull: float
 
     def for_rows(self, n: int) -> "LengthPrior":
-        """This prior weakened to `n` rows of `ALL_PROMPTS`, so that a share of the prompts estimates what all give.
+        """This prior scaled by `n` / `ALL_PROMPTS`, so that a subset of the prompts estimates the value of all.
 
-        The official rows keep their weight however few prompts there are, which biases a half by +0.3 points.
+        The official rows keep their weight for fewer prompts, which biases the value on half of them by +0.3 points.
         """
         share = min(1.0, n / ALL_PROMPTS)
         (length, both), (_, difficulty) = self.curvature
@@ -69,14 +71,14 @@ class LengthPrior:
 ALL_PROMPTS = 805
 LEARNED = LengthPrior(length_prior.CURVATURE, length_prior.SLOPE, length_prior.BASE_PULL)
 PLAIN = LengthPrior(((0.0, 0.0), (0.0, 0.0)), (0.0, 0.0), 0.0)
-"""Maximum likelihood of the generator's own rows."""
+"""Prior without effect: maximum likelihood on the generator's own rows."""
 
 
 def features(baseline_chars: ArrayLike, model_chars: ArrayLike, difficulty: ArrayLike) -> Array:
-    """[n, 3]: length difference squeezed to (-1, 1), instruction difficulty, 1.
+    """Features of comparisons, shape (n, 3): length difference squeezed to (-1, 1), instruction difficulty, 1.
 
-    The difference is in standard deviations (n - 1) of this generator's rows; a longer answer of the model is negative.
-    Where all differences are equal only their sign is left, the limit of the formula.
+    The difference is in standard deviations (n - 1) of this generator's rows, negative for a longer answer of the
+    model. If all differences are equal, the feature is their sign, the limit of the formula.
     """
     delta = np.asarray(baseline_chars, dtype=np.float64) - np.asarray(model_chars, dtype=np.float64)
     spread = delta.std(ddof=1) if len(delta) > 1 else 0.0
@@ -85,16 +87,16 @@ def features(baseline_chars: ArrayLike, model_chars: ArrayLike, difficulty: Arra
 
 
 def score(rows: Array, outcomes: Array, weights: LengthWeights) -> Array:
-    """[3]: gradient of the rows' negative log-likelihood at `weights`; outcomes [n] in [0, 1]."""
+    """Gradient of the rows' negative log-likelihood at `weights`, shape (3,); `outcomes` of shape (n,), in [0, 1]."""
     gradient: Array = rows.T @ (_chances(rows, _vector(weights)) - outcomes)
     return gradient
 
 
 def fit(rows: Array, outcomes: Array, prior: LengthPrior = LEARNED) -> LengthWeights:
-    """Weights at which likelihood and prior balance; rows [n, 3] as from `features`, outcomes [n] in [0, 1].
+    """Weights with the highest posterior; rows of shape (n, 3) from `features`, outcomes of shape (n,), in [0, 1].
 
-    The base pull has a kink at 0: the base weight is 0 where the rows pull less, else on the side that they pull to.
-    Raises ValueError without rows, for outcomes outside [0, 1], or where no optimum is found.
+    The base pull is an L1 penalty: the base weight is 0 if the gradient of the rows is smaller than the pull.
+    Raises ValueError without rows, for outcomes outside [0, 1], or if no optimum is found.
     """
     if len(outcomes) == 0 or not ((outcomes >= 0) & (outcomes <= 1)).all():
         raise ValueError(f"{len(outcomes)} outcomes; give at least one, all in [0, 1]")
@@ -109,16 +111,16 @@ def fit(rows: Array, outcomes: Array, prior: LengthPrior = LEARNED) -> LengthWei
 
 
 def length_controlled(weights: LengthWeights, difficulty: Array) -> Array:
-    """Percent [n]: chance of each prompt at equal lengths; their mean is the length-controlled win rate."""
+    """Win probability of each prompt at equal lengths, shape (n,), in percent; the mean is the LC win rate."""
     return 100 * _sigmoid(weights.base + weights.difficulty * difficulty)
 
 
 def sampling_error(rows: Array, outcomes: Array, weights: LengthWeights, prior: LengthPrior = LEARNED) -> float:
     """Standard error, in points, of a fitted length-controlled win rate over draws of the prompts.
 
-    Counts what the official error leaves out: that other prompts would have given other weights. The learned prior is
-    taken as exact. Infinite for one row. Against random quarters of 29 models it is 15% too small; with fewer than 200
-    prompts of a model that hardly ever wins it is not to be trusted.
+    It includes the variation of the weights, which the official error leaves out. The learned prior is taken as exact.
+    Infinite for one row. Compared with random quarters of 29 models it is 15% too small. It is unreliable for a model
+    that rarely wins on fewer than 200 prompts.
     """
     n = len(outcomes)
     if n < 2:
@@ -127,10 +129,10 @@ def sampling_error(rows: Array, outcomes: Array, weights: LengthWeights, prior: 
 
 
 def pseudo_values(rows: Array, outcomes: Array) -> Array:
-    """Percent [n]: each prompt's part in the length-controlled win rate that is fitted to these rows.
+    """Pseudo-value of each prompt, shape (n,), in percent, of the LC win rate that is fitted to these rows.
 
-    Their mean is that rate, and their standard error its sampling error, so that two policies are compared prompt by
-    prompt. One alone may lie below 0 or above 100. Raises ValueError as `fit` does.
+    Their mean is that rate, and their standard error is its sampling error, so two policies can be compared prompt by
+    prompt. A single value may be below 0 or above 100. Raises ValueError as `fit` does.
     """
     prior = LEARNED.for_rows(len(outcomes))
     weights = fit(rows, outcomes, prior)
@@ -139,10 +141,10 @@ def pseudo_values(rows: Array, outcomes: Array) -> Array:
 
 
 def _influence(rows: Array, outcomes: Array, weights: LengthWeights, prior: LengthPrior) -> Array:
-    """[n], summing to 0: how far each prompt moves the length-controlled win rate, as a share.
+    """Influence of each prompt on the LC win rate as a share, shape (n,), with sum 0.
 
-    Delta method with the sandwich variance (Huber 1967): a prompt's influence on the mean and, through the weights, on
-    all chances.
+    Delta method with the sandwich variance (Huber 1967): the influence on the mean and, through the weights, on the
+    probabilities of all prompts.
     """
     n = len(outcomes)
     chances = _chances(rows, _vector(weights))
@@ -155,7 +157,10 @@ def _influence(rows: Array, outcomes: Array, weights: LengthWeights, prior: Leng
 
 
 def _minimise(rows: Array, outcomes: Array, prior: LengthPrior, sign: float) -> Any:
-    """Optimum of the smooth part, the pull on the base weight being a slope of this sign; a weight a column."""
+    """Weights, one per column, at the optimum of the loss with the base pull as a linear term of this sign.
+
+    Raises ValueError if no optimum is found.
+    """
     from scipy.optimize import minimize
 
     count = rows.shape[1]

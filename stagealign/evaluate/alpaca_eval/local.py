@@ -1,4 +1,4 @@
-"""A local causal language model as judge: the probabilities of "m" and "M" after the official prompt, in batches."""
+"""A local causal language model as judge, by its probabilities of "m" and "M" after the official prompt."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -18,20 +18,20 @@ from stagealign.store.artifact import Identity
 
 LETTERS = ("m", "M")
 SHORT = 6
-"""Characters of a vocabulary entry that may decode to one letter: `m`, `Ġm`, `▁m`, `<0x6D>`."""
+"""Most characters of a vocabulary entry that decodes to one letter: `m`, `Ġm`, `▁m`, `<0x6D>`."""
 
 
 class LocalJudge:
-    """Prefers what is shown first with probability p("m") / (p("m") + p("M")) of the next token.
+    """Judge that prefers the text shown first with probability p("m") / (p("m") + p("M")) of the next token.
 
-    Every vocabulary entry that is the letter, with or without a space before it, counts as the letter.
+    Every vocabulary entry that is a letter, with or without a space before it, counts as that letter.
     """
 
     price: TokenPrice | None = None
     spent: float | None = None
 
     def __init__(self, lm: LanguageModel, weights: str, official: Official, batch_tokens: int | None = None):
-        """`weights` names what was loaded; `batch_tokens` bounds a batch with its padding, and memory with it.
+        """`weights`: identity of the loaded weights. `batch_tokens`: most tokens of a batch, padding included.
 
         Raises StagealignError for a vocabulary without one of the letters.
         """
@@ -55,12 +55,12 @@ class LocalJudge:
 
     @cached_property
     def longest(self) -> int | None:
-        """Tokens that the model can read; None where its config does not say."""
+        """Most tokens that the model can read; None if its config has no limit."""
         return getattr(self.lm.model.config, "max_position_embeddings", None)
 
     def ask(self, questions: Sequence[Question], keep: Keep) -> None:
-        """Judges all questions, longest first; a prompt that the model cannot read whole is a failure, never cut."""
-        rows = [self.prompt_ids(one) if one.messages else [] for one in questions]
+        """Judges all questions, longest first. A prompt beyond the model's context is a failure; it is never cut."""
+        rows = [self.prompt_ids(question) if question.messages else [] for question in questions]
         fits = []
         for place, (question, row) in enumerate(zip(questions, rows, strict=True)):
             if not row:
@@ -76,24 +76,25 @@ class LocalJudge:
                 keep(questions[i], self._answer(questions[i], m, other, len(rows[i])))
 
     def estimate(self, questions: Sequence[Question]) -> tuple[int, float | None]:
-        """No tokens and no USD: nothing is billed."""
+        """Returns 0 tokens and no cost, as nothing is billed."""
         return 0, None
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Does nothing, as there is no connection."""
 
     def prompt_ids(self, question: Question) -> list[int]:
-        """Token ids up to where the letter stands.
+        """Token ids of a question up to the position of the letter.
 
-        A chat template that has no system role gets its text with the user's; a model without any reads plain text.
+        If the chat template has no system role, the system text is put into the user's turn. A model without a template
+        reads plain text.
         """
-        turns = [dict(one) for one in question.messages]
+        turns = [dict(turn) for turn in question.messages]
         if not self.lm.tokenizer.chat_template:
-            return list(self.lm.tokenizer("\n\n".join(one["content"] for one in turns) + "\n").input_ids)
+            return list(self.lm.tokenizer("\n\n".join(turn["content"] for turn in turns) + "\n").input_ids)
         try:
             return self.lm.prompt_ids(turns)
         except TemplateError:
-            return self.lm.prompt_ids([{"role": "user", "content": "\n\n".join(one["content"] for one in turns)}])
+            return self.lm.prompt_ids([{"role": "user", "content": "\n\n".join(turn["content"] for turn in turns)}])
 
     @torch.inference_mode()
     def logprobs(self, rows: Sequence[Sequence[int]]) -> Tensor:
@@ -101,7 +102,7 @@ class LocalJudge:
         pad = self.lm.tokenizer.pad_token_id
         ids, mask = padded(rows, 0 if pad is None else pad, self.lm.model.device)
         last = mask.sum(1) - 1
-        some, where = last.unique(return_inverse=True)  # the head is as large as the model: at last places only
+        some, where = last.unique(return_inverse=True)  # a head is expensive, so it runs at last positions only
         logits = self.lm.model(input_ids=ids, attention_mask=mask, logits_to_keep=some, use_cache=False).logits
         logps = logits[torch.arange(len(rows), device=last.device), where].float().log_softmax(-1)
         return torch.stack([logps[:, self.letters[letter]].logsumexp(-1) for letter in LETTERS], dim=1).cpu()
@@ -119,12 +120,12 @@ class LocalJudge:
         tokenizer = self.lm.tokenizer
         vocabulary: Mapping[str, int] = tokenizer.get_vocab()
         special = set(tokenizer.all_special_ids)
-        short = [one for entry, one in vocabulary.items() if len(entry) <= SHORT and one not in special]
-        return sorted(one for one in short if tokenizer.decode([one]).strip() == letter)
+        short = [token for entry, token in vocabulary.items() if len(entry) <= SHORT and token not in special]
+        return sorted(token for token in short if tokenizer.decode([token]).strip() == letter)
 
 
 def open_local(name: str, official: Official) -> LocalJudge:
-    """A judge of that hub id or folder; bfloat16 on a GPU, else float32. Raises StagealignError."""
+    """Loads a judge from a hub id or folder, in bfloat16 on a GPU, else in float32. Raises StagealignError."""
     weights = weights_identity(name, read_config(name))
     cuda = torch.cuda.is_available()
     lm = load(name, dtype="bfloat16" if cuda else "float32")

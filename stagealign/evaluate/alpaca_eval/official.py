@@ -1,10 +1,10 @@
-"""AlpacaEval's own annotator: its prompt, its random order, its settings and its parser; its package stays untouched.
+"""AlpacaEval's own annotator: its prompt, random order, settings and parser.
 
-The only room that imports `alpaca_eval` (extra `eval`). Never used are its `evaluate` and its caches: they write CSV
-and JSON files into the installed package, load a script data set that `datasets` no longer runs, and ask the hub.
-Importing it reads keys from the environment into module constants, sets the root logger's level, loads a `.env` file
-and warns; all of that is undone here, and it never sees a key. Requests are sent by `asking`; a test holds that they
-are the package's own, and that its folder is the same after a run.
+Its `evaluate` and its caches are not used: they write files into the installed package, load a data set by a script
+that `datasets` no longer runs, and read the hub. Importing `alpaca_eval` (extra `eval`) reads keys from the environment
+into module constants, sets the root logger's level, loads a `.env` file and warns. This module undoes these effects and
+hides all keys from it. `asking` sends the requests; tests check that they equal the package's own, and that a run leaves
+the package's folder unchanged.
 """
 
 import logging
@@ -28,38 +28,38 @@ from stagealign.store.artifact import Identity
 
 NAME = "weighted_alpaca_eval_gpt4_turbo"
 MARKS = ("<|im_start|>", "<|im_end|>")
-"""What the package splits a prompt into messages at."""
+"""Marks at which the package splits a prompt into messages."""
 PRIVATE = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|IS_ALPACA_EVAL_2")
-"""Environment variables that the package must not see."""
+"""Names of environment variables that are hidden from the package."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a judge is asked about one prompt."""
+    """Question to a judge about one prompt."""
 
     item: BattleItem
     messages: tuple[Mapping[str, str], ...]
-    """Empty where the official prompt cannot carry the texts."""
+    """Messages of the request; empty if the official prompt cannot hold the texts."""
     switched: bool
-    """The model's completion is shown first, as "m"."""
+    """True if the model's completion is shown first, as "m"."""
     garbled: bool = False
-    """A text holds marks or placeholders of the official prompt, which the package takes for its own."""
+    """True if a text contains marks or placeholders of the official prompt, which the package takes for its own."""
 
     @property
     def chars(self) -> int:
-        return sum(len(one["content"]) for one in self.messages)
+        return sum(len(message["content"]) for message in self.messages)
 
     @property
     def bytes(self) -> int:
-        return sum(len(one["content"].encode("utf-8", "surrogatepass")) for one in self.messages)
+        return sum(len(message["content"].encode("utf-8", "surrogatepass")) for message in self.messages)
 
     def preference(self, first: float) -> float:
-        """1 (baseline) ... 2 (model), from the probability that what is shown first is preferred."""
+        """Preference from 1 (baseline) to 2 (model), given the probability that the text shown first is preferred."""
         return 1 + first if self.switched else 2 - first
 
 
 class Official:
-    """The annotator `weighted_alpaca_eval_gpt4_turbo` as the installed package has it."""
+    """The annotator `weighted_alpaca_eval_gpt4_turbo` of the installed package."""
 
     def __init__(self, annotator: Any, package: Any, version: str):
         (self._single,) = annotator.annotators.values()
@@ -67,12 +67,12 @@ class Official:
         self.version = version
         settings = dict(self._single.completions_kwargs)
         self.model: str = settings.pop("model_name")
-        self.settings: Mapping[str, object] = {**settings, "top_p": 1.0}  # the package's decoder adds it
+        self.settings: Mapping[str, object] = {**settings, "top_p": 1.0}  # the package's decoder adds top_p
         self.template: str = self._single.prompt_template
 
     @property
     def identity(self) -> Identity:
-        """What may change a question; the judge's own identity includes it."""
+        """Values that can change a question; part of the judge's identity."""
         return {"annotator": NAME, "template": fingerprint(self.template), "seed": self._single.seed}
 
     def questions(self, items: Sequence[BattleItem]) -> list[Question]:
@@ -81,19 +81,19 @@ class Official:
 
         if not items:
             return []
-        rows = [{"instruction": one.prompt, "output_1": one.baseline, "output_2": one.model or ""} for one in items]
+        rows = [{"instruction": item.prompt, "output_1": item.baseline, "output_2": item.model or ""} for item in items]
         with quiet():
             table = pd.DataFrame(rows)
             for processor in self._single.processors:
                 table = processor.preprocess(table)
             prompts, _ = self._package.utils.make_prompts(table, template=self.template)
-        switched = [bool(one) for one in table["is_switched_outputs"]]
-        return [self._question(*one) for one in zip(items, prompts, switched, strict=True)]
+        switched = [bool(flag) for flag in table["is_switched_outputs"]]
+        return [self._question(*shown) for shown in zip(items, prompts, switched, strict=True)]
 
     def first_preferred(self, choice: Choice) -> float | None:
-        """Probability that the completion shown first is preferred, of the first choice of a chat answer.
+        """Probability that the completion shown first is preferred, from the first choice of a chat answer.
 
-        None where the parser finds neither "m" nor "M" in it.
+        None if the parser finds neither "m" nor "M" in it.
         """
         try:
             with quiet():
@@ -109,14 +109,14 @@ class Official:
             messages = ()
         shown = (item.model or "", item.baseline) if switched else (item.baseline, item.model or "")
         texts = dict(zip(("instruction", "output_1", "output_2"), (item.prompt, *shown), strict=True))
-        whole = re.sub(r"\{(instruction|output_1|output_2)\}", lambda found: texts[found[1]], self.template)
+        whole = re.sub(r"\{(instruction|output_1|output_2)\}", lambda match: texts[match[1]], self.template)
         marked = any(mark in text for mark in MARKS for text in texts.values())
         return Question(item, messages, switched, marked or whole != prompt)
 
 
 @cache
 def load() -> Official:
-    """The official annotator. Raises CannotRun where the extra `eval` is not installed."""
+    """Loads the official annotator. Raises CannotRun if the extra `eval` is not installed."""
     with contained():
         try:
             import alpaca_eval
@@ -134,11 +134,11 @@ def load() -> Official:
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Undoes what importing the package does to the process, and hides secrets from it."""
+    """Context that undoes the effects of importing the package on this process and hides secrets from it."""
     before, wrote = dict(os.environ), sys.dont_write_bytecode
     for name in filter(PRIVATE.search, before):
         del os.environ[name]
-    os.environ.setdefault("LOGNAME", "nobody")  # it asks for the user's name, and a container may have none
+    os.environ.setdefault("LOGNAME", "nobody")  # it needs a user name, and a container may have none
     sys.dont_write_bytecode = True
     try:
         with quiet():
@@ -151,7 +151,7 @@ def contained() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the package's log lines, which hold prompts and answers, and its warnings to itself."""
+    """Context that suppresses the package's warnings and its log lines, which contain prompts and answers."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     root.handlers[:] = [logging.NullHandler()]  # without one, logging would install one for good

@@ -1,7 +1,6 @@
-"""The official length-controlled win rate: alpaca_eval's own function, with the rows that its authors keep on the hub.
+"""The official length-controlled win rate: alpaca_eval's own function with its rows from the hub.
 
-Where the hub cannot be reached the hub's client first retries; with `HF_HUB_OFFLINE=1` its cache serves, or it fails at
-once.
+If the hub cannot be reached, its client retries first; with `HF_HUB_OFFLINE=1` it uses its cache or fails at once.
 """
 
 import contextlib
@@ -18,10 +17,10 @@ LengthRow = tuple[float, int, int]
 def official(rows: Sequence[LengthRow], generator: str) -> tuple[float, float]:
     """(length-controlled win rate, its official standard error), both in percent, of one generator.
 
-    `rows`: (preference 1 ... 2, NaN for a failed judgment; baseline's characters; model's characters), one for each
-    prompt and in their order: the function looks a prompt's difficulty up by its row's position, so rows with a gap get
-    the difficulties of other prompts. It needs texts only for their lengths. Nothing is written into the package's
-    folder. Raises CannotRun where the extra `eval` or the hub's file is not to be had.
+    `rows`: (preference from 1 to 2, NaN for a failed judgment; baseline's characters; model's characters), one for each
+    prompt in order. The function looks up a prompt's difficulty by row position, so a gap gives later rows the
+    difficulties of other prompts. It uses only the lengths of texts. Nothing is written into the package's folder.
+    Raises CannotRun if the extra `eval` is not installed or the hub's file is not available.
     Source: alpaca_eval 0.6.6, `get_length_controlled_winrate`.
     """
     import pandas as pd
@@ -36,13 +35,13 @@ def official(rows: Sequence[LengthRow], generator: str) -> tuple[float, float]:
         }
     )
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # scikit-learn on what the official function still uses
-        found = _function()(table, save_weights_dir=None, is_add_glm_preference_inplace=False)
-    return float(found["length_controlled_winrate"]), float(found["lc_standard_error"])
+        warnings.simplefilter("ignore")  # scikit-learn warns about deprecated uses in the official function
+        numbers = _function()(table, save_weights_dir=None, is_add_glm_preference_inplace=False)
+    return float(numbers["length_controlled_winrate"]), float(numbers["lc_standard_error"])
 
 
 def _function() -> Any:
-    """The official function; scikit-learn's configuration, which it changes for good, is put back after each call."""
+    """The official function; restores the global configuration of scikit-learn after each call. Raises CannotRun."""
     import sklearn
 
     try:
@@ -61,7 +60,7 @@ def _function() -> Any:
                 return glm_winrate.get_length_controlled_winrate(*given, **named)
         except OSError as error:  # the hub's client: no connection, offline mode, no such file
             raise CannotRun(
-                f"--official: the hub's rows (tatsu-lab/alpaca_eval, df_gamed.csv) are not to be had "
+                f"--official: the hub's rows (tatsu-lab/alpaca_eval, df_gamed.csv) are not available "
                 f"({str(error).splitlines()[0]}); connect, or leave --official out"
             ) from error
 

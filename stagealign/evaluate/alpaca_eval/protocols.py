@@ -1,4 +1,4 @@
-"""What an evaluation talks to: the judge that it asks, and the listener that it tells."""
+"""Protocols of an evaluation: the judge, and the listener for its progress."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 
 class EvaluationListener(Protocol):
-    """Hears how an evaluation goes on."""
+    """Receives the progress of an evaluation."""
 
     def planned(self, prompts: int, kept: int, tokens: int, cost: float | None, price: str | None) -> None:
-        """Called before anything is asked, with what that will take."""
+        """Called before the first question, with numbers of prompts and kept answers, estimated tokens and cost."""
 
     def answered(self, done: int, total: int) -> None:
         """Called after each answer."""
 
 
 class Silent:
-    """Ignores it."""
+    """Listener that does nothing."""
 
     def planned(self, prompts: int, kept: int, tokens: int, cost: float | None, price: str | None) -> None:
         """Does nothing."""
@@ -36,29 +36,29 @@ class Judge(Protocol):
 
     official: "Official"
     expected: str | None
-    """Version that every answer must be of; None if the first answer tells."""
+    """Version that every answer must name; None if the first answer decides."""
 
     @property
     def identity(self) -> Identity:
-        """Values that an answer is kept under."""
+        """Values that identify a kept answer."""
 
     @property
     def named(self) -> str | None:
-        """Version by the judge's own word; None if it is not known yet."""
+        """Version that the judge gives itself; None if it is not known yet."""
 
     @property
     def price(self) -> TokenPrice | None:
-        """None if asking costs nothing, or the price is not known."""
+        """Price of a token; None if asking is free or the price is unknown."""
 
     @property
     def spent(self) -> float | None:
         """USD of this run."""
 
     def estimate(self, questions: Sequence["Question"]) -> tuple[int, float | None]:
-        """Tokens and USD that asking will take, about."""
+        """Estimated tokens and USD of these questions."""
 
     def ask(self, questions: Sequence["Question"], keep: "Keep") -> str | None:
-        """Passes each answer to `keep`. Returns the reason why not all was asked; None if all was."""
+        """Passes each answer to `keep`; returns the reason why some questions were not asked, or None."""
 
     def close(self) -> None:
-        """Ends the connection, if there is one."""
+        """Closes the connection, if there is one."""

@@ -1,4 +1,4 @@
-"""Annotations that were made before: AlpacaEval's own `annotations.json`, or a table by prompt_index."""
+"""Recorded annotations: AlpacaEval's own `annotations.json`, or a table by prompt_index."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 from stagealign.base.errors import BadData
 from stagealign.base.words import kind_of, listed, short
-from stagealign.data.formats import TableRow
+from stagealign.data.formats import DataRow
 from stagealign.data.records import prompt_hash
 from stagealign.evaluate.alpaca_eval.answers import JudgeAnswer
 from stagealign.evaluate.alpaca_eval.rows import PROMPT, Battle, BattleItem, column, index_of, quoted, rows_of
@@ -31,18 +31,18 @@ COLUMNS = (
 @dataclass(frozen=True)
 class _Record:
     number: int
-    row: TableRow
+    row: DataRow
     prompt: str
-    """The prompt's text, or its index as text, for messages."""
+    """Text of the prompt, or its index as text, for error messages."""
     item: BattleItem | None
-    """None where the baseline does not have the prompt."""
+    """None if the baseline lacks the prompt."""
 
 
 def annotations(source: str, battle: Battle) -> tuple[dict[str, JudgeAnswer], list[str]]:
-    """(answers by prompt hash, names of the annotators) of the battle's generator.
+    """(answers by prompt hash, names of the annotators) for the battle's generator.
 
-    Raises BadData, naming rows and prompts, for prompts that are unknown or come twice, and for annotations of other
-    texts than those of the battle.
+    Raises BadData, naming rows and prompts, for unknown or repeated prompts, and for annotations of other texts than
+    the battle's.
     """
     rows = rows_of(source, COLUMNS)
     if "preference" not in rows[0][1]:
@@ -53,63 +53,65 @@ def annotations(source: str, battle: Battle) -> tuple[dict[str, JudgeAnswer], li
     if not mine:
         names = dict.fromkeys(_generator(row) for _, row in rows)
         raise BadData(
-            f"{source}: no annotation of {battle.generator!r}; it has {listed(names)}. Name OUTPUTS' generator alike"
+            f"{source}: no annotation of {battle.generator!r}; it has {listed(names)}; rename the generator of OUTPUTS"
         )
     records = _records(source, mine, battle)
-    unknown = [one for one in records if one.item is None]
+    unknown = [record for record in records if record.item is None]
     if unknown:
         raise BadData(f"{source}: {quoted(unknown)} not in the baseline; these are annotations of other prompts")
-    counts = Counter(one.item.hash for one in records if one.item)
-    twice = [one for one in records if one.item and counts[one.item.hash] > 1]
+    counts = Counter(record.item.hash for record in records if record.item)
+    twice = [record for record in records if record.item and counts[record.item.hash] > 1]
     if twice:
         raise BadData(f"{source}: {quoted(twice)} annotated more than once; keep one annotation a prompt")
-    other = [one for one in records if one.item and not _same(one.row, one.item)]
+    other = [record for record in records if record.item and not _same(record.row, record.item)]
     if other:
-        raise BadData(f"{source}: {quoted(other)} annotated for other texts than those given; give the texts it judged")
+        raise BadData(f"{source}: {quoted(other)} annotated for other texts than those given; give the annotated texts")
     judges = {name for _, row in mine if isinstance(name := row.get("annotator"), str)}
-    return {one.item.hash: _answer(one.row.get("preference")) for one in records if one.item}, sorted(judges)
+    return {record.item.hash: _answer(record.row.get("preference")) for record in records if record.item}, sorted(
+        judges
+    )
 
 
-def _records(source: str, rows: list[tuple[int, TableRow]], battle: Battle) -> list[_Record]:
+def _records(source: str, rows: list[tuple[int, DataRow]], battle: Battle) -> list[_Record]:
     by_hash = {item.hash: item for item in battle.items}
     by_index = {item.index: item for item in battle.items}
-    found = []
+    records = []
     for number, row in rows:
         name = column(row, PROMPT)
         where = f"{source}, row {number}"
         if name is not None:
             if not isinstance(row[name], str):
                 raise BadData(f"{where}, column {name!r}: {kind_of(row[name])} found; text is expected")
-            found.append(_Record(number, row, row[name], by_hash.get(prompt_hash(row[name]))))
+            records.append(_Record(number, row, row[name], by_hash.get(prompt_hash(row[name]))))
             continue
         index = index_of(row, where)
         if index is None:
             raise BadData(f"{where}: neither `instruction` nor `prompt_index`; one of them is expected")
-        found.append(_Record(number, row, str(index), by_index.get(index)))
-    return found
+        records.append(_Record(number, row, str(index), by_index.get(index)))
+    return records
 
 
-def _generator(row: TableRow) -> str | None:
-    """Who wrote the model's completion, where the row says so."""
+def _generator(row: DataRow) -> str | None:
+    """Generator of the model's completion; None if the row does not name it."""
     value = row.get("generator_2", row.get("generator"))
     return value if isinstance(value, str) else None
 
 
-def _same(row: TableRow, item: BattleItem) -> bool:
-    """Whether the row was made for these texts, as far as it tells."""
+def _same(row: DataRow, item: BattleItem) -> bool:
+    """True if the texts and lengths in the row, as far as it has them, are those of the item."""
     texts = {"output_1": item.baseline, "output_2": item.model}
     lengths = {"baseline_chars": item.baseline, "model_chars": item.model}
-    told = [row[name] == text for name, text in texts.items() if row.get(name) is not None]
-    told += [
+    agreements = [row[name] == text for name, text in texts.items() if row.get(name) is not None]
+    agreements += [
         _number(row[name]) == (None if text is None else len(text))
         for name, text in lengths.items()
         if row.get(name) is not None
     ]
-    return all(told)
+    return all(agreements)
 
 
 def _answer(value: Any) -> JudgeAnswer:
-    """The annotation; 0 is AlpacaEval's old code for a draw, anything else outside 1 to 2 a failure."""
+    """The annotation as an answer. 0 is AlpacaEval's old code for a draw; other values outside 1 to 2 are failures."""
     number = _number(value)
     if number == 0:
         number = 1.5
@@ -127,5 +129,5 @@ def _number(value: Any) -> float | None:
 
 
 def identity_of(judges: list[str], file: Mapping[str, str]) -> Identity:
-    """Entry of the judge in the record: who annotated, and the file."""
+    """Entry of the judge in the record: its annotators and the file."""
     return {"kind": "recorded", "version": 1, "file": dict(file), "annotators": judges}

@@ -1,4 +1,4 @@
-"""What an evaluation gave: a record for people and reports, and the table of annotations."""
+"""Result of an evaluation: a record for people and reports, and the table of annotations."""
 
 import io
 import json
@@ -25,11 +25,11 @@ FAILURES_ALLOWED = 0.01
 ENDINGS = (".parquet", ".jsonl", ".csv")
 UNASKED = "not asked"
 REASONS = 5
-"""Reasons for failures that are shown; the record has all."""
+"""Number of reasons for failures that are shown; the record has all."""
 
 
 class AnnotationRow(TypedDict):
-    """One comparison, as `stagealign lc-win-rate` reads it."""
+    """One comparison, in the format that `stagealign lc-win-rate` reads."""
 
     prompt_index: int
     generator: str
@@ -47,37 +47,37 @@ class WinRateResult:
 
     battle: Battle
     answers: Mapping[str, JudgeAnswer]
-    """By prompt hash, all prompts."""
+    """Answers by prompt hash."""
     judge: Identity
     spent: Bill
-    """All that the answers of this result cost, also in earlier calls."""
+    """Cost of all answers of this result, including earlier calls."""
     cost_now: float | None
-    """USD of this call."""
+    """USD that this call cost; None if no price is known."""
     seconds: float
-    """Of this call."""
+    """Duration of this call."""
     drawn: int = 0
-    """Prompts whose two texts are equal: draws that no judge was asked about, as AlpacaEval has it."""
+    """Number of prompts with two equal texts, which are draws without a question, as in AlpacaEval."""
     garbled: Sequence[int] = ()
-    """prompt_index where a text holds marks of the official prompt, so that the judge reads another prompt."""
+    """Each prompt_index with marks of the official prompt in its texts; the judge then reads a different prompt."""
     stopped: str | None = None
-    """Why not all was asked."""
+    """Reason why some questions were not asked; None if all were."""
     damaged: int = 0
 
     @property
     def preferences(self) -> list[float]:
-        return [one.preference for one in self._ordered() if one.preference is not None]
+        return [answer.preference for answer in self._ordered() if answer.preference is not None]
 
     @property
     def failed(self) -> list[tuple[BattleItem, str]]:
-        """Prompts without a preference, and why."""
+        """(prompt, reason) for each prompt without a preference."""
         pairs = zip(self.battle.items, self._ordered(), strict=True)
-        return [(item, one.failed or UNASKED) for item, one in pairs if one.preference is None]
+        return [(item, answer.failed or UNASKED) for item, answer in pairs if answer.preference is None]
 
     @property
     def metric(self) -> Metric | None:
-        """Win rate over the prompts that have a preference, in percent, as a metric; None where none has."""
-        found = [100 * (one - 1) for one in self.preferences]
-        return mean_metric(found, "percent") if found else None
+        """Win rate over the prompts with a preference, in percent; None if there are none."""
+        rates = [100 * (preference - 1) for preference in self.preferences]
+        return mean_metric(rates, "percent") if rates else None
 
     @property
     def reliable(self) -> bool:
@@ -85,7 +85,7 @@ class WinRateResult:
 
     @property
     def sentence(self) -> str:
-        """The answer in words, with what is missing."""
+        """The result in one sentence, with missing answers."""
         n, failed = len(self.battle.items), self.failed
         names = f"{self.battle.generator!r} against {self.battle.baseline!r}"
         metric = self.metric
@@ -103,17 +103,17 @@ class WinRateResult:
 
     @property
     def first_shown_preferred(self) -> float | None:
-        """Mean probability that the completion shown first wins; far from 0.5 the judge looks at places, not texts."""
-        return _mean([one.first for one in self._ordered() if one.first is not None])
+        """Mean probability that the completion shown first wins; far from 0.5, the judge is biased by position."""
+        return _mean([answer.first for answer in self._ordered() if answer.first is not None])
 
     @property
     def letter_probability(self) -> float | None:
-        """Mean probability of "m" and "M" together; far from 1 the judge does not answer the question."""
-        return _mean([one.letters for one in self._ordered() if one.letters is not None])
+        """Mean probability of "m" and "M" together; far from 1, the judge does not answer the question."""
+        return _mean([answer.letters for answer in self._ordered() if answer.letters is not None])
 
     @property
     def details(self) -> list[str]:
-        """What stands under the sentence: judge, cost, and each reason why something is missing or doubtful."""
+        """Lines of detail under the sentence: judge, cost, failures by reason, and warnings."""
         judge = " ".join(str(self.judge[name]) for name in ("kind", "model") if name in self.judge)
         served = self.judge.get("served")
         other = served not in (None, self.judge.get("model"))
@@ -139,12 +139,12 @@ class WinRateResult:
         return lines
 
     def _failures(self) -> list[str]:
-        """A line a reason, the most frequent first, with how many prompts failed for it and the first few of them."""
+        """One line per reason of failures, most frequent first, with the number of prompts and examples."""
         reasons: dict[str, list[BattleItem]] = defaultdict(list)
         for item, reason in self.failed:
             if reason != UNASKED:
                 reasons[reason].append(item)
-        ranked = sorted(reasons.items(), key=lambda one: -len(one[1]))
+        ranked = sorted(reasons.items(), key=lambda entry: -len(entry[1]))
         lines = []
         for reason, items in ranked[:REASONS]:
             some = ", ".join(f"{item.index} {short(item.prompt)}" for item in items[:EXAMPLES])
@@ -153,7 +153,7 @@ class WinRateResult:
         return [*lines, f"failed for {len(ranked) - REASONS} other reasons: {rest}"] if rest else lines
 
     def plain(self) -> Facts:
-        """The record, as JSON has it."""
+        """The record as JSON-ready values."""
         metric = self.metric
         return {
             "schema": SCHEMA,
@@ -177,8 +177,8 @@ class WinRateResult:
             "garbled": list(self.garbled),
             "first_shown_preferred": self.first_shown_preferred,
             "letter_probability": self.letter_probability,
-            "model_chars": _mean([len(one.model) for one in self.battle.items if one.model is not None]),
-            "baseline_chars": _mean([len(one.baseline) for one in self.battle.items]),
+            "model_chars": _mean([len(item.model) for item in self.battle.items if item.model is not None]),
+            "baseline_chars": _mean([len(item.baseline) for item in self.battle.items]),
             "tokens": {"prompt": self.spent.prompt_tokens, "completion": self.spent.completion_tokens},
             "cost": self.spent.cost,
             "cost_now": self.cost_now,
@@ -189,21 +189,21 @@ class WinRateResult:
         }
 
     def table(self) -> list[AnnotationRow]:
-        """One row a comparison, for `stagealign lc-win-rate`; the preference is None where the judge gave none.
+        """One row per comparison, for `stagealign lc-win-rate`; the preference is None if the judge gave none.
 
-        A prompt without a completion was never compared: it is in the record alone.
+        A prompt without a completion was never compared, so only the record has it.
         """
         return [
             {
                 "prompt_index": item.index,
                 "generator": self.battle.generator,
-                "preference": one.preference,
+                "preference": answer.preference,
                 "baseline_chars": len(item.baseline),
                 "model_chars": len(item.model),
                 "prompt_hash": item.hash,
-                "failed": None if one.preference is not None else one.failed or UNASKED,
+                "failed": None if answer.preference is not None else answer.failed or UNASKED,
             }
-            for item, one in zip(self.battle.items, self._ordered(), strict=True)
+            for item, answer in zip(self.battle.items, self._ordered(), strict=True)
             if item.model is not None
         ]
 
@@ -216,15 +216,15 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def writable(annotations: Path | None) -> None:
-    """Raises BadData for an ending that no table is written in."""
+    """Raises BadData if no table can be written with the ending of this path."""
     if annotations is not None and annotations.suffix not in ENDINGS:
         raise BadData(f"--annotations {annotations}: unknown ending; one of {', '.join(ENDINGS)}")
 
 
-def write(found: WinRateResult, annotations: Path | None) -> None:
-    """Writes the annotations, whole or not at all, where they are asked for."""
+def write(result: WinRateResult, annotations: Path | None) -> None:
+    """Writes the annotations atomically, if a path is given."""
     if annotations is not None:
-        write_bytes(annotations, _encoded(found.table(), annotations.suffix))
+        write_bytes(annotations, _encoded(result.table(), annotations.suffix))
 
 
 def _encoded(table: Sequence[Mapping[str, object]], ending: str) -> bytes:

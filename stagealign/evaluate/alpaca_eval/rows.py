@@ -1,6 +1,6 @@
-"""What AlpacaEval compares: each prompt with the baseline's completion and the model's, joined by prompt hash.
+"""Input of AlpacaEval: each prompt with the completions of baseline and model, joined by prompt hash.
 
-Files have AlpacaEval's own columns, `instruction`, `output` and `generator`; `prompt` and `completion` are taken too.
+Files have AlpacaEval's own columns `instruction`, `output` and `generator`; `prompt` and `completion` are accepted.
 The baseline's file defines the prompts, and all of them stay in the denominator.
 """
 
@@ -11,13 +11,13 @@ from typing import Any
 
 from stagealign.base.errors import BadData
 from stagealign.base.words import kind_of, listed, short
-from stagealign.data.formats import TableRow
+from stagealign.data.formats import DataRow
 from stagealign.data.records import prompt_hash
 from stagealign.data.tables import digest_of, local_file, numbered_rows
 
 PROMPT, COMPLETION = ("instruction", "prompt"), ("output", "completion")
 NAMED = 3
-"""Prompts that a message names."""
+"""Number of prompts that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class BattleItem:
     prompt: str
     baseline: str
     model: str | None
-    """None where the model gave no completion."""
+    """None if there is no completion of the model."""
 
     @property
     def hash(self) -> str:
@@ -38,7 +38,7 @@ class BattleItem:
 
 @dataclass(frozen=True)
 class Battle:
-    """All prompts, in the baseline's order, and who wrote the completions."""
+    """All prompts in the baseline's order, and the names of both generators."""
 
     items: tuple[BattleItem, ...]
     generator: str
@@ -61,8 +61,8 @@ class _Completion:
 def read(outputs: str, baseline: str, generator: str | None = None) -> Battle:
     """The prompts of `baseline` with the completions of both sides.
 
-    `generator` names one where OUTPUTS holds several. Raises BadData, naming rows and prompts, for files that cannot be
-    read, for prompts that come twice and for completions of prompts that the baseline does not have.
+    `generator` selects one of several in OUTPUTS. Raises BadData, naming rows and prompts, for unreadable files, for
+    repeated prompts, and for completions of prompts that the baseline lacks.
     """
     theirs, ours = _completions(baseline), _completions(outputs, generator)
     others = [row for key, row in ours.items() if key not in theirs]
@@ -76,7 +76,7 @@ def read(outputs: str, baseline: str, generator: str | None = None) -> Battle:
         items.append(BattleItem(index, row.prompt, row.completion, ours[key].completion if key in ours else None))
     indices = [item.index for item in items]
     if len(set(indices)) != len(indices):
-        twice = sorted({one for one in indices if indices.count(one) > 1})
+        twice = sorted({index for index in indices if indices.count(index) > 1})
         raise BadData(f"{baseline}: prompt_index {listed(twice)} found more than once; number each prompt once")
     files = {"outputs": file_facts(outputs), "baseline": file_facts(baseline)}
     names = [next(iter(rows.values())).generator for rows in (ours, theirs)]
@@ -89,8 +89,8 @@ def file_facts(source: str) -> dict[str, str]:
     return {"name": path.name, "sha256": digest_of(path)}
 
 
-def rows_of(source: str, columns: Iterable[str]) -> list[tuple[int, TableRow]]:
-    """Numbered rows of a file with all `columns` that it has. Raises BadData, also for an empty file."""
+def rows_of(source: str, columns: Iterable[str]) -> list[tuple[int, DataRow]]:
+    """Numbered rows of a file, with those of `columns` that it has. Raises BadData, also for an empty file."""
     if local_file(source) is None:
         raise BadData(f"{source}: no such file; a .json, .jsonl, .csv or .parquet file is expected")
     _, numbered = numbered_rows(source, columns)
@@ -100,42 +100,42 @@ def rows_of(source: str, columns: Iterable[str]) -> list[tuple[int, TableRow]]:
     return rows
 
 
-def column(row: TableRow, names: Iterable[str]) -> str | None:
-    """The first of `names` that the row has."""
+def column(row: DataRow, names: Iterable[str]) -> str | None:
+    """The first of `names` that is a column of the row; None if none is."""
     return next((name for name in names if name in row), None)
 
 
 def quoted(rows: Iterable[Any]) -> str:
-    """How many prompts, and the first few by row and text; `rows` have `number` and `prompt`."""
+    """Error text with the number of prompts and the first few of them; `rows` have `number` and `prompt`."""
     rows = list(rows)
     some = ", ".join(f"{short(row.prompt)} (row {row.number})" for row in rows[:NAMED])
     return f"{len(rows)} prompt{'s' * (len(rows) > 1)} ({some}{', ...' * (len(rows) > NAMED)})"
 
 
 def _completions(source: str, generator: str | None = None) -> dict[str, _Completion]:
-    """Completions by prompt hash, of one generator."""
+    """Completions of one generator by prompt hash. Raises BadData."""
     columns = (*PROMPT, *COMPLETION, "generator", "prompt_index")
-    told = [_told(source, number, row) for number, row in rows_of(source, columns)]
-    names = list(dict.fromkeys(row.generator for row in told))
+    rows = [_parsed(source, number, row) for number, row in rows_of(source, columns)]
+    names = list(dict.fromkeys(row.generator for row in rows))
     if generator is not None:
-        told = [row for row in told if row.generator == generator]
-        if not told:
+        rows = [row for row in rows if row.generator == generator]
+        if not rows:
             raise BadData(f"{source}: generator {generator!r} not found; it has {listed(names)}")
     elif len(names) > 1:
         raise BadData(f"{source}: completions of {len(names)} generators found ({listed(names)}); name one or split it")
-    found: dict[str, _Completion] = {}
+    by_prompt: dict[str, _Completion] = {}
     twice = []
-    for row in told:
+    for row in rows:
         key = prompt_hash(row.prompt)
-        if key in found:
+        if key in by_prompt:
             twice.append(row)
-        found[key] = row
+        by_prompt[key] = row
     if twice:
         raise BadData(f"{source}: {quoted(twice)} found more than once; keep one completion a prompt")
-    return found
+    return by_prompt
 
 
-def _told(source: str, number: int, row: TableRow) -> _Completion:
+def _parsed(source: str, number: int, row: DataRow) -> _Completion:
     where = f"{source}, row {number}"
     texts = []
     for names in (PROMPT, COMPLETION):
@@ -156,8 +156,8 @@ def _told(source: str, number: int, row: TableRow) -> _Completion:
     return _Completion(number, texts[0], texts[1], name, index_of(row, where))
 
 
-def index_of(row: TableRow, where: str) -> int | None:
-    """The row's `prompt_index`; None where it has none. Raises BadData for one that is no whole number."""
+def index_of(row: DataRow, where: str) -> int | None:
+    """The row's `prompt_index`; None if it has none. Raises BadData if it is not a whole number."""
     value = row.get("prompt_index")
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""Annotations of AlpacaEval 2 to the numbers of a policy: the gold reward is the length-controlled win rate."""
+"""Metrics of a policy from annotations of AlpacaEval 2: its gold reward is the length-controlled (LC) win rate."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,11 +12,11 @@ from stagealign.store.artifact import Facts, Work
 
 
 def score(work: Work) -> Facts:
-    """Builder of `scores` by annotations of AlpacaEval's prompts: the policy metrics of `results.py`, split `test`.
+    """Builder of `scores` from annotations of AlpacaEval's prompts: policy metrics of split `test`.
 
-    A prompt's number is its pseudo-value: their mean is the length-controlled win rate and their spread its sampling
-    error, so that two policies are compared prompt by prompt. The boundary score is of the votes' own prompts. An
-    answer without a preference is counted, and takes the mean of the others: it moves no rate and breaks no pairing.
+    The value of a prompt is its pseudo-value, so two policies can be compared prompt by prompt (`pseudo_values`). The
+    boundary score is over the prompts of the votes. An answer without a preference is counted and gets the mean of the
+    others, which changes no rate and keeps prompts paired.
     """
     answers = read_rows(work.inputs["answers"] / "candidates.jsonl", Candidate)
     annotated = list(read_dicts(work.inputs["annotations"] / "annotations.jsonl"))
@@ -30,9 +30,9 @@ def score(work: Work) -> Facts:
 def annotated_readings(
     answers: Sequence[Candidate], annotated: Sequence[Mapping[str, Any]], limit: float
 ) -> dict[str, GoldReading]:
-    """Readings by prompt from a judge's preferences, one answer each; a degenerate answer counts as lost when clean.
+    """Gold readings by prompt from a judge's preferences; in `clean_gold`, a degenerate answer counts as lost.
 
-    `annotated` has `prompt_hash`, `preference` (1 baseline ... 2 policy, or None), lengths and `difficulty`.
+    `annotated` has `prompt_hash`, `preference` (from 1, baseline, to 2, policy; or None), lengths and `difficulty`.
     """
     by_hash = {prompt_hash(answer.prompt): answer for answer in answers}
     rows = [row for row in annotated if row["preference"] is not None]
