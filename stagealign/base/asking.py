@@ -1,4 +1,4 @@
-"""Many questions to one server: some under way at a time, in order or as they are answered, until it stays away."""
+"""Concurrent questions to one server, with answers in order or as they arrive; ends if the server stops answering."""
 
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -22,11 +22,11 @@ class UnderWay(Generic[QuestionT, PartT]):
 
     question: QuestionT
     over: threading.Event
-    """Set when the answer is of no more use: a request failed, or the asking ended."""
+    """Set when the answer is no longer needed: a request failed, or the asking ended."""
     requests: list["Future[PartT]"] = field(default_factory=list)
 
     def parts(self) -> list[PartT | RequestFailed]:
-        """The outcome of each request, in order; waits for all of them. Raises what is no RequestFailed."""
+        """Outcome of each request, in order; waits for all of them. Raises any error other than RequestFailed."""
         outcomes: list[PartT | RequestFailed] = []
         for request in self.requests:
             try:
@@ -38,7 +38,7 @@ class UnderWay(Generic[QuestionT, PartT]):
 
 @dataclass(frozen=True)
 class Asking(Generic[QuestionT, PartT, AnswerT]):
-    """How questions of one kind are asked: what each sends, how it ends, and when to stop."""
+    """Rules for questions of one kind: the requests of each, its answer, and when to stop."""
 
     requests: Callable[[QuestionT], Sequence[Callable[[threading.Event], PartT]]]
     """Requests of one question, run in threads; each gets the question's `over`."""
@@ -56,7 +56,7 @@ class Asking(Generic[QuestionT, PartT, AnswerT]):
     give_up: int = GIVE_UP
     """Failures in a row after which the server counts as gone."""
     name: str = "asking"
-    """Of the threads."""
+    """Prefix of the names of the threads."""
 
     def in_order(self, questions: Sequence[QuestionT]) -> Generator[AnswerT, None, None]:
         """Answers in the order of the questions. An interrupt ends the asking at once.
@@ -68,25 +68,25 @@ class Asking(Generic[QuestionT, PartT, AnswerT]):
         try:
             yield from self._answers(questions, waiting, pool, self.workers + 1, lambda: waiting[:1])
         finally:
-            for one in waiting:
-                one.over.set()
+            for pending in waiting:
+                pending.over.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
     def as_completed(self, questions: Sequence[QuestionT]) -> Generator[AnswerT, None, None]:
         """Answers in the order in which they come.
 
-        At its end, also by an interrupt, waits for the requests under way and passes them to `answer`, so that nothing
-        that was paid for is lost: close the iterator when leaving it early. Raises as `in_order` does.
+        At the end, and after an interrupt, it waits for the requests under way and passes them to `answer`, so that no
+        paid request is lost. Close the iterator to leave it early. Raises as `in_order` does.
         """
         waiting: list[UnderWay[QuestionT, PartT]] = []
         with ThreadPoolExecutor(self.workers, thread_name_prefix=self.name) as pool:
             try:
                 yield from self._answers(questions, waiting, pool, self.workers, lambda: _ended(waiting))
             finally:
-                for one in waiting:
-                    one.over.set()
-                for one in waiting:
-                    self.answer(one.question, one.parts())
+                for pending in waiting:
+                    pending.over.set()
+                for pending in waiting:
+                    self.answer(pending.question, pending.parts())
 
     def _answers(
         self,
@@ -96,20 +96,20 @@ class Asking(Generic[QuestionT, PartT, AnswerT]):
         most: int,
         ready: Callable[[], list[UnderWay[QuestionT, PartT]]],
     ) -> Generator[AnswerT, None, None]:
-        """Answers to the questions that `ready` names, while up to `most` stand in `waiting`."""
+        """Answers to the questions that `ready` returns; keeps at most `most` of them in `waiting`."""
         place = streak = 0
         while True:
             while place < len(questions) and len(waiting) < most:
-                if not self.allowed(questions[place], [one.question for one in waiting]):
+                if not self.allowed(questions[place], [pending.question for pending in waiting]):
                     break
                 waiting.append(self._sent(questions[place], pool))
                 place += 1
             if not waiting:
                 return
-            for one in ready():
-                parts = one.parts()
-                waiting.remove(one)
-                answer = self.answer(one.question, parts)
+            for pending in ready():
+                parts = pending.parts()
+                waiting.remove(pending)
+                answer = self.answer(pending.question, parts)
                 reason = self.failed(answer)
                 streak = 0 if reason is None else streak + 1
                 if reason is not None and streak == self.give_up:
@@ -123,7 +123,7 @@ class Asking(Generic[QuestionT, PartT, AnswerT]):
 
 
 def _request(request: Callable[[threading.Event], PartT], over: threading.Event) -> PartT:
-    """Sends one request; its failure makes the others of its question useless."""
+    """Sends one request. A failure sets `over`, as the question's other requests are then useless."""
     try:
         return request(over)
     except BaseException:
@@ -134,7 +134,8 @@ def _request(request: Callable[[threading.Event], PartT], over: threading.Event)
 def _ended(waiting: Sequence[UnderWay[QuestionT, PartT]]) -> list[UnderWay[QuestionT, PartT]]:
     """Questions whose requests have all ended; waits until there is one."""
     while True:
-        ended = [one for one in waiting if all(request.done() for request in one.requests)]
+        ended = [pending for pending in waiting if all(request.done() for request in pending.requests)]
         if ended:
             return ended
-        wait([request for one in waiting for request in one.requests if not request.done()], None, FIRST_COMPLETED)
+        requests = [request for pending in waiting for request in pending.requests]
+        wait([request for request in requests if not request.done()], None, FIRST_COMPLETED)

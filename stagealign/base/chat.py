@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Required, TypedDict
 
 MOST_TOKENS = 10**12
-"""Tokens of one answer; a server that counts more does not count."""
+"""Upper limit for the tokens of one answer, as a server may report nonsense."""
 
 
 class Choice(TypedDict, total=False):
@@ -24,13 +24,13 @@ class ChatAnswer(TypedDict, total=False):
 
 
 def content_of(answer: ChatAnswer) -> str | None:
-    """Text of a chat answer's first choice, half characters (lone surrogates) replaced; None if it has none."""
+    """Text of a chat answer's first choice, lone surrogates replaced; None if it has none."""
     content = answer["choices"][0]["message"].get("content")
     return content.encode("utf-8", "replace").decode() if isinstance(content, str) else None
 
 
 def tokens_of(answer: ChatAnswer, name: str) -> int:
-    """Tokens by the server's own count, at most `MOST_TOKENS`; 0 if it gives none."""
+    """Number of tokens in the field `name` of the server's own count, at most `MOST_TOKENS`; 0 if it gives none."""
     used = answer.get("usage")
     count = used.get(name) if isinstance(used, dict) else None
     return max(0, min(count, MOST_TOKENS)) if isinstance(count, int) and not isinstance(count, bool) else 0

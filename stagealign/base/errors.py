@@ -7,10 +7,10 @@ from stagealign.base.secrets import without_secrets
 
 
 class StagealignError(Exception):
-    """Base of every error that is the input's fault and not ours; the CLI prints it without a traceback."""
+    """Base of all errors caused by input or machine rather than by a bug; the CLI prints them without a traceback."""
 
     def __str__(self) -> str:
-        """The message, in which no secret of the environment shows."""
+        """The message, with secrets of the environment hidden."""
         return without_secrets(super().__str__())
 
 
@@ -24,12 +24,12 @@ class UnknownName(StagealignError):
         self.asked = (kind, given, known)
 
     def __reduce__(self) -> tuple[type["UnknownName"], tuple[str, str, list[str]]]:
-        """Comes out of a worker process as it went in."""
+        """Pickles the arguments, so that a worker process can hand over the error."""
         return UnknownName, self.asked
 
 
 class BadSpec(StagealignError):
-    """A registry entry that would give numbers without meaning."""
+    """A registry entry that would give meaningless numbers."""
 
 
 class BadData(StagealignError):
@@ -37,7 +37,7 @@ class BadData(StagealignError):
 
 
 class BadAsset(StagealignError):
-    """A downloaded file that is not the one the registry names."""
+    """A downloaded file that differs from the one in the registry."""
 
 
 class StoreDrift(StagealignError):
@@ -45,11 +45,11 @@ class StoreDrift(StagealignError):
 
 
 class Damaged(StagealignError):
-    """A file that is not as it was written, with the command that rebuilds it."""
+    """A file that changed since it was written; the message holds the command that rebuilds it."""
 
 
 class BadNumbers(StagealignError):
-    """A number that is not finite: the run stops, as everything made from it would be wrong."""
+    """A number is NaN or infinite; the run stops, as later numbers would be wrong."""
 
 
 class CannotRun(StagealignError):

@@ -8,17 +8,17 @@ from typing import Any
 
 
 def remarks_field() -> Any:
-    """Field that maps a field's name to the recipe its value was taken from; a remark, so not identity."""
+    """Field that maps names of fields to the recipes of their values; never identity."""
     return field(default_factory=dict, compare=False, repr=False, metadata={"identity": False})
 
 
 def later_field(default: Any) -> Any:
-    """Field that was added after results were made: no identity while it holds its default, so that they stand."""
+    """Field added to a class that has results. Identity only if it differs from its default: old results stay valid."""
     return field(default=default, metadata={"identity": "where it differs"})
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON-ready identity: dataclasses become objects, remarks are left out, and later fields at default.
+    """`value` as JSON-ready identity: dataclasses become objects, without remarks and without later fields at default.
 
     Raises TypeError for anything without a stable form; nothing is `str()`-ed into a fingerprint.
     """

@@ -8,22 +8,22 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Kind:
-    """A builder and the facts that planning needs. `name` and `version` are identity; the rest moves no fingerprint."""
+    """A builder and the facts that planning needs. Only `name` and `version` are identity."""
 
     name: str
-    """Part of every fingerprint, so it never changes, wherever the code moves."""
+    """Part of every fingerprint: it never changes, even if the code moves."""
     place: str = field(default="", compare=False)
-    """`module:function`, called with a `Work`, returns facts; imported only to build. Empty: `name` is the place."""
+    """`module:function` that takes a `Work` and returns facts; imported only to build. Empty: the same as `name`."""
     version: int = 1
     """Raised by hand when the output changes meaning."""
     price: str = field(default="", compare=False)
-    """Key of `plan.price.FORMULAS`; `free` for text and counts. A kind of a plan without one is an error."""
+    """Key of `plan.price.PRICES`; `free` for text and counts. Planning a kind without a price is an error."""
     light: float = field(default=0.0, compare=False)
-    """Seconds on one laptop core beyond the work that `price` counts; measured in the lab, nothing on a GPU."""
+    """Seconds on one laptop core beyond the work that `price` counts; measured in the lab. Ignored on a GPU."""
     trains: bool = field(default=False, compare=False)
     """Whether `--devices` spreads it over processes."""
     fetches: str = field(default="", compare=False)
-    """Parameter that names weights on a hub, where building it downloads them."""
+    """Parameter that names the weights that the builder downloads from a hub; empty if it downloads none."""
 
     @property
     def function(self) -> str:
@@ -33,6 +33,6 @@ class Kind:
 
 def code_at(place: str) -> Callable[..., Any]:
     """The function at `module:function`, imported now."""
-    module, _, function = place.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    return found
+    module, _, name = place.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function

@@ -15,19 +15,19 @@ from stagealign.base.errors import StagealignError
 
 
 def gpu_count() -> int:
-    """GPUs that processes may use, asked of the driver so that torch need not load."""
+    """Number of GPUs that processes may use. Asks the driver, so that torch is not loaded."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return 0
-    found = sum(line.startswith("GPU ") for line in listed.splitlines())
-    return found if visible is None else min(found, len([one for one in visible.split(",") if one.strip()]))
+    count = sum(line.startswith("GPU ") for line in listed.splitlines())
+    return count if visible is None else min(count, len([device for device in visible.split(",") if device.strip()]))
 
 
 @dataclass(frozen=True)
 class Job:
-    """One process of several that work side by side."""
+    """One of several processes that run at the same time."""
 
     words: list[str]
     environment: dict[str, str]
@@ -35,17 +35,17 @@ class Job:
 
 
 def run_all(jobs: Sequence[Job]) -> list[int]:
-    """Exit codes of processes that know nothing of each other: none waits for another.
+    """Exit codes of independent processes, in the order of `jobs`.
 
-    Once one fails the others are ended, and all end when this one does, or is told to. Raises StagealignError if a
-    command cannot be started.
+    If one fails, the others are ended. All are ended if this process ends or receives SIGTERM. Raises StagealignError
+    if a command cannot be started.
     """
     running: list[subprocess.Popen[bytes]] = []
     try:
         with told_to_end():
             for job in jobs:
-                with job.log.open("w", encoding="utf-8") as said:
-                    running.append(subprocess.Popen(job.words, stdout=said, stderr=said, env=job.environment))
+                with job.log.open("w", encoding="utf-8") as log:
+                    running.append(subprocess.Popen(job.words, stdout=log, stderr=log, env=job.environment))
             while any(process.poll() is None for process in running) and not any(process.poll() for process in running):
                 time.sleep(0.1)
     except OSError as error:
@@ -62,7 +62,7 @@ def run_all(jobs: Sequence[Job]) -> list[int]:
 
 
 def end_process(process: subprocess.Popen[bytes]) -> None:
-    """Ends a launcher, which ends its processes; by force if it has not done so within half a minute."""
+    """Ends a launcher, which ends its own processes. Kills it if it still runs after 30 seconds."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -73,16 +73,16 @@ def end_process(process: subprocess.Popen[bytes]) -> None:
 
 def python_path() -> list[str]:
     """Folders of PYTHONPATH, without empty ones."""
-    return [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
+    return [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
 
 
 class ToldToEnd(BaseException):
-    """SIGTERM came, with which an interrupted run ends its workers."""
+    """This process received SIGTERM, with which an interrupted run ends its workers."""
 
 
 @contextlib.contextmanager
 def told_to_end() -> Iterator[None]:
-    """While it lasts SIGTERM raises, where signals can be had: what this process started must end before it does."""
+    """Raises ToldToEnd on SIGTERM, so that child processes can be ended first. No-op outside of the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

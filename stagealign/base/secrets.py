@@ -1,4 +1,4 @@
-"""Text without secrets: keys of the environment and passwords in URLs, for whatever is shown, logged or recorded."""
+"""Secrets (keys of the environment, passwords in URLs) are hidden in text that is shown, logged or recorded."""
 
 import os
 import re
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
-"""Environment variables whose values are nobody's business."""
+"""Names of environment variables whose values are secret."""
 SHORTEST = 8
-"""Characters of a value that is looked for; a shorter one stands in any text by chance."""
+"""Minimum characters of a value to hide; a shorter one occurs in text by chance."""
 _USER = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s@'\"]+@")
 
 
@@ -24,15 +24,15 @@ def without_secrets(text: str) -> str:
 
 
 LONGEST = 1 << 16
-"""Bytes of a line that are waited for."""
+"""Bytes of an unfinished line after which its start is copied."""
 LONGEST_SECRET = 1 << 13
-"""Bytes that are held back of a longer one, so that no secret is cut in two."""
+"""Bytes held back at the end of such a line, so that no secret is split."""
 
 
 def printing_to(log: Path) -> None:
-    """From now on whatever this process prints, and its libraries and children, goes to a file, less the secrets.
+    """Redirects the output of this process and its children to a file, with secrets hidden.
 
-    Through a process that only copies, so that nothing is lost where this one is killed.
+    A separate process copies the output, so that nothing is lost if this one is killed.
     """
     command = [sys.executable, "-I", str(Path(__file__).resolve()), str(log.resolve())]
     copier = subprocess.Popen(
@@ -47,7 +47,7 @@ def printing_to(log: Path) -> None:
 
 
 def copy(source: BinaryIO, target: BinaryIO) -> None:
-    """Copies lines as they come, each without its secrets."""
+    """Copies lines as they arrive, with secrets hidden."""
     kept = b""
     while chunk := source.read1(LONGEST):  # type: ignore[attr-defined]
         kept += chunk

@@ -15,31 +15,31 @@ from stagealign.base.chat import ChatAnswer, tokens_of
 from stagealign.base.errors import CannotRun, StagealignError
 
 Answered: TypeAlias = tuple[int, float | None, str]
-"""Status, seconds to wait as asked by the server, and the body."""
+"""HTTP status, seconds to wait as the server asks (None if it does not), and the body."""
 KEYS = ("STAGEALIGN_JUDGE_KEY", "OPENAI_API_KEY")
-"""Environment variables that may hold a judge's key, the first that is set wins."""
+"""Environment variables that may hold a judge's key; the first that is set wins."""
 POLICY_KEYS = ("STAGEALIGN_POLICY_KEY",)
-"""The same for a policy's server: it is often one's own, and not to be shown the key of another."""
+"""The same for a policy's server, which must not see a judge's key."""
 LONGEST_CONNECT = 10.0
-"""Seconds to wait for a connection at most: an answer may take long, a server that runs takes connections at once."""
+"""Maximum seconds to wait for a connection. An answer may take long, but a running server connects at once."""
 FIRST_ATTEMPTS = 3
-"""Requests sent for the first answer of all, before any work: a server that is not there is soon said."""
+"""Maximum requests for the first answer, before any work, so that a missing server is reported soon."""
 FIRST_SECONDS = 5.0
-"""After which no further one of these is sent: a place that takes no connections is soon said too."""
+"""Seconds after which none of these requests is sent again, so that a silent address is reported soon."""
 ATTEMPTS = 15
-"""Requests sent for one answer; with the first wait of a second the last goes out about a minute after the first, so
-a server that was restarted is back."""
+"""Maximum requests for one answer. If the first wait is a second, the last request is sent about a minute after the
+first, when a restarted server answers again."""
 LARGEST_ANSWER = 4_000_000
-"""Bytes of a body; more is no chat completion."""
+"""Maximum bytes of a body; a chat completion is smaller."""
 LONGEST_WAIT = 60.0
-"""Seconds between two attempts at most, whatever the server asks for."""
+"""Maximum seconds between two attempts, whatever the server asks for."""
 LONGEST_OWN_WAIT = 5.0
-"""Seconds between two attempts at most where it asks for nothing."""
+"""Maximum seconds between two attempts if the server does not ask for a wait."""
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
 
 class RequestFailed(Exception):
-    """No usable answer, after all attempts; the text names no secret and may be shown."""
+    """No usable answer after all attempts; the message holds no secret."""
 
     def __init__(
         self,
@@ -49,9 +49,9 @@ class RequestFailed(Exception):
         after: float | None = None,
         answered: bool = False,
     ):
-        """`status` of the last answer, None if there was none; `again`: worth another attempt, `after` so many seconds.
+        """`status`: that of the last answer, None without one; `answered`: a body that is no chat completion came.
 
-        `answered`: something came back that is no chat completion.
+        `again`: another attempt may succeed, `after` that many seconds.
         """
         super().__init__(reason)
         self.status, self.again, self.after, self.answered = status, again, after, answered
@@ -71,7 +71,7 @@ class Server:
         """`timeout` is for a whole answer, in seconds; `backoff` is the first wait, later ones double.
 
         The key comes from the first of the environment's `keys` that is set. Raises StagealignError for a URL that
-        cannot be used, CannotRun where the extra `judge` is not installed.
+        cannot be used, CannotRun if the extra `judge` is not installed.
         """
         try:
             import httpx
@@ -91,7 +91,7 @@ class Server:
         self._client = httpx.Client(headers=headers, timeout=wait)
         self._lock = threading.Lock()
         self.requests = 0
-        """Requests sent, those that failed included."""
+        """Requests sent, including failed ones."""
         self.tokens = 0
         """Tokens billed by the server's own count, prompt and completion."""
 
@@ -109,8 +109,9 @@ class Server:
         """Body of one chat completion; `settings` go into the request.
 
         Retries what may pass (time-outs, broken connections, 429, 5xx, bodies that are no chat completion) and waits
-        as long as the server asks for, up to a minute. Raises RequestFailed when that has not helped, or at once if it
-        cannot help or `stop` is set.
+        as long as the server asks for, up to a minute. `attempts` lowers the number of requests and allows none after
+        `FIRST_SECONDS`. Raises RequestFailed after the last attempt, or at once if a retry cannot help or if `stop` is
+        set.
         """
         body = {"model": model, "messages": list(messages), **settings}
         tenacity, stop = self._tenacity, stop or threading.Event()
@@ -140,14 +141,14 @@ class Server:
         return answer
 
     def version(self) -> str | None:
-        """Version that the server tells, as vLLM's does; None if it tells none."""
+        """Version that the server reports, as vLLM does; None if it reports none."""
         httpx = self._httpx
         try:
             answer = self._client.get(f"{self.url.removesuffix('/v1')}/version", timeout=LONGEST_CONNECT)
-            found = answer.json()
+            body = answer.json()
         except (httpx.HTTPError, ValueError):
             return None
-        version = found.get("version") if isinstance(found, dict) else None
+        version = body.get("version") if isinstance(body, dict) else None
         return self.said(version) if isinstance(version, str) else None
 
     def close(self) -> None:
@@ -180,10 +181,10 @@ class Server:
         return checked
 
     def _in_time(self, call: Callable[[], Answered]) -> Answered:
-        """Result of `call`. Raises RequestFailed if it takes longer than the time-out and a little.
+        """Result of `call`. Raises RequestFailed if it takes longer than 1.1 times the time-out plus 0.5 seconds.
 
         The HTTP library bounds each read, not their sum: a server that sends its headers letter by letter would hold a
-        request for days. Such a call is left behind in a thread that ends with the process.
+        request for days. Such a call stays in a thread that ends with the process.
         """
         done: queue.SimpleQueue[tuple[Answered | None, BaseException | None]] = queue.SimpleQueue()
 
@@ -223,7 +224,7 @@ class Server:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Turns what the HTTP library raises into RequestFailed, without its text where that could hold a secret."""
+        """Turns errors of the HTTP library into RequestFailed, with the key hidden."""
         httpx = self._httpx
         try:
             yield
@@ -250,13 +251,13 @@ class Server:
 
 
 class _Secret:
-    """A key that never shows itself."""
+    """A key that its own text form hides."""
 
     def __init__(self, names: Sequence[str]):
         self.value = next(filter(None, map(os.environ.get, names)), "").strip()
         if not re.fullmatch(r"[\x21-\x7e]*", self.value):
             raise StagealignError(
-                f"{' or '.join(names)}: the key holds white space or characters that no header can carry; set it again"
+                f"{' or '.join(names)}: the key holds white space or characters that a header cannot hold; set it again"
             )
 
     def __repr__(self) -> str:
@@ -266,7 +267,7 @@ class _Secret:
 def checked_url(url: str) -> str:
     """The server's base URL without a slash at its end and without `/chat/completions`.
 
-    Raises StagealignError for another scheme, and for a URL with a password or query: it would be shown and recorded.
+    Raises StagealignError for another scheme, and for a user, password or query, as URLs are shown and recorded.
     """
     match = re.fullmatch(r"(https?)://([^/?#\s]+)(/[^?#\s]*)?", url.strip(), re.IGNORECASE)
     if "@" in url or "?" in url or "#" in url:
@@ -274,7 +275,7 @@ def checked_url(url: str) -> str:
             f"URL of the server: holds a user, password or query; put a key into {KEYS[0]} or {POLICY_KEYS[0]} instead"
         )
     if not match:
-        raise StagealignError(f"URL of the server {url!r}: not one; for example http://127.0.0.1:8000/v1")
+        raise StagealignError(f"URL of the server {url!r}: no HTTP address; write one such as http://127.0.0.1:8000/v1")
     scheme, host, path = match.groups()
     return f"{scheme.lower()}://{host}{(path or '').rstrip('/').removesuffix('/chat/completions')}"
 

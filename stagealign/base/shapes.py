@@ -1,4 +1,4 @@
-"""Shapes of values read from files: a value is checked, and the first place that does not fit is named."""
+"""Checks of values read from files: a shape describes a valid value, and an error names the first misfit."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -21,14 +21,14 @@ class Or:
 
 
 class Map:
-    """An object of which every value has the same shape."""
+    """An object whose values all have the same shape."""
 
     def __init__(self, shape: Any):
         self.shape = shape
 
 
 def misfit(value: Any, shape: Any, where: str = "") -> str | None:
-    """`rounds.0.source is a list, text expected`, or None if the value fits.
+    """First misfit, such as `rounds.0.source is a list, text expected`; None if the value fits.
 
     A shape is one of the words above, a list of one shape (a list of any length) or of several (of that length), a
     mapping (an object with these keys; one that ends in `?` may be absent), an `Or` or a `Map`.
@@ -37,43 +37,43 @@ def misfit(value: Any, shape: Any, where: str = "") -> str | None:
 
 
 def _fitting(shape: Any) -> Fits:
-    """Predicate for a shape, made once a shape; it names no place, as nearly all values fit."""
-    known = _made.get(id(shape))
+    """Predicate for a shape, made once. It does not locate a misfit, as nearly all values fit."""
+    known = _predicates.get(id(shape))
     if known is None or known[0] is not shape:
-        _made[id(shape)] = known = (shape, _make(shape))
+        _predicates[id(shape)] = known = (shape, _predicate(shape))
     return known[1]
 
 
-def _make(shape: Any) -> Fits:
+def _predicate(shape: Any) -> Fits:
     if isinstance(shape, str):
         return KINDS[shape]
     if isinstance(shape, Or):
-        inner = _make(shape.shape)
+        inner = _predicate(shape.shape)
         return lambda value: value is None or inner(value)
     if isinstance(shape, Map):
-        each = _make(shape.shape)
+        each = _predicate(shape.shape)
         return lambda value: isinstance(value, dict) and all(map(each, value.values()))
     if isinstance(shape, list) and len(shape) == 1:
-        every = _make(shape[0])
+        every = _predicate(shape[0])
         return lambda value: isinstance(value, list) and all(map(every, value))
     if isinstance(shape, list) and len(set(map(id, shape))) == 1:
-        one, count = _make(shape[0]), len(shape)
-        return lambda value: isinstance(value, list) and len(value) == count and all(map(one, value))
+        each_item, count = _predicate(shape[0]), len(shape)
+        return lambda value: isinstance(value, list) and len(value) == count and all(map(each_item, value))
     if isinstance(shape, list):
-        several = [_make(one) for one in shape]
+        several = [_predicate(item) for item in shape]
         return lambda value: (
             isinstance(value, list)
             and len(value) == len(several)
-            and all(fits(one) for fits, one in zip(several, value, strict=True))
+            and all(fits(item) for fits, item in zip(several, value, strict=True))
         )
-    named = [(key.removesuffix("?"), key.endswith("?"), _make(one)) for key, one in shape.items()]
+    named = [(key.removesuffix("?"), key.endswith("?"), _predicate(inner)) for key, inner in shape.items()]
     return lambda value: (
-        isinstance(value, dict) and all(fits(value[key]) if key in value else may for key, may, fits in named)
+        isinstance(value, dict) and all(fits(value[key]) if key in value else optional for key, optional, fits in named)
     )
 
 
 def _misfit(value: Any, shape: Any, where: str) -> str | None:
-    """The first place that does not fit."""
+    """First misfit of a value."""
     if isinstance(shape, Or):
         return None if value is None else misfit(value, shape.shape, where)
     if isinstance(shape, str):
@@ -86,18 +86,18 @@ def _misfit(value: Any, shape: Any, where: str) -> str | None:
     if not isinstance(value, dict):
         return _wrong(value, "an object", where)
     if isinstance(shape, Map):
-        return _first(where, ((key, one, shape.shape) for key, one in value.items()))
+        return _first(where, ((key, item, shape.shape) for key, item in value.items()))
     for key in shape:
         if not key.endswith("?") and key not in value:
             return f"{_at(where, key)} is missing"
-    pairs = ((key.removesuffix("?"), one) for key, one in shape.items())
-    return _first(where, ((key, value[key], one) for key, one in pairs if key in value))
+    pairs = ((key.removesuffix("?"), inner) for key, inner in shape.items())
+    return _first(where, ((key, value[key], inner) for key, inner in pairs if key in value))
 
 
 def _first(where: str, parts: Iterable[tuple[Any, Any, Any]]) -> str | None:
-    """The first misfit among (key, value, shape)."""
-    found = (misfit(value, shape, _at(where, key)) for key, value, shape in parts)
-    return next((text for text in found if text is not None), None)
+    """First misfit among (key, value, shape)."""
+    misfits = (misfit(value, shape, _at(where, key)) for key, value, shape in parts)
+    return next((text for text in misfits if text is not None), None)
 
 
 def _finite(value: Any) -> bool:
@@ -113,11 +113,11 @@ def _at(where: str, key: Any) -> str:
 
 def _wrong(value: Any, wanted: str, where: str) -> str:
     if (wanted == SHARE and _finite(value)) or (isinstance(value, float) and not math.isfinite(value)):
-        found = str(value)
+        given = str(value)
     else:
         kinds = {"str": "text", "dict": "an object", "list": "a list", "NoneType": "null", "bool": "true or false"}
-        found = kinds.get(type(value).__name__, "a number")
-    return f"{where or 'the whole'} is {found}, {wanted} expected"
+        given = kinds.get(type(value).__name__, "a number")
+    return f"{where or 'the whole'} is {given}, {wanted} expected"
 
 
 KINDS: dict[str, Fits] = {
@@ -128,5 +128,5 @@ KINDS: dict[str, Fits] = {
     FLAG: lambda value: isinstance(value, bool),
     ANY: lambda value: True,
 }
-_made: dict[int, tuple[Any, Fits]] = {}
-"""By the shape's id, which stays its own as long as it is kept here."""
+_predicates: dict[int, tuple[Any, Fits]] = {}
+"""Shape and its predicate by the shape's id, which stays unique while the shape is kept here."""

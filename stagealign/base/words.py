@@ -5,7 +5,7 @@ from typing import Any
 
 
 def why(error: BaseException) -> str:
-    """First line of an error, shortened."""
+    """First line of an error, at most 200 characters."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
     lines = str(error).strip().splitlines()
@@ -19,12 +19,12 @@ def short(value: Any) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """In words, what a value is."""
+    """Type of a value, in words."""
     names = {"bool": "a truth value", "int": "a number", "float": "a number", "dict": "an object", "list": "a list"}
     return names.get(type(value).__name__, type(value).__name__)
 
 
 def listed(names: Iterable[Any]) -> str:
-    """Names as a message shows them: on one line, so one with control characters is escaped."""
+    """Names on one line of a message, at most 12; a name with control characters is escaped."""
     names = [name if name.isprintable() else repr(name) for name in map(str, names)]
     return (", ".join(name[:40] for name in names[:12]) + ", ..." * (len(names) > 12)) or "none"

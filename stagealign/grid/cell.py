@@ -22,13 +22,13 @@ class Scale:
     evaluation: Evaluation
     seeds: tuple[int, ...]
     data: str | None = later_field(None)
-    """Hub data set `name@revision` that the task reads; None where its data comes inside registry packages."""
+    """Hub data set `name@revision` that the task reads; None if its data comes inside registry packages."""
     oracle_weights: str | None = later_field(None)
     """Hub id of the oracle's weights; None if it is fitted here."""
     engine: Engine | None = field(default=None, metadata={"identity": "where it differs"})
     """None: our own sampler, `policy.sample`."""
     parts: int = field(default=1, metadata={"identity": False})
-    """Artifacts that a round's on-policy candidates are sampled in; all together hold what one would."""
+    """Number of artifacts that a round's on-policy candidates are split into."""
     processor: str = field(default="cpu", metadata={"identity": False})
     """Processor that it is made for: `cpu`, or a key of `plan.flops.GPUS`."""
     replicates: bool = field(default=False, metadata={"identity": False})
@@ -58,7 +58,7 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """Cell id such as `zephyr-dpo-2off_on`; `zephyr-dpo_vllm-2off_on` where something else samples or evaluates."""
+        """Cell id such as `zephyr-dpo-2off_on`; `zephyr-dpo_vllm-2off_on` with another sampler."""
         return f"{self.model.key}-{self.row['key']}-{self.schedule}"
 
     @property
@@ -73,12 +73,12 @@ class Cell:
 
     @property
     def extra(self) -> bool:
-        """Whether the cell is beyond the grid: it runs only if what makes it so is asked for by name."""
+        """Whether the cell is beyond the grid: it runs only if `-k` names the part that makes it so."""
         return bool(self.extra_words)
 
     @property
     def extra_words(self) -> tuple[tuple[str, str], ...]:
-        """Words that must be named to ask for the cell, each with what may stand in its place: (word, instead)."""
+        """(word, instead) of each word that `-k` must name: it must fail to match once `instead` replaces the word."""
         words = [(source.key, "") for source in self.sources if source.extra]
         if self.method.variant_of:
             words += [(self.method.key, ""), (self.method.key, self.method.variant_of)]
@@ -93,5 +93,5 @@ class Cell:
 
     @property
     def source_keyword(self) -> str:
-        """The checkpoint's source in lower case, without the signs that `-k` takes for others."""
+        """The checkpoint's source in lower case, without `-` and `_`, which separate the parts of an id."""
         return self.checkpoint.source.replace("-", "").replace("_", "").lower()

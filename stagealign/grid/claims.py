@@ -60,7 +60,7 @@ class Claim:
         return fingerprint(replace(self, words="", planned="", source="", seen=False))
 
     def concerns(self, cell: Cell) -> bool:
-        """Whether the cell's result helps to judge this claim: any sampler, the scale's own gold."""
+        """Whether the cell's result helps to judge this claim: any sampler, but the scale's own gold reward."""
         if cell.scale.preference.gold_named:
             return False
         own = (cell.scale.key, cell.model.key, cell.method.key)
@@ -71,9 +71,9 @@ class Claim:
 
 def _known(model: str, policy: str, quantity: str) -> str:
     """Letter, place and certainty of a published number."""
-    found = paper.known(model, policy, quantity)
-    assert found is not None, (model, policy, quantity)
-    return f"{found.source}: {found.place}; {found.sure}"
+    number = paper.known(model, policy, quantity)
+    assert number is not None, (model, policy, quantity)
+    return f"{number.source}: {number.place}; {number.sure}"
 
 
 _GAIN = Claim(

@@ -1,4 +1,4 @@
-"""Preference losses and their constants. A new one: a row of `BASES`, and its loss in `train.losses.LOSSES`."""
+"""Preference losses and their constants. To add one: a row of `BASES`, and its loss in `train.losses.LOSSES`."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -45,11 +45,11 @@ FORMS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         },
     ),
 }
-"""By base method, what its other published forms differ in; the paper does not say which form it means."""
+"""By base method, the fields of its other published forms; the paper does not say which form it means."""
 
 
 def _variants(base: Method, betas: Iterable[float]) -> Iterator[Method]:
-    """The base with each other beta, and with the first start as reference of every round."""
+    """Variants of the base: with each other beta, and with the first start as reference of every round."""
     mine = replace(base, variant_of=base.key)
     for beta in betas:
         yield replace(mine, key=f"{base.key}_beta{beta:g}", name=f"{base.name}, beta {beta:g}", beta=beta)
@@ -58,7 +58,7 @@ def _variants(base: Method, betas: Iterable[float]) -> Iterator[Method]:
 
 
 def _table(bases: Iterable[Method], betas: Iterable[float]) -> dict[str, Method]:
-    """The methods of a scale by key: the bases, then a variant or two of each value that was not published."""
+    """The methods of a scale by key: the bases, then their variants in each unpublished value."""
     bases, betas = list(bases), list(betas)
     variants = [variant for base in bases for variant in _variants(base, betas)]
     forms = [replace(base, variant_of=base.key, **form) for base in bases for form in FORMS.get(base.key, ())]

@@ -1,4 +1,4 @@
-"""The models, and the checkpoint that each starts from, by scale. A new one: a row of both tables, here alone."""
+"""The models, and the checkpoint that each starts from, by scale. To add a model: a row of both tables."""
 
 from stagealign.grid.recipes import HANDBOOK, INFERRED
 from stagealign.grid.spec import Checkpoint, Model, Sft, Shape
@@ -26,11 +26,11 @@ PAPER_SFT = Sft(
         "alignment-handbook, zephyr-7b SFT recipe",
     ),
 )
-"""The authors did an SFT of Phi-2, Qwen and Pythia; with which data and values was not found."""
+"""The authors fine-tuned Phi-2, Qwen and Pythia first; their data and values were not found."""
 
 
 def _stand_in(share: float, real: str) -> Checkpoint:
-    """A rung of the lab's ladder: SmolLM2 after SFT on human reviews, `share` of them rotten."""
+    """A rung of the lab's ladder: SmolLM2 after SFT on human film reviews, a `share` of them negative (rotten)."""
     return Checkpoint(
         "asset:smollm2",
         sft=Sft("reviews", rows=128, epochs=1, learning_rate=5e-4, batch=8, rotten_share=share),
@@ -88,7 +88,7 @@ CHECKPOINTS = {
             assumed={"source": "size not found", "template": HANDBOOK},
         ),
     },
-    # One ladder, chosen by boundary score before any round was run; the order is the paper's where it is known.
+    # One ladder, chosen by boundary score before any round was run; its order is the paper's as far as that is known.
     "lab": {
         "pythia": _stand_in(0.0, "Pythia"),
         "phi2": _stand_in(0.25, "Phi-2"),

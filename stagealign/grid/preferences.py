@@ -11,7 +11,7 @@ from stagealign.grid.spec import Decoding, Judging
 
 @dataclass(frozen=True)
 class OracleKinds:
-    """Kinds of artifacts by which one kind of oracle labels rounds.
+    """Kinds of artifacts with which one oracle labels rounds.
 
     An oracle that scores each text alone names its `scorer`; `oracle.open.ORACLES` has the code of the others.
     """
@@ -38,14 +38,14 @@ class OracleKinds:
 
 @dataclass(frozen=True)
 class GoldKinds:
-    """How one kind of gold reward evaluates policies. With `annotate` it is an evaluation with prompts of its own."""
+    """Kinds of artifacts with which one gold reward evaluates. With `annotate` it has prompts of its own."""
 
     ready: Kind
     """Fits or fetches the gold reward; its folder is the input `gold` of what evaluates."""
     scores: Kind
     """Completions to the numbers of a result."""
     unit: str
-    """Of the gold reward, in results and reports."""
+    """Unit of the gold reward in results and reports."""
     params: Mapping[str, object] = field(default_factory=dict)
     """Parameters of `ready`, if the gold reward is fitted here."""
     named: bool = False
@@ -54,13 +54,13 @@ class GoldKinds:
     scorer: str = ""
     """`module:function` that gives the rewards of texts, from the folder of `ready`."""
     rewards: Kind | None = None
-    """Completions to rewards of a model, where scoring them is an artifact of its own and not the `scorer`'s."""
+    """Completions to rewards of a model, as an artifact of their own; None if the `scorer` gives the rewards."""
     annotate: Kind | None = None
-    """A policy's answers to the evaluation's prompts, to annotations by a judge."""
+    """Answers of a policy to annotations by a judge; None if no judge evaluates."""
     judging: Judging | None = None
-    """Prompts, baseline, judge and decoding, where `annotate` is given."""
+    """Prompts, baseline, judge and decoding; None without `annotate`."""
     judge: PaidJudge | None = None
-    """What `annotate` costs; None if it is free."""
+    """Judge that `annotate` pays; None if it is free."""
 
 
 SCORED_RANK = Kind("stagealign.oracle:rank", "stagealign.oracle.label:rank", price="free")
@@ -180,7 +180,7 @@ class Preference:
 
     key: str
     wish: str
-    """What a better completion has more of, in words."""
+    """Property that a better completion has more of, in words."""
     oracle: str
     """Key of `ORACLES`, with a name after a colon if the row takes one: `reward:ID`, `judge:MODEL`, `recorded:FILE`."""
     gold: str
@@ -216,7 +216,7 @@ class Preference:
 
     @property
     def gold_named(self) -> str | None:
-        """What stands after the gold reward's colon: hub id of a classifier, or `name@hash` of a local one."""
+        """Name after the gold reward's colon: hub id of a classifier, or `name@hash` of a local one; else None."""
         return self.gold.partition(":")[2] or None
 
     @property
@@ -227,12 +227,12 @@ class Preference:
 
 
 def gold_row(gold: str) -> GoldKinds:
-    """Row of a gold reward as a preference names it, `reward:NAME` say."""
+    """Row of a gold reward as a preference names it, such as `reward:NAME`."""
     return GOLDS[gold.partition(":")[0]]
 
 
 def _check(preference: str, what: str, given: str, known: Mapping[str, bool]) -> None:
-    """Raises BadSpec if `given` is in no row, lacks the name that its row needs, or has one that it does not take."""
+    """Raises BadSpec if `given` has no row, lacks a name that its row needs, or has a name that its row rejects."""
     key, colon, name = given.partition(":")
     if key not in known or bool(name) != known[key] or (colon and not name):
         rows = ", ".join(f"{row}:NAME" if named else row for row, named in known.items())

@@ -16,23 +16,23 @@ Value = TypeVar("Value")
 
 
 def scale(key: str) -> Scale:
-    """The scale called `key`; UnknownName otherwise."""
+    """The scale called `key`. Raises UnknownName."""
     return _known("scale", key, SCALES)
 
 
 def own_seeds(scale_key: str, count: int | None) -> tuple[int, ...]:
-    """The first `count` seeds; None: those of the scale."""
+    """The first `count` seeds; the scale's own if `count` is None."""
     return scale(scale_key).seeds if count is None else tuple(range(count))
 
 
 def cells(scale_key: str, extras: bool = False) -> list[Cell]:
     """Every cell of one scale's grid, in the paper's order of models, methods and schedules; `extras` adds the others.
 
-    Extra are: a source that samples from one model, given to the other models at scales that have it; the methods on
-    models that the authors left out; variants of a method in what was not published, on the grid's schedules.
+    Extra cells have a source that samples from one model for all others; or a method on a model that the authors left
+    out; or a variant of a method in an unpublished value.
     """
     chosen = scale(scale_key)
-    found = [
+    every = [
         Cell(
             MODELS[model],
             CHECKPOINTS[scale_key][model],
@@ -47,13 +47,13 @@ def cells(scale_key: str, extras: bool = False) -> list[Cell]:
         for method in METHODS[scale_key].values()
         for schedule, sources in SCHEDULES.items()
     ]
-    return [cell for cell in found if _makes_sense(cell) and (extras or not cell.extra)]
+    return [cell for cell in every if _makes_sense(cell) and (extras or not cell.extra)]
 
 
 def _makes_sense(cell: Cell) -> bool:
     """Whether all writers of this cell's candidates are other models of the scale, and at most one thing is extra.
 
-    A variant of the reference alone differs from its method in later rounds only.
+    False for a variant of the reference with one round, where it equals its method.
     """
     writers = {source.sampled_from for source in cell.sources if source.sampled_from}
     more = bool(writers) + bool(cell.method.variant_of) + cell.beyond_paper
@@ -63,8 +63,8 @@ def _makes_sense(cell: Cell) -> bool:
 
 
 def cell(cell_id: str, scale_key: str = "lab") -> Cell:
-    """The cell called `cell_id`; UnknownName names the part that is wrong."""
-    known = {found.id: found for found in cells(scale_key, extras=True)}
+    """The cell called `cell_id`. Raises UnknownName, which names the part that is wrong."""
+    known = {known_cell.id: known_cell for known_cell in cells(scale_key, extras=True)}
     if cell_id not in known:
         parts = [*cell_id.split("-"), "", ""]
         _known("model", parts[0], MODELS)

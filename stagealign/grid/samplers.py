@@ -8,24 +8,24 @@ from stagealign.base.kind import Kind
 
 @dataclass(frozen=True)
 class Sampler:
-    """One sampler. Cells of any other than our own have ids of their own."""
+    """One sampler. Its cells have ids of their own, unless it is our own sampler."""
 
     key: str
     name: str
     kind: Kind
-    """Builds the candidates of a cell's round."""
+    """Kind that builds the candidates of a cell's round."""
     meter: str = ""
-    """`module:function` called with (request, settings), opens a policy for the boundary meter: an `OpenPolicy`.
+    """`module:function` that takes (request, settings) and returns an `OpenPolicy` for the boundary meter.
 
     Empty if the meter cannot use it.
     """
     probe: str = ""
-    """`module:function` called with (url, decoding, home); returns the `Engine`, raises if it cannot sample here.
+    """`module:function` that takes (url, decoding, home) and returns the `Engine`; raises if it cannot sample here.
 
     Empty for our own sampler, which every machine has.
     """
     by_url: bool = False
-    """Whether `--policy-url URL` asks for it, instead of `--sampler KEY`."""
+    """Whether `--policy-url URL` selects it instead of `--sampler KEY`."""
 
 
 SAMPLERS = {

@@ -15,7 +15,7 @@ Predicate = Callable[[str], bool]
 
 
 def select(scale_key: str, expression: str = "") -> list[Cell]:
-    """Cells of one scale that a `-k` expression matches, as pytest would match them; extra ones only where named.
+    """Cells of one scale that a `-k` expression matches, by pytest's rules; extra cells must be named.
 
     Raises StagealignError if the expression is malformed or matches nothing.
     """

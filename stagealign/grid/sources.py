@@ -15,7 +15,7 @@ GRID = {
     "2on_off": ("on", "off"),
     "2on_on": ("on", "on"),
 }
-"""Schedules of every model and method; an extra source adds its own: alone, and after one round of each of the two."""
+"""Schedules of every model and method; an extra source adds three: alone, after `off` and after `on`."""
 SCHEDULES = GRID | {
     f"{len(sources)}{'_'.join(sources)}": sources
     for source in SOURCES.values()

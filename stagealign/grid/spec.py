@@ -1,4 +1,4 @@
-"""Frozen values that determine what is built: all of it is identity, none of it concerns this machine."""
+"""Frozen values that determine what is built: identity, unless marked otherwise; independent of the machine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,39 +11,39 @@ from stagealign.base.kind import Kind
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes that a decoder's cost follows from, besides its number of weights."""
+    """Sizes of a decoder that determine its cost, besides its number of weights."""
 
     layers: int
     width: int
     vocabulary: int
     key_width: int
-    """Numbers that one layer keeps of a token as its key: key heads x their width; as many again as its value."""
+    """Width of the keys that one layer keeps of a token: key heads x head width. Values have the same width."""
     tied: bool = False
     """Whether the output head is the embedding."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How completions are sampled."""
+    """Settings of sampling."""
 
     temperature: float = 0.7
     top_p: float = 0.9
     top_k: int = 50
     max_new_tokens: int = 2048
     presence_penalty: float = later_field(0.0)
-    """Taken off the logit of every token that the completion holds already."""
+    """Subtracted from the logit of every token that the completion already holds."""
     frequency_penalty: float = later_field(0.0)
-    """Taken off the logit of a token, once for each time that the completion holds it."""
+    """Subtracted from the logit of a token, once for each time that the completion holds it."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A sampler other than our own; all of it is identity of its samples."""
+    """A sampler other than our own; all fields are identity."""
 
     key: str
     """`vllm`, or `served` for an OpenAI-compatible server; part of the ids of its cells."""
     version: str | None
-    """None if a server does not tell its own."""
+    """None if a server does not report its version."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -59,9 +59,9 @@ class Sft:
     rotten_share: float | None = None
     """Share of rotten reviews among the rows; None if the data is not film reviews."""
     revision: str | None = later_field(None)
-    """Commit of a hub data set; None for what comes inside a registry package."""
+    """Commit of a hub data set; None for data inside a registry package."""
     max_length: int | None = later_field(None)
-    """Tokens of one conversation; None: as long as in preference training."""
+    """Maximum tokens of one conversation; None: the same as in preference training."""
     assumed: Mapping[str, str] = remarks_field()
 
 
@@ -74,14 +74,14 @@ class Checkpoint:
     revision: str | None = None
     sft: Sft | None = None
     stand_in_for: str | None = None
-    """The paper's checkpoint, where this one only stands in for it."""
+    """Name of the paper's checkpoint that this one replaces; None if it replaces none."""
     gated: bool = False
     parameters: float = 0.0
     """Number of weights, for cost estimates."""
     template: str | None = later_field(None)
     """Chat template that a base model gets before SFT, a key of `policy.start.TEMPLATES`; None: the tokenizer's own."""
     shape: Shape | None = field(default=None, metadata={"identity": False})
-    """For cost estimates; the weights have it anyway."""
+    """Sizes for cost estimates, as the weights are not read for these."""
     licence: str = field(default="", metadata={"identity": False})
     """The base's licence, by the hub's name; empty if it is not known, or if an asset brings its own."""
     assumed: Mapping[str, str] = remarks_field()
@@ -127,7 +127,7 @@ class Method:
     reference: str = later_field("round")
     """Reference model of a later round: `round`, the policy that the round starts from, or `first`, the very first."""
     variant_of: str | None = field(default=None, metadata={"identity": False})
-    """Key of the method that this one differs from in one assumed value; its cells run where they are asked for."""
+    """Key of the method that this one differs from in one assumed value; its cells run only if named."""
     run_by_authors_on: tuple[str, ...] = field(default=(), metadata={"identity": False})
     """Keys of the models that the authors trained with it; its cells of other models are beyond the paper."""
     assumed: Mapping[str, str] = remarks_field()
@@ -150,9 +150,9 @@ class Source:
     sampled_from: str | None = None
     """Model whose starting policy writes the candidates for every other model; None: a fixed set, or the policy."""
     extra: bool = field(default=False, metadata={"identity": False})
-    """Beyond the grid: its cells run where they are asked for by its name."""
+    """Whether it is beyond the grid: its cells run only if named."""
     candidates: Kind | None = field(default=None, metadata={"identity": False})
-    """Builds its candidates, where they are neither sampled nor the task's own static ones."""
+    """Kind that builds its candidates; None if they are sampled, or the task's own static ones."""
 
     @property
     def pool(self) -> str:
@@ -175,7 +175,7 @@ class Lora:
 
 @dataclass(frozen=True)
 class Training:
-    """One round of preference optimisation; only what may change a number."""
+    """Settings of one round of preference optimisation that may change a number."""
 
     pairs: int
     batch: int
@@ -183,7 +183,7 @@ class Training:
     ladder: tuple[float, ...]
     """Learning rates that the last round of a cell tries, the same for every source."""
     learning_rate: Mapping[str, float]
-    """By source: the rung that two-round cells, and the demo, use; see `rate`."""
+    """By source, the recorded rung: all rounds but the last use only it, and so does the demo. See `rate`."""
     warmup: float = 0.1
     schedule: str = "cosine"
     max_length: int = 1024
@@ -199,7 +199,7 @@ class Training:
     assumed: Mapping[str, str] = remarks_field()
 
     def rate(self, source: Source) -> float:
-        """Learning rate recorded for a source; one without its own takes that of `off` or `on`, as its status is."""
+        """Learning rate recorded for a source; without its own, that of `on` if it is on-policy, else of `off`."""
         return self.learning_rate.get(source.key, self.learning_rate["on" if source.on_policy else "off"])
 
 
@@ -226,7 +226,7 @@ class Judging:
     revision: str | None
     prompts: int
     judge: str
-    """As `stagealign alpaca-eval --judge` takes it."""
+    """Value of `stagealign alpaca-eval --judge`."""
     decoding: Decoding
 
 
@@ -240,7 +240,7 @@ class Evaluation:
     repetition_limit: float = 0.2
     """A completion with a larger share of repeated bigrams is degenerate."""
     capability: tuple[Benchmark, ...] = ()
-    """Tasks that `stagealign run --capability` gives to the start and to the policy that each round ends with."""
+    """Tasks of `stagealign run --capability` for the start and for the policy that each round ends with."""
     judging: Judging | None = field(default=None, metadata={"identity": "where it differs"})
     """None if the gold reward is a scorer of single texts."""
     assumed: Mapping[str, str] = remarks_field()

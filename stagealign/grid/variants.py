@@ -9,11 +9,11 @@ from stagealign.grid.recipes import HANDBOOK
 from stagealign.grid.spec import Engine, Lora
 
 LORA_RATE = {"paper": 5e-6}
-"""Learning rate of adapters by scale, where the full rate would hardly move them (QLoRA recipe of the handbook)."""
+"""Learning rate of adapters by scale, if the full rate would hardly move them (QLoRA recipe of the handbook)."""
 
 
 def adapted(chosen: Iterable[Cell], peft: str | None) -> list[Cell]:
-    """The cells as `--peft` changes them: cells of their own, called `zephyr-dpo_lora-1on`, as their numbers differ."""
+    """The cells with `--peft`. They have ids of their own, such as `zephyr-dpo_lora-1on`, as their numbers differ."""
     cells = list(chosen)
     if peft is None:
         return cells
@@ -32,7 +32,7 @@ def _with_lora(cell: Cell) -> Cell:
 
 
 def evaluated_by(chosen: Iterable[Cell], gold: str, parameters: float = 0.0) -> list[Cell]:
-    """The cells with another gold reward, `reward:NAME` say: cells of their own, as their numbers differ.
+    """The cells with another gold reward, such as `reward:NAME`. They have ids of their own, as their numbers differ.
 
     `parameters`: number of its weights, for cost estimates; 0 if unknown. Training is the same and shared. Raises
     BadSpec if the gold reward is the oracle that labels the pairs.
@@ -48,5 +48,5 @@ def evaluated_by(chosen: Iterable[Cell], gold: str, parameters: float = 0.0) -> 
 
 
 def sampled_by(chosen: Iterable[Cell], engine: Engine | None) -> list[Cell]:
-    """The cells with another sampler: cells of their own, called `zephyr-dpo_vllm-1on`, as their numbers differ."""
+    """The cells with another sampler. They have ids of their own, such as `zephyr-dpo_vllm-1on`."""
     return [replace(cell, scale=replace(cell.scale, engine=engine)) if engine else cell for cell in chosen]

@@ -1,7 +1,7 @@
 """The candidates of a round: static ones of a data set, or samples of a policy, in one piece or in parts.
 
-At paper scale a round is sampled in parts, each an artifact, so that a cluster labels one while it samples the next,
-several devices share a round, and a kill costs a part. In the lab it is one: labelling takes next to nothing there.
+At paper scale a round is sampled in parts, each an artifact: a cluster labels one while it samples the next, several
+devices share a round, and a kill loses one part. In the lab it is one artifact, as labelling is quick there.
 """
 
 from dataclasses import dataclass, replace
@@ -21,17 +21,17 @@ HELD_OUT = ("validation", "test")
 
 @dataclass(frozen=True)
 class Asked:
-    """What a policy is sampled for."""
+    """Request for samples of a policy."""
 
     role: str
-    """`candidates`, `completions` or `answers`; names their stream of chance too."""
+    """`candidates`, `completions` or `answers`; also the name of their random stream."""
     prompts: Artifact
     splits: tuple[str, ...]
     count: int
     """Completions a prompt."""
     decoding: Decoding
     part: tuple[int, int] | None = None
-    """Number of this part, and of parts."""
+    """(number of this part, number of parts); None if there is one part."""
 
 
 def sample(at: Paths, path: str, policy: Artifact, asked: Asked) -> Artifact:
@@ -52,7 +52,7 @@ def sample(at: Paths, path: str, policy: Artifact, asked: Asked) -> Artifact:
 
 
 def held_out(at: Paths, films: Artifact) -> Artifact:
-    """Static candidates of the prompts that evaluate."""
+    """Static candidates of the held-out prompts."""
     return _static(at, "held-out", {"splits": HELD_OUT, "prompts": None, "round": 1}, films)
 
 
@@ -65,7 +65,7 @@ def pool(at: Layout, number: int) -> Artifact:
 
 
 def prompt_set(at: Paths, number: int) -> int:
-    """Which set of prompts a round has: its own, or the only one."""
+    """Number of a round's set of prompts: its own, or 1 if all rounds share one."""
     return number if at.training.fresh_prompts else 1
 
 
@@ -93,9 +93,9 @@ def candidates(at: Layout, number: int, source: Source, start: Artifact) -> Arti
 
 
 def folder(at: Layout, number: int, source: Source, start: Artifact) -> str:
-    """Folder of a round: below the policy that it starts from, so that cells share what they have in common.
+    """Folder of a round: below the policy that it starts from, so that cells share equal rounds.
 
-    What another engine than our own sampler has sampled stands elsewhere.
+    Another engine than our own sampler has folders of its own.
     """
     sampled = source.on_policy or source.sampled_from
     engine = f"_{at.engine}" if at.engine and sampled else ""
@@ -103,7 +103,7 @@ def folder(at: Layout, number: int, source: Source, start: Artifact) -> str:
 
 
 def _writer(at: Layout, model: str) -> Layout:
-    """The layout of the model that writes the candidates for every other one."""
+    """The layout of the model that writes the candidates for all others."""
     from stagealign.pipeline.rounds import lay_out
 
     checkpoint = models.CHECKPOINTS[at.scale.key][model]

@@ -31,14 +31,17 @@ def _judging(at: Paths) -> Judging:
     judging = at.scale.evaluation.judging or at.preference.gold_kinds.judging
     if judging is None:
         raise BadSpec(
-            f"gold reward {at.preference.gold!r}: a judge annotates, and nothing says which prompts; give its row in "
-            "`GOLDS` a `judging`"
+            f"gold reward {at.preference.gold!r}: its row of `GOLDS` has `annotate` but no `judging`; add "
+            "`judging`, which names the prompts"
         )
     return judging
 
 
 def scores(at: Layout, policy: Artifact, reference: Artifact | None) -> Artifact:
-    """Completions on held-out prompts, the oracle's votes on them, and the numbers that follow."""
+    """Metrics of a policy: of its completions of held-out prompts, and of the oracle's votes on them.
+
+    `reference` is the model of the KL; None for a policy that has no KL.
+    """
     folder = at.beside(policy) + (f"/{at.engine}" if at.engine else "")
     row, evaluation = at.preference.gold_kinds, at.scale.evaluation
     asked = Asked("completions", at.held_out, HELD_OUT, evaluation.completions, at.scale.decoding)
@@ -74,21 +77,21 @@ def _judged(at: Layout, folder: str, policy: Artifact, annotate: Kind) -> dict[s
 
 
 def capability(at: Layout, policy: Artifact) -> Artifact:
-    """What a policy can do besides; it stands beside the policy, as it knows no preference."""
+    """Capability of a policy, in a folder beside it, as it does not depend on the preference."""
     params = {"tasks": at.scale.evaluation.capability, "dtype": at.training.dtype}
     return make("capability", CAPABILITY, f"{policy.folder}/capability", params, policy=policy)
 
 
-def data(at: Layout, here: str, static: Artifact, **made: Artifact) -> Artifact:
-    """What one round's data is like: its texts once for all who train on them, their likelihood by start policy.
+def data(at: Layout, round_folder: str, static: Artifact, **inputs: Artifact) -> Artifact:
+    """Description of one round's data: votes and embeddings are shared by all policies that train on its candidates.
 
-    `made`: the round's candidates, pairs, reference log-probs and starting policy.
+    `inputs`: the round's candidates, pairs, reference log-probs and starting policy.
     """
-    candidates = made["candidates"]
-    where = candidates.folder
-    made["votes"] = labels.votes(at, f"{where}/votes", candidates, static)
+    candidates = inputs["candidates"]
+    folder = candidates.folder
+    inputs["votes"] = labels.votes(at, f"{folder}/votes", candidates, static)
     if at.task.embeds:
-        made["embeddings"] = make(
-            "embeddings", EMBEDDINGS, f"{where}/embeddings", {"asset": "minilm"}, candidates=candidates
+        inputs["embeddings"] = make(
+            "embeddings", EMBEDDINGS, f"{folder}/embeddings", {"asset": "minilm"}, candidates=candidates
         )
-    return make("data", DATA, f"{here}/data", {"max_length": at.training.max_length}, **made)
+    return make("data", DATA, f"{round_folder}/data", {"max_length": at.training.max_length}, **inputs)

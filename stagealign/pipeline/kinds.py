@@ -1,7 +1,7 @@
-"""The kinds of artifacts that a cell is made of, one row each; what a preference or a sampler brings stands in its row.
+"""Kinds of a cell's artifacts, one row each; those of preferences and samplers stand in their rows in `grid`.
 
-`name` is what each was called when the first results were made and never changes; `place` is where its code lies.
-Nothing else in the project matches on a name. See `stagealign.base.kind`.
+`name` is identity and never changes, even if the code moves; `place` is where the code lies. No other code matches on
+a name. See `stagealign.base.kind`.
 """
 
 from dataclasses import dataclass
@@ -29,18 +29,18 @@ CAPABILITY = Kind(
 
 @dataclass(frozen=True)
 class Task:
-    """Where a scale's prompts, static candidates and conversations come from."""
+    """Kinds that build a scale's prompts, static candidates and conversations."""
 
     prompts: Kind
     static: Kind
     words: str = ""
-    """What the data is, in words for a model card."""
+    """Description of the data for a model card."""
     conversations: Kind | None = None
-    """Rows of supervised fine-tuning; None where no start of the scale is fine-tuned."""
+    """Rows of supervised fine-tuning; None if no start of the scale is fine-tuned."""
     ratings: Kind | None = None
-    """Human ratings that oracle and gold reward learn from, where they learn from any."""
+    """Human ratings that oracle and gold reward learn from; None if they learn from none."""
     weights: Kind = SHAPE
-    """What starting weights come from, where they are no asset of a registry package."""
+    """Kind that builds starting weights that are no asset of a registry package."""
     embeds: bool = True
     """Whether the texts of a round are embedded, to measure how diverse they are."""
 

@@ -1,4 +1,4 @@
-"""The oracle, and what it labels: candidates to training pairs, completions to the votes of a boundary score."""
+"""The oracle and its labels: candidates to training pairs, completions to the votes of a boundary score."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +30,7 @@ def oracle(at: Paths, ratings: Mapping[str, Artifact]) -> Artifact:
 
 
 def pairs(at: Layout, candidates: Artifact) -> Artifact:
-    """Labelled candidates: part by part where they were sampled so, then joined."""
+    """Labelled candidates; those that were sampled in parts are labelled in parts, then joined."""
     kind, path = at.preference.oracle_kinds.rank, f"{candidates.folder}/pairs"
     parts = [name for name in candidates.inputs if name.startswith("part")]
     if not parts:
@@ -47,7 +47,7 @@ def pairs(at: Layout, candidates: Artifact) -> Artifact:
         )
         for name in parts
     }
-    # Parts first: so a plan labels one before it samples the next but one.
+    # Parts come first, so that a plan labels a part soon after sampling it.
     return make("pairs", JOINED_PAIRS, path, {}, **labelled, candidates=candidates)
 
 

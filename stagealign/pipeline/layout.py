@@ -1,4 +1,4 @@
-"""Where the artifacts of one run stand, and the ones that all of its rounds share."""
+"""Paths of one run's artifacts, and the artifacts that all of its rounds share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from stagealign.store.artifact import Artifact
 
 @dataclass(frozen=True)
 class Paths:
-    """A cell with one seed, and where its artifacts stand: what cells have in common has one path."""
+    """A cell with one seed, and the paths of its artifacts; an artifact that cells share has one path."""
 
     cell: Cell
     seed: int
@@ -38,12 +38,12 @@ class Paths:
 
     @property
     def shared(self) -> str:
-        """Folder of what every cell of the scale shares."""
+        """Folder of artifacts that every cell of the scale shares."""
         return self.scale.key
 
     @property
     def asked(self) -> str:
-        """Folder of what depends on the preference."""
+        """Folder of artifacts that depend on the preference."""
         return f"{self.shared}/{self.preference.key}"
 
     @property
@@ -58,13 +58,13 @@ class Paths:
 
     @property
     def engine(self) -> str:
-        """Key of what samples in place of our own sampler; empty for our own."""
+        """Key of the sampler; empty for our own."""
         return self.scale.engine.key if self.scale.engine else ""
 
 
 @dataclass(frozen=True)
 class Layout(Paths):
-    """The same, with the artifacts that all rounds share."""
+    """Paths of a run, with the artifacts that all rounds share."""
 
     prompts: Artifact
     held_out: Artifact
@@ -75,7 +75,7 @@ class Layout(Paths):
     start: Artifact
 
     def beside(self, policy: Artifact) -> str:
-        """Folder of what is made from a policy: the starting policy serves every preference, all others one."""
+        """Folder of artifacts made from a policy; the starting policy has one for each preference."""
         if policy.path == self.start.path:
             return f"{self.asked}/{self.cell.model.key}/seed{self.seed}"
         return policy.folder

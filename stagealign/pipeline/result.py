@@ -42,7 +42,7 @@ SPLITS: tuple[Split, ...] = ("validation", "test")
 
 
 def result(run: Run, store: Store, fresh: set[str] | None = None) -> Result:
-    """The run's result from the store; rungs whose artifacts are not built are `not run`.
+    """The run's result from the store; a rung whose artifacts are not built is `not run`.
 
     `fresh`: paths of the reference passes that this call ran and that no result has counted yet. Those of this run are
     removed from it, so that each pass counts once as computed and otherwise as reused.
@@ -54,7 +54,7 @@ def result(run: Run, store: Store, fresh: set[str] | None = None) -> Result:
     rounds = plan_run(cell, run.seed).rounds
     weights = str(store.facts(run.weights).get("weights", "published"))
     scorers = (("oracle", run.oracle), ("gold", run.gold))
-    made: Result = {
+    content: Result = {
         **_head(run, "done", None, weights),
         "preference": plain(cell.scale.preference),
         "scorers": {name: _facts(artifact, SCORER_FACTS, store) for name, artifact in scorers},
@@ -65,8 +65,8 @@ def result(run: Run, store: Store, fresh: set[str] | None = None) -> Result:
         "samples": _samples(run, store),
     }
     if run.abilities:
-        made["capability"] = _abilities(run, store)
-    return made
+        content["capability"] = _abilities(run, store)
+    return content
 
 
 def unfinished(run: Run, state: Literal["failed", "skipped"], reason: str) -> Result:
@@ -107,7 +107,7 @@ def _model(cell: Cell, weights: str) -> ModelEntry:
 
 
 def describe(cell: Cell) -> str:
-    """The weights in words; a stand-in is called one."""
+    """The weights in words, with a clear mark of a stand-in."""
     checkpoint = cell.checkpoint
     if checkpoint.stand_in_for and checkpoint.sft:
         share = f"{100 * (checkpoint.sft.rotten_share or 0):.0f}%"
@@ -122,12 +122,12 @@ def _artifact(record: Record) -> ArtifactEntry:
     entry: Any = {"fingerprint": record["fingerprint"], **{key: facts.get(key) for key in FACTS}}
     if facts.get("revision"):
         entry["revision"] = facts["revision"]
-    made: ArtifactEntry = entry
-    return made
+    origin: ArtifactEntry = entry
+    return origin
 
 
 def _facts(artifact: Artifact, names: tuple[str, ...], store: Store) -> dict[str, Any]:
-    """Those facts of an artifact's record that are known."""
+    """Facts with these names, as far as the artifact's record has them."""
     return {name: value for name, value in store.facts(artifact).items() if name in names}
 
 
@@ -141,7 +141,7 @@ def _read(artifact: Artifact, name: str, store: Store) -> Any:
     path = store.file(artifact, name)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # records older than their list of files do not notice this themselves
+    except (OSError, ValueError) as error:  # `store.file` cannot check old records, which list no files
         raise Damaged(f"{path}: damaged ({error}); rebuild it after {remove(path.parent)}") from error
 
 
@@ -183,13 +183,13 @@ def _round(steps: tuple[Step, ...], recorded: float, store: Store, fresh: set[st
     first = steps[0]
     start = _scores(first.start_scores, store)
     pairs: Any = _facts(first.pairs, PAIRS_FACTS, store)
-    made_from: PairsEntry = pairs
+    entry: PairsEntry = pairs
     return {
         "round": first.number,
         "source": first.source.key,
         "learning_rate": recorded,
         "start": start,
-        "pairs": made_from,
+        "pairs": entry,
         "data": _read(first.data, "data.json", store),
         "rungs": [_rung(step, start, store, fresh) for step in steps],
     }
@@ -222,8 +222,8 @@ def _gain(before: PolicyEntry, after: PolicyEntry, place: int) -> GainEntry:
     for split in SPLITS:
         if split in after:
             now, then = (_column(metrics[split], place) for metrics in (after, before))
-            made: Any = paired_gain(now, then, after[split]["gold"]["unit"])
-            gain[split] = made
+            metric: Any = paired_gain(now, then, after[split]["gold"]["unit"])
+            gain[split] = metric
     return gain
 
 

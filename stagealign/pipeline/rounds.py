@@ -1,7 +1,7 @@
-"""The order of things: which artifacts a run is made of.
+"""The artifacts of a run, and the order in which they depend on each other.
 
 Main path: pairs (static, or sampled and ranked) -> reference -> policy, once a round; then completions -> scores.
-Cells share artifacts by sharing paths: everything above the round where two schedules part is built once.
+Cells share artifacts by sharing paths: rounds that two schedules have in common are built once.
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ from stagealign.store.artifact import Artifact
 
 
 def plan_run(cell: Cell, seed: int, demo: bool = False, capability: bool = False) -> Run:
-    """Every artifact of one run; `demo` keeps only the recorded learning rate, `capability` adds what measures it."""
+    """Every artifact of one run; `demo` keeps only the recorded learning rate, `capability` adds its measurements."""
     at = lay_out(cell, seed)
     start_scores = evaluation.scores(at, at.start, None)
     policy, scores, rounds = at.start, start_scores, []
@@ -57,14 +57,15 @@ def _step(at: Layout, number: int, rate: float, begin: Artifact, begin_scores: A
     """One round at one learning rate, from the policy `begin`."""
     source, method = at.cell.sources[number - 1], _method(at, number)
     candidates = pools.candidates(at, number, source, begin)
-    where, here = candidates.folder, pools.folder(at, number, source, begin)
+    data_folder, round_folder = candidates.folder, pools.folder(at, number, source, begin)
     pairs = labels.pairs(at, candidates)
-    trunk = _trunk(at, where, pairs)
-    own = _reference(at, here, begin, pairs, trunk)
+    trunk = _trunk(at, data_folder, pairs)
+    own = _reference(at, round_folder, begin, pairs, trunk)
     reference = own
     if method.reference != "round":
         first = pools.folder(at, pools.prompt_set(at, number), source, at.start)
-        reference = _reference(at, f"{here}/first" if where == here else first, at.start, pairs, trunk)
+        folder = f"{round_folder}/first" if data_folder == round_folder else first
+        reference = _reference(at, folder, at.start, pairs, trunk)
     params = {
         "method": replace(method, assumed={}),
         "training": trained(at.training),
@@ -72,26 +73,26 @@ def _step(at: Layout, number: int, rate: float, begin: Artifact, begin_scores: A
         "seed": stream(at.seed, "order", number),
     }
     inputs = {"policy": begin, "pairs": pairs, "reference": reference, **trunk}
-    policy = make("policy", POLICY, f"{here}/{method.key}/lr{rate:g}/policy", params, **inputs)
+    policy = make("policy", POLICY, f"{round_folder}/{method.key}/lr{rate:g}/policy", params, **inputs)
     scores = evaluation.scores(at, policy, begin)
-    made = {"candidates": candidates, "pairs": pairs, "reference": own, "policy": begin}
-    data = evaluation.data(at, here, pools.pool(at, number), **made)
+    described = {"candidates": candidates, "pairs": pairs, "reference": own, "policy": begin}
+    data = evaluation.data(at, round_folder, pools.pool(at, number), **described)
     return Step(number, source, rate, begin, pairs, reference, policy, scores, begin_scores, data)
 
 
-def _trunk(at: Layout, where: str, pairs: Artifact) -> dict[str, Artifact]:
-    """Output of the frozen layers for a set of pairs, as an input; none where every layer learns."""
+def _trunk(at: Layout, folder: str, pairs: Artifact) -> dict[str, Artifact]:
+    """Output of the frozen layers for a set of pairs, as an input; empty if every layer is trained."""
     if at.training.trained_layers is None:
         return {}
-    return {"trunk": make("trunk", TRUNK, f"{where}/trunk", _known(at), weights=at.weights, pairs=pairs)}
+    return {"trunk": make("trunk", TRUNK, f"{folder}/trunk", _forward_params(at), weights=at.weights, pairs=pairs)}
 
 
-def _reference(at: Layout, here: str, policy: Artifact, pairs: Artifact, trunk: dict[str, Artifact]) -> Artifact:
+def _reference(at: Layout, folder: str, policy: Artifact, pairs: Artifact, trunk: dict[str, Artifact]) -> Artifact:
     """Log-probs of a set of pairs under a policy, once for all methods, rates and cells that train on it."""
-    return make("reference", REFERENCE, f"{here}/reference", _known(at), policy=policy, pairs=pairs, **trunk)
+    return make("reference", REFERENCE, f"{folder}/reference", _forward_params(at), policy=policy, pairs=pairs, **trunk)
 
 
-def _known(at: Layout) -> dict[str, object]:
+def _forward_params(at: Layout) -> dict[str, object]:
     training = at.training
     return {
         "max_length": training.max_length,
@@ -101,7 +102,7 @@ def _known(at: Layout) -> dict[str, object]:
 
 
 def _method(at: Layout, number: int) -> Method:
-    """The method of one round: a variant of the reference alone is its method in round 1, where both are one."""
+    """Method of one round. A variant of the reference equals its base in round 1: both references are the start."""
     method = at.cell.method
     if number == 1 and method.reference != "round" and method.variant_of:
         return METHODS[at.scale.key][method.variant_of]

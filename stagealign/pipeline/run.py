@@ -22,11 +22,11 @@ class Step:
     scores: Artifact
     start_scores: Artifact
     data: Artifact
-    """What the round's candidates and pairs are like; no rung is known by it."""
+    """Description of the round's candidates and pairs; not part of the rung's fingerprint."""
 
     @property
     def fingerprint(self) -> str:
-        """What a result's rung is known by: the policy and what measured it."""
+        """Fingerprint of a result's rung: of the policy and its scores."""
         return fingerprint([self.policy.fingerprint, self.scores.fingerprint])
 
 
@@ -42,9 +42,9 @@ class Run:
     gold: Artifact
     weights: Artifact
     rounds: tuple[tuple[Step, ...], ...]
-    """A tuple of steps a round, one a learning rate: the last round has the ladder, the others the recorded rate."""
+    """Steps by round, one per learning rate: the last round has the ladder, the others the recorded rate."""
     abilities: tuple[Artifact, ...]
-    """Capability of the start and of what each round ends with at the recorded rate; none where not asked for."""
+    """Capability of the start and of what each round ends with at the recorded rate; empty unless requested."""
 
     @property
     def id(self) -> str:
@@ -52,7 +52,7 @@ class Run:
 
     @property
     def goals(self) -> list[Artifact]:
-        """What must be built for this run's result; their lineage is everything."""
+        """Artifacts from which the result is read; with their lineage they are everything to build."""
         steps = [step for steps in self.rounds for step in steps]
         described = {steps[0].data.path: steps[0].data for steps in self.rounds}
         scores = (step.scores for step in steps)
@@ -72,7 +72,7 @@ class Run:
     @property
     def artifacts(self) -> dict[str, Artifact]:
         """Everything the run is made of, by path, parents first."""
-        found: dict[str, Artifact] = {}
+        artifacts: dict[str, Artifact] = {}
         for goal in self.goals:
-            goal.lineage(found)
-        return found
+            goal.lineage(artifacts)
+        return artifacts

@@ -1,4 +1,4 @@
-"""What stands before the first round: prompts, starting weights and the starting policy."""
+"""Artifacts before the first round: prompts, starting weights and the starting policy."""
 
 from typing import Any
 
@@ -21,14 +21,14 @@ def prompts(at: Paths) -> Artifact:
 
 
 def ratings(at: Paths, films: Artifact) -> dict[str, Artifact]:
-    """The task's human ratings as an input; none where it has none."""
+    """The task's human ratings as an input; empty if it has none."""
     if at.task.ratings is None:
         return {}
     return {"ratings": make("ratings", at.task.ratings, f"{at.shared}/ratings", {}, films=films)}
 
 
 def weights(at: Paths) -> Artifact:
-    """The weights that the model starts from: an asset, published ones, or the shape alone with random ones."""
+    """The weights that the model starts from: an asset, published weights, or random ones of the same shape."""
     checkpoint, dtype = at.cell.checkpoint, at.training.dtype
     if checkpoint.asset:
         asset = {"asset": checkpoint.asset, "dtype": dtype}

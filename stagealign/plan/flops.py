@@ -1,4 +1,4 @@
-"""What work costs: tokens to FLOPs, FLOPs to time and dollars, weights and tokens to memory. Pure arithmetic.
+"""Cost of work: tokens to FLOPs, FLOPs to time and dollars, weights and tokens to memory. Pure arithmetic.
 
 Constants that were measured say where; all others are assumed and say so. `docs/scale.md` shows what follows from them.
 """
@@ -14,7 +14,7 @@ ASSUMED = "assumed"
 
 @dataclass(frozen=True)
 class Processor:
-    """What does the work, and how much of its peak each kind of work reaches."""
+    """A processor, and the share of its peak that each kind of work reaches."""
 
     key: str
     name: str
@@ -22,7 +22,7 @@ class Processor:
     """FLOP/s, dense, in bfloat16 on a GPU and float32 on a CPU core."""
     memory_gib: float
     dollars: float
-    """An hour; assumed."""
+    """USD an hour; assumed."""
     source: str
     reached: Mapping[str, float] = field(
         default_factory=lambda: {"train": 0.40, "sft": 0.35, "forward": 0.40, "encode": 0.20, "decode": 0.15}
@@ -44,8 +44,8 @@ class Processor:
 
 _SHEET = "NVIDIA data sheet, dense bfloat16 (half of what is printed with sparsity)"
 GPUS = {
-    one.key: one
-    for one in (
+    gpu.key: gpu
+    for gpu in (
         Processor("h200", "NVIDIA H200 SXM", 989e12, 139, 3.5, f"{_SHEET}: H200, 1,979 TFLOPS with sparsity, 141 GB"),
         Processor("h100", "NVIDIA H100 SXM", 989e12, 79, 2.5, f"{_SHEET}: H100, 1,979 TFLOPS with sparsity, 80 GB"),
         Processor("a100", "NVIDIA A100 SXM 80 GB", 312e12, 79, 1.5, f"{_SHEET}: A100, 312 TFLOPS, 80 GB"),
@@ -73,12 +73,12 @@ class Lengths:
 
     prompt: float
     own: float
-    """Of the prompt, what is not shared with every other prompt."""
+    """Tokens of the prompt that other prompts do not share."""
     static: float
     sampled: float
     source: str
     conversation: float = 0.0
-    """Of an SFT row; 0: prompt and static completion."""
+    """Tokens of an SFT row; 0: those of prompt and static completion."""
 
 
 LENGTHS = {
@@ -160,9 +160,9 @@ def forward_flops(model: ModelSize, tokens: float, scored: float, context: float
 def training_flops(
     model: ModelSize, tokens: float, scored: float, context: float, recompute: bool = False, adapters: bool = False
 ) -> float:
-    """FLOPs of forward and backward: 3 forwards of what learns, 2 of what is frozen, 1 more where it is recomputed.
+    """FLOPs of forward and backward: 3 forwards of trained weights, 2 of frozen ones, 1 more with recomputation.
 
-    Only the layers that learn are run; the output of the frozen ones is kept in the trunk. With `adapters` every
+    Only the trained layers run; the trunk holds the output of the frozen ones. With `adapters` every
     weight that the gradient passes is frozen; the adapters' own arithmetic is small beside it.
     """
     body = body_flops(model, tokens, context, model.trained_layers)
@@ -215,7 +215,7 @@ class EncoderSize:
     """An encoder that reads texts."""
 
     layer_parameters: float
-    """Weights that every token meets; embeddings are looked up."""
+    """Weights that work on every token: all but the embeddings, which are looked up."""
     parameters: float
 
     def flops(self, tokens: float) -> float:

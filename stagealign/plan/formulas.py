@@ -1,4 +1,4 @@
-"""The arithmetic of each price: what an artifact is made of, to tokens, FLOPs, memory, disk and dollars."""
+"""Formulas of prices: from an artifact's spec to tokens, FLOPs, memory, disk and dollars."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,15 +12,15 @@ from stagealign.plan.flops import LENGTHS, MINILM, PAIRRM, ModelSize
 from stagealign.store.artifact import Artifact
 
 MICRO_PAIRS = 1
-"""Pairs in one forward on a GPU; execution, so memory is that of the least that works."""
+"""Pairs in one forward on a GPU: the fewest possible, so memory is the least that works."""
 SAMPLED_ROWS = 256
 """Candidates that are sampled side by side."""
 TEXT_BYTES = 12
-"""On disk a sampled token: its id and its text."""
+"""Bytes on disk of a sampled token: its id and its text."""
 RATINGS = 4_763
 """Sentences that the lab's gold reward learns from, of about 28 tokens; measured."""
 ITEMS = {"arc_challenge": 1_172, "gsm8k": 1_319, "hellaswag": 10_042}
-"""Items of lm-eval's tasks where a spec takes all of them; the data sets' published test splits."""
+"""Items of lm-eval's tasks for a spec that takes all of them; the data sets' published test splits."""
 ITEM_TOKENS, CHOICES = 70, 4
 """Tokens of one item, or of one solved example before it, and answers that each is scored with; assumed."""
 
@@ -31,9 +31,9 @@ Formula = Callable[[Artifact, Scale], Part]
 
 
 def weights_of(artifact: Artifact, scale: Scale) -> ModelSize | None:
-    """The language model behind an artifact; None where there is none, or none whose shape is known."""
+    """Size of the language model behind an artifact; None if it has none, or the shape is unknown."""
     source = _source(artifact)
-    named = {one.asset or one.source: one for one in models.CHECKPOINTS[scale.key].values()}
+    named = {known.asset or known.source: known for known in models.CHECKPOINTS[scale.key].values()}
     checkpoint: Checkpoint | None = named.get(source or "")
     if checkpoint is None or checkpoint.shape is None:
         return None
@@ -49,7 +49,7 @@ def _source(artifact: Artifact) -> str | None:
 
 
 def _prompts(static: Artifact, scale: Scale) -> int:
-    """Prompts of a set of static candidates; all of its splits where no number is asked for."""
+    """Number of prompts of a set of static candidates; all prompts of its splits if the spec names no number."""
     asked = static.params["prompts"]
     if asked is not None:
         return int(asked)
@@ -61,13 +61,18 @@ def _prompts(static: Artifact, scale: Scale) -> int:
 
 def candidate_texts(candidates: Artifact, scale: Scale) -> tuple[float, int, float]:
     """(prompts, candidates a prompt, mean tokens) of candidates, static or sampled."""
-    lengths, parts = LENGTHS[scale.key], [one for name, one in candidates.inputs.items() if name.startswith("part")]
+    lengths = LENGTHS[scale.key]
+    parts = [part for name, part in candidates.inputs.items() if name.startswith("part")]
     if parts:
         prompts, count, mean = candidate_texts(parts[0], scale)
         return prompts * len(parts), count, mean
     if "prompts" in candidates.inputs:
-        _, cut = candidates.params.get("part", (1, 1))
-        return _prompts(candidates.inputs["prompts"], scale) / cut, int(candidates.params["count"]), lengths.sampled
+        _, part_count = candidates.params.get("part", (1, 1))
+        return (
+            _prompts(candidates.inputs["prompts"], scale) / part_count,
+            int(candidates.params["count"]),
+            lengths.sampled,
+        )
     return _prompts(candidates, scale), 2, lengths.static
 
 
@@ -79,7 +84,7 @@ def _pairs(artifact: Artifact, scale: Scale) -> tuple[float, float, float]:
 
 
 def _free(artifact: Artifact, scale: Scale) -> Part:
-    """Text and counts: nothing beside the rest."""
+    """Negligible cost, as of text and counts."""
     return {}
 
 
@@ -133,8 +138,8 @@ def _reference(artifact: Artifact, scale: Scale) -> Part:
         return {}
     tokens, scored, context = _pairs(artifact, scale)
     work = flops.forward_flops(lm, tokens, scored, context, lm.trained_layers)
-    one = tokens / max(1, scored) * 4 * LENGTHS[scale.key].static
-    memory = lm.bytes + 34 * lm.shape.width * one + 4 * one * lm.shape.vocabulary
+    batch_tokens = tokens / max(1, scored) * 4 * LENGTHS[scale.key].static
+    memory = lm.bytes + 34 * lm.shape.width * batch_tokens + 4 * batch_tokens * lm.shape.vocabulary
     return {"tokens": tokens, "flops": {"forward": work}, "loaded": lm.bytes, "memory": memory, "disk": scored * 0.1}
 
 
@@ -162,7 +167,7 @@ def _rank(artifact: Artifact, scale: Scale) -> Part:
 
 
 def _votes(artifact: Artifact, scale: Scale) -> Part:
-    """Six pairs among four candidates, each in both orders."""
+    """PairRM over the six pairs among four candidates, each in both orders."""
     if "weights" not in artifact.inputs["oracle"].params:
         return {}
     prompts, _, mean = candidate_texts(artifact.inputs["completions"], scale)
@@ -171,7 +176,7 @@ def _votes(artifact: Artifact, scale: Scale) -> Part:
 
 
 def _read(tokens: float, disk: float) -> Part:
-    """PairRM over that many tokens."""
+    """Cost of PairRM over this number of tokens."""
     memory = 4 * PAIRRM.parameters + 65_536 * 34 * 1024 * 2
     return {"tokens": tokens, "flops": {"encode": PAIRRM.flops(tokens)}, "loaded": 4 * PAIRRM.parameters,
             "memory": memory, "disk": disk}  # fmt: skip
@@ -194,13 +199,13 @@ def _scores(artifact: Artifact, scale: Scale) -> Part:
     texts = artifact.inputs.get("answers", artifact.inputs["completions"])
     lm, lengths = weights_of(texts, scale), LENGTHS[scale.key]
     prompts, _, mean = candidate_texts(texts, scale)
-    found: Part = {"disk": prompts * 100.0}
+    cost: Part = {"disk": prompts * 100.0}
     if lm is None or "reference" not in artifact.inputs:
-        return found
+        return cost
     tokens = prompts * (lengths.prompt + mean)
     work = {"forward": 2 * flops.forward_flops(lm, tokens, prompts * mean, lengths.prompt)}
     memory = 2 * lm.bytes + 3 * 8 * mean * lm.shape.vocabulary * 4
-    return found | {"tokens": 2 * tokens, "flops": work, "loaded": 2 * lm.bytes, "memory": memory}
+    return cost | {"tokens": 2 * tokens, "flops": work, "loaded": 2 * lm.bytes, "memory": memory}
 
 
 def _annotations(artifact: Artifact, scale: Scale) -> Part:

@@ -1,4 +1,4 @@
-"""The arithmetic of labels by an oracle that a preference names: a classifier, or a judge behind a server."""
+"""Formulas of labels by a classifier or by a judge behind a server."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ def _read_votes(artifact: Artifact, scale: Scale) -> tuple[float, float]:
 
 
 def _scored(prompts: float, tokens: float, artifact: Artifact, scale: Scale) -> Part:
-    """One forward of the classifier over these tokens; its size is estimated as a gold reward's."""
+    """One forward of the classifier over these tokens; its size is estimated like that of a gold reward."""
     lm = gold_model(scale)
     context = LENGTHS[scale.key].prompt + LENGTHS[scale.key].sampled
     work = flops.body_flops(lm, tokens, context / 2)

@@ -1,4 +1,4 @@
-"""What this machine lacks for a plan."""
+"""Checks of this machine: the memory, disk, access and code that a plan needs."""
 
 import os
 import shutil
@@ -15,10 +15,10 @@ from stagealign.store.artifact import Artifact, Devices
 
 
 def lacking(plan: Plan, home: Path, devices: Devices = Devices(), gpu_here: bool = True) -> list[str]:  # noqa: B008
-    """What this machine lacks to build what the plan misses below `home`: one line each.
+    """Requirements of the plan's missing artifacts that this machine does not meet, one line each.
 
-    GPU memory is asked for at scales made for GPUs, gated weights where a cell starts from them, a key where a judge
-    is paid, and the code of every kind. Without `gpu_here` the GPUs are a cluster's, which says itself what it has.
+    Checks memory, the disk of `home`, GPU memory at scales made for GPUs, access to gated weights, key and packages of
+    a paid judge, and the code of every kind. Without `gpu_here` a cluster builds, and memory is not checked here.
     """
     if not plan.to_build:
         return []
@@ -33,7 +33,7 @@ def lacking(plan: Plan, home: Path, devices: Devices = Devices(), gpu_here: bool
         if not any(os.environ.get(name, "").strip() for name in KEYS):
             missing.append(f"a key for the judge {judge.model}: set {' or '.join(KEYS)}")
         if not all(map(find_spec, judge.packages)):
-            missing.append(f"what asks the judge: pip install 'stagealign[{judge.extras}]'")
+            missing.append(f"packages for the judge: pip install 'stagealign[{judge.extras}]'")
     return missing + [f"{name}: not part of this version" for name in absent(plan.missing)]
 
 
@@ -44,7 +44,7 @@ def judges_of(items: Iterable[PricedArtifact]) -> list[PaidJudge]:
 
 
 def _memory(plan: Plan, gpu_here: bool, devices: Devices) -> Iterator[str]:
-    """What is short of memory: that of the GPU at scales made for GPUs, and the machine's own."""
+    """Lines about too little memory: of the GPU at scales made for GPUs, and of the machine itself."""
     if not gpu_here:
         return
     needs = {item.artifact.path: needs_of(item.artifact, item.scale, devices) for item in plan.to_build}
@@ -56,7 +56,7 @@ def _memory(plan: Plan, gpu_here: bool, devices: Devices) -> Iterator[str]:
         elif memory < needed:
             fix = "spread it with --devices N, or train adapters with --peft lora"
             if not plan.artifacts[largest].kind.trains:
-                fix = "one GPU does that whatever --devices says: use a larger one, or a model of the others with -k"
+                fix = "--devices does not spread this artifact; use a larger GPU, or choose another model with -k"
             yield (f"GPU memory: {needed / GIB:.0f} GiB by estimate for {largest}, {memory / GIB:.0f} GiB found; {fix}")
     largest = max(needs, key=lambda path: needs[path].memory)
     if needs[largest].memory > free_memory():
@@ -67,25 +67,25 @@ def _memory(plan: Plan, gpu_here: bool, devices: Devices) -> Iterator[str]:
 
 
 def free_disk(home: Path) -> int:
-    """Bytes free where `home` is, or will be."""
-    return shutil.disk_usage(next(one for one in (home, *home.parents) if one.exists())).free
+    """Free bytes on the disk of `home`, which may not exist yet."""
+    return shutil.disk_usage(next(folder for folder in (home, *home.parents) if folder.exists())).free
 
 
 def absent(artifacts: Iterable[Artifact]) -> list[str]:
-    """`module:function` of each kind whose code is not there, told from the sources, without importing them."""
+    """`module:function` of each kind whose code is missing; reads the sources without importing them."""
     names = dict.fromkeys(artifact.kind.function for artifact in artifacts)
     return [name for name in names if not _is_there(name)]
 
 
 def _is_there(place: str) -> bool:
     module, _, function = place.partition(":")
-    room = find_spec(module)
-    source = Path(room.origin).read_text(encoding="utf-8") if room and room.origin else ""
+    spec = find_spec(module)
+    source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
     return f"\ndef {function}(" in source
 
 
 def gpu_memory() -> int | None:
-    """Bytes of the largest GPU's memory, asked of the driver so that torch need not load; None where there is none."""
+    """Bytes of the largest GPU's memory; None without a GPU. Asks the driver, so that torch is not loaded."""
     import subprocess
 
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]

@@ -1,4 +1,4 @@
-"""What building one artifact needs of a machine: cores, GPUs, memory; and how many fit into it side by side."""
+"""Cores, GPUs and memory that one artifact needs, and the number of artifacts that fit into a machine at a time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ LIGHT = GIB
 
 @dataclass(frozen=True)
 class Needs:
-    """What a task asks of the one node that it runs on."""
+    """Resources of one task on the node that it runs on."""
 
     cpus: int
     gpus: int
     memory: int
     """Bytes of the node's own memory."""
     device_memory: float = 0.0
-    """Bytes on one GPU by estimate, at least: of what several share evenly only the share; 0 where nothing is known."""
+    """Least bytes on one GPU, by estimate; if several GPUs share evenly, the share of one. 0 if unknown."""
 
     def __str__(self) -> str:
         gpus = f"{self.gpus} GPU(s), " if self.gpus else ""
@@ -35,22 +35,22 @@ class Needs:
 
 
 def needs_of(artifact: Artifact, scale: Scale, devices: Devices) -> Needs:
-    """What building `artifact` needs: GPUs at a scale that is made for them, and a round as many as its devices."""
+    """Resources to build `artifact`: at a scale made for GPUs one GPU, or all `devices` if it is a training round."""
     cost, trains = estimate(artifact, scale), artifact.kind.trains
     count = devices.count if trains else 1
     if not scale.on_gpus or not cost.memory:
         computes = cost.memory or cost.flops
         return Needs(count, 0, round((cost.memory + PROCESS) * count) if computes else LIGHT * count)
     shares = count if devices.sharding != "replicate" else 1
-    on_gpu = 0.0 if trains and devices.launcher else cost.memory / shares  # a launcher of one's own: who knows
+    on_gpu = 0.0 if trains and devices.launcher else cost.memory / shares  # the user's own launcher decides
     # Each process reads the weights through its node's memory, and one gathers them to write.
     return Needs(CORES_A_GPU * count, count, round((count + 1) * cost.loaded + PROCESS * count), on_gpu)
 
 
 def side_by_side(wanted: Mapping[str, Needs], most: int, asked: bool) -> int:
-    """How many of these artifacts, by path, may be built at a time within this machine's free memory; at most `most`.
+    """Number of these artifacts, by path, that this machine's free memory can build at a time; at most `most`.
 
-    The largest are taken to meet. Raises CannotRun where not even one fits, or fewer than were `asked` for.
+    Assumes that the largest run together. Raises CannotRun if none fits, or if the user `asked` for more than fit.
     """
     free = free_memory()
     largest = sorted(wanted, key=lambda path: -wanted[path].memory)[:most]
@@ -66,7 +66,7 @@ def side_by_side(wanted: Mapping[str, Needs], most: int, asked: bool) -> int:
 
 
 def free_memory() -> int:
-    """Bytes of this machine's own memory that programs could still have."""
+    """Free bytes of this machine's own memory."""
     from psutil import virtual_memory
 
     return int(virtual_memory().available)

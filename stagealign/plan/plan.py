@@ -1,4 +1,4 @@
-"""What a set of runs would build, why, and at what cost: one plan for `run`, `plan` and the cost tables."""
+"""Plans of runs: what to build, why, and at what cost; one plan serves `run`, `plan` and the cost tables."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,30 +20,30 @@ READY, NEW, CHANGED = "ready", "new", "changed"
 
 @dataclass(frozen=True)
 class Wish:
-    """What is wanted of the runs, beyond what their cells say."""
+    """Choices about the runs that are not part of their cells."""
 
     demo: bool = False
-    """Only the recorded learning rate of each round, not the whole ladder."""
+    """Whether to try only the recorded learning rate of each round, not the whole ladder."""
     capability: bool = False
-    """Also what policies can do besides."""
+    """Whether to measure the capability of policies too."""
     again: bool = False
-    """Also runs whose results stand already."""
+    """Whether to include runs whose results stand already."""
 
 
 @dataclass(frozen=True)
 class PricedArtifact:
-    """One artifact of a plan: whether it is built, why it would be, and what that costs."""
+    """One artifact of a plan: its state, the reason to build it, and the cost of building it."""
 
     artifact: Artifact
     scale: Scale
-    """Of a cell that needs it."""
+    """Scale of a cell that needs it."""
     cells: tuple[str, ...]
     state: str
     reason: str
-    """Why it would be built; empty where it is ready."""
+    """Reason to build it; empty if it is ready."""
     cost: CostEstimate
     seconds: float
-    """On one of the plan's processors."""
+    """Seconds to build it on one of the plan's processors."""
 
     def plain(self, processor: Processor) -> dict[str, object]:
         """JSON-ready values; hours and seconds are those of building it, ready or not."""
@@ -65,7 +65,7 @@ class PricedArtifact:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over what a plan would build; memory is the largest."""
+    """Sums over the artifacts that a plan would build; the memory is that of the largest."""
 
     runs: int
     artifacts: int
@@ -92,25 +92,25 @@ class Plan:
     cells: tuple[Cell, ...]
     runs: tuple[Run, ...]
     items: tuple[PricedArtifact, ...]
-    """Each artifact once, parents before what is made from them."""
+    """Each artifact once, parents first."""
     processor: Processor
     wanted: int
     """Artifacts the runs would need if nothing were shared."""
     unshared_seconds: float
-    """Of building those."""
+    """Seconds to build those."""
     standing: tuple[Run, ...] = ()
     """Runs left out because their results stand already."""
     revisions: Mapping[str, str | None] = field(default_factory=dict)
-    """Of weights that the registry does not pin, the commit that the store's record says they are of."""
+    """Weights and data without a pinned revision -> the commit in their record, None before the first fetch."""
 
     @cached_property
     def artifacts(self) -> dict[str, Artifact]:
-        """By path, parents before what is made from them."""
+        """Artifacts by path, parents first."""
         return {item.artifact.path: item.artifact for item in self.items}
 
     @cached_property
     def ready(self) -> frozenset[str]:
-        """Paths that the store has."""
+        """Paths of artifacts that the store has."""
         return frozenset(item.artifact.path for item in self.items if item.state == READY)
 
     @cached_property
@@ -119,22 +119,22 @@ class Plan:
 
     @property
     def missing(self) -> list[Artifact]:
-        """What would be built, parents first."""
+        """Artifacts to build, parents first."""
         return [item.artifact for item in self.to_build]
 
     @cached_property
     def seconds_of(self) -> dict[str, float]:
-        """By path, expected seconds on one processor."""
+        """Expected seconds on one processor, by path."""
         return {item.artifact.path: item.seconds for item in self.items}
 
     @property
     def seconds(self) -> float:
-        """Of what would be built, on one processor, one artifact after another."""
+        """Seconds to build everything missing on one processor, one artifact after another."""
         return sum(item.seconds for item in self.to_build)
 
     @property
     def critical_seconds(self) -> float:
-        """Of the longest line of artifacts of which each needs the one before: no number of processors beats it."""
+        """Seconds of the longest chain of artifacts that need each other: no number of processors is faster."""
         left = {item.artifact.path: item.seconds if item.state != READY else 0.0 for item in self.items}
         ends: dict[str, float] = {}
         for item in self.items:
@@ -144,12 +144,12 @@ class Plan:
 
     @property
     def disk(self) -> float:
-        """Bytes that would be written."""
+        """Bytes to write."""
         return sum(item.cost.disk for item in self.to_build)
 
     @property
     def by_role(self) -> dict[str, list[PricedArtifact]]:
-        """Artifacts by what they are for, in the order in which the first of each comes."""
+        """Artifacts by role, in order of the first of each."""
         roles: dict[str, list[PricedArtifact]] = {}
         for item in self.items:
             roles.setdefault(item.artifact.role, []).append(item)
@@ -190,7 +190,7 @@ class Plan:
 
 
 def processor(name: str | None, scale: Scale) -> Processor:
-    """The processor that is asked for: a GPU by name, or `cpu`; by default what the scale is made for.
+    """The processor called `name`, a GPU or `cpu`; by default the one that the scale is made for.
 
     Raises UnknownName.
     """
@@ -211,13 +211,13 @@ def make_plan(
 ) -> Plan:
     """The plan of all cells with all seeds, priced for the processor `on`, by default the one of their scale.
 
-    Runs whose results `stands` says are there are left out unless `wish.again`. Nothing is built or refused: an
-    artifact of another spec in the store is `CHANGED`. Raises Damaged for a record that is not as it was written.
+    Runs for which `stands` is true are left out unless `wish.again`. Nothing is built or refused: an artifact of
+    another spec in the store is `CHANGED`. Raises Damaged for a record that changed since it was written.
     """
     cells = tuple(cells)
     asked = tuple(plan_run(cell, seed, wish.demo, wish.capability) for seed in seeds for cell in cells)
-    there = {run.id for run in asked if stands(run)}
-    runs = tuple(run for run in asked if wish.again or run.id not in there)
+    finished = {run.id for run in asked if stands(run)}
+    runs = tuple(run for run in asked if wish.again or run.id not in finished)
     wanted: dict[str, list[Run]] = {}
     artifacts: dict[str, Artifact] = {}
     for run in runs:
@@ -227,7 +227,7 @@ def make_plan(
             wanted.setdefault(path, []).append(run)
     store.look(artifacts.values())
     on = on or processor(None, cells[0].scale)
-    items = tuple(_priced(artifact, wanted[path], store, there, on) for path, artifact in artifacts.items())
+    items = tuple(_priced(artifact, wanted[path], store, finished, on) for path, artifact in artifacts.items())
     return Plan(
         scale=cells[0].scale,
         cells=cells,
@@ -241,10 +241,10 @@ def make_plan(
     )
 
 
-def _priced(artifact: Artifact, runs: Sequence[Run], store: Store, there: set[str], on: Processor) -> PricedArtifact:
+def _priced(artifact: Artifact, runs: Sequence[Run], store: Store, finished: set[str], on: Processor) -> PricedArtifact:
     """One artifact that `runs` need, with its state in the store and its price."""
     scale = runs[0].cell.scale
-    state, reason = _state(artifact, store, forced=all(run.id in there for run in runs))
+    state, reason = _state(artifact, store, forced=all(run.id in finished for run in runs))
     cost = estimate(artifact, scale)
     names = tuple(dict.fromkeys(run.cell.id for run in runs))
     return PricedArtifact(artifact, scale, names, state, reason, cost, cost.seconds(on))
@@ -256,21 +256,22 @@ def _state(artifact: Artifact, store: Store, forced: bool) -> tuple[str, str]:
     if changes is None:
         return NEW, "forced: its results stand, and --again asks for them" if forced else "new"
     if not changes:
-        return (READY, "") if shared else (NEW, "built here, and not yet where all that build can have it")
-    inputs = [one.removeprefix("inputs.").partition(" was ")[0] for one in changes if one.startswith("inputs.")]
-    others = [one for one in changes if not one.startswith("inputs.")]
-    said = [f"changed: {'; '.join(others)}"] * bool(others) + [f"input changed: {', '.join(inputs)}"] * bool(inputs)
-    return CHANGED, "; ".join(said)
+        return (READY, "") if shared else (NEW, "built here, but not yet in the shared store")
+    of_inputs = [change.removeprefix("inputs.") for change in changes if change.startswith("inputs.")]
+    inputs = [change.partition(" was ")[0] for change in of_inputs]
+    others = [change for change in changes if not change.startswith("inputs.")]
+    reasons = [f"changed: {'; '.join(others)}"] * bool(others) + [f"input changed: {', '.join(inputs)}"] * bool(inputs)
+    return CHANGED, "; ".join(reasons)
 
 
 def _revisions(items: Iterable[PricedArtifact], store: Store) -> dict[str, str | None]:
     """Weights and data without a pinned revision -> the commit in their record, None before the first fetch."""
-    found: dict[str, str | None] = {}
+    commits: dict[str, str | None] = {}
     for item in items:
         artifact = item.artifact
         named = [artifact.params[name] for name in ("checkpoint", "weights", "data") if name in artifact.params]
         source = next(iter(named), None)
         if source and "revision" in artifact.params and artifact.params["revision"] is None:
             commit = store.facts(artifact).get("revision") if item.state != CHANGED else None
-            found[str(source)] = None if commit is None else str(commit)
-    return found
+            commits[str(source)] = None if commit is None else str(commit)
+    return commits

@@ -1,4 +1,4 @@
-"""What building one artifact costs, read off what it is made of: its kind, its weights, its numbers of texts."""
+"""Cost of building one artifact, from its kind, its weights and its number of texts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class CostEstimate:
 
     tokens: float = 0.0
     flops: Mapping[str, float] = field(default_factory=dict)
-    """By kind of work, as in `plan.flops.Processor.reached`."""
+    """FLOPs by kind of work, as in `plan.flops.Processor.reached`."""
     loaded: float = 0.0
     """Bytes of weights read before the work starts."""
     memory: float = 0.0
@@ -29,7 +29,7 @@ class CostEstimate:
     """Bytes written."""
     judge_dollars: float = 0.0
     light: float = 0.0
-    """Seconds on a CPU that no FLOPs are counted for."""
+    """Seconds on a CPU for work without counted FLOPs."""
 
     def seconds(self, processor: Processor) -> float:
         """Seconds on one such processor."""
@@ -37,7 +37,7 @@ class CostEstimate:
 
 
 def estimate(artifact: Artifact, scale: Scale) -> CostEstimate:
-    """The cost of building `artifact`. Raises BadSpec where its kind names no formula: "free" must be written."""
+    """The cost of building `artifact`. Raises BadSpec if its kind names no formula; no cost is written "free"."""
     formula = PRICES.get(artifact.kind.price)
     if formula is None:
         raise BadSpec(

@@ -1,6 +1,6 @@
 """The cost of the paper's grid as text: hours, dollars and days by GPU, and what 70B weights or 1M prompts would need.
 
-Everything is worked out as if nothing were built; no number of `docs/scale.md` is typed by hand.
+Everything is computed as if nothing were built; no number of `docs/scale.md` is typed by hand.
 """
 
 from collections.abc import Sequence
@@ -37,24 +37,24 @@ def with_scale(text: str) -> str:
 
 def tables() -> str:
     """All tables, in Markdown."""
-    nothing = Store(Path("/nonexistent/stagealign"))
+    empty = Store(Path("/nonexistent/stagealign"))
     scale = registry.scale("paper")
 
-    def looked(cells: Sequence[Cell], on: Processor) -> Plan:
-        return make_plan(cells, scale.seeds, nothing, on=on)
+    def plan_on(on: Processor, cells: Sequence[Cell]) -> Plan:
+        return make_plan(cells, scale.seeds, empty, on=on)
 
     grid, every = registry.cells("paper"), registry.cells("paper", extras=True)
-    h200 = looked(grid, GPUS["h200"])
+    h200 = plan_on(GPUS["h200"], grid)
     parts = [
         f"**The grid, {len(grid)} cells and one seed, on {h200.processor.name}.** Without sharing between cells it "
         f"would be {h200.totals.gpu_hours_without_sharing:,.0f} GPU-hours.",
         _by_kind(h200),
         "**By GPU.** Days are GPU-hours over the number of GPUs, or the longest line of artifacts that need each other "
         "where that is longer: an artifact is one GPU's work here.",
-        _by_gpu([looked(grid, gpu) for gpu in GPUS.values()]),
+        _by_gpu([plan_on(gpu, grid) for gpu in GPUS.values()]),
         f"**With all {len(every)} cells** (other models' samples, SLiC-HF on Qwen and Pythia, variants of what was not "
         "published):",
-        _by_gpu([looked(every, GPUS["h200"])]),
+        _by_gpu([plan_on(GPUS["h200"], every)]),
         f"**Where it would break.** 70B is Llama-3-70B's shape; {MANY:,} prompts are "
         f"{MANY / scale.training.pairs:.1f} times today's.",
         _breaks(),
@@ -63,15 +63,15 @@ def tables() -> str:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; what holds numbers only stands on the right."""
+    """Markdown table; columns of numbers are right-aligned."""
     words = [any(" " in row[place] for row in rows) for place in range(len(headings))]
     lines = [headings, ["---" if word else "---:" for word in words], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _by_kind(found: Plan) -> str:
+def _by_kind(plan: Plan) -> str:
     rows = []
-    for kind, items in found.by_role.items():
+    for kind, items in plan.by_role.items():
         hours = sum(item.seconds for item in items) / 3600
         dollars = sum(item.cost.judge_dollars for item in items)
         if hours < 0.05 and not dollars:
@@ -90,7 +90,7 @@ def _by_kind(found: Plan) -> str:
                 f"{dollars:,.0f}",
             ]
         )
-    totals = found.totals
+    totals = plan.totals
     rows.append(
         ["all", str(totals.artifacts), f"{totals.tokens / 1e6:,.0f}", f"{totals.gpu_hours:,.1f}",
          f"{totals.peak_memory_gib:.0f}", f"{totals.disk_gib:,.0f}", f"{totals.judge_dollars:,.0f}"]
@@ -99,11 +99,11 @@ def _by_kind(found: Plan) -> str:
     return _table(headings, rows)
 
 
-def _by_gpu(found: Sequence[Plan]) -> str:
+def _by_gpu(plans: Sequence[Plan]) -> str:
     rows = []
-    for one in found:
-        totals, gpu = one.totals, one.processor
-        days = [max(one.seconds / count, one.critical_seconds) / 86_400 for count in COUNTS]
+    for plan in plans:
+        totals, gpu = plan.totals, plan.processor
+        days = [max(plan.seconds / count, plan.critical_seconds) / 86_400 for count in COUNTS]
         fits = "yes" if totals.peak_memory_gib <= gpu.memory_gib else f"no: {totals.peak_memory_gib:.0f} GiB"
         sums = (f"{getattr(totals, name):,.0f}" for name in ("gpu_hours", "gpu_dollars", "judge_dollars"))
         rows.append([gpu.name, *sums, *(f"{day:.1f}" for day in days), fits])
@@ -119,7 +119,7 @@ def _by_gpu(found: Sequence[Plan]) -> str:
 
 
 def _breaks() -> str:
-    """Row by row: the part, today's largest, at 70B, at a million prompts, what would have to change."""
+    """Table of limits: the part, its size today, at 70B and at a million prompts, and the change that it needs."""
     scale, lengths = registry.scale("paper"), LENGTHS["paper"]
     eight = models.CHECKPOINTS["paper"]["llama3"]
     assert eight.shape is not None
@@ -142,8 +142,8 @@ def _breaks() -> str:
     large, small = ModelSize(LARGE, LARGE_SHAPE, half=True), ModelSize(eight.parameters, eight.shape, half=True)
     states = memory(large)
     whole = cost.sampling_memory(large, 64, lengths.prompt + lengths.sampled) / GIB
-    nothing = Store(Path("/nonexistent/stagealign"))
-    policies = len(make_plan(select.select("paper", "llama3"), scale.seeds, nothing).by_role["policy"])
+    empty = Store(Path("/nonexistent/stagealign"))
+    policies = len(make_plan(select.select("paper", "llama3"), scale.seeds, empty).by_role["policy"])
     ranked = PAIRRM.flops(pairs * 2 * per_pair)
     rows = [
         ["training memory, GiB", f"{memory(small):.0f}", f"{states:,.0f}", "the same",

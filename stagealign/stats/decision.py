@@ -16,7 +16,7 @@ SHARES: Array = np.array([0.35, 0.35, 0.15, 0.07, 0.04, 0.02, 0.01, 0.01])
 
 
 class Decision:
-    """Names the stage as soon as the votes allow, with a bound on ever naming the wrong one, however often one looks.
+    """Names the stage as soon as the votes allow. The probability of ever naming the wrong one is at most `alpha`.
 
     Two gamblers bet prompt by prompt, one that the score is above a value m, one that it is below. A prompt multiplies
     the first one's capital by 1 + c * (on / (m * most) - all / most), with on of all votes won and a bet c in (0, 1);
@@ -26,21 +26,21 @@ class Decision:
     Capital is monotone in m, so what is left is an interval: a confidence sequence.
 
     Each end of `interval` misses the score at some look with probability at most alpha, both ends together 2 alpha.
-    The stage is named when 0.5 is ruled out. Of the two names only one is wrong, and one end only can be to blame:
+    The stage is named when 0.5 is ruled out. Only one of the two stages is wrong, and only one end can name it:
     the wrong stage is ever named with probability at most alpha, so alpha is not halved here. (For an interval whose
     two ends hold together with 95%, pass alpha=0.025.)
 
-    This holds for any law of the votes, if prompts come in an order that has nothing to do with them (shuffle sorted
-    data first) and `most_votes` is fixed beforehand. Unequal votes a prompt are fine: the target is the ratio of sums.
+    This holds for any distribution of the votes, if the order of prompts is independent of them (shuffle sorted data
+    first) and `most_votes` is fixed beforehand. Prompts may cast unequal votes: the target is the ratio of sums.
 
     Source: Waudby-Smith and Ramdas 2023, "Estimating means of bounded random variables by betting" (arXiv 2010.09686),
     section 4 and Theorem 3 (hedged capital). Deviations: bets are a fixed mixture instead of a predictable plug-in, and
     alpha is not split between the two capitals (see above). Their library (confseq 0.0.11) calls itself unstable,
-    names no Python above 3.10 and needs a C++ compiler and Boost to install: hence these lines.
+    names no Python above 3.10 and needs a C++ compiler and Boost to install, so the method is written out here.
     """
 
     def __init__(self, most_votes: float, alpha: float = 0.05):
-        """`most_votes`: most that a prompt of this stream can cast (4 for two candidates a source, 1 for top votes)."""
+        """`most_votes`: maximum votes of one prompt of this stream (4 for two candidates a source, 1 for top votes)."""
         if not most_votes > 0 or not math.isfinite(most_votes):
             raise ValueError(f"most_votes {most_votes!r}: not a positive number; 4 for 2 x 2 cross votes, 1 for top")
         if not 0 < alpha < 1:
@@ -51,12 +51,12 @@ class Decision:
         self.interval: tuple[float, float] = (0.0, 1.0)
         """Scores that no look so far has ruled out."""
         self.consistent = True
-        """False once the looks have ruled out every score: rare by chance, a mark of prompts in a sorted order."""
+        """False once every score is ruled out. This is rare by chance and a sign of prompts in a sorted order."""
         self._seen: Counter[tuple[float, float]] = Counter()
 
     @property
     def stage(self) -> Stage:
-        """The stage named, once and for good; `undecided` while 0.5 has not been ruled out."""
+        """Stage by the votes so far, final once named; `undecided` until 0.5 is ruled out."""
         return stage_by(self.interval)
 
     @property
@@ -73,7 +73,9 @@ class Decision:
         """
         on, off = valid_votes(votes_on, votes_off)
         if on + off > self.most_votes * (1 + 1e-9):
-            raise BadData(f"votes ({on:g}, {off:g}): more than most_votes={self.most_votes:g}, which was fixed first")
+            raise BadData(
+                f"votes ({on:g}, {off:g}): more than most_votes={self.most_votes:g}, which is fixed beforehand"
+            )
         self._seen[on, off] += 1
         self.prompts += 1
         seen, counts = self._table()
@@ -87,10 +89,10 @@ class Decision:
         return self.stage
 
     def prompts_needed(self) -> int | None:
-        """Number of prompts, those so far included, that would name a stage if all to come voted as those so far.
+        """Estimated number of prompts, with those so far, that names a stage if later prompts vote as those so far.
 
-        It is as rough as the gap between the score so far and 0.5, and grows as one over its square. None where no
-        number would do: no votes yet, or no gap. At most the prompts seen once the stage has been named.
+        It grows as one over the square of the gap between the score so far and 0.5, and is as uncertain as this gap.
+        None before the first vote, or without a gap. Once a stage is named, it is at most the prompts so far.
         """
         if not self.prompts:
             return None
@@ -113,11 +115,11 @@ class Decision:
         return above
 
     def _table(self) -> tuple[Array, Array]:
-        """Distinct votes [k, 2] and how many prompts cast each [k]."""
+        """Distinct votes [k, 2], and the number of prompts that cast each [k]."""
         return np.array(list(self._seen)), np.array(list(self._seen.values()), dtype=float)
 
     def _bound(self, seen: Array, counts: Array, high: float) -> float:
-        """Least score in [0, `high`] that betting below it rules out, or `high`; with swapped votes, the other end."""
+        """Lowest score in [0, `high`] that the bet below it rules out, else `high`; swapped votes: the other end."""
         goal = math.log(1 / self.alpha)
 
         def ruled_out(score: float) -> bool:
@@ -127,7 +129,7 @@ class Decision:
         low = 0.0
         if high < 1 and not ruled_out(high):
             return high
-        middle = BOUNDARY  # looked at first and exactly: the stage hangs on it
+        middle = BOUNDARY  # tested first and exactly, as the stage depends on it
         if not low < middle < high:
             middle = high / 2
         while high - low > 1e-7:
@@ -137,7 +139,7 @@ class Decision:
 
 
 def log_payoffs(votes: ArrayLike, most_votes: float, score: float = BOUNDARY) -> Array:
-    """Logs [..., 2, bets] of what a prompt's votes [..., 2] multiply the capitals by that bet above and below `score`.
+    """Logs [..., 2, bets] of the factors by which votes [..., 2] multiply the capitals bet above and below `score`.
 
     `score` lies strictly between 0 and 1. See `Decision` for the bets and their source.
     """
@@ -147,10 +149,10 @@ def log_payoffs(votes: ArrayLike, most_votes: float, score: float = BOUNDARY) ->
 
 
 def first_decisions(votes: ArrayLike, most_votes: float, alpha: float = 0.05) -> tuple[NDArray[np.int64], Array]:
-    """For streams of votes [streams, prompts, 2]: the prompt (from 1) at which `Decision` names a stage, and its sign.
+    """Prompt (from 1) at which `Decision` names a stage and the stage's sign, for votes [streams, prompts, 2].
 
-    0 and 0.0 where a stream ends undecided; the sign is 1.0 for `fine-tuning`, -1.0 for `injection`. Same arithmetic
-    as `Decision`, all streams at once, in memory for streams * prompts * 16 numbers.
+    The sign is 1.0 for `fine-tuning`, -1.0 for `injection`; both numbers are 0 for a stream that ends undecided. The
+    arithmetic is that of `Decision` for all streams at once, with streams * prompts * 16 numbers in memory.
     """
     capital = _log_capital(np.cumsum(log_payoffs(votes, most_votes), axis=1))  # [streams, prompts, side]
     reached = capital >= math.log(1 / alpha)
@@ -161,6 +163,6 @@ def first_decisions(votes: ArrayLike, most_votes: float, alpha: float = 0.05) ->
 
 
 def _log_capital(log_bets: Array) -> Array:
-    """Log of the capital that was shared over bets, from each bet's own log [..., bets]."""
+    """Log of the total capital [...], from the log payoff of each bet [..., bets]."""
     largest = log_bets.max(axis=-1, keepdims=True)
     return np.asarray(np.log(np.exp(log_bets - largest) @ SHARES) + largest[..., 0])

@@ -1,6 +1,6 @@
-"""How different the candidates of one prompt are: n-grams, self-BLEU, embeddings; and whether measures agree.
+"""Diversity of one prompt's candidates (n-grams, self-BLEU, embeddings), and agreement of its measures.
 
-Pure functions of texts and vectors. A measure is None if it has no value: one candidate alone, or no word at all.
+Pure functions of texts and vectors. A measure is None for a single candidate and for texts without words.
 """
 
 import math
@@ -32,9 +32,9 @@ class Agreement(TypedDict):
 
 
 class Concordance(TypedDict):
-    """Number of comparisons that two measures decide alike, oppositely, or not both; and Kendall's tau of the decided.
+    """Comparisons that two measures decide alike, oppositely, or not both; and Kendall's tau of the decided ones.
 
-    `tau` is None without a comparison that both decide.
+    `tau` is None if no comparison is decided by both.
     """
 
     same: int
@@ -49,7 +49,7 @@ def words(text: str) -> list[str]:
 
 
 def ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
-    """How often each run of `n` tokens occurs."""
+    """Count of each run of `n` tokens."""
     return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
 
 
@@ -84,7 +84,7 @@ def bleu(candidate: Sequence[str], references: Sequence[Sequence[str]]) -> float
                 return 0.0
             halvings += 1
         logs.append(math.log(matches / ours.total() if matches else 0.5**halvings / ours.total()))
-    nearest = min((abs(len(one) - len(candidate)), len(one)) for one in references)[1]
+    nearest = min((abs(len(reference) - len(candidate)), len(reference)) for reference in references)[1]
     penalty = min(0.0, 1 - nearest / len(candidate))
     return math.exp(sum(logs) / len(logs) + penalty)
 
@@ -110,30 +110,30 @@ def mean_distance(vectors: NDArray[Any]) -> float | None:
         return None
     lengths = np.linalg.norm(rows, axis=1)
     if not np.isfinite(lengths).all() or (lengths == 0).any():
-        raise ValueError("a vector of length 0 or not finite: it has no direction; look at the encoder")
+        raise ValueError("vectors: one has length 0 or is not finite, so it has no direction; check the encoder")
     rows = rows / lengths[:, None]
     return float(np.mean([max(0.0, 1 - a @ b) for a, b in combinations(rows, 2)]))
 
 
 def rank_agreement(measures: Mapping[str, Mapping[str, float]]) -> dict[str, Agreement]:
-    """Rank correlation over prompts of each two measures, as `a, b` -> {value, n}; measures point the same way first.
+    """Rank correlation over prompts of each two measures, as `a, b` -> {value, n}; positive if they agree on diversity.
 
     `measures` maps names of `MORE` to numbers by prompt hash. The value is None if one of the two is constant.
     """
-    found: dict[str, Agreement] = {}
-    for one, other in combinations([name for name in MORE if measures.get(name)], 2):
-        shared = sorted(measures[one].keys() & measures[other].keys())
-        ours, theirs = ([MORE[name] * measures[name][prompt] for prompt in shared] for name in (one, other))
+    agreements: dict[str, Agreement] = {}
+    for first, second in combinations([name for name in MORE if measures.get(name)], 2):
+        shared = sorted(measures[first].keys() & measures[second].keys())
+        ours, theirs = ([MORE[name] * measures[name][prompt] for prompt in shared] for name in (first, second))
         varies = len(set(ours)) > 1 and len(set(theirs)) > 1
-        found[f"{one}, {other}"] = {"value": spearman(ours, theirs) if varies else None, "n": len(shared)}
-    return found
+        agreements[f"{first}, {second}"] = {"value": spearman(ours, theirs) if varies else None, "n": len(shared)}
+    return agreements
 
 
 def larger(first: Metric | Mapping[str, Any], second: Metric | Mapping[str, Any]) -> int | None:
-    """1 where the first metric is the larger, -1 where the second is, 0 where it cannot be told.
+    """1 if the first metric is larger, -1 if the second is larger, 0 if the difference is not significant.
 
-    Both are taken as means over independent prompts; where they share prompts that errs on the side of 0. None where
-    one of them has no value or no standard error.
+    Both count as means over independent prompts; if they share prompts, this errs towards 0. None if one of them has no
+    value or no standard error.
     """
     numbers = [metric.get(key) for metric in (first, second) for key in ("value", "standard_error")]
     if None in numbers:
@@ -143,10 +143,10 @@ def larger(first: Metric | Mapping[str, Any], second: Metric | Mapping[str, Any]
 
 
 def concordance(orders: Sequence[tuple[int, int]]) -> Concordance:
-    """How often two measures order two sets alike: `same`, `opposite`, `undecided`, and Kendall's tau of the decided.
+    """Agreement of two measures on the order of two sets, over comparisons, with Kendall's tau of the decided ones.
 
-    `orders` holds what each measure says of two sets (1, -1, or 0 for undecided), one entry a comparison. tau is None
-    without a comparison that both measures decide. Source: Kendall 1938.
+    `orders` has one entry per comparison: the sign that each measure gives it (1, -1, or 0 for undecided). Source:
+    Kendall 1938.
     """
     same = sum(a * b > 0 for a, b in orders)
     opposite = sum(a * b < 0 for a, b in orders)

@@ -26,10 +26,10 @@ def effectiveness_ratio(
 ) -> Metric:
     """On-policy over off-policy mean gain, with a percentile interval from a two-level bootstrap.
 
-    Entry k of both lists is seed k. Seeds are drawn first, then prompts: the same for both sources, and the same in all
-    seeds where all have the same prompts (what is easy for one seed is easy for the next). The value is None, with a
-    `reason`, where the off-policy gain's interval meets 0 or lies below it. `on` and `off` are as from
-    `mean_over_seeds`; `difference` is the metric of on minus off, which is defined where the ratio is not.
+    Entry k of both lists is seed k. Seeds are drawn first, then prompts. Both sources get the same draws; so do all
+    seeds if they have the same prompts, as an easy prompt is easy for every seed. The value is None, with a `reason`,
+    if the off-policy gain's interval meets 0 or lies below it. `on` and `off` have the form of `mean_over_seeds`;
+    `difference` is on minus off, which always has a value.
     """
     if len(on_gains) != len(off_gains):
         raise ValueError(f"{len(on_gains)} seeds on-policy, {len(off_gains)} off-policy; give the seeds both have")
@@ -69,7 +69,7 @@ def ratio_at_matched_kl(
 ) -> Metric:
     """`effectiveness_ratio` of both sources' gains at `matched_kl`, interpolated prompt by prompt; adds `kl`.
 
-    The KL of a rung is taken as exact: its own sampling error is small beside that of the gains.
+    The KL of a rung counts as exact, as its sampling error is small beside that of the gains.
     """
     kl = matched_kl(on_ladders, off_ladders)
     on = [_gains_at_kl(ladder, kl) for ladder in on_ladders]
@@ -78,9 +78,9 @@ def ratio_at_matched_kl(
 
 
 def best_rung(validation: Mapping[Rung, Sequence[float]]) -> Rung:
-    """The rung with the highest mean over seeds of its clean gain on validation prompts; the first one of a tie.
+    """Rung with the highest mean over seeds of its clean gain on validation prompts; the first one of a tie.
 
-    The choice touches no test prompt, so the test gain of the chosen rung is not flattered by it.
+    The choice uses no test prompt, so it does not bias the test gain of the chosen rung.
     """
     if not validation:
         raise ValueError("no rung to choose from; give each rung's clean gain on validation prompts")
@@ -97,5 +97,5 @@ def _no_ratio(off: Metric) -> str | None:
 def _gains_at_kl(ladder: Ladder, kl: float) -> dict[str, float]:
     for _, gains in ladder[1:]:
         paired_differences(gains, ladder[0][1])
-    found = {prompt: gain_at_kl([(rung, gains[prompt]) for rung, gains in ladder], kl) for prompt in ladder[0][1]}
-    return {prompt: gain for prompt, gain in found.items() if gain is not None}
+    by_prompt = {prompt: gain_at_kl([(rung, gains[prompt]) for rung, gains in ladder], kl) for prompt in ladder[0][1]}
+    return {prompt: gain for prompt, gain in by_prompt.items() if gain is not None}

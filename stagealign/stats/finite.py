@@ -7,21 +7,21 @@ from typing import Any
 from stagealign.base.errors import BadNumbers
 
 NAMED = 5
-"""Prompts that an error names."""
+"""Maximum prompts that an error names."""
 COLLAPSED_KL = 3.0
-"""Nats a token: mean KL to the round's start beyond which a policy has left the language that it began with. Rounds of
-the lab moved by at most 0.72."""
+"""Mean KL to the round's start, nats a token, above which a policy counts as collapsed. Rounds of the lab reached at
+most 0.72."""
 
 
 def check_finite(values: Sequence[float], prompts: Sequence[str], what: str, advice: str) -> None:
     """Raises BadNumbers, naming the prompts by their hashes, if a value is NaN or infinite."""
-    bad = list(dict.fromkeys(name for one, name in zip(values, prompts, strict=True) if not math.isfinite(one)))
+    bad = list(dict.fromkeys(name for value, name in zip(values, prompts, strict=True) if not math.isfinite(value)))
     if bad:
         raise BadNumbers(f"{what}: not finite for {prompts_named(bad)}; {advice}")
 
 
 def prompts_named(hashes: Sequence[str]) -> str:
-    """`prompt 1a2b`, `prompts 1a2b, 3c4d`, or the first few of many with their number."""
+    """`prompt 1a2b`, `prompts 1a2b, 3c4d`, or the first few of many with the total number."""
     names = ", ".join(hashes[:NAMED])
     if len(hashes) > NAMED:
         return f"{len(hashes)} prompts, such as {names}"
@@ -29,7 +29,7 @@ def prompts_named(hashes: Sequence[str]) -> str:
 
 
 def collapsed(completions: Sequence[str], kl: float | None, tokens: float) -> str | None:
-    """Why these completions are those of a policy that broke down, so that a win rate means nothing; else None.
+    """Reason why the policy of these completions collapsed, so that its win rate is meaningless; None if it did not.
 
     `kl`: mean KL to the round's start, nats a completion; `tokens`: mean length.
     """

@@ -1,4 +1,4 @@
-"""Means, paired gains and effectiveness ratios with intervals: numpy only, every source of chance is handed in.
+"""Means, paired gains and rank correlations with their intervals; every random generator is an argument.
 
 A gain table is `{prompt hash: gain}`; a list of them has one entry a seed.
 """
@@ -23,7 +23,7 @@ DRAWS = 2000
 
 
 class Metric(TypedDict):
-    """A number with its uncertainty. A field typed `Any` is a number or, in the case that it names, None."""
+    """A number with its uncertainty. A field typed `Any` is a number, or None as its description says."""
 
     value: Any
     """None if it is not known; `reason` then says why."""
@@ -31,9 +31,9 @@ class Metric(TypedDict):
     n: int
     """Number of independent cases: prompts, seeds or votes."""
     standard_error: Any
-    """None if one value alone gives none."""
+    """None for a single value."""
     interval: Any
-    """[low, high] at 95%; None if one value alone gives none."""
+    """[low, high] at 95%; None for a single value."""
     reason: NotRequired[str | None]
     seeds: NotRequired[int]
     between_seeds: NotRequired[float | None]
@@ -41,11 +41,11 @@ class Metric(TypedDict):
     over_prompts: NotRequired[float | None]
     """Mean standard error of one seed's mean over its prompts."""
     on: NotRequired["Metric"]
-    """Of a ratio: its numerator."""
+    """Numerator of a ratio."""
     off: NotRequired["Metric"]
-    """Of a ratio: its denominator."""
+    """Denominator of a ratio."""
     difference: NotRequired["Metric"]
-    """Of a ratio: numerator minus denominator."""
+    """Numerator minus denominator of a ratio."""
     kl: NotRequired[float]
     """KL at which a ratio was taken, in nats a completion."""
 
@@ -126,7 +126,7 @@ def mean_over_seeds(gains: Sequence[Gains], unit: str, rng: np.random.Generator)
     """Mean gain over seeds; interval by two-level bootstrap. Also `seeds`, `between_seeds` and `over_prompts`.
 
     `between_seeds` is the standard deviation of the seeds' mean gains (None for one seed), `over_prompts` the mean
-    standard error of one seed's mean over its prompts: equal chance of training or of prompts shows as equal numbers.
+    standard error of one seed's mean over its prompts. The two show whether seeds or prompts cause more spread.
     """
     samples = resample([as_columns(table) for table in gains], share_prompts(gains), rng)[:, 0]
     return summary(gains, samples, unit)
@@ -135,7 +135,7 @@ def mean_over_seeds(gains: Sequence[Gains], unit: str, rng: np.random.Generator)
 def pooled_score(scores: Sequence[float], intervals: Sequence[Sequence[float] | None], unit: str = "share") -> Metric:
     """Mean of one score a seed; interval from sampling within seeds plus the spread between them.
 
-    Both variances are added, so the interval is somewhat wide; it is clipped to [0, 1].
+    The two variances are added, so the interval is conservative; it is clipped to [0, 1].
     """
     values, z = finite_values(scores), _z(LEVEL)
     errors = np.array([(interval[1] - interval[0]) / (2 * z) if interval else 0.0 for interval in intervals])
@@ -175,7 +175,7 @@ def finite_values(values: Sequence[float]) -> Array:
 
 
 def as_columns(*tables: Gains) -> Array:
-    """[prompts, tables], rows in the order of the prompt hash.
+    """Values [prompts, tables], rows in the order of the prompt hash.
 
     Raises ValueError if the tables do not share their prompts.
     """
@@ -190,7 +190,10 @@ def share_prompts(gains: Sequence[Gains]) -> bool:
 
 
 def resample(tables: Sequence[Array], crossed: bool, rng: np.random.Generator) -> Array:
-    """[draws, columns]: means over resampled prompts within resampled seeds; `tables` has [prompts, columns] a seed."""
+    """Means [draws, columns] over resampled prompts within resampled seeds.
+
+    `tables` has [prompts, columns] per seed; `crossed`: all seeds have the same prompts and share their draws.
+    """
     if not tables:
         raise ValueError("no seeds; give at least one table of gains")
     chosen = rng.integers(len(tables), size=(DRAWS, len(tables)))
@@ -201,15 +204,15 @@ def resample(tables: Sequence[Array], crossed: bool, rng: np.random.Generator) -
         return drawn
     means = np.empty((*chosen.shape, tables[0].shape[1]))
     for seed, table in enumerate(tables):
-        here = chosen == seed
-        drawn_prompts = _counts(rng.integers(len(table), size=(int(here.sum()), len(table))))
-        means[here] = drawn_prompts @ table / len(table)
+        drawn_here = chosen == seed
+        drawn_prompts = _counts(rng.integers(len(table), size=(int(drawn_here.sum()), len(table))))
+        means[drawn_here] = drawn_prompts @ table / len(table)
     result: Array = means.mean(axis=1)
     return result
 
 
 def _counts(rows: NDArray[np.int64]) -> Array:
-    """[draws, n]: how often each of n rows was drawn, from the rows' numbers [draws, n]."""
+    """Counts [draws, n] of the draws of each of n rows, from the rows' numbers [draws, n]."""
     draws, n = rows.shape
     flat = (rows + n * np.arange(draws)[:, None]).ravel()
     return np.bincount(flat, minlength=draws * n).reshape(draws, n).astype(np.float64)

@@ -1,9 +1,9 @@
-"""The boundary meter's arithmetic: votes of one prompt, score over prompts, and a decision with a guarantee.
+"""Arithmetic of the boundary meter: the votes of one prompt, and the score over prompts.
 
 Boundary score = V_on / (V_on + V_off), the share of votes that the policy's own candidates win. Below 0.5 the policy
 is in the preference injection stage (collect off-policy data next), from 0.5 on in the preference fine-tuning stage
-(on-policy data). Votes of one prompt hang together, so prompts are what is counted: they are the clusters of the
-interval and the looks of the decision.
+(on-policy data). Votes of one prompt are correlated, so the prompt is the unit: a cluster of the interval, and a
+step of the decision.
 """
 
 import math
@@ -21,7 +21,7 @@ Stage = Literal["injection", "fine-tuning", "undecided"]
 Array = NDArray[np.float64]
 BOUNDARY = 0.5
 PSEUDO_PROMPTS = 0.5
-"""Prompts of one vote each by which the interval's design effect is drawn towards 1; see `boundary_score`."""
+"""Number of pseudo-prompts of one vote each that draw the interval's design effect towards 1; see `boundary_score`."""
 
 
 def cross_votes(on: Sequence[float], off: Sequence[float]) -> tuple[float, float, int]:
@@ -29,7 +29,7 @@ def cross_votes(on: Sequence[float], off: Sequence[float]) -> tuple[float, float
 
     The higher score wins a comparison; equal scores tie, and a tie counts half to each side, so
     `votes_on + votes_off == len(on) * len(off)` always. Raises BadData for a source without a score or with NaN.
-    Source: arXiv 2508.10530, Algorithm 1 (reading of the votes: ours, the paper's is not found).
+    Source: arXiv 2508.10530, Algorithm 1 (our reading of the votes; the paper's definition was not found).
     """
     a, b = _scores(on, "on"), _scores(off, "off")
     ties = int((a[:, None] == b[None, :]).sum())
@@ -38,11 +38,11 @@ def cross_votes(on: Sequence[float], off: Sequence[float]) -> tuple[float, float
 
 
 def pair_votes(won: Sequence[float]) -> tuple[float, float, int]:
-    """(votes for on, votes for off, ties) of one prompt whose comparisons across sources were each asked for.
+    """(votes for on, votes for off, ties) of one prompt, from one comparison per pair across sources.
 
-    `won`: by how much the on-policy candidate of each pair was preferred, in [0, 1]; above a half is its vote, a half
-    ties and counts half to each side. Unlike scores, pairs may go in a circle. Raises BadData for none, or one outside
-    [0, 1].
+    `won`: preference for the on-policy candidate of each pair, in [0, 1]. Above 0.5 it wins the vote; 0.5 is a tie and
+    counts half to each side. Unlike scores, pairs need not be transitive. Raises BadData for no pair, or a value
+    outside [0, 1].
     """
     array = _scores(won, "pairs")
     if not ((array >= 0) & (array <= 1)).all():
@@ -56,7 +56,7 @@ def top_vote(on: Sequence[float], off: Sequence[float]) -> tuple[float, float]:
     """(vote for on, vote for off) of one prompt: one vote, to the source of its best candidate.
 
     A tie for the best across the two sources counts half to each; a tie within a source changes nothing. Raises
-    BadData for a source without a score or with NaN. It is a fair reading only for equally many candidates a source.
+    BadData for a source without a score or with NaN. It is fair only if both sources have equally many candidates.
     """
     best_on, best_off = _scores(on, "on").max(), _scores(off, "off").max()
     if best_on == best_off:
@@ -65,7 +65,7 @@ def top_vote(on: Sequence[float], off: Sequence[float]) -> tuple[float, float]:
 
 
 def stage_of(score: float) -> Stage:
-    """Stage by the paper's point rule: `injection` below 0.5, else `fine-tuning`; it knows no doubt.
+    """Stage by the paper's point rule: `injection` below 0.5, else `fine-tuning`; it ignores uncertainty.
 
     Source: arXiv 2508.10530, Table 3 (BS < 0.5 is preference injection).
     """
@@ -74,7 +74,7 @@ def stage_of(score: float) -> Stage:
 
 @dataclass(frozen=True)
 class BoundaryScore:
-    """Share of votes won on-policy, with the doubt that its prompts leave."""
+    """Share of votes won on-policy, with its uncertainty over prompts."""
 
     score: float
     """In [0, 1]."""
@@ -88,23 +88,23 @@ class BoundaryScore:
 
     @property
     def stage(self) -> Stage:
-        """Stage that the whole interval names, `undecided` where 0.5 is inside it."""
+        """Stage that the whole interval names; `undecided` if 0.5 is inside it."""
         return stage_by(self.interval)
 
 
 def boundary_score(votes: Sequence[tuple[float, float]] | Array) -> BoundaryScore:
-    """Boundary score of one (votes for on, votes for off) a prompt, with its 95% interval over prompts.
+    """Boundary score from (votes for on, votes for off) of each prompt, with its 95% interval over prompts.
 
     The interval is Wilson's for n / d prompts of one vote each and t quantiles of n - 1 degrees. d is the design
     effect: the variance of the score between prompts over that of single votes, score * (1 - score) / n; four
-    independent votes have 0.25, four that always agree 1. Where score or n is small the variance between prompts is
-    found too small or even 0 and the usual score +- t * error misses far too often (2% instead of 95% coverage has
-    been seen), so d is estimated together with half a prompt of design effect 1: it fades as the votes come in and
-    leaves an interval of positive width, inside [0, 1], when all prompts vote alike. `python -m benchmarks.boundary`
-    prints the coverage. Prompts with more votes weigh more, as in the paper's ratio of sums.
+    independent votes have 0.25, four that always agree 1. If score or n is small, the estimated variance
+    between prompts is too small or even 0, and the usual score +- t * error covers far too rarely (2% instead of 95%
+    was measured). So d is estimated together with half a pseudo-prompt of design effect 1. Its weight fades with more
+    votes; if all prompts vote alike, the interval has a positive width and stays inside [0, 1]. Prompts with more votes
+    weigh more, as in the paper's ratio of sums. `python -m benchmarks.boundary` prints the coverage.
 
-    Raises BadData for no prompts, or a prompt with a negative number of votes or none at all (a prompt that failed is
-    counted by who asked it and left out here).
+    Raises BadData for no prompts, or a prompt with a negative number of votes or none at all. Callers count failed
+    prompts and leave them out.
     Source: Wilson 1927; effective sample size in it: Korn and Graubard 1998 (Survey Methodology 24), whose exact
     binomial limits are replaced by Wilson's; the pseudo-prompt is ours.
     """
@@ -130,7 +130,7 @@ def boundary_score(votes: Sequence[tuple[float, float]] | Array) -> BoundaryScor
 
 
 def stage_by(interval: tuple[float, float]) -> Stage:
-    """Stage of an interval whose ends do not belong to it: one that ends at 0.5 has ruled 0.5 out."""
+    """Stage of an open interval: one that ends at 0.5 rules 0.5 out."""
     if interval[0] >= BOUNDARY:
         return "fine-tuning"
     return "injection" if interval[1] <= BOUNDARY else "undecided"
@@ -139,13 +139,13 @@ def stage_by(interval: tuple[float, float]) -> Stage:
 def _scores(scores: Sequence[float], source: str) -> Array:
     array = np.asarray(scores, dtype=float)
     if array.size == 0 or np.isnan(array).any():
-        found = "none" if array.size == 0 else f"{int(np.isnan(array).sum())} of {array.size} not a number"
-        raise BadData(f"scores of {source}: {found}; count this prompt as dropped and leave it out")
+        fault = "none" if array.size == 0 else f"{int(np.isnan(array).sum())} of {array.size} not a number"
+        raise BadData(f"scores of {source}: {fault}; count this prompt as dropped and leave it out")
     return array
 
 
 def valid_votes(on: float, off: float) -> tuple[float, float]:
     """(votes for on, votes for off) of one prompt, checked. Raises BadData for a negative number, or none at all."""
     if not (on >= 0 and off >= 0 and 0 < on + off < math.inf):
-        raise BadData(f"votes ({on!r}, {off!r}): not a share of at least one vote; leave a prompt without votes out")
+        raise BadData(f"votes ({on!r}, {off!r}): a negative number, or no finite sum above 0; leave this prompt out")
     return float(on), float(off)

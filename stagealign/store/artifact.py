@@ -1,4 +1,4 @@
-"""An artifact (a unit of cached work), its identity, and what its builder is given."""
+"""An artifact (a unit of cached work), its identity, and the arguments of its builder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,15 +10,15 @@ from stagealign.base.identity import fingerprint, plain
 from stagealign.base.kind import Kind
 
 Facts = Mapping[str, object]
-"""What a builder reports about its output, as JSON-ready values; never identity."""
+"""Report of a builder about its output, as JSON-ready values; never identity."""
 
 
 Identity = Mapping[str, object]
-"""What identifies something, as JSON-ready values."""
+"""Values that identify something, JSON-ready."""
 
 
 class ArtifactIdentity(TypedDict):
-    """What determines an artifact's content, as JSON-ready values."""
+    """Values that determine an artifact's content, JSON-ready."""
 
     builder: str
     version: int
@@ -29,12 +29,12 @@ class ArtifactIdentity(TypedDict):
 
 @dataclass(frozen=True)
 class Devices:
-    """How a round's training is spread over processes."""
+    """Spread of a round's training over processes."""
 
     count: int = 1
-    """Processes, one a GPU; on a machine without one, CPU processes over gloo."""
+    """Processes, one per GPU; on a machine without GPUs, CPU processes over gloo."""
     sharding: str | None = None
-    """One of SHARDINGS; None takes fsdp2 on several GPUs where every layer learns, else replicate."""
+    """One of SHARDINGS; None takes fsdp2 on several GPUs if every layer is trained, else replicate."""
     micro_batch: int | None = None
     """Pairs in one forward of one process; None takes what fits, at most MICRO_BATCH."""
     activation_checkpointing: bool = False
@@ -49,16 +49,16 @@ class Devices:
 
 @dataclass(frozen=True)
 class Context:
-    """Settings that builders use and no identity holds: no output may depend on them."""
+    """Settings of builders that are not identity: no output may depend on them."""
 
     devices: Devices = field(default_factory=Devices)
-    """How training is spread."""
+    """Spread of training over processes."""
     spend: float | None = None
-    """USD that a judge may cost while one artifact is built; None: no paid judge."""
+    """Maximum USD that a judge may cost while one artifact is built; None: no paid judge."""
     policy_url: str | None = None
-    """URL of the server that samples; which engine answers there is identity."""
+    """URL of the server that samples; the engine behind it is identity."""
     judge_url: str | None = None
-    """URL of the server of a judge that labels; what the judge calls itself stands in the facts of its labels."""
+    """URL of the server of a judge that labels; the judge's own name is recorded in the facts of its labels."""
     gold_folder: str | None = None
     """Folder of the classifier that evaluates, if it is a local one; its content is identity."""
 
@@ -90,11 +90,11 @@ class Artifact:
 
     @property
     def folder(self) -> str:
-        """Path of the folder around it."""
+        """Path of the parent folder."""
         return self.path.rpartition("/")[0]
 
     def lineage(self, collected: dict[str, "Artifact"] | None = None) -> dict[str, "Artifact"]:
-        """By path, everything that this artifact is made from and then itself, parents first; added to `collected`."""
+        """Ancestors of this artifact and the artifact itself, by path, parents first; adds them to `collected`."""
         collected = {} if collected is None else collected
         if self.path not in collected:
             for parent in self.inputs.values():

@@ -1,8 +1,8 @@
 """A store backed by an object store: missing artifacts are fetched from it, and built ones are sent to it.
 
-For machines that share no folder. The bucket has the store's own layout, and a record is sent last, so an artifact is
-there whole or not at all. Object stores have no locks: of two commands that build the same artifact at the same time
-both do the work, and what was sent first is everybody's.
+It serves machines that share no folder. The bucket has the layout of the store. A record is sent last, so an artifact
+with a record is complete. Object stores have no locks: two commands that build the same artifact at the same time both
+do the work, and the artifact that was sent first is kept.
 """
 
 import os
@@ -25,11 +25,11 @@ from stagealign.store.record import RECORD, Record, parsed_record, remove
 from stagealign.store.room import naming_room
 
 BUCKET = "STAGEALIGN_BUCKET"
-"""Variable that names it: an fsspec URL such as `s3://bucket/grid` or `gs://bucket/grid`."""
+"""Environment variable with the URL of the bucket for fsspec, such as `s3://bucket/grid` or `gs://bucket/grid`."""
 
 
 def opened(context: Context = Context()) -> Store:  # noqa: B008, it is frozen
-    """The user's store: a folder, and the bucket behind it where `$STAGEALIGN_BUCKET` names one.
+    """The user's store: a folder, backed by a bucket if `$STAGEALIGN_BUCKET` names one.
 
     Raises CannotRun if the bucket cannot be reached.
     """
@@ -55,7 +55,7 @@ class Bucketed(Store):
         self._seen: dict[str, bytes | None] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        """State without connection and memory, as another process looks for itself."""
+        """State without the connection and the cached records, as another process opens its own."""
         state = {name: value for name, value in self.__dict__.items() if name != "_bucket"}
         return {**state, "_seen": {}}
 
@@ -65,58 +65,59 @@ class Bucketed(Store):
 
     @cached_property
     def _bucket(self) -> tuple[Any, str]:
-        """File system and root."""
+        """File system and root folder of the bucket."""
         from fsspec.core import url_to_fs
 
         local = {"auto_mkdir": True} if self.url.startswith(("file:", "local:")) or "://" not in self.url else {}
-        with self._said():
-            found: tuple[Any, str] = url_to_fs(self.url, **local)
-            return found
+        with self._naming_errors():
+            bucket: tuple[Any, str] = url_to_fs(self.url, **local)
+            return bucket
 
     @contextmanager
-    def _said(self) -> Iterator[None]:
+    def _naming_errors(self) -> Iterator[None]:
         """Adds the bucket's name to every error of its library."""
         try:
             yield
         except (StagealignError, FileNotFoundError):
             raise
-        except Exception as error:  # each object store has classes of its own
+        except Exception as error:  # each object store has its own error classes
             if isinstance(error, OSError) and error.errno in NO_ROOM:
-                raise  # this machine's disk
+                raise  # an error of this machine's disk
             first = (str(error).strip().splitlines() or [""])[0]
             why = without_secrets(f"{type(error).__name__}: {first}")
             raise CannotRun(
-                f"{BUCKET}={without_secrets(self.url)}: {why}; see that the URL is right, its fsspec package installed "
-                "and access granted"
+                f"{BUCKET}={without_secrets(self.url)}: {why}; check the URL, the installation of its fsspec package "
+                "and your access rights"
             ) from error
 
     def check(self) -> None:
-        """Raises CannotRun if the bucket cannot be reached; an empty one is fine."""
+        """Raises CannotRun if the bucket cannot be reached. An empty bucket is valid."""
         fs, root = self._bucket
-        with self._said():
+        with self._naming_errors():
             fs.exists(root)
 
     def leave(self, name: str, text: str) -> None:
-        """Writes a note into the bucket, or removes it where `text` is empty."""
+        """Writes a note into the bucket, or removes the note if `text` is empty."""
         fs, root = self._bucket
-        with self._said():
+        with self._naming_errors():
             fs.pipe_file(f"{root}/{name}", text.encode()) if text else fs.rm_file(f"{root}/{name}")
 
     def note(self, name: str) -> str | None:
-        """A note of the bucket; None if there is none."""
+        """Text of a note in the bucket; None if there is none."""
         fs, root = self._bucket
         try:
-            with self._said():
+            with self._naming_errors():
                 return str(fs.cat_file(f"{root}/{name}").decode())
         except FileNotFoundError:
             return None
 
     def look(self, artifacts: Iterable[Artifact]) -> None:
         fs, root = self._bucket
-        wanted = {f"{root}/{one.path}/{RECORD}": one.path for one in artifacts if one.path not in self._seen}
-        with self._said():
-            found = fs.cat(list(wanted), on_error="return") if wanted else {}
-            for name, text in found.items():
+        paths = [artifact.path for artifact in artifacts if artifact.path not in self._seen]
+        wanted = {f"{root}/{path}/{RECORD}": path for path in paths}
+        with self._naming_errors():
+            texts = fs.cat(list(wanted), on_error="return") if wanted else {}
+            for name, text in texts.items():
                 if isinstance(text, Exception) and not isinstance(text, FileNotFoundError):
                     raise text
                 self._seen[wanted[name]] = text if isinstance(text, bytes) else None
@@ -154,7 +155,9 @@ class Bucketed(Store):
             return folder
         record = self._theirs(artifact)
         if record is None:
-            raise StagealignError(f"{artifact.path}: neither in {self.home} nor in {without_secrets(self.url)}")
+            raise StagealignError(
+                f"{artifact.path}: neither in {self.home} nor in {without_secrets(self.url)}; build it first"
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         with held(folder):
             if super().record(artifact) is None:
@@ -166,24 +169,24 @@ class Bucketed(Store):
 
     def obtain(self, artifact: Artifact, waiting: Waiting | None = None) -> tuple[Record, bool]:
         self.forget(artifact)
-        there = self._theirs(artifact)
-        if there is not None:
-            return there, False
+        remote = self._theirs(artifact)
+        if remote is not None:
+            return remote, False
         with naming_room(self.folder(artifact)):
             if super().record(artifact) is None:
                 for parent in artifact.inputs.values():
                     self.bring(parent)
             record, built = super().obtain(artifact, waiting)
             self.forget(artifact)
-            there = self._theirs(artifact)
-            if there is None:
+            remote = self._theirs(artifact)
+            if remote is None:
                 self._send(artifact, record)
-            elif there != record:
-                shutil.rmtree(self.folder(artifact))  # somebody was faster, and others build from theirs
-        return there or record, built
+            elif remote != record:
+                shutil.rmtree(self.folder(artifact))  # another machine was faster, and its artifact is the shared one
+        return remote or record, built
 
     def _theirs(self, artifact: Artifact) -> Record | None:
-        """The bucket's record, checked to be of this spec. Raises StoreDrift, Damaged."""
+        """Record in the bucket, checked against the artifact's spec; None without one. Raises StoreDrift, Damaged."""
         record = self._read(artifact)
         if record is None:
             return None
@@ -193,17 +196,19 @@ class Bucketed(Store):
         return f"{without_secrets(self.url)}/{artifact.path}"
 
     def _read(self, artifact: Artifact) -> Record | None:
-        """The bucket's record, of any spec."""
+        """Record in the bucket, of any spec; None if there is none."""
         self.look([artifact])
         text = self._seen[artifact.path]
         again = f"remove {self._folder(artifact)} to rebuild it"
         return None if text is None else parsed_record(text, f"{self._folder(artifact)}/{RECORD}", again)
 
     def _fetch(self, artifact: Artifact, place: Path, files: Mapping[str, WrittenFile]) -> None:
-        """Fetches these files into `place`, each as its record says. Raises Damaged."""
+        """Fetches these files into `place` and checks them against the record. Raises Damaged."""
         outside = [name for name in files if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
         if outside:
-            raise Damaged(f"{self._folder(artifact)}: its record names {outside[0]!r}, outside of it; remove it there")
+            raise Damaged(
+                f"{self._folder(artifact)}: its record names {outside[0]!r}, outside of the folder; remove it there"
+            )
         wanted = [name for name, entry in files.items() if damage(place, {name: entry}, deep=True)]
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent, suffix=".part") as part:
@@ -213,30 +218,30 @@ class Bucketed(Store):
                 os.replace(Path(part) / name, place / name)
 
     def _fetch_file(self, artifact: Artifact, place: Path, name: str, entry: WrittenFile) -> None:
-        """Fetches one file as its record says. Raises Damaged."""
+        """Fetches one file into `place` and checks it against its `entry` in the record. Raises Damaged."""
         fs, root = self._bucket
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self._said():
+            with self._naming_errors():
                 fs.get_file(f"{root}/{artifact.path}/{name}", str(place / name))
-            found = damage(place, {name: entry}, deep=True)
+            fault = damage(place, {name: entry}, deep=True)
         except FileNotFoundError:
-            found = f"{name} is missing"
-        if found:
-            found = found.replace(str(place), "").lstrip("/")
-            raise Damaged(f"{self._folder(artifact)}: {found}; remove it there to rebuild it")
+            fault = f"{name} is missing"
+        if fault:
+            fault = fault.replace(str(place), "").lstrip("/")
+            raise Damaged(f"{self._folder(artifact)}: {fault}; remove it there to rebuild it")
 
     def _send(self, artifact: Artifact, record: Record) -> None:
         """Sends files first and the record last, so that a half-sent artifact does not count."""
         fs, root = self._bucket
-        folder, there = self.folder(artifact), f"{root}/{artifact.path}"
+        folder, target = self.folder(artifact), f"{root}/{artifact.path}"
         if "files" not in record:
             raise StagealignError(
-                f"{folder}: from before files were listed, so nobody could check it; {remove(folder)}"
+                f"{folder}: its old record lists no files to check; rebuild it after {remove(folder)}"
             )
         text = (folder / RECORD).read_bytes()
-        with self._said():
+        with self._naming_errors():
             for name in record["files"]:
-                fs.put_file(str(folder / name), f"{there}/{name}")
-            fs.pipe_file(f"{there}/{RECORD}", text)
+                fs.put_file(str(folder / name), f"{target}/{name}")
+            fs.pipe_file(f"{target}/{RECORD}", text)
         self._seen[artifact.path] = text

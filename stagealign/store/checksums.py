@@ -1,7 +1,7 @@
-"""Checksums of files, records and rows: whether what is read is what was written.
+"""Checksums of files, records and rows, which show whether they changed since they were written.
 
-A seal is a key `seal` of a JSON object, over all its other keys. What was written before there were seals has none: it
-stays usable, and counts as not checked.
+A seal is the checksum of a JSON object, kept under its key `seal` and taken over all other keys. Objects of old
+versions have no seal: they stay usable, and are not checked.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ class WrittenFile(TypedDict):
 
 
 _digests: dict[tuple[int, int, int, int], str] = {}
-"""By device, inode, size and time of change: a large file is read once a process, however many names it has."""
+"""Digest by device, inode, size and time of change: a process reads a large file once, even under several names."""
 
 
 def file_digest(path: Path) -> str:
-    """The file's sha256, 64 hex digits; of a file that did not change since it was last asked for, from memory."""
-    seen = path.stat()
-    key = (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
+    """sha256 of the file, 64 hex digits; cached until the file changes."""
+    stat = path.stat()
+    key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
     if key not in _digests:
         with open(path, "rb") as file:
             _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -36,7 +36,7 @@ def file_digest(path: Path) -> str:
 
 
 def contents(folder: Path, without: str) -> dict[str, WrittenFile]:
-    """Size and checksum of every file below a folder, by its path there; `without` names one file at its top."""
+    """Size and checksum of every file below a folder, by relative path; leaves out the file `without` at its top."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / without)
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
@@ -45,9 +45,9 @@ def contents(folder: Path, without: str) -> dict[str, WrittenFile]:
 
 
 def damage(folder: Path, files: Mapping[str, WrittenFile], deep: bool) -> str | None:
-    """The first file that differs from what `contents` saw, and how; None if all are the same.
+    """First file that differs from its entry, and how; None if all are the same.
 
-    Sizes only, unless `deep`: then contents too.
+    Compares sizes; with `deep` contents too.
     """
     for name, entry in files.items():
         path = folder / name
@@ -65,13 +65,13 @@ def damage(folder: Path, files: Mapping[str, WrittenFile], deep: bool) -> str | 
 
 
 def seal_of(value: Mapping[str, object]) -> str:
-    """Checksum of a JSON object less its seal, 16 hex digits; white space and the order of keys do not matter."""
+    """Checksum of a JSON object without its seal, 16 hex digits; white space and the order of keys do not matter."""
     return _seal_of_read(json.loads(json.dumps(value)))
 
 
 def _seal_of_read(value: Mapping[str, object]) -> str:
-    """The seal of what was read from JSON, where keys are text and numbers have been written once."""
-    unsealed = {key: one for key, one in value.items() if key != SEAL}
+    """Seal of an object that was read from JSON: its keys are text, and its numbers have their written form."""
+    unsealed = {key: item for key, item in value.items() if key != SEAL}
     canonical = json.dumps(unsealed, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -82,7 +82,7 @@ def sealed(value: Mapping[str, object]) -> dict[str, object]:
 
 
 def whole(line: bytes) -> dict[str, object] | None:
-    """The JSON object of one kept line; None for half a line of a kill, and for one that is not as it was written."""
+    """JSON object of one kept line; None if the line is incomplete or changed since it was written."""
     try:
         row: Any = json.loads(line)
     except (ValueError, RecursionError):
@@ -91,5 +91,5 @@ def whole(line: bytes) -> dict[str, object] | None:
 
 
 def broken(value: Mapping[str, object]) -> bool:
-    """Whether an object read from JSON has a seal that is not its own; False for one without a seal."""
+    """Whether an object read from JSON has a wrong seal; False if it has no seal."""
     return SEAL in value and value[SEAL] != _seal_of_read(value)

@@ -46,13 +46,13 @@ def surroundings() -> Surroundings:
 @lru_cache
 def package_versions() -> dict[str, str]:
     """Installed versions of the packages that may change a number."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in RECORDED_PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 @lru_cache

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, then renamed; a kill leaves the old one."""
+"""Atomic writes: a file is written beside its target, then renamed, so that a kill leaves the old file."""
 
 import errno
 import os
@@ -11,15 +11,18 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Puts `text` at `path` as UTF-8 with its own line ends.
+    """Writes `text` to `path` as UTF-8 and keeps its line ends.
 
-    Raises CannotRun if folder or disk do not take it; what stood there before stays.
+    Raises CannotRun if the folder or the disk cannot be written; an older file then stays.
     """
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Puts `data` at `path`. Raises CannotRun if folder or disk do not take it; what stood there before stays."""
+    """Writes `data` to `path`.
+
+    Raises CannotRun if the folder or the disk cannot be written; an older file then stays.
+    """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,19 +41,19 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def check_target(option: str, path: Path) -> None:
-    """Raises CannotRun, before any work, where no file could be written to `path`; folders may be made on the way."""
-    there = next((folder for folder in path.absolute().parents if folder.exists()), Path("/"))
+    """Raises CannotRun if no file can be written to `path`, before any work. Missing folders are no error."""
+    existing = next((folder for folder in path.absolute().parents if folder.exists()), Path("/"))
     if path.is_dir():
         raise CannotRun(f"{option} {path}: a folder; name a file in it")
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise CannotRun(f"{option} {path}: {there} is no folder that can be written to; name another place")
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise CannotRun(f"{option} {path}: {existing} is no folder that can be written to; name another place")
 
 
 def append(path: Path, lines: str) -> int:
-    """Adds whole lines to a file that only grows, in one write, so that those of two processes do not mix.
+    """Appends whole lines to a file in one write, so that lines of two processes do not mix.
 
-    Returns the byte at which they end. Half a line that a crash left at its end is closed first. The file is the user's
-    own (0600). Raises CannotRun where the disk does not take them all: what it took is then cut off again.
+    Returns the byte at which they end. An incomplete last line, left by a crash, is ended first. A new file is readable
+    by its owner only (0600). Raises CannotRun if the disk cannot hold all lines; the file then keeps its old size.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +76,7 @@ def append(path: Path, lines: str) -> int:
 
 
 def _sweep(path: Path) -> None:
-    """Removes parts of this file whose writers are gone: a kill leaves one behind."""
+    """Removes temporary files of this file whose writers have ended; a kill leaves one behind."""
     for name in os.listdir(path.parent):
         pid = name.removeprefix(f"{path.name}.").removesuffix(".part")
         if name == f"{path.name}.{pid}.part" and pid.isdigit() and not _runs(int(pid)):

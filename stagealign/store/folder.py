@@ -1,7 +1,7 @@
 """Builds each artifact once, at a readable path, with a record of what it was built from.
 
 An artifact is a folder `<home>/<path>` that holds what its builder wrote and a `record.json`. It is built in
-`<path>.<fingerprint>.part` and renamed when whole, so a folder without `.part` in its name is always complete.
+`<path>.<fingerprint>.part` and renamed when complete, so a folder without `.part` in its name is always complete.
 """
 
 import glob
@@ -24,7 +24,7 @@ from stagealign.store.record import RECORD, Record, check_files, differences, re
 from stagealign.store.room import naming_room
 
 SCRATCH = "scratch"
-"""Folder in a builder's output that is not part of it; the next build finds it after a kill."""
+"""Folder for a builder's intermediate files: removed at the end, and kept for the next build after a kill."""
 Waiting = Callable[[str, str], None]
 """Called with path and holder of an artifact that another process builds."""
 
@@ -33,7 +33,7 @@ class Store:
     """A folder of artifacts."""
 
     def __init__(self, home: Path | None = None, context: Context = Context()):  # noqa: B008, it is frozen
-        """`context` is what builders are given."""
+        """`context` is passed to every builder."""
         self.home = home or default_home()
         self.context = context
 
@@ -43,8 +43,8 @@ class Store:
     def record(self, artifact: Artifact) -> Record | None:
         """The artifact's record, or None if it is not built yet.
 
-        Raises StoreDrift if the folder was built from another spec, naming each changed field; Damaged where the
-        record is not as it was written, or a file has another size than it was written with.
+        Raises StoreDrift if the folder was built from another spec, naming each changed field; Damaged if the
+        record, or the size of a file, changed since it was written.
         """
         folder = self.folder(artifact)
         record = read_record(folder)
@@ -61,7 +61,7 @@ class Store:
 
     @staticmethod
     def fitting(record: Record, artifact: Artifact, place: str, removal: str, other: str = "STAGEALIGN_HOME") -> Record:
-        """The record, checked to be of the artifact's spec. Raises StoreDrift, naming each changed field."""
+        """The record, checked against the artifact's spec. Raises StoreDrift, naming each changed field."""
         if record["fingerprint"] != artifact.fingerprint:
             changes = "; ".join(differences(record["identity"], artifact.identity)) or "the inputs' own inputs"
             raise StoreDrift(
@@ -72,21 +72,21 @@ class Store:
 
     @property
     def place(self) -> str:
-        """Place that all machines which build for this store share."""
+        """Folder or URL that all machines of this store share."""
         return str(self.home)
 
     def shared(self, artifact: Artifact) -> bool:
-        """Whether it is built, in the place that all machines share. Raises as `record` does."""
+        """Whether the artifact is built in the `place` that all machines share. Raises as `record` does."""
         return self.record(artifact) is not None
 
     def look(self, artifacts: Iterable[Artifact]) -> None:
         """Prefetches the records of these artifacts in one request. No-op for a local folder."""
 
     def forget(self, artifact: Artifact) -> None:
-        """Forgets an artifact's record, as another machine may have built it since. No-op for a local folder."""
+        """Drops the cached record of an artifact, as another machine may have built it. No-op for a local folder."""
 
     def bring(self, artifact: Artifact) -> Path:
-        """Folder of a built artifact on this machine."""
+        """Folder of a built artifact on this machine, fetched if only a bucket has it."""
         return self.folder(artifact)
 
     def changes(self, artifact: Artifact) -> list[str] | None:
@@ -96,13 +96,13 @@ class Store:
         """
         folder = self.folder(artifact)
         record = read_record(folder)
-        found = self.differing(record, artifact)
-        if record is not None and not found:
+        changes = self.differing(record, artifact)
+        if record is not None and not changes:
             check_files(folder, record.get("files", {}), deep=False)
-        return found
+        return changes
 
     def standing(self, artifact: Artifact) -> tuple[list[str] | None, bool]:
-        """(`changes`, whether the artifact is built in the place that all machines share). Raises Damaged."""
+        """(`changes`, whether the artifact is built in the `place` that all machines share). Raises Damaged."""
         changes = self.changes(artifact)
         return changes, changes == []
 
@@ -114,7 +114,7 @@ class Store:
         return list(differences(record["identity"], artifact.identity)) or ["the inputs' own inputs"]
 
     def file(self, artifact: Artifact, name: str) -> Path:
-        """Path of one of a built artifact's files, its content checked. Raises Damaged."""
+        """Path of a file of a built artifact, its content checked. Raises Damaged."""
         folder = self.folder(artifact)
         record = self.record(artifact)
         written = record.get("files", {}) if record else {}
@@ -122,15 +122,15 @@ class Store:
         return folder / name
 
     def build(self, artifact: Artifact, waiting: Waiting | None = None) -> Record:
-        """The artifact's record, building it where it is missing; its inputs must be ready.
+        """Record of the artifact, which is built if it is missing; its inputs must be built.
 
-        One builder at a time: others wait and then reuse. `waiting` is told path and holder. Raises Damaged if an
-        input is not as it was written.
+        One process builds at a time; others wait and reuse its artifact. `waiting` is called with path and holder.
+        Raises Damaged if an input changed since it was written.
         """
         return self.obtain(artifact, waiting)[0]
 
     def obtain(self, artifact: Artifact, waiting: Waiting | None = None) -> tuple[Record, bool]:
-        """(record, whether this call built it); else as `build`."""
+        """(record, whether this call built it); otherwise the same as `build`."""
         ready = self.record(artifact)
         if ready is not None:
             return ready, False
@@ -145,11 +145,11 @@ class Store:
         return (record, True) if record is not None else self.obtain(artifact, waiting)
 
     def _make(self, artifact: Artifact, folder: Path, hold: Held) -> Record | None:
-        """Record of the artifact, built now; None if another machine took over, so that nothing of it counts."""
+        """Record of the artifact, built now; None if another machine took over, so that this build is discarded."""
         for parent in artifact.inputs.values():
             known = self.record(parent)
             check_files(self.folder(parent), known.get("files", {}) if known else {}, deep=True)
-        own = f".{secrets.token_hex(4)}" * hold.replaced  # the replaced one may be alive, and write where it began
+        own = f".{secrets.token_hex(4)}" * hold.replaced  # a replaced holder may still write to its own
         part = folder.with_name(f"{folder.name}.{artifact.fingerprint}{own}.part")
         _clear(part)
         inputs = {name: self.folder(parent) for name, parent in artifact.inputs.items()}
@@ -177,12 +177,12 @@ class Store:
             shutil.rmtree(folder)
         part.rename(folder)
         for other in folder.parent.glob(f"{glob.escape(folder.name)}.{artifact.fingerprint}*.part"):
-            shutil.rmtree(other, ignore_errors=True)  # of holders that were replaced
+            shutil.rmtree(other, ignore_errors=True)  # left by replaced holders
         return record
 
 
 def _clear(part: Path) -> None:
-    """Empties `part`, but for the builder's own scratch, from which it may resume a killed build."""
+    """Empties `part`, except for the builder's scratch, from which it may resume a killed build."""
     part.mkdir(parents=True, exist_ok=True)
     for path in part.iterdir():
         if path.name != SCRATCH:
@@ -190,7 +190,7 @@ def _clear(part: Path) -> None:
 
 
 def _remove_scratch(part: Path) -> None:
-    """Removes the scratch of a finished build; renamed first, so that a kill leaves no half of it to resume from."""
+    """Removes the scratch of a finished build; renamed first, so that no build resumes from a half-removed one."""
     scratch = part / SCRATCH
     if scratch.exists():
         shutil.rmtree(scratch.rename(part / f"{SCRATCH}.over"))

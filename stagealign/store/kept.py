@@ -1,4 +1,4 @@
-"""Rows in a JSON-lines file that only grows: what was measured, sampled or answered is on disk before it is used."""
+"""Append-only JSON-lines files of rows: each measurement, sample or answer is on disk before it is used."""
 
 import json
 import tempfile
@@ -12,25 +12,25 @@ from stagealign.store.checksums import SEAL, sealed, whole
 from stagealign.store.files import append
 
 Row: TypeAlias = dict[str, Any]
-"""A row without its checksum, as JSON has it: `key`, a text, and the columns of whoever keeps it."""
+"""A JSON object without its checksum: `key`, a text, and its writer's columns."""
 
 
 class RowFile:
     """A JSON-lines file of rows with a `key` and a checksum each. Rows are only added; many threads may add.
 
-    Rows of before there were checksums count as whole. Blank lines count as nothing.
+    Rows of old versions have no checksum and count as whole. Blank lines are ignored.
     """
 
     def __init__(self, path: Path, fits: Callable[[Row], bool] = lambda row: True):
-        """`fits` says whether a whole row has the columns that its reader needs; one that has not is damaged."""
+        """`fits` says whether a whole row has the columns that its reader needs; otherwise it counts as damaged."""
         self.path, self.fits = path, fits
         self.damaged = 0
-        """Lines that are not as they were written, of the last reading."""
+        """Number of damaged lines in the last reading."""
         self._lock = threading.Lock()
         self._reader: IO[bytes] | None = None
 
     def read(self) -> Iterator[tuple[int, Row]]:
-        """Whole rows, in order, with the byte at which each line starts; counts the others in `damaged`."""
+        """(byte at which the line starts, row) of each whole row, in order; counts the others in `damaged`."""
         self.damaged, place = 0, 0
         if not self.path.exists():
             return
@@ -44,7 +44,7 @@ class RowFile:
                 place += len(line)
 
     def at(self, place: int) -> Row | None:
-        """The row whose line starts at that byte; None if it is no longer as it was written."""
+        """Row whose line starts at byte `place`; None if it is damaged."""
         with self._lock:
             if self._reader is None:
                 self._reader = open(self.path, "rb")  # noqa: SIM115
@@ -55,14 +55,14 @@ class RowFile:
     def add(self, row: Mapping[str, object]) -> int:
         """Writes a row to disk, in one write. Returns the byte at which its line starts.
 
-        Raises CannotRun if the disk does not take it.
+        Raises CannotRun if the disk cannot be written.
         """
         line = json.dumps(sealed(row), ensure_ascii=True) + "\n"
         with self._lock:
             return append(self.path, line) - len(line)
 
     def cut(self) -> None:
-        """Removes a last line that an interrupt left half written, so that it does not count as damaged."""
+        """Removes an incomplete last line, left by an interrupt, so that it does not count as damaged."""
         with open(self.path, "r+b") as file:
             file.truncate(_end_of_lines(file))
 
@@ -74,11 +74,12 @@ class RowFile:
 class Kept:
     """Rows by key. Only the place of each row is in memory. Without a path they lie in a temporary file.
 
-    A damaged line is counted, and measured again; half a last line, which an interrupt leaves, is cut off uncounted.
+    A damaged line is counted, and its row is missing, so that it is measured again. An incomplete last line, left by an
+    interrupt, is cut off and not counted.
     """
 
     def __init__(self, path: Path | None, columns: Collection[str] | None = None):
-        """`columns` of a row, beside its key; None takes any."""
+        """`columns` that a row may have beside its key; None allows any."""
         self.path = path
         self.places: dict[str, int] = {}
         self._file = RowFile(_temporary(self) if path is None else path, lambda row: _knows(row, columns))
@@ -89,7 +90,7 @@ class Kept:
 
     @property
     def damaged(self) -> int:
-        """Lines of the file that are not as they were written."""
+        """Number of damaged lines in the file."""
         return self._file.damaged
 
     def __contains__(self, key: str) -> bool:
@@ -100,12 +101,12 @@ class Kept:
         return self._file.at(self.places[key]) if key in self.places else None
 
     def add(self, row: Row) -> None:
-        """Keeps a row. Raises CannotRun if the disk does not take it."""
+        """Keeps a row. Raises CannotRun if the disk cannot be written."""
         self.places[row["key"]] = self._file.add(row)
 
 
 def whole_row(line: bytes, columns: Collection[str] | None = None) -> Row | None:
-    """The row of one kept line; None if it is not as it was written, or has a column beside `columns` and its key."""
+    """Row of one kept line; None if it is damaged, or has a column other than `columns` and its key."""
     row = whole(line)
     if row is None or not isinstance(row.get("key"), str):
         return None
@@ -118,7 +119,7 @@ def _knows(row: Row, columns: Collection[str] | None) -> bool:
 
 
 def _temporary(owner: object) -> Path:
-    """A file that is removed with its owner."""
+    """Path of a temporary file that is removed with its owner."""
     folder = tempfile.TemporaryDirectory(prefix="stagealign-kept-")
     weakref.finalize(owner, folder.cleanup)
     return Path(folder.name) / "rows.jsonl"
@@ -131,8 +132,8 @@ def _end_of_lines(file: IO[bytes]) -> int:
     while end:
         start = max(0, end - 65536)
         file.seek(start)
-        found = file.read(end - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
         end = start
     return 0

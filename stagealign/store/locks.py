@@ -1,10 +1,10 @@
-"""One builder of a thing at a time, on one machine or on many that share a folder, and who it is.
+"""Locks for one builder of an artifact at a time, on one machine or on several that share a folder.
 
-Two layers. The kernel's lock, where the file system has one: it goes when its process goes. And a marker file that
-names the holder (filelock's SoftFileLock: exclusive creation, process id and start), for folders over a network, where
-the kernel's lock may be refused or hold on one machine only. Of a holder on this machine it is known whether it lives;
-one elsewhere shows it by touching its marker, and is replaced after `STALE` seconds of silence, measured on the
-waiter's own clock. What the silent one still finishes is thrown away: see `Held.mine`.
+There are two layers. The kernel's lock, if the file system has one, ends with its process. A marker file names the
+holder (filelock's SoftFileLock: exclusive creation, process id and start). It is for network folders, where the
+kernel's lock may be refused or hold on one machine only. A holder on this machine can be looked up. A holder elsewhere
+touches its marker to show that it is alive. It is replaced after `STALE` seconds without a touch by the waiter's clock,
+and the output that it still writes is discarded: see `Held.mine`.
 """
 
 import errno
@@ -21,11 +21,11 @@ from typing import Any
 HEARTBEAT = 5.0
 """Seconds between two touches of a marker."""
 STALE = 60.0
-"""Seconds without a touch after which a holder that cannot be looked up is taken for dead."""
+"""Seconds without a touch after which a holder that cannot be looked up counts as dead."""
 POLL = 0.2
-"""Seconds between two looks of a waiter."""
+"""Seconds between two checks by a waiter."""
 UNNAMED = 2.0
-"""Seconds that a holder has to name itself."""
+"""Seconds that a new holder may take to write its name."""
 REFUSED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """Errors of a file system without locks."""
 
@@ -36,19 +36,19 @@ class Held:
     def __init__(self, marker: Any, replaced: bool):
         self._marker = marker
         self.replaced = replaced
-        """A holder was replaced that may still be alive: nothing of what it left may be used."""
+        """Whether a holder was replaced that may still be alive; none of its files may then be used."""
 
     @property
     def mine(self) -> bool:
-        """False where another machine took this process for dead, and took over."""
+        """Whether this process still holds the place; False if another machine replaced it as dead."""
         return bool(self._marker.is_lock_held_by_us)
 
 
 @contextmanager
 def held(place: Path, waiting: Callable[[str], None] = lambda holder: None) -> Iterator[Held]:
-    """Holds `place`, waiting as long as a living process has it; `waiting` is told each holder once, in words.
+    """Holds `place`, after waiting for any living holder.
 
-    Raises OSError if the folder cannot be written.
+    `waiting` is called once with each holder, such as `pid 12 on host`. Raises OSError if the folder cannot be written.
     """
     from filelock import FileLock, SoftFileLock
 
@@ -59,7 +59,7 @@ def held(place: Path, waiting: Callable[[str], None] = lambda holder: None) -> I
         try:
             _acquire(kernel, watch.look)
             stack.enter_context(kernel)
-            kernel.release()  # `enter_context` took it once more
+            kernel.release()  # `enter_context` acquired it a second time
         except OSError as error:
             if error.errno not in REFUSED:
                 raise
@@ -81,7 +81,7 @@ def marker_of(place: Path) -> Path:
 
 
 def holder(place: Path) -> str | None:
-    """Who holds `place`, as `pid 12 on host`; None where nobody says so."""
+    """Holder of `place`, such as `pid 12 on host`; None if no marker names one."""
     with suppress(OSError, UnicodeDecodeError):
         lines = marker_of(place).read_text(encoding="utf-8").splitlines()
         if len(lines) >= 2:
@@ -90,7 +90,7 @@ def holder(place: Path) -> str | None:
 
 
 class _Watch:
-    """A waiter's view of the holder: who it is, and since when its marker has not changed."""
+    """A waiter's view of the holder: its name, and the time at which its marker last changed."""
 
     def __init__(self, place: Path, waiting: Callable[[str], None]):
         self.place, self.waiting = place, waiting
@@ -99,7 +99,7 @@ class _Watch:
         self.seen: tuple[Any, float] = (None, self.began)
 
     def look(self) -> str:
-        """Tells of a holder that was not told yet; never asks to break in."""
+        """Reports a new holder to `waiting`. Returns an empty text: the lock must not be broken."""
         who = holder(self.place)
         if who is None and time.monotonic() - self.began > UNNAMED:
             who = "another process"
@@ -113,8 +113,8 @@ class _Watch:
         self.look()
         state: Any = None
         with suppress(OSError):
-            found = marker_of(self.place).stat()
-            state = (found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+            stat = marker_of(self.place).stat()
+            state = (stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
         if state != self.seen[0]:
             self.seen = (state, time.monotonic())
         if _zombie(holder(self.place)):
@@ -124,16 +124,16 @@ class _Watch:
 
 def _zombie(who: str | None) -> bool:
     """Whether a holder on this machine has ended, but its parent has not yet read its exit code."""
-    found = re.fullmatch(r"pid (\d+) on (.*)", who or "")
-    if not found or found[2] != socket.gethostname():
+    match = re.fullmatch(r"pid (\d+) on (.*)", who or "")
+    if not match or match[2] != socket.gethostname():
         return False
     with suppress(OSError, IndexError):
-        return Path(f"/proc/{found[1]}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
+        return Path(f"/proc/{match[1]}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
     return False
 
 
 def _acquire(lock: Any, gone: Callable[[], str]) -> bool:
-    """Whether a silent holder was replaced to get this lock; `gone` is called after each failed try."""
+    """Acquires the lock. Returns whether a silent holder was replaced; `gone` is called after each failed try."""
     from filelock import Timeout
 
     replaced = False
@@ -151,7 +151,7 @@ def _acquire(lock: Any, gone: Callable[[], str]) -> bool:
 
 
 def _touch(marker: Any, place: Path, over: threading.Event) -> None:
-    """Shows that the holder lives, for as long as it is the holder."""
+    """Touches the marker until `over` is set or another process holds the place."""
     while not over.wait(HEARTBEAT):
         if not marker.is_lock_held_by_us:
             return

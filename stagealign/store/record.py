@@ -1,4 +1,4 @@
-"""An artifact's record: what it was built from."""
+"""Records of artifacts: the spec and inputs of a build, its facts and its files."""
 
 import json
 import shlex
@@ -23,13 +23,13 @@ class Record(TypedDict):
     """Path of each input, by its name."""
     facts: Facts
     files: NotRequired[Mapping[str, WrittenFile]]
-    """By path in the artifact's folder; absent from records of before files were listed."""
+    """By path in the artifact's folder; absent from records of old versions."""
     seal: NotRequired[str]
-    """Checksum of all the rest; there whenever `files` is."""
+    """Checksum of all other keys; present exactly if `files` is."""
 
 
 def read_record(folder: Path) -> Record | None:
-    """The record in a folder, of any spec; None if there is none. Raises Damaged."""
+    """Record in a folder, of any spec; None if there is none. Raises Damaged."""
     path = folder / RECORD
     try:
         text = path.read_bytes()
@@ -39,7 +39,7 @@ def read_record(folder: Path) -> Record | None:
 
 
 def parsed_record(text: bytes, path: str, again: str) -> Record:
-    """A record from its text, which stands at `path`; `again` says how to rebuild the artifact. Raises Damaged."""
+    """Record parsed from the text of the file `path`. Raises Damaged; `again` says how to rebuild the artifact."""
     try:
         read: Any = json.loads(text.decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -47,7 +47,7 @@ def parsed_record(text: bytes, path: str, again: str) -> Record:
     if not isinstance(read, dict) or not {"fingerprint", "identity"} <= read.keys():
         raise Damaged(f"{path}: not a record; {again}")
     record = cast(Record, read)
-    # The seal is over all of it; the fingerprint holds for the identity of records from before there were seals.
+    # The seal covers the whole record. Old records have no seal; their fingerprint still covers the identity.
     if broken(record) or (("files" in record) != ("seal" in record)) or not _own(record):
         raise Damaged(f"{path}: damaged record (its content changed since it was written); {again}")
     return record
@@ -56,15 +56,15 @@ def parsed_record(text: bytes, path: str, again: str) -> Record:
 def _own(record: Record) -> bool:
     try:
         return bool(record["fingerprint"] == fingerprint(record["identity"]))
-    except TypeError:  # a value that no identity has
+    except TypeError:  # a value that no identity can hold
         return False
 
 
 def check_files(folder: Path, files: Mapping[str, WrittenFile], deep: bool) -> None:
-    """Raises Damaged if a file is not as its record says: by its size or, `deep`, by its content."""
-    found = damage(folder, files, deep)
-    if found:
-        raise Damaged(f"{found}; remove the folder to rebuild it: {remove(folder)}")
+    """Raises Damaged if a file's size, or with `deep` its content, differs from its record."""
+    fault = damage(folder, files, deep)
+    if fault:
+        raise Damaged(f"{fault}; remove the folder to rebuild it: {remove(folder)}")
 
 
 def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Types of one run's result file: every field with its unit. `store.results` derives its check of a file from them.
 
-A field marked `UNCHECKED` is written and documented, and a file that has it in another form is still read.
+A field marked `UNCHECKED` is written and documented; a file with another form of it is still read.
 """
 
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, TypeGuard
@@ -102,7 +102,7 @@ class TrainingEntry(TypedDict):
 
 
 class RungEntry(TypedDict):
-    """One learning rate of a round's ladder; earlier rounds have the recorded one only."""
+    """One learning rate of a round's ladder; earlier rounds have only the recorded one."""
 
     learning_rate: float
     state: RungState
@@ -113,11 +113,11 @@ class DoneRungEntry(RungEntry):
     """A measured rung."""
 
     metrics: PolicyEntry
-    """Of the policy after the round."""
+    """Metrics of the policy after the round."""
     gain: GainEntry
-    """In gold reward, against the round's start."""
+    """Gain in gold reward over the round's start."""
     clean_gain: GainEntry
-    """The same in clean gold reward."""
+    """Gain in clean gold reward over the round's start."""
     kl: MetricEntry | None
     """KL to the round's start on test prompts, nats a completion."""
     training: NotRequired[TrainingEntry]
@@ -172,7 +172,7 @@ class RoundEntry(TypedDict):
     learning_rate: NotRequired[float]
     """Recorded learning rate: later rounds continue from this rung."""
     start: NotRequired[PolicyEntry]
-    """Of the policy before the round."""
+    """Metrics of the policy before the round."""
     pairs: NotRequired[PairsEntry]
     data: NotRequired[DataEntry]
     """Absent in results older than this measurement."""
@@ -207,7 +207,7 @@ class SampleEntry(TypedDict):
 
 
 class TaskEntry(TypedDict, total=False):
-    """What was asked in one capability task."""
+    """Number and form of the questions of one capability task."""
 
     items: int
     shots: int
@@ -221,7 +221,7 @@ class CapabilityEntry(TypedDict):
     """Capability of one policy."""
 
     fingerprint: str
-    """Of the measurement."""
+    """Fingerprint of the measurement."""
     policy: str
     """Fingerprint of the policy."""
     tasks: dict[str, TaskEntry]
@@ -282,7 +282,7 @@ class Result(TypedDict):
     artifacts: NotRequired[dict[str, ArtifactEntry]]
     """By path in the store."""
     start: NotRequired[PolicyEntry]
-    """Of the policy before round 1."""
+    """Metrics of the policy before round 1."""
     rounds: list[RoundEntry]
     samples: NotRequired[list[SampleEntry]]
     """One entry for each of 20 test prompts."""

@@ -13,6 +13,7 @@ from typing import cast, get_args
 
 from stagealign.base.errors import BadData, CannotRun
 from stagealign.base.shapes import misfit
+from stagealign.base.words import why
 from stagealign.store.artifact import Artifact
 from stagealign.store.checksums import SEAL, broken, sealed
 from stagealign.store.files import write_text
@@ -21,7 +22,7 @@ from stagealign.store.typed_shape import shape_of
 
 SCHEMA = 1
 SHAPE = shape_of(Result)
-"""What readers rely on; a file may hold more."""
+"""Fields that readers rely on; a file may hold more."""
 DONE_RUNG = shape_of(DoneRungEntry)
 STATES = get_args(RunState)
 
@@ -47,7 +48,7 @@ def write_result(folder: Path, result: Result) -> Path:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Lock of the folder, so that concurrent writers keep each other's rungs; no lock if its file system has none."""
+    """Locks the folder, so that concurrent writers keep each other's rungs; no lock if its file system has none."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
@@ -62,14 +63,15 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _keep_rungs(old: Result, new: Result) -> None:
-    """Copies what `old` has measured and `new` has not run into `new`, where fingerprints are equal.
+    """Copies rungs that `old` has measured and `new` has not run into `new`, if their fingerprints are equal.
 
-    A rung of both keeps the larger count of computed reference forwards, so that each forward counts as computed once.
+    A rung of both results keeps the larger count of computed reference forwards, so that each forward counts as
+    computed once.
     """
     new["artifacts"] = old.get("artifacts", {}) | new.get("artifacts", {})
     _keep_capability(old, new)
     if "claims" in old:
-        new["claims"] = new.get("claims", {}) | old["claims"]  # as they stood when the numbers were made
+        new["claims"] = new.get("claims", {}) | old["claims"]  # the claims at the time of the measurement
     for before, after in zip(old.get("rounds", []), new.get("rounds", []), strict=False):
         done = {rung["fingerprint"]: rung for rung in before["rungs"] if is_done(rung)}
         after["rungs"] = [
@@ -135,7 +137,7 @@ def read_result(path: Path) -> Result:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise BadData(f"{path}: damaged ({_why(error)}); {again}") from error
+        raise BadData(f"{path}: damaged ({why(error)}); {again}") from error
     if isinstance(loaded, dict) and broken(loaded):
         raise BadData(f"{path}: damaged (its content changed since it was written); {again}")
     if not isinstance(loaded, dict) or loaded.get("schema") != SCHEMA:
@@ -159,13 +161,6 @@ def _misfit(result: Result) -> str | None:
     )
     faults = (misfit(rung, DONE_RUNG, where) for where, rung in rungs if is_done(rung))
     return next((fault for fault in faults if fault), None)
-
-
-def _why(error: Exception) -> str:
-    """First line of an error, at most 200 characters."""
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def made_with(results: Path, artifact: Artifact) -> dict[str, list[str]]:

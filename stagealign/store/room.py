@@ -1,4 +1,4 @@
-"""Errors that tell a user how to get on with a full disk."""
+"""Errors of a full, read-only or foreign disk, with advice for the user."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ def naming_room(folder: Path) -> Iterator[None]:
 def room_error(folder: Path, error: Exception) -> StagealignError | None:
     """The error for a user if a full, read-only or foreign disk caused `error`; else None.
 
-    Libraries raise it as no OSError, and torch without a word of it: then the free space tells.
+    Some libraries raise no OSError for a full disk, and torch does not mention it. The free space then decides.
     """
     full = os.strerror(errno.ENOSPC)
     known = isinstance(error, OSError) and error.errno in NO_ROOM
@@ -46,5 +46,5 @@ def room_error(folder: Path, error: Exception) -> StagealignError | None:
 
 def _is_full(folder: Path) -> bool:
     """Whether the disk has no room left for even a small file."""
-    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
-    return shutil.disk_usage(there).free < SMALLEST
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    return shutil.disk_usage(existing).free < SMALLEST

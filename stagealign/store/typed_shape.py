@@ -1,4 +1,4 @@
-"""The shape that `base.shapes.misfit` checks, derived from the type of a JSON value."""
+"""Shapes for `base.shapes.misfit`, derived from the types of JSON values."""
 
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -41,12 +41,12 @@ def shape_of(kind: Any) -> Any:
     if origin is Annotated:
         return _marked_shape(inner[0], inner[1:])
     if origin in (Union, UnionType) and len(inner) == 2 and NoneType in inner:
-        return Or(shape_of(next(one for one in inner if one is not NoneType)))
+        return Or(shape_of(next(member for member in inner if member is not NoneType)))
     if origin is list:
         return [shape_of(inner[0])]
     if origin is dict and inner[0] is str:
         return Map(shape_of(inner[1]))
-    if origin is Literal and all(isinstance(one, str) for one in inner):
+    if origin is Literal and all(isinstance(value, str) for value in inner):
         return TEXT
     if origin is None and kind in PLAIN:
         return PLAIN[kind]

@@ -120,7 +120,7 @@ def test_a_record_that_names_a_file_outside_is_refused(shared, tmp_path, name):
     record["files"][name] = record["files"]["text"]
     file.write_text(json.dumps(sealed(record)))
     (there / "made/outside").write_text("leaf")
-    with pytest.raises(Damaged, match=r"bucket/made/leaf: its record names '.*outside', outside of it"):
+    with pytest.raises(Damaged, match=r"bucket/made/leaf: its record names '.*outside', outside of the folder"):
         two.obtain(TREE)
     assert not list((tmp_path / "two").rglob("outside*"))
 
@@ -215,7 +215,7 @@ def test_what_may_not_be_read_is_an_error_and_never_taken_for_absent(shared, mon
     one, *_ = shared
     refused = PermissionError("not yours")
     monkeypatch.setattr(type(one._bucket[0]), "cat", lambda self, names, on_error: dict.fromkeys(names, refused))
-    with pytest.raises(CannotRun, match="PermissionError: not yours; see that the URL is right"):
+    with pytest.raises(CannotRun, match="PermissionError: not yours; check the URL"):
         one.record(LEAF)
 
 
@@ -238,7 +238,9 @@ def test_what_nobody_could_check_is_not_sent(shared):
     file = one.folder(LEAF) / "record.json"
     record = json.loads(file.read_text())
     file.write_text(json.dumps({name: value for name, value in record.items() if name not in ("files", "seal")}))
-    with pytest.raises(StagealignError, match=r"made/leaf: from before files were listed.*`rm -r .*made/leaf`"):
+    with pytest.raises(
+        StagealignError, match=r"made/leaf: its old record lists no files to check.*`rm -r .*made/leaf`"
+    ):
         one.obtain(LEAF)
     assert two.record(LEAF) is None
 
