@@ -269,7 +269,7 @@ def test_any_reward_model_can_be_the_gold_reward(paper, tmp_path, monkeypatch):
 
 
 def test_a_round_in_parts_is_the_round_in_one(paper, tmp_path, monkeypatch):
-    """The same samples, pairs and counts; a part is labelled without the others, so beside their sampling."""
+    """The same samples, pairs and counts; a part is labelled without the others, so while they are sampled."""
     made = {}
     for parts in (1, 2, 3):
         monkeypatch.setitem(scales.SCALES, "paper", replace(paper, parts=parts))

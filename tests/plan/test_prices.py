@@ -25,11 +25,11 @@ from tests.identities import CHANGES
 
 CLASSIFIER = "reward:org/Reward-Model"
 WEIGHTS = ("policy", "start", "reference", "trunk", "capability", "rewards")
-"""Roles of what reads a language model's or a classifier's weights, whatever its inputs are called."""
+"""Roles of artifacts that read the weights of a language model or a classifier."""
 
 
 def met(scale, change):
-    """By kind, one artifact of each that any cell so changed is made of, with its cell's scale."""
+    """One artifact of each kind and role in the changed cells, with the scale of its cell."""
     found = {}
     for cell in CHANGES[change](registry.cells(scale, extras=True)):
         for artifact in plan_run(cell, 0, capability=True).artifacts.values():
@@ -58,7 +58,7 @@ def test_a_kind_without_a_price_is_an_error():
 
 
 def test_a_reward_model_that_evaluates_has_a_gpu_at_paper_scale():
-    """It was planned as one core and 1 GiB: prices were looked up by bare function name."""
+    """A classifier of 8B weights needs a GPU and the memory of its weights, not one core and 1 GiB."""
     (cell,) = variants.evaluated_by([registry.cell("zephyr-dpo-1on", "paper")], CLASSIFIER)
     artifacts = plan_run(cell, 0).artifacts.values()
     scored = [artifact for artifact in artifacts if artifact.role == "rewards"]
