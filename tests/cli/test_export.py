@@ -146,7 +146,9 @@ def test_a_cell_is_read_off_its_result_with_all_that_makes_it_another(cell, aske
 
 
 def test_a_name_that_no_result_explains_is_refused(tmp_path):
-    with pytest.raises(StagealignError, match=r"dpo_vllm.*is read off .*zephyr-dpo_vllm-2off_on-seed0.json, absent"):
+    with pytest.raises(
+        StagealignError, match=r"dpo_vllm.*is read from its result.*zephyr-dpo_vllm-2off_on-seed0.json is missing"
+    ):
         variants.named("zephyr-dpo_vllm-2off_on", "lab", 0, tmp_path)
     assert variants.named("zephyr-dpo_lora-2off_on", "lab", 0, tmp_path) == variants_room.adapted([CELL], "lora")[0]
 

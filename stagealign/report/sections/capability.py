@@ -227,7 +227,7 @@ def statements(book: Book) -> Iterator[ReportFinding]:
 
 def _said(book: Book, here: Sequence[tuple[CapabilityRound, CapabilityChange]], worse: int, sure: int) -> str:
     """Summary of one measure over the rounds that gained: losses, mean and worst change, detectable change."""
-    one, most = min(here, key=lambda pair: pair[1].toward)
+    worst_round, most = min(here, key=lambda pair: pair[1].toward)
     digits = DIGITS.get(most.unit, 2)
     errors = [float(change.change["standard_error"]) for _, change in here if change.change["standard_error"] > 0]
     limit = plain(statistics.smallest_visible(fmean(errors)), digits) if errors else None
@@ -236,6 +236,6 @@ def _said(book: Book, here: Sequence[tuple[CapabilityRound, CapabilityChange]], 
     return (
         f"By {label(most.name)}: worse in {worse} ({sure} after correction for many), better in {better}, mean change "
         f"{signed(mean, digits)} {most.unit}, at worst {signed(most.change['value'], digits)} "
-        f"({policy_name(book, one.start)}, {one.source})"
+        f"({policy_name(book, worst_round.start)}, {worst_round.source})"
         f"{f'; a change of {limit} could have been seen' if limit else ''}."
     )
