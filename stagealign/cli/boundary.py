@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from stagealign.base.terminal import Text
@@ -101,6 +100,8 @@ def boundary(
 @contextmanager
 def measuring(quiet: bool) -> Iterator[Callable[[int, int, float], None]]:
     """Progress bar over the prompts of a measurement, with the score so far and the time left; hidden if `quiet`."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         BarColumn(24),
         TextColumn("{task.completed} of at most {task.total} prompts, score {task.fields[score]}"),

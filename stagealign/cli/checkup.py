@@ -186,6 +186,7 @@ def kept_findings(home: Path) -> Iterator[Finding]:
 def result_findings(folder: Path) -> Iterator[Finding]:
     """Findings on each result file: whether it is readable, at its own path and of the registry's spec."""
     from stagealign.report.read.book import spec_moved
+    from stagealign.report.read.cells import words_for
 
     for key in scales.SCALES:
         sound = 0
@@ -193,7 +194,7 @@ def result_findings(folder: Path) -> Iterator[Finding]:
             if isinstance(result, BadData):
                 yield Finding("results", "wrong", *_split(str(result)))
                 continue
-            again = f"`stagealign run --scale {key} -k {result.get('cell')}`"
+            again = f"`stagealign run {words_for(result)}`"
             try:
                 moved = spec_moved(result)
                 placed = result_path(folder, result["scale"], result["cell"], result["seed"]) == path

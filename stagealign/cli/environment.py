@@ -11,7 +11,7 @@ from stagealign.cli.finding import Finding
 
 DISK, MEMORY = 12.0, 4.0
 """GB of free disk, and GB of memory for each core, below which the lab's grid is at risk."""
-EXTRAS = {"eval": "alpaca_eval", "judge": "httpx", "vllm": "vllm", "cluster": "ray"}
+EXTRAS = {"eval": "alpaca_eval", "judge": "httpx", "vllm": "vllm", "cluster": "ray", "lora": "peft"}
 """Extra -> a module that it installs."""
 
 

@@ -10,13 +10,13 @@ from typing import Any
 from stagealign.base.errors import BadData, CannotRun, StagealignError
 from stagealign.base.identity import plain
 from stagealign.base.version import __version__
-from stagealign.cli.variants import options
 from stagealign.data import assets
 from stagealign.grid.cell import Cell
 from stagealign.pipeline.kinds import TASKS
 from stagealign.pipeline.result import describe
 from stagealign.pipeline.rounds import plan_run
 from stagealign.pipeline.run import Run, Step
+from stagealign.report.read.cells import options
 from stagealign.store.bucket import opened
 from stagealign.store.facts import code_version
 from stagealign.store.folder import Store

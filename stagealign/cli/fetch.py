@@ -1,11 +1,11 @@
 """`stagealign fetch`: the lab's assets, by exact version and hash."""
 
 from stagealign.cli.output import line
-from stagealign.cli.progress import download as bar
 
 
 def fetch() -> None:
     """Downloads every asset of the lab that is missing from the cache or damaged."""
+    from stagealign.cli.progress import download as bar
     from stagealign.data import assets, download
     from stagealign.store.home import default_home
 

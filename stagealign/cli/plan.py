@@ -61,8 +61,9 @@ def plan(
 
     if docs:
         from stagealign.plan.scale_docs import with_scale
+        from stagealign.store.files import write_text
 
-        docs.write_text(with_scale(docs.read_text(encoding="utf-8")), encoding="utf-8")
+        write_text(docs, with_scale(docs.read_text(encoding="utf-8")))
         wrote([docs])
         return
     check_folder(json_file)

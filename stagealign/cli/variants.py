@@ -9,8 +9,8 @@ from stagealign.base.kind import code_at
 from stagealign.grid import registry, samplers, variants
 from stagealign.grid.cell import Cell
 from stagealign.grid.spec import Engine
+from stagealign.report.read.cells import of_result
 from stagealign.store.folder import Store
-from stagealign.store.result_types import Result
 from stagealign.store.results import read_result, result_path
 
 
@@ -61,22 +61,6 @@ class Variant:
         return variants.evaluated_by(cells, gold, parameters), str(folder)
 
 
-def of_result(result: Result) -> Cell:
-    """Cell of a result, with the adapters, sampler and gold reward of its spec.
-
-    Raises UnknownName if the registry no longer has its model, method or schedule.
-    """
-    spec = result["spec"]
-    method, scale = spec["method"]["key"], spec["scale"]
-    peft = "lora" if scale["training"].get("peft") else None
-    plain = method.removesuffix("_lora") if peft else method
-    base = registry.cell(f"{result['model']['key']}-{plain}-{result['schedule']}", result["scale"])
-    engine = scale.get("engine")
-    (cell,) = variants.sampled_by(variants.adapted([base], peft), Engine(**engine) if engine else None)
-    gold = scale["preference"].get("gold") or ""
-    return variants.evaluated_by([cell], gold)[0] if gold.startswith("reward:") else cell
-
-
 def named(cell_id: str, scale: str, seed: int, results: Path) -> Cell:
     """Cell with this id, from its result if there is one, else from the registry.
 
@@ -93,16 +77,3 @@ def named(cell_id: str, scale: str, seed: int, results: Path) -> Cell:
         raise StagealignError(
             f"{error}; a cell of another sampler or gold reward is read from its result, but {path} is missing"
         ) from error
-
-
-def options(cell: Cell) -> str:
-    """Options with which `run` and `plan` choose the cell."""
-    plain, engine, gold = cell.method.key, cell.scale.engine, cell.scale.preference.gold_named
-    words = [f"-k {cell.model.key}-{plain.removesuffix('_lora')}-{cell.schedule} --scale {cell.scale.key}"]
-    if cell.scale.training.peft:
-        words.append("--peft lora")
-    if engine:
-        words.append("--policy-url URL" if samplers.SAMPLERS[engine.key].by_url else f"--sampler {engine.key}")
-    if gold:
-        words.append(f"--gold reward:{gold}" if "/" in gold else "--gold reward:PATH")  # a folder is known by content
-    return " ".join(words)

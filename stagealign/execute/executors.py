@@ -57,7 +57,7 @@ class Execution:
     def check(self) -> None:
         """Raises UnknownName for an unknown executor, StagealignError for an address that the executor does not use."""
         if self.executor not in EXECUTORS:
-            raise UnknownName("--executor", self.executor, EXECUTORS)
+            raise UnknownName("--executor", self.executor, EXECUTORS, listed=False)
         if self.here and self.address is not None:
             raise StagealignError(f"--address {self.address}: this is the address of a Ray cluster; add --executor ray")
 

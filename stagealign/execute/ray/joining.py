@@ -74,10 +74,12 @@ def _reach(address: str) -> None:
 
 def _unreachable(address: str, why: str) -> CannotRun:
     what = "a new local Ray could not be started" if address == "local" else "no Ray cluster could be joined there"
-    return CannotRun(
-        f"--address {address}: {what} ({without_secrets(why.strip())}); look at `ray status` on the head node, whose "
-        "`ray start --head` prints the address"
+    advice = (
+        "free some memory and disk, or leave --executor ray out"
+        if address == "local"
+        else "look at `ray status` on the head node, whose `ray start --head` prints the address"
     )
+    return CannotRun(f"--address {address}: {what} ({without_secrets(why.strip())}); {advice}")
 
 
 def _nodes(ray: Any) -> list[Node]:
