@@ -1,17 +1,10 @@
 """AlpacaEval's own annotator: its prompt, random order, settings and parser.
 
 Its `evaluate` and its caches are not used: they write files into the installed package, load a data set by a script
-<<<<<<< HEAD
 that `datasets` no longer runs, and read the hub. Importing `alpaca_eval` (extra `eval`) reads keys from the
 environment into module constants, sets the root logger's level, loads a `.env` file and warns. This module undoes
 these effects and hides all keys from it. `asking` sends the requests; tests check that they equal the package's own,
 and that a run leaves the package's folder unchanged.
-=======
-that `datasets` no longer runs, and read the hub. Importing `alpaca_eval` (extra `eval`) reads keys from the environment
-into module constants, sets the root logger's level, loads a `.env` file and warns. This module undoes these effects
-and hides all keys from it. `asking` sends the requests; tests check that they equal the package's own, and that a run
-leaves the package's folder unchanged.
->>>>>>> p3
 """
 
 import logging
