@@ -121,7 +121,7 @@ def test_results(tmp_path):
     assert "damaged" in wrong[0].what
     assert "another run than its name says" in wrong[1].what
     for one in wrong:
-        assert re.search("stagealign run .*-k zephyr-dpo-1o", one.do)
+        assert re.search("stagealign run .*-k zephyr-dpo-", one.do)
 
 
 def test_the_command_says_what_to_do_and_ends_with_1(home, monkeypatch, capsys, tmp_path):
