@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """One item's cell and seed."""
+    """Cell and seed of one test item."""
 
     cell: Cell
     seed: int
@@ -32,7 +32,7 @@ class Entry:
 def pytest_addoption(parser):
     group = parser.getgroup("stagealign")
     group.addoption("--scale", default="lab", help="smoke, lab or paper; lab by default.")
-    group.addoption("--seeds", type=int, help="How many seeds, from 0; the scale's own number by default.")
+    group.addoption("--seeds", type=int, help="Number of seeds, counted from 0; by default the scale's own.")
     group.addoption("--results", type=Path, help="Folder of result files; results/ by default.")
 
 
@@ -51,7 +51,7 @@ def pytest_configure(config):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Leaves the speed rows out unless their folder is named: they take hours and are no cells."""
+    """Ignores the speed rows unless their folder is named: they take hours and are not cells."""
     speed = Path(__file__).resolve().parent / "speed"
     if not collection_path.is_relative_to(speed):
         return None
@@ -70,10 +70,10 @@ def pytest_generate_tests(metafunc):
         cells, matches = registry.cells(config.stash[SCALE].key, extras=True), config.stash[MATCHES]
         entries = [Entry(cell, seed) for cell in cells for seed in seeds(config)]
         entries = [
-            one
-            for one in entries
-            if not one.cell.extra
-            or select.asked_for(one.cell, matches, (one.id, metafunc.definition.name, *one.cell.keywords))
+            entry
+            for entry in entries
+            if not entry.cell.extra
+            or select.asked_for(entry.cell, matches, (entry.id, metafunc.definition.name, *entry.cell.keywords))
         ]
         metafunc.parametrize("entry", entries, ids=lambda entry: entry.id)
 
@@ -85,7 +85,7 @@ def pytest_itemcollected(item):
 
 
 def pytest_collection_finish(session):
-    """Refuses what this machine cannot do before anything is run; keeps what `-k` has left."""
+    """Keeps the entries that `-k` has left; raises UsageError, before any work, if this machine cannot run them."""
     entries = [entry for item in session.items if (entry := _entry(item))]
     session.config.stash[CHOSEN] = entries
     if entries and session.config.stash[SCALE].on_gpus and not session.config.option.collectonly:
@@ -102,7 +102,7 @@ def pytest_collection_finish(session):
 
 
 def plans(config, store) -> "Iterator[Plan]":
-    """What the selected items need: one plan for all cells of the same seeds, so that they share artifacts."""
+    """Plans of the selected items: one for all cells with the same seeds, so that they share artifacts."""
     from stagealign.execute.carry_out import stands_in
     from stagealign.plan.plan import make_plan
 
@@ -118,9 +118,9 @@ def plans(config, store) -> "Iterator[Plan]":
 
 @pytest.fixture(scope="session")
 def verdict(request):
-    """Says of an entry why it failed, or None; the first call builds what all selected items need.
+    """Function from an entry to the reason of its failure, or None; the first use builds all selected items.
 
-    One plan a set of seeds, so that items share artifacts and build side by side; progress goes to the terminal.
+    Items with the same seeds share one plan, hence artifacts and workers; progress goes to the terminal.
     """
     from stagealign.cli.run import build
     from stagealign.execute.executors import Execution
@@ -155,7 +155,7 @@ def verdict(request):
 
 
 def seeds(config) -> tuple[int, ...]:
-    """The seeds that are asked for."""
+    """Seeds by `--seeds`, else those of the scale."""
     count = config.getoption("seeds")
     return config.stash[SCALE].seeds if count is None else tuple(range(count))
 
@@ -172,5 +172,5 @@ def _entry(item) -> Entry | None:
 
 SCALE = pytest.StashKey()
 MATCHES = pytest.StashKey()
-"""The predicate of `-k`: extra cells are items only where it asks for their source by name."""
+"""Predicate of `-k`; an extra cell is an item only if `-k` names it."""
 CHOSEN = pytest.StashKey()

@@ -1,8 +1,8 @@
 """`python -m benchmarks.devices`: seconds, peak memory and MFU of a full fine-tune step in bf16, by shape of the model.
 
-Random weights in the shape of the real model, made-up token ids, DPO over the engine with FSDP2 on one device or more;
-the first step of each run warms up and is not timed. `--small` runs a thin shape, to see that everything works; its
-numbers mean nothing, and it writes only where `--out` says so.
+Random weights in the shape of the real model, made-up token ids, DPO with FSDP2 on one device or more. The first step
+of each run warms up and is not timed. `--small` runs a thin shape to check that everything works; its numbers mean
+nothing, and it writes a file only if `--out` is given.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
-"""Dense bf16 operations a second by a word of the GPU's name (vendor's data sheets, SXM); others get no MFU."""
+"""Word of a GPU's name -> its peak dense bf16 operations a second; other GPUs get no MFU. Source: data sheets, SXM."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's sizes and the batch that it is measured with."""
+    """Sizes of a model, and the batch for its measurement."""
 
     width: int
     layers: int
@@ -38,7 +38,7 @@ class Shape:
     checkpointing: bool
     prompt: int = 512
     completion: int = 512
-    """Tokens of a pair: a prompt and two completions."""
+    """Tokens of each completion; a pair has one prompt and two completions."""
 
 
 SHAPES = {
@@ -52,8 +52,8 @@ STEPS, BATCH = 4, 8
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.devices", description=__doc__)
-    parser.add_argument("--shapes", default=",".join(SHAPES), help="which of them, comma-separated")
-    parser.add_argument("--devices", type=int, default=1, help="processes; one a GPU")
+    parser.add_argument("--shapes", default=",".join(SHAPES), help="shapes to measure, comma-separated")
+    parser.add_argument("--devices", type=int, default=1, help="number of processes, one for each GPU")
     parser.add_argument("--small", action="store_true", help="a thin shape, for seconds; plumbing only")
     parser.add_argument("--out", type=Path, help="folder of the results; results/speed unless --small")
     given = parser.parse_args()
@@ -65,15 +65,15 @@ def main() -> None:
         )
     out = given.out or (None if given.small else ROOT / "results" / "speed")
     for name in names:
-        found = measure(name, given.devices)
-        print(json.dumps(found, indent=1))
+        result = measure(name, given.devices)
+        print(json.dumps(result, indent=1))
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            (out / f"devices-{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            (out / f"devices-{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def measure(name: str, count: int) -> dict[str, Any]:
-    """What the first of `count` processes says of one shape; out of memory is a result too."""
+    """Result of one shape on `count` processes, also if it is out of memory. Raises RuntimeError for other failures."""
     from stagealign.train.launch import launch
 
     with tempfile.TemporaryDirectory() as folder:
@@ -81,9 +81,9 @@ def measure(name: str, count: int) -> dict[str, Any]:
         done = subprocess.run(
             words, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
         )
-        said = Path(folder) / "found.json"
+        file = Path(folder) / "found.json"
         if done.returncode == 0:
-            return dict(json.loads(said.read_text(encoding="utf-8")))
+            return dict(json.loads(file.read_text(encoding="utf-8")))
     if "OutOfMemoryError" in done.stderr:
         last = [line for line in done.stderr.splitlines() if "OutOfMemoryError" in line][-1]
         return {"shape": name, "devices": count, "state": "out of memory", "reason": last[-300:]}
@@ -91,7 +91,7 @@ def measure(name: str, count: int) -> dict[str, Any]:
 
 
 def rank(name: str, folder: Path) -> None:
-    """One process's part; the first one writes what it found."""
+    """Runs one process of a measurement; the first process writes the result."""
     import torch
 
     shape = SMALL if name == "small" else SHAPES[name]
@@ -107,7 +107,7 @@ def rank(name: str, folder: Path) -> None:
     peak = next((value for word, value in PEAK_FLOPS.items() if word in hardware), None)
     used = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if int(os.environ.get("RANK", "0")) == 0:
-        found = {
+        result = {
             "shape": name, "state": "done", "parameters": parameters, "hardware": hardware, "devices": count,
             "dtype": "bfloat16 arithmetic, float32 weights", "global_batch": BATCH, "micro_batch": _micro_batch(shape),
             "activation_checkpointing": shape.checkpointing, "tokens_a_step": tokens,
@@ -116,7 +116,7 @@ def rank(name: str, folder: Path) -> None:
             "mfu": round(flops / seconds / (peak * count), 4) if peak else None,
             "versions": {package: metadata.version(package) for package in ("torch", "transformers", "accelerate")},
         }  # fmt: skip
-        (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
+        (folder / "found.json").write_text(json.dumps(result), encoding="utf-8")
 
 
 def _micro_batch(shape: Shape) -> int:
@@ -124,7 +124,7 @@ def _micro_batch(shape: Shape) -> int:
 
 
 def _model(shape: Shape) -> Any:
-    """Random weights of that shape, on this process's device."""
+    """Model with random weights of this shape, on this process's device."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -140,7 +140,7 @@ def _model(shape: Shape) -> Any:
 
 
 def _pairs(shape: Shape) -> list[Any]:
-    """Made-up token ids for `STEPS` steps."""
+    """Pairs of random token ids for `STEPS` steps."""
     import torch
 
     from stagealign.policy.logps import PairTokens
@@ -154,7 +154,7 @@ def _pairs(shape: Shape) -> list[Any]:
 
 
 def _seconds(model: Any, pairs: list[Any], shape: Shape, folder: Path) -> float:
-    """Mean time of a step after the first."""
+    """Mean seconds of a step, without the first."""
     import torch
     from transformers import TrainerCallback
 

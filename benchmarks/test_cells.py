@@ -1,4 +1,4 @@
-"""It ran: each cell of the grid with each seed ends with a result. Whether it reproduced is `test_claims.py`."""
+"""Checks that each cell ends with a result for each seed; `test_claims.py` checks what the results show."""
 
 import pytest
 

@@ -1,7 +1,7 @@
-"""It reproduced: each claim of the scale against the results that stand, and nothing is run.
+"""Checks each claim of the scale against the recorded results; runs nothing.
 
-A claim and its tolerance stand in `stagealign.grid.claims`, written down before the runs. One that was not reproduced,
-or in its direction only, fails with what was found; one that was not run, or that the results cannot judge, is skipped.
+Claims and tolerances are in `stagealign.grid.claims`, written before the runs. A claim fails if it was not reproduced,
+or only in its direction. It is skipped if it was not run or is under-powered.
 """
 
 import pytest
@@ -32,8 +32,8 @@ def test_claim(claim, judged, pytestconfig):
     if claim.scale != pytestconfig.getoption("scale"):
         pytest.skip(f"a claim of scale {claim.scale}")
     verdict = judged[claim.key]
-    said = f"{claim.words} {verdict.state}: {verdict.why}"
+    text = f"{claim.words} {verdict.state}: {verdict.why}"
     if verdict.estimate is None or verdict.state == UNDER_POWERED:
-        pytest.skip(said)
+        pytest.skip(text)
     if verdict.state != REPRODUCED:
-        pytest.fail(f"{said}; found {verdict.estimate.shown}", pytrace=False)
+        pytest.fail(f"{text}; found {verdict.estimate.shown}", pytrace=False)

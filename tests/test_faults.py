@@ -146,7 +146,7 @@ def test_a_signal_ends_with_its_code_and_a_message(number, code, word, chain, tm
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     out = process.communicate(timeout=60)[0]
     assert process.returncode == code, out
-    assert f"{word}; all that is built stays, the same command continues" in out
+    assert f"{word}; all that is built stays; run the same command to continue" in out
     assert "Traceback" not in out
     assert "done 6" not in out
 

@@ -86,7 +86,7 @@ def test_sides_that_differ_are_not_compared(here, monkeypatch):
 
     plainly = votes.plainly
     monkeypatch.setattr(votes, "plainly", lambda oracle, texts: [one + 0.01 for one in plainly(oracle, texts)])
-    with pytest.raises(AssertionError, match="the two judge differently"):
+    with pytest.raises(AssertionError, match="scores of the two sides differ"):
         votes.reward(SMALL)
 
 

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.boundary`: measures, prints the tables, writes `results/boundary/` with fixed seeds.
+"""`python -m benchmarks.boundary`: measures with fixed seeds, prints tables, writes `results/boundary/`.
 
-`truth` are worlds with a known score, `models` recorded preferences of AlpacaEval, `oracle` the speed of PairRM's pass,
-`memory` what files of two sizes need, `real` the command on a real model.
+Parts: `truth`, worlds with a known score; `models`, recorded preferences of AlpacaEval; `oracle`, the speed of PairRM's
+pass; `memory`, peak memory for files of two sizes; `real`, the command on a real model.
 """
 
 import argparse
@@ -19,9 +19,9 @@ RESULTS = Path(__file__).resolve().parents[2] / "results" / "boundary"
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.boundary", description=__doc__)
-    parser.add_argument("--parts", default=",".join(PARTS), help="which of them, comma-separated")
+    parser.add_argument("--parts", default=",".join(PARTS), help="parts to measure, comma-separated")
     parser.add_argument("--repeats", type=int, default=3, help="turns of the oracle pass")
-    parser.add_argument("--threads", type=int, default=2, help="of torch; no more than there are idle cores")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch; at most the idle cores")
     given = parser.parse_args()
     parts = given.parts.split(",")
     unknown = set(parts) - set(PARTS)
@@ -53,9 +53,9 @@ def models(given: argparse.Namespace, started: float) -> None:
         print(f"\nRecorded preferences: skipped, {folder}")
         return
     for name, static in (("recorded_all", None), ("recorded_two", 2)):
-        found = recorded.measure(folder, SEED, orders=5, static=static)
-        summary = ", ".join(f"{key} {show(value)}" for key, value in found.items() if key != "models")
-        keep(name, found, f"AlpacaEval 2, each model as the policy ({summary}; aim: spearman 0.95)", started)
+        row = recorded.measure(folder, SEED, orders=5, static=static)
+        summary = ", ".join(f"{key} {show(value)}" for key, value in row.items() if key != "models")
+        keep(name, row, f"AlpacaEval 2, each model as the policy ({summary}; aim: spearman 0.95)", started)
 
 
 def oracle(given: argparse.Namespace, started: float) -> None:
@@ -92,10 +92,10 @@ PARTS: dict[str, Callable[[argparse.Namespace, float], None]] = {
 }
 
 
-def keep(name: str, found: Any, title: str, started: float) -> None:
-    """Writes what was found to `<name>.json` and prints it as a table."""
-    rows = found["models"] if isinstance(found, dict) else found
-    text = json.dumps({"seed": SEED, "found": found}, indent=1, allow_nan=False)
+def keep(name: str, measured: Any, title: str, started: float) -> None:
+    """Writes a measurement to `<name>.json` and prints its rows as a table."""
+    rows = measured["models"] if isinstance(measured, dict) else measured
+    text = json.dumps({"seed": SEED, "found": measured}, indent=1, allow_nan=False)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     print(f"\n{title} [{time.perf_counter() - started:.0f} s]")
     if any(isinstance(value, dict) for value in rows[0].values()):  # too wide for a table
@@ -112,9 +112,9 @@ def show(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list):
-        return " ".join(show(one) for one in value)
+        return " ".join(map(show, value))
     if isinstance(value, dict):
-        return ", ".join(f"{key} {show(one)}" for key, one in value.items())
+        return ", ".join(f"{key} {show(inner)}" for key, inner in value.items())
     return "-" if value is None else str(value)
 
 

@@ -15,15 +15,16 @@ Row = dict[str, Any]
 
 
 def coverage(seed: int, repetitions: int) -> list[Row]:
-    """Share of 95% intervals that hold the true score, one row a (score, correlation, prompts)."""
+    """Share of 95% intervals that hold the true score, one row for each (score, correlation, prompts)."""
     rows = []
     for score in (0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.9):
         for correlation in (None, CORRELATION):
             world = world_at(score, correlation)
             for prompts in (10, 30, 100, 400):
                 rng = np.random.default_rng([seed, round(100 * score), prompts, correlation is None])
-                found = [boundary_score(votes) for votes in world.votes(rng, (repetitions, prompts))]
-                inside = [one.interval[0] <= score <= one.interval[1] for one in found]
+                measured = [boundary_score(votes) for votes in world.votes(rng, (repetitions, prompts))]
+                intervals = [boundary.interval for boundary in measured]
+                inside = [low <= score <= high for low, high in intervals]
                 rows.append(
                     {
                         "score": score,
@@ -31,14 +32,14 @@ def coverage(seed: int, repetitions: int) -> list[Row]:
                         "prompts": prompts,
                         "repetitions": repetitions,
                         "coverage": float(np.mean(inside)),
-                        "width": float(np.mean([one.interval[1] - one.interval[0] for one in found])),
+                        "width": float(np.mean([high - low for low, high in intervals])),
                     }
                 )
     return rows
 
 
 def wrong_decisions(seed: int, streams: int, prompts: int = PAPER_PROMPTS) -> list[Row]:
-    """Share of streams near 0.5 in which the sequential decision names the wrong stage within `prompts` looks."""
+    """Share of streams near 0.5 in which the sequential decision names the wrong stage within `prompts` prompts."""
     rows = []
     for score in (0.49, 0.5, 0.51):
         for reading in ("cross", "top"):
@@ -46,7 +47,7 @@ def wrong_decisions(seed: int, streams: int, prompts: int = PAPER_PROMPTS) -> li
             truth = world.cross_score if reading == "cross" else world.top_score()
             rng = np.random.default_rng([seed, round(100 * score), reading == "top"])
             _, sign = decide(world, rng, streams, prompts, reading)
-            # At exactly 0.5 the rule says fine-tuning; only worlds to its sides have a wrong name under both readings.
+            # At 0.5 the rule says fine-tuning by convention, so only the worlds beside it have a wrong stage.
             wrong = None if score == 0.5 else float((sign == (-1 if score > 0.5 else 1)).mean())
             rows.append(
                 {
@@ -65,7 +66,7 @@ def wrong_decisions(seed: int, streams: int, prompts: int = PAPER_PROMPTS) -> li
 
 
 def prompts_needed(seed: int, streams: int) -> list[Row]:
-    """Prompts until the stage is named, one row a gap and reading; undecided streams count as above the horizon."""
+    """Prompts until the stage is named, one row for each gap and reading; undecided means above the horizon."""
     rows = []
     for gap in (0.02, 0.05, 0.1, 0.16, 0.2, 0.25):
         world = world_at(0.5 + gap)
@@ -91,12 +92,12 @@ def prompts_needed(seed: int, streams: int) -> list[Row]:
 
 
 def forecasts(seed: int, streams: int) -> list[Row]:
-    """What `Decision.prompts_needed` says after a budget that ended undecided, against the measured median."""
+    """Forecasts of `Decision.prompts_needed` after an undecided budget: quartiles, one row for each gap."""
     rows = []
     for gap, budget in ((0.02, 400), (0.05, 100), (0.1, 40)):
         world = world_at(0.5 + gap)
         rng = np.random.default_rng([seed, round(100 * gap)])
-        said = []
+        forecast = []
         for votes in world.votes(rng, (streams, budget)):
             decision = Decision(most_votes=4)
             for on, off in votes:
@@ -104,13 +105,13 @@ def forecasts(seed: int, streams: int) -> list[Row]:
                     break
             else:
                 needed = decision.prompts_needed()
-                said.append(math.inf if needed is None else needed)
-        middle = np.quantile(said, (0.25, 0.5, 0.75), method="nearest")
+                forecast.append(math.inf if needed is None else needed)
+        middle = np.quantile(forecast, (0.25, 0.5, 0.75), method="nearest")
         rows.append(
             {
                 "gap": gap,
                 "budget": budget,
-                "undecided_streams": len(said),
+                "undecided_streams": len(forecast),
                 "said_quartiles": [None if math.isinf(value) else int(value) for value in middle],
             }
         )
@@ -125,13 +126,13 @@ def decide(
     part = max(1, 400_000 // prompts)
     for start in range(0, streams, part):
         votes = world.votes(rng, (min(part, streams - start), prompts), reading)
-        one, side = first_decisions(votes, most_votes=4 if reading == "cross" else 1)
-        at.append(one)
+        prompt, side = first_decisions(votes, most_votes=4 if reading == "cross" else 1)
+        at.append(prompt)
         sign.append(side)
     return np.concatenate(at), np.concatenate(sign)
 
 
 def _or_beyond(waited: NDArray[np.int64], share: float, horizon: int) -> int | None:
-    """Quantile of waiting times, None where it lies beyond the horizon."""
+    """Quantile of waiting times; None if it lies beyond the horizon."""
     value = int(np.quantile(waited, share, method="higher"))
     return None if value > horizon else value

@@ -1,7 +1,8 @@
-"""Peak memory of the whole command over a file of 2,000 rows and one of 100,000, each in a process of its own.
+"""Peak memory of the whole command over a file of 2,000 rows and one of 100,000, each in a separate process.
 
-`recorded`: candidates scored beforehand. `reward`: a tiny policy is sampled and a tiny reward model scores. With the
-command's own limit of 2,000 prompts, and with every prompt of the file (there the larger file has 20,000 for `reward`).
+`recorded`: candidates scored beforehand. `reward`: a tiny policy is sampled and a tiny reward model scores. Each is
+measured with the command's own limit of 2,000 prompts, and with every prompt of the file; the larger file for every
+prompt of `reward` has 20,000 rows.
 """
 
 import json
@@ -21,13 +22,13 @@ EVERY = ("--prompts", "1000000")
 
 @dataclass(frozen=True)
 class Case:
-    """One oracle and how many prompts it is given."""
+    """One oracle and its number of prompts."""
 
     name: str
     write: Callable[[Path, int], Path]
     arguments: tuple[str, ...]
     given: str
-    """Option before the file, and what the file's name follows in it."""
+    """Option that takes the file, and after a space the prefix of its value."""
     large: int = LARGE
 
     def command(self, file: Path) -> list[str]:
@@ -36,7 +37,7 @@ class Case:
 
 
 def measure(threads: int = 1, scale: float = 1.0) -> list[dict[str, Any]]:
-    """One row a case: peak MB at both sizes and their ratio; `scale` below 1 makes all files smaller, for a test."""
+    """One row for each case: peak MB at both sizes, and their ratio; tests set `scale` below 1 for smaller files."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         policy, reward = tiny_models(folder)
@@ -55,10 +56,10 @@ def _row(case: Case, folder: Path, threads: int, scale: float) -> dict[str, Any]
     for size in (int(SMALL * scale), int(case.large * scale)):
         file = case.write(folder / "rows.jsonl", size)
         with tempfile.TemporaryDirectory(dir=folder) as home:
-            found, used = boundary(case.command(file), Path(home), threads)
+            measured, used = boundary(case.command(file), Path(home), threads)
         megabytes = round(file.stat().st_size / 2**20, 1)
-        sizes[f"{size:,} rows"] = {"prompts": found["prompts_used"], "file_mb": megabytes, **used}
-    small, large = (one["peak_mb"] for one in sizes.values())
+        sizes[f"{size:,} rows"] = {"prompts": measured["prompts_used"], "file_mb": megabytes, **used}
+    small, large = (size["peak_mb"] for size in sizes.values())
     return {"oracle": case.name, **sizes, "ratio": round(large / small, 3), "hardware": hardware(threads)}
 
 
@@ -67,7 +68,7 @@ def _text(rng: random.Random, words: int) -> str:
 
 
 def scored(file: Path, rows: int) -> Path:
-    """Two candidates a source and prompt, each prompt's rows far apart, with scores."""
+    """Writes scored candidates, two for each source and prompt; rows of one prompt lie far apart."""
     rng = random.Random(rows)
     with open(file, "w", encoding="utf-8") as out:
         for place in range(4):
@@ -80,7 +81,7 @@ def scored(file: Path, rows: int) -> Path:
 
 
 def pairs(file: Path, rows: int) -> Path:
-    """Preference data with a prompt a row."""
+    """Writes preference data with a new prompt in each row."""
     rng = random.Random(rows)
     with open(file, "w", encoding="utf-8") as out:
         for prompt in range(rows):
@@ -90,7 +91,7 @@ def pairs(file: Path, rows: int) -> Path:
 
 
 def tiny_models(folder: Path) -> tuple[str, str]:
-    """A random policy of two thin layers on bytes and a random reward model, saved."""
+    """Saves a random policy of two thin layers and a random reward model; returns the folder and the oracle."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 

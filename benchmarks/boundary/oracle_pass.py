@@ -1,14 +1,13 @@
 """PairRM's pass over prompts with four candidates: ours against the loop that the checkpoint's README shows.
 
-Both compute the same: each of a prompt's six pairs in both orders, twelve rows a prompt, on the same weights, text and
-threads. The README tokenises a pair with every row padded to 2,048 tokens and runs it; we loop over it one pair at a
-time, as its users do. A row of it costs the same whatever the text, so few rows tell its speed; ours depends on the
-text, and is measured on whole prompts. A third side is the README's loop without its padding: what is left of the
-difference is batching by length.
+Both compute the same: each of a prompt's six pairs in both orders, twelve rows for each prompt, on the same weights,
+text and threads. The README pads every row to 2,048 tokens; we run its code one pair at a time, as its users do. Its
+time for a row is independent of the text, so few rows suffice. Ours depends on the text, so it is measured on whole
+prompts. A third side is the README's loop without padding: it differs from ours only by batching by length.
 
-The published weights are on the hub only: without STAGEALIGN_PAIRRM, a folder of them, weights are random, in the shape
-of half a DeBERTa-v3-xsmall (6 of its 12 layers, width 384, 6 heads), and the tokenizer is a unigram one of at most
-16,000 pieces that is trained on the text measured. Speed does not depend on what weights say.
+The published weights are on the hub only; STAGEALIGN_PAIRRM names a folder of them. Without it, weights are random, in
+the shape of half a DeBERTa-v3-xsmall (6 of its 12 layers, width 384, 6 heads), and the tokenizer is a unigram one of
+at most 16,000 pieces, trained on the measured text. Speed does not depend on the weights' values.
 """
 
 import copy
@@ -27,7 +26,7 @@ from stagealign.store.home import default_home
 
 ASKED, PROMPTS, SEED, TOLERANCE = 5.0, 2000, 0, 1e-4
 SIZES = {"reviews": 24, "answers": 6}
-"""Kinds of text, and prompts of each in one turn: an answer is ten times as long as a review."""
+"""Kind of text -> prompts in one turn; an answer is ten times as long as a review."""
 README_ROWS = 2
 """Rows of the README's loop in one turn."""
 ROWS_A_PROMPT = 12
@@ -35,7 +34,7 @@ WORDS = ("a", "slow", "film", "of", "rain", "and", "long", "roads", "where", "no
 
 
 def measure(repeats: int, threads: int, sizes: Mapping[str, int] = SIZES) -> list[dict[str, Any]]:
-    """One row a kind of text: seconds of each side over 2,000 prompts, as measured on some, and their ratio."""
+    """One row for each kind of text: seconds of each side, scaled from some prompts to 2,000, and their ratio."""
     import torch
 
     torch.set_num_threads(threads)
@@ -43,10 +42,10 @@ def measure(repeats: int, threads: int, sizes: Mapping[str, int] = SIZES) -> lis
 
 
 def contests(name: str, count: int) -> tuple[list[Contest], str]:
-    """Prompts with four candidates of real text where it is here, and what they are."""
-    made = {"reviews": _reviews, "answers": _answers}[name](count)
-    if made is not None:
-        return made
+    """Prompts with four candidates of real text, or of random words if it is absent; and a description of the text."""
+    real = {"reviews": _reviews, "answers": _answers}[name](count)
+    if real is not None:
+        return real
     rng = random.Random(SEED)
     long = 12 if name == "reviews" else 250
     lengths = [rng.randint(long // 2, 2 * long) for _ in range(4 * count)]
@@ -60,7 +59,7 @@ def _contest(prompt: str, texts: Sequence[str]) -> Contest:
 
 
 def _reviews(count: int) -> tuple[list[Contest], str] | None:
-    """Four human reviews of a film each, from the lab's store."""
+    """Films with four human reviews each, from the lab's store; None if it has none."""
     file = default_home() / "lab" / "prompts" / "reviews.jsonl"
     if not file.is_file():
         return None
@@ -70,32 +69,37 @@ def _reviews(count: int) -> tuple[list[Contest], str] | None:
             row = json.loads(line)
             films.setdefault(row["prompt"], []).append(row["text"])
     full = [(prompt, texts[:4]) for prompt, texts in films.items() if len(set(texts[:4])) == 4]
-    return [_contest(*one) for one in random.Random(SEED).sample(full, count)], "one-sentence film reviews (the lab's)"
+    return [
+        _contest(*film) for film in random.Random(SEED).sample(full, count)
+    ], "one-sentence film reviews (the lab's)"
 
 
 def _answers(count: int) -> tuple[list[Contest], str] | None:
-    """Four models' answers to an AlpacaEval instruction each."""
+    """AlpacaEval instructions with the answers of four models; None without the data."""
     folder = data_folder()
     if isinstance(folder, str) or not (folder / "outputs.parquet").is_file():
         return None
     import pandas as pd
 
     asked = pd.read_parquet(folder / "instructions.parquet").set_index("prompt_index")["instruction"]
-    said = pd.read_parquet(folder / "outputs.parquet").pivot(index="prompt_index", columns="generator", values="output")
-    models = sorted(said.columns)[:: len(said.columns) // 4][:4]
-    full = said[models].dropna()
+    outputs = pd.read_parquet(folder / "outputs.parquet")
+    answers = outputs.pivot(index="prompt_index", columns="generator", values="output")
+    models = sorted(answers.columns)[:: len(answers.columns) // 4][:4]
+    full = answers[models].dropna()
     rows = random.Random(SEED).sample(list(full.index), count)
     return [_contest(asked[i], list(full.loc[i])) for i in rows], f"AlpacaEval answers of {', '.join(models)}"
 
 
 def _measure(name: str, given: list[Contest], text: str, repeats: int, threads: int) -> dict[str, Any]:
     oracle, weights = open_oracle(given)
-    lengths = [len(oracle._tokens(one.prompt, [*one.on, *one.off]).row(0, 2)) for one in given]
+    lengths = [len(oracle._tokens(each.prompt, [*each.on, *each.off]).row(0, 2)) for each in given]
     peer = published(oracle)
     check = agree(oracle, peer, given[0])
-    assert check["largest_difference"] < TOLERANCE, f"the two do not give the same logits, nothing to compare: {check}"
-    # One row of each prompt, so that these stand for all in length.
-    some = [row for place, one in enumerate(given) for row in rows(one)[place % ROWS_A_PROMPT :][:1]]
+    assert check["largest_difference"] < TOLERANCE, (
+        f"the two sides give different logits, so they cannot be compared: {check}"
+    )
+    # One row of each prompt, so that their lengths are representative.
+    some = [row for place, contest in enumerate(given) for row in rows(contest)[place % ROWS_A_PROMPT :][:1]]
     sides: dict[str, tuple[Callable[[], Any], float]] = {
         "ours": (lambda: list(oracle.judge(given)), len(given)),
         "readme": (lambda: [readme(peer, *row) for row in rows(given[0])[:README_ROWS]], README_ROWS / ROWS_A_PROMPT),
@@ -132,9 +136,10 @@ def _measure(name: str, given: list[Contest], text: str, repeats: int, threads: 
 
 def ratio(theirs: Sequence[dict[str, float]], ours: Sequence[dict[str, float]]) -> dict[str, float]:
     """Their time over ours in the same turn: median, least, most; and the median of processor time."""
-    found = [one["seconds"] / two["seconds"] for one, two in zip(theirs, ours, strict=True)]
-    work = [one["cpu_seconds"] / two["cpu_seconds"] for one, two in zip(theirs, ours, strict=True)]
-    values = {"median": median(found), "least": min(found), "most": max(found), "processor": median(work)}
+    turns = list(zip(theirs, ours, strict=True))
+    time = [their["seconds"] / our["seconds"] for their, our in turns]
+    work = [their["cpu_seconds"] / our["cpu_seconds"] for their, our in turns]
+    values = {"median": median(time), "least": min(time), "most": max(time), "processor": median(work)}
     return {name: round(value, 2) for name, value in values.items()}
 
 
@@ -147,7 +152,7 @@ def rows(contest: Contest) -> list[tuple[str, str, str]]:
 def readme(oracle: Any, prompt: str, first: str, second: str, pad: bool = True) -> float:
     """One row's logit as the README computes it: encode with its limits, pad to all tokens, one forward.
 
-    Source: README of llm-blender/PairRM-hf, written anew after what it does.
+    Source: README of llm-blender/PairRM-hf, reimplemented.
     """
     import torch
 
@@ -180,15 +185,15 @@ def published(oracle: Any) -> Any:
 
 
 def agree(oracle: Any, peer: Any, contest: Contest) -> dict[str, float]:
-    """Largest difference of the two sides' logits on some rows, and how far these lie from each other."""
+    """Largest difference between the two sides' logits on some rows, and the largest logit."""
     asked = rows(contest)[:README_ROWS]
     ours, theirs = oracle.logits(asked), [readme(peer, *row) for row in asked]
-    differences = [abs(one - two) for one, two in zip(ours, theirs, strict=True)]
+    differences = [abs(our - their) for our, their in zip(ours, theirs, strict=True)]
     return {"rows": len(asked), "largest_difference": max(differences), "largest_logit": max(map(abs, ours))}
 
 
 def open_oracle(given: Sequence[Contest]) -> tuple[Any, str]:
-    """The real checkpoint where STAGEALIGN_PAIRRM names it, else random weights; and which it is."""
+    """Oracle of the checkpoint that STAGEALIGN_PAIRRM names, else of random weights; and the name of the weights."""
     from stagealign.oracle import pairrm
 
     folder = os.environ.get("STAGEALIGN_PAIRRM")
@@ -197,7 +202,7 @@ def open_oracle(given: Sequence[Contest]) -> tuple[Any, str]:
     import torch
     from transformers import DebertaV2Config
 
-    tokenizer = train_tokenizer([text for one in given for text in (one.prompt, *one.on, *one.off)])
+    tokenizer = train_tokenizer([text for each in given for text in (each.prompt, *each.on, *each.off)])
     torch.manual_seed(SEED)
     config = DebertaV2Config(
         vocab_size=len(tokenizer), hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536,
@@ -211,7 +216,7 @@ def open_oracle(given: Sequence[Contest]) -> tuple[Any, str]:
 
 
 def train_tokenizer(texts: Sequence[str]) -> Any:
-    """A DeBERTa tokenizer with PairRM's marks whose pieces come from these texts."""
+    """DeBERTa tokenizer with PairRM's marks, trained on these texts."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import DebertaV2Tokenizer
 
@@ -224,7 +229,7 @@ def train_tokenizer(texts: Sequence[str]) -> Any:
         vocab_size=16_000, special_tokens=specials, unk_token="[UNK]", show_progress=False
     )
     raw.train_from_iterator(texts, trainer)
-    pieces = [tuple(one) for one in json.loads(raw.to_str())["model"]["vocab"]]
-    made = DebertaV2Tokenizer(vocab=[*pieces, ("[MASK]", 0.0)], unk_id=3)
-    made.add_tokens([*MARKS.values(), "<|candidate|>"])
-    return made
+    pieces = [tuple(piece) for piece in json.loads(raw.to_str())["model"]["vocab"]]
+    tokenizer = DebertaV2Tokenizer(vocab=[*pieces, ("[MASK]", 0.0)], unk_id=3)
+    tokenizer.add_tokens([*MARKS.values(), "<|candidate|>"])
+    return tokenizer

@@ -1,7 +1,7 @@
 """The command as a user calls it, from start to answer: SmolLM2-135M-Instruct, film reviews, `--decide 0.95`.
 
-Policy, pairs and reward model are what the lab has built in its store (`make demo` builds them). Nothing is kept from
-call to call, so all is sampled anew. No text is written to the result.
+Policy, pairs and reward model come from the lab's store (`make demo` builds them). The store of the measured command
+is empty, so everything is sampled. No text is written to the result.
 """
 
 import tempfile
@@ -19,14 +19,14 @@ SHOWN = (
 
 
 def missing() -> str | None:
-    """Why there is nothing to run on; None where all is there."""
+    """Reason why the run is impossible; None if the store has all of it."""
     lab = default_home() / "lab"
-    absent = [str(one) for one in (POLICY, PAIRS, REWARD) if not (lab / one).exists()]
+    absent = [str(path) for path in (POLICY, PAIRS, REWARD) if not (lab / path).exists()]
     return f"the store has no lab/{', lab/'.join(absent)}; `make demo` builds it" if absent else None
 
 
 def measure(threads: int) -> list[dict[str, Any]]:
-    """One row: the answer, and what it took."""
+    """One row: the answer, and the time and memory that it took."""
     lab = default_home() / "lab"
     arguments = [
         *("--policy", str(lab / POLICY)),
@@ -35,7 +35,7 @@ def measure(threads: int) -> list[dict[str, Any]]:
         *("--decide", "0.95", "--max-new-tokens", "64"),
     ]
     with tempfile.TemporaryDirectory() as home:
-        found, used = boundary(arguments, Path(home), threads)
-    kept = {name: found[name] for name in SHOWN}
-    rows = {name: found["data"][name] for name in ("rows given", "prompts")}
+        measured, used = boundary(arguments, Path(home), threads)
+    kept = {name: measured[name] for name in SHOWN}
+    rows = {name: measured["data"][name] for name in ("rows given", "prompts")}
     return [{"policy": "SmolLM2-135M-Instruct", **kept, "data": rows, "used": used, "hardware": hardware(threads)}]

@@ -1,8 +1,8 @@
 """The meter on AlpacaEval 2's recorded GPT-4-turbo preferences: each model in turn is "the policy".
 
 A completion's score is the recorded preference for it against the common baseline. The static source is all other
-recorded models, so nobody chose it: either every one of them is compared on every prompt, or two a prompt, drawn with
-a fixed seed, as many as the meter has. No row of the data is printed or kept, only scores.
+recorded models: either all of them on every prompt, or two for each prompt, as in the meter, drawn with a fixed seed.
+Only scores are printed or kept, and no row of the data.
 """
 
 import os
@@ -32,8 +32,8 @@ def data_folder() -> Path | str:
 def measure(folder: Path, seed: int, orders: int, static: int | None) -> dict[str, Any]:
     """Scores of the 29 models, their rank correlation with published win rates, and decisions over shuffled prompts.
 
-    `static`: static candidates drawn a prompt, None for all other models. A decision stops at the first name, over
-    `orders` orders of the prompts a model; it is wrong where that name is not the stage of the score over all prompts.
+    `static`: static candidates drawn for each prompt; None for all other models. `orders`: random orders of the prompts
+    for each model. A decision ends at the first named stage; it is wrong if the score over all prompts names another.
     """
     table = pd.read_parquet(folder / "gpt4_turbo_preferences.parquet")
     preferences = table.pivot(index="prompt_index", columns="generator", values="preference")
@@ -89,7 +89,7 @@ def _votes(preferences: pd.DataFrame, model: str, rng: np.random.Generator, stat
 
 
 def _decide(votes: Votes, most_votes: int) -> tuple[str, int]:
-    """Stage named and prompts used, `undecided` after all."""
+    """(stage, prompts used) of the sequential decision; `undecided` if all prompts do not suffice."""
     decision = Decision(most_votes)
     for on, off in votes:
         if decision.update(on, off) != "undecided":

@@ -1,6 +1,6 @@
-"""A simulated world with a known boundary score: every distribution is a table, so the truth is a sum and no sample.
+"""Simulated world with a known boundary score: every distribution is a table, so the true score is an exact sum.
 
-A prompt is of one of a few kinds, unseen by who measures; a kind is how well the policy does on it (its difficulty).
+Each prompt is of one of a few kinds, which the meter does not see; a kind sets how well the policy does (difficulty).
 Completions are a finite set with known rewards, which are the log of the ground-truth distribution pi_G up to a
 constant: the Bradley-Terry bijection between preferences and pi_G. The policy and the static source are
 distributions over the same set. The oracle sees the exact reward; drawing one completion twice is a tie.
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 CORRELATION = 1 / 3
-"""Correlation of two votes of a prompt (2 x 2 cross votes). On AlpacaEval's recorded preferences, two sibling models
-standing for a policy's two samples, it is about 0.3; candidates with no trait of the prompt in them have 0.2."""
+"""Correlation of two votes of a prompt (2 x 2 cross votes). On AlpacaEval's recorded preferences it is about 0.3, if
+two sibling models stand for a policy's two samples; candidates that do not depend on the prompt have about 0.2."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +85,11 @@ class World:
         return float(policy), float(np.sum(truth * np.log(truth / self.static)))
 
     def mirrored(self) -> "World":
-        """The world in which better is worse: rewards change sign, and a score s becomes 1 - s."""
+        """World with all rewards negated, in which a score s becomes 1 - s."""
         return replace(self, rewards=-self.rewards[::-1], policy=self.policy[:, ::-1], static=self.static[::-1])
 
     def sample(self, rng: np.random.Generator, shape: tuple[int, ...], candidates: int = 2) -> tuple[Array, Array]:
-        """Rewards (on, off), each `[*shape, candidates]`, of independent prompts: what an exact oracle scores."""
+        """Rewards (on, off), each `[*shape, candidates]`, of candidates of independent prompts."""
         kind = _draw(rng, self.kinds, shape)
         place = kind[..., None] + rng.random((*shape, candidates))
         ends = np.cumsum(self.policy, axis=1)
@@ -100,8 +100,8 @@ class World:
     def votes(self, rng: np.random.Generator, shape: tuple[int, ...], reading: str = "cross") -> Array:
         """Votes `[*shape, 2]` (on, off) of independent prompts with two candidates a source.
 
-        `reading` is `cross` (four votes a prompt) or `top` (one): `boundary.cross_votes` and `boundary.top_vote`, for
-        many prompts at once.
+        `reading` is `cross` (four votes a prompt, as `stats.votes.cross_votes`) or `top` (one vote, between the best
+        candidates). Raises ValueError for another reading.
         """
         if reading not in ("cross", "top"):
             raise ValueError(f"reading {reading!r}: unknown; one of 'cross', 'top'")
@@ -114,9 +114,9 @@ class World:
 
 
 def make_world(tilt: float, spread: float = 0.0, completions: int = 64, kinds: int = 21) -> World:
-    """World whose static source is uniform and whose policy leans by `tilt` nats a unit of quality to better text.
+    """World with a uniform static source and a policy whose log-probs rise by `tilt` nats for each unit of quality.
 
-    Quality is standard normal over completions, pi_G leans by 3. A prompt's kind adds to the tilt: normal with
+    Quality is standard normal over completions; for pi_G the tilt is 3. A prompt's kind adds to the tilt: normal with
     standard deviation `spread`, in `kinds` equal shares.
     """
     quality, difficulty = _normal(completions), _normal(kinds)
@@ -129,8 +129,8 @@ def make_world(tilt: float, spread: float = 0.0, completions: int = 64, kinds: i
 def world_at(score: float, correlation: float | None = CORRELATION) -> World:
     """World with this true boundary score (cross votes) and this correlation between the votes of a prompt.
 
-    Both to 1e-9. `score` in [0.05, 0.95]; `correlation` None leaves the policy equally good on all prompts. Raises
-    ValueError outside, or for a correlation below what the comparison of shared candidates brings anyway (about 0.2).
+    Both are exact to 1e-9. `correlation` None leaves the policy equally good on all prompts. Raises ValueError if
+    `score` is outside [0.05, 0.95], or the correlation is below that of shared candidates (about 0.2) or too large.
     """
     if not 0.05 <= score <= 0.95:
         raise ValueError(f"score {score!r}: no world with it; take one from 0.05 to 0.95")

@@ -1,1 +1,1 @@
-"""Attacks on everything that is built, as measurements: what was tried, how often, and what survived."""
+"""Fault-injection benchmark: faults in runs, files, readers and servers; what was tried, how often, what survived."""

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.faults`: attacks, prints what was tried and what survived, writes `results/faults/`.
+"""`python -m benchmarks.faults`: injects faults, prints what survived, writes `results/faults/`.
 
-`--part killing,together,same,rot,data,neighbours,load` chooses. Defaults are what the report shows; smaller sizes show
-in the times that each row was tried.
+`--part killing,together,same,rot,data,neighbours,load` chooses parts. The report shows the default sizes; each row
+records how often it was tried.
 """
 
 import argparse
@@ -26,15 +26,15 @@ PARTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
-    parser.add_argument("--part", default=",".join(PARTS), help="which, comma-separated")
+    parser.add_argument("--part", default=",".join(PARTS), help="parts to run, comma-separated")
     parser.add_argument("--kills", type=int, default=100, help="SIGKILLs of part killing")
-    parser.add_argument("--signals", type=int, default=10, help="SIGINTs and SIGTERMs, of each")
-    parser.add_argument("--inputs", type=int, default=50_000, help="files of part data")
-    parser.add_argument("--processes", type=int, default=8, help="of part together")
+    parser.add_argument("--signals", type=int, default=10, help="SIGINTs, and as many SIGTERMs, of part killing")
+    parser.add_argument("--inputs", type=int, default=50_000, help="made-up files of part data")
+    parser.add_argument("--processes", type=int, default=8, help="processes of part together")
     parser.add_argument("--harms", type=int, default=20, help="damaged files of each kind, of part rot")
-    parser.add_argument("--seeds", type=int, default=5, help="of each cell, of part load")
-    parser.add_argument("--results", type=int, default=10_000, help="made-up ones, of part load")
-    parser.add_argument("--short", action="store_true", help="one of each kind, as CI has it")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of each cell in part load")
+    parser.add_argument("--results", type=int, default=10_000, help="made-up results of part load")
+    parser.add_argument("--short", action="store_true", help="only one of each kind, as in CI")
     parser.add_argument("--seed", type=int, default=20250814)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     given = parser.parse_args()
@@ -48,9 +48,9 @@ def main() -> None:
             for row in measure(part, Path(folder), given):
                 rows.append(row)
                 print(line(row), flush=True)
-        found = {"part": part, "title": PARTS[part], "seed": given.seed, "seconds": round(time.monotonic() - started)}
+        head = {"part": part, "title": PARTS[part], "seed": given.seed, "seconds": round(time.monotonic() - started)}
         given.out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found | {"rows": rows}, indent=1, allow_nan=False)
+        text = json.dumps(head | {"rows": rows}, indent=1, allow_nan=False)
         (given.out / f"{part}.json").write_text(text + "\n", encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
-"""One attempt at a command, in a process of its own that can be killed, with faults planted in it beforehand.
+"""Attempt at a command in a separate process, which can be killed and can have faults planted.
 
-The process is forked from one that has the heavy libraries loaded already, so that an attempt costs its work only; its
-workers are forked too, where the command line's own are started afresh.
+The process is forked from one that has loaded the heavy libraries, so an attempt costs only its work. Its workers are
+forked too, whereas the command line spawns its workers.
 """
 
 import io
@@ -23,28 +23,28 @@ from benchmarks.faults import lab
 RUN = ("run", "-k", lab.CELLS, "--scale", lab.SCALE, "--workers", "2")
 REPORT = ("report", "--scale", lab.SCALE)
 CHANGES = ("seconds", "peak_memory_mib", "hardware", "threads", "commit", "dirty", "versions")
-"""Facts of a record that two runs of the same work differ in."""
+"""Facts of a record that differ between two runs of the same work."""
 Plant = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How an attempt ended."""
+    """Outcome of an attempt."""
 
     code: int
-    """Exit code, or minus the signal's number."""
+    """Exit code, or minus the number of the signal that ended it."""
     output: str
     seconds: float
     killed: bool
 
     @property
     def clean(self) -> bool:
-        """Whether nothing but messages was printed."""
+        """Whether the output holds no traceback."""
         return "Traceback" not in self.output and "Exception" not in self.output
 
 
 class Attempt:
-    """A command under way in `folder`, with `folder/home` as its store unless another is named."""
+    """Running command in `folder`; its store is `home`, by default `folder/home`."""
 
     def __init__(
         self, folder: Path, words: tuple[str, ...] = RUN, plant: Plant | None = None, home: Path | None = None
@@ -58,14 +58,14 @@ class Attempt:
             _child(folder, words, plant, home or folder / "home", self.log)
 
     def kill(self, number: int, group: bool) -> None:
-        """Sends a signal to every process of the attempt, or to the first alone."""
+        """Sends a signal to every process of the attempt, or only to the first."""
         try:
             (os.killpg if group else os.kill)(self.pid, number)
-        except ProcessLookupError:  # no group yet
+        except ProcessLookupError:  # the child has not made its group yet
             os.kill(self.pid, number)
 
     def end(self, after: float | None = None, number: int = signal.SIGKILL, group: bool = True) -> Ended:
-        """Waits for the end; `after` so many seconds it sends a signal, to the whole group or the first process."""
+        """Waits for the end; `after` this many seconds sends a signal to the whole group or to the first process."""
         killed = False
         while True:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -84,7 +84,7 @@ class Attempt:
 
 
 def preload() -> None:
-    """Loads what attempts need; nothing is computed, as threads do not survive a fork."""
+    """Imports the modules that attempts need. Computes nothing, because threads do not survive a fork."""
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
@@ -108,10 +108,10 @@ def preload() -> None:
 
 
 def _child(folder: Path, words: tuple[str, ...], plant: Plant | None, home: Path, log: Path) -> None:
-    """The process of an attempt; it never returns."""
+    """Runs the attempt in the forked process and exits; never returns."""
     code: Any = 1
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to it
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it from the start
         os.setsid()
         os.chdir(folder)
         os.environ["STAGEALIGN_HOME"] = str(home)
@@ -127,13 +127,13 @@ def _child(folder: Path, words: tuple[str, ...], plant: Plant | None, home: Path
 
         console.width = 200
         execute.get_context = lambda _: multiprocessing.get_context("fork")
-        torch.set_num_threads = lambda count: None  # one, whatever the machine: the same bytes, and no waiting
+        torch.set_num_threads = lambda count: None  # one thread on every machine: equal bytes, no contention
         if plant:
             plant()
         sys.argv = ["stagealign", *words]
         main()
-    except SystemExit as ended:
-        code = ended.code
+    except SystemExit as exit_request:
+        code = exit_request.code
     except BaseException:
         traceback.print_exc()
     finally:
@@ -141,18 +141,18 @@ def _child(folder: Path, words: tuple[str, ...], plant: Plant | None, home: Path
 
 
 def built(home: Path) -> dict[str, tuple[int, int]]:
-    """Identity on the disk of every record that is there: one that was built again has another."""
-    found = {}
+    """Artifact -> (inode, time) of its record, which change if it is built again."""
+    records = {}
     for path in home.rglob("record.json"):
         if ".part" not in str(path.parent):
             state = path.stat()
-            found[str(path.parent.relative_to(home))] = (state.st_ino, state.st_mtime_ns)
-    return found
+            records[str(path.parent.relative_to(home))] = (state.st_ino, state.st_mtime_ns)
+    return records
 
 
 def content(home: Path) -> dict[str, Any]:
-    """Every file of every artifact: its bytes, or of a record what does not change from run to run."""
-    found: dict[str, Any] = {}
+    """File -> its bytes, for every artifact; for a record, the fields that do not change between runs."""
+    files: dict[str, Any] = {}
     for path in sorted(home.rglob("*")):
         name = str(path.relative_to(home))
         if path.is_dir() or path.suffix in (".lock", ".holder", ".log"):
@@ -161,31 +161,31 @@ def content(home: Path) -> dict[str, Any]:
             record = json.loads(path.read_text(encoding="utf-8"))
             record["facts"] = {key: value for key, value in record["facts"].items() if key not in CHANGES}
             record.pop("seal")  # it covers the times too
-            found[name] = record
+            files[name] = record
         else:
-            found[name] = path.read_bytes()
-    return found
+            files[name] = path.read_bytes()
+    return files
 
 
 def numbers(results: Path) -> dict[str, Any]:
-    """Every result, without what tells of machine, time and which call computed a reference pass."""
-    found = {}
+    """File -> result, without machine, times and which call computed a reference pass."""
+    by_file = {}
     for path in sorted((results / lab.SCALE).glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         result.pop("seal")
-        result["artifacts"] = {name: made["fingerprint"] for name, made in result["artifacts"].items()}
-        for one in result["rounds"]:
-            for rung in one["rungs"]:
+        result["artifacts"] = {name: artifact["fingerprint"] for name, artifact in result["artifacts"].items()}
+        for entry in result["rounds"]:
+            for rung in entry["rungs"]:
                 training = rung["training"]
                 training.pop("pairs_per_second")
                 counts = training.pop("reference")
                 training["forwards"] = counts["computed"] + counts["reused"]
-        found[path.name] = result
-    return found
+        by_file[path.name] = result
+    return by_file
 
 
 def faults_of(folder: Path, reference: Path, home: Path | None = None) -> list[str]:
-    """What is not as in the run that nobody disturbed."""
+    """Differences from the undisturbed run in store and results, and files left over."""
     home = home or folder / "home"
     ours, theirs = content(home), content(reference / "home")
     wrong = [f"{name}: missing" for name in theirs.keys() - ours.keys()]
@@ -198,6 +198,6 @@ def faults_of(folder: Path, reference: Path, home: Path | None = None) -> list[s
 
 
 def builds(output: str) -> int:
-    """Artifacts that the call says it built."""
-    found = re.findall(r"^built (\d+), reused", output, re.MULTILINE)
-    return int(found[-1]) if found else 0
+    """Number of artifacts that the call reports as built."""
+    counts = re.findall(r"^built (\d+), reused", output, re.MULTILINE)
+    return int(counts[-1]) if counts else 0

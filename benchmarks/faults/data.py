@@ -1,4 +1,4 @@
-"""Files that nobody should write, given to every reader: a clear error or a counted drop, and rows that add up."""
+"""Malformed files for every reader, which must raise a clear error or count every row."""
 
 import json
 import random
@@ -16,7 +16,7 @@ SCALE = "lab"
 
 
 def tables(folder: Path, inputs: int, chance: int | None, tally: Tally) -> None:
-    """Feeds `inputs` (file, reader) pairs that hypothesis made up; derandomized where there is no `chance`."""
+    """Feeds `inputs` (file, reader) pairs made by hypothesis; `chance` is its seed, None for deterministic examples."""
     used = 0
 
     @settings(
@@ -39,9 +39,9 @@ def tables(folder: Path, inputs: int, chance: int | None, tally: Tally) -> None:
         name = {"other ending": ENDINGS[place % 4]}.get(damage, ending)
         path = folder / f"table.{name}{zipped}"
         path.write_bytes(damaged(encoded(rows, ending), damage, place))
-        others = [one for one in READERS if one not in LINES or name == "jsonl"]
-        for one in {own, others[place % len(others)]}:
-            tally.read(one, READERS[one], path, len(rows))
+        others = [reader for reader in READERS if reader not in LINES or name == "jsonl"]
+        for reader in {own, others[place % len(others)]}:
+            tally.read(reader, READERS[reader], path, len(rows))
             used += 1
 
     if chance is not None:
@@ -53,7 +53,7 @@ def tables(folder: Path, inputs: int, chance: int | None, tally: Tally) -> None:
 
 
 def results(folder: Path, inputs: int, chance: int, tally: Tally, example: Row) -> None:
-    """Feeds results with a value exchanged, taken away or added somewhere, and files that are none."""
+    """Feeds results with a value changed, removed or added somewhere, and damaged files."""
     from stagealign.report.read.book import open_book
     from stagealign.store.results import done_rungs, read_result, result_path, stands
 
@@ -65,20 +65,20 @@ def results(folder: Path, inputs: int, chance: int, tally: Tally, example: Row) 
     def read(path: Path, count: int) -> None:
         stands(path, set())
         book = open_book(folder, SCALE)
-        assert len(book.results) + len(book.damaged) == 1, "a result is neither read nor named as damaged"
+        assert len(book.results) + len(book.damaged) == 1, "a result is neither read nor reported as damaged"
         done_rungs(read_result(path))
 
     for _ in range(inputs):
-        made = json.loads(json.dumps(example))
+        mutated = json.loads(json.dumps(example))
         for _ in range(rng.choice((1, 1, 2))):
-            _mutate(made, rng, junk)
-        data = json.dumps(made).encode()
+            _mutate(mutated, rng, junk)
+        data = json.dumps(mutated).encode()
         path.write_bytes(damaged(data, rng.choice(DAMAGES), rng.randrange(10**6)))
         tally.read("results", read, path, 1)
 
 
 def _mutate(node: Any, rng: random.Random, junk: list[Any]) -> None:
-    """Changes one place, deep or shallow."""
+    """Changes, removes or adds one value at a random place, deep or shallow."""
     while True:
         places = list(node) if isinstance(node, dict) else range(len(node))
         if not places:
@@ -99,7 +99,7 @@ def _mutate(node: Any, rng: random.Random, junk: list[Any]) -> None:
 
 
 def extremes(folder: Path, tally: Tally, large: int = 100_000) -> None:
-    """A prompt of 1 MB, many identical ones, equal candidates, prompts that differ in white space alone."""
+    """Feeds extreme rows: a prompt of 1 MB, equal prompts, equal candidates, prompts that differ in white space."""
     long = "word " * 200_000
     cases: dict[str, list[Row]] = {
         "long": [{**PLAIN, "prompt": long}, PLAIN],
@@ -122,10 +122,10 @@ def extremes(folder: Path, tally: Tally, large: int = 100_000) -> None:
     if len(read_preferences(str(path)).rows) != len(cases["white space"]):
         tally.wrong.append(("preferences", "prompts that differ in white space alone are merged"))
     path.write_bytes(encoded(cases["identical"], "jsonl"))
-    found = read_preferences(str(path))
-    if (len(found.rows), found.repeated) != (1, large - 1):
+    data = read_preferences(str(path))
+    if (len(data.rows), data.repeated) != (1, large - 1):
         tally.wrong.append(
-            ("preferences", f"{large} identical prompts: {len(found.rows)} rows, {found.repeated} repeated")
+            ("preferences", f"{large} identical prompts: {len(data.rows)} rows, {data.repeated} repeated")
         )
     path = folder / "equal.jsonl"
     path.write_bytes(encoded(cases["equal"], "jsonl"))
@@ -134,7 +134,7 @@ def extremes(folder: Path, tally: Tally, large: int = 100_000) -> None:
 
 
 def measure(folder: Path, inputs: int, chance: int) -> Iterator[Row]:
-    """One row a reader: files given, and how many were read or refused with a clear message."""
+    """One row for each reader: files given, and how many were read or refused with a clear message."""
     folder.mkdir(parents=True, exist_ok=True)
     tally = Tally()
     extremes(folder, tally)
@@ -155,9 +155,9 @@ def measure(folder: Path, inputs: int, chance: int) -> Iterator[Row]:
 
 
 def _small(result: Row) -> Row:
-    """A result with few prompts, so that a change seldom falls on one of them."""
+    """Copy of a result with few prompts and artifacts, so that mutations mostly fall on other fields."""
     text = json.dumps(result)
-    made: Row = json.loads(text)
+    small: Row = json.loads(text)
 
     def shrink(node: Any) -> None:
         if isinstance(node, dict):
@@ -168,8 +168,8 @@ def _small(result: Row) -> Row:
                     node[key] = value[:1]
                 shrink(node[key])
         elif isinstance(node, list):
-            for one in node:
-                shrink(one)
+            for item in node:
+                shrink(item)
 
-    shrink(made)
-    return made
+    shrink(small)
+    return small

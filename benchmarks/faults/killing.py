@@ -1,4 +1,4 @@
-"""A cell that is killed, filled up, locked out and set back in time, and run again each time until it is done."""
+"""Runs disturbed by kills, signals, a full or read-only disk and a wrong clock, then repeated until done."""
 
 import os
 import random
@@ -17,11 +17,11 @@ Row = dict[str, Any]
 SIGNALS = {signal.SIGINT: (130, "interrupted; all that is built stays"), signal.SIGTERM: (143, "terminated; all that")}
 ALONE = (*RUN[:-1], "1")
 LIMIT = 40
-"""Kills of one store, after which it is left alone to end: on a busy machine an attempt may be too short to get on."""
+"""Largest number of kills on one store; on a busy machine attempts may be too short to make progress."""
 
 
 def undisturbed(folder: Path) -> Ended:
-    """The run that all others are held against, with its report."""
+    """Outcome of an undisturbed run, the reference of all others. Raises RuntimeError if it fails."""
     ended = Attempt(folder).end()
     if ended.code:
         raise RuntimeError(f"the undisturbed run failed:\n{ended.output}")
@@ -29,9 +29,9 @@ def undisturbed(folder: Path) -> Ended:
 
 
 def killed(folder: Path, reference: Path, kills: int, length: float, seed: int) -> Row:
-    """SIGKILL at random moments, to every process at once or to the first alone; new stores until `kills` are done.
+    """Row of SIGKILLs at random moments, to every process or only to the first; uses new stores until `kills` are done.
 
-    A store is killed until it is done, LIMIT times at most, and then has to come to its end undisturbed.
+    On each store, runs are killed until one ends, at most LIMIT times; the next run must then end undisturbed.
     """
     chance, done, wrong, runs = random.Random(seed), 0, [], 0
     while done < kills:
@@ -60,13 +60,13 @@ def killed(folder: Path, reference: Path, kills: int, length: float, seed: int) 
 
 
 def signalled(folder: Path, reference: Path, number: signal.Signals, times: int, length: float, seed: int) -> Row:
-    """SIGINT to every process, as Ctrl-C is, or SIGTERM to the first; the exit code and message, then the rest."""
+    """Row of SIGINTs to every process, as by Ctrl-C, or SIGTERMs to the first: exit code, message, continuation."""
     chance, wrong, sent, runs = random.Random(seed), [], 0, 0
     code, message = SIGNALS[number]
     while sent < times and not wrong:
         runs += 1
         if runs > LIMIT:
-            wrong.append(f"{LIMIT} runs came to their end without hearing {number.name}")
+            wrong.append(f"{LIMIT} runs ended without receiving {number.name}")
         place = folder / f"{number.name}{runs}"
         for _ in range(LIMIT):
             after = chance.uniform(0.05, length / 3) if sent < times else None
@@ -84,7 +84,7 @@ def signalled(folder: Path, reference: Path, number: signal.Signals, times: int,
 
 
 def in_training(folder: Path, reference: Path) -> list[Row]:
-    """SIGKILL at step 55 of 60, and half-way through writing the checkpoint of step 50."""
+    """Rows of SIGKILL at step 55 of 60, and in the middle of writing the checkpoint of step 50."""
     rows = []
     for name, plant, first in (
         ("at step 55", _die_at_step, 51),
@@ -93,13 +93,15 @@ def in_training(folder: Path, reference: Path) -> list[Row]:
         place = folder / name.replace(" ", "-")
         os.environ["FAULTS_STEPS"] = str(place / "steps")
         place.mkdir(parents=True)
-        one = Attempt(place, ALONE, plant).end()
+        first_run = Attempt(place, ALONE, plant).end()
         (place / "steps").unlink(missing_ok=True)
-        two = Attempt(place, ALONE, _note_steps).end()
+        second = Attempt(place, ALONE, _note_steps).end()
         steps = [int(line) for line in (place / "steps").read_text().split()]
         wrong = faults_of(place, reference)
-        if two.code or one.code == 0 or "worker process was killed" not in one.output or steps[0] != first:
-            wrong.append(f"exit {one.code}, {two.code}; went on at step {steps[:1]}; {one.output[-300:]}")
+        named = "worker process was killed" in first_run.output
+        if second.code or first_run.code == 0 or not named or steps[0] != first:
+            codes = f"exit {first_run.code}, {second.code}"
+            wrong.append(f"{codes}; went on at step {steps[:1]}; {first_run.output[-300:]}")
         (place / "steps").unlink()
         found = f"went on at step {first}, byte for byte"
         rows.append({"tried": f"a worker killed {name}", "times": 1, "survived": int(not wrong)} | _said(wrong, found))
@@ -107,6 +109,7 @@ def in_training(folder: Path, reference: Path) -> list[Row]:
 
 
 def _note_steps(then: Plant | None = None) -> None:
+    """Has training write each step to the file of FAULTS_STEPS; calls `then` at step 55."""
     from stagealign.train.trainer import PreferenceTrainer
 
     note = PreferenceTrainer._note
@@ -137,7 +140,7 @@ def _die_in_checkpoint() -> None:
 
 @contextmanager
 def small_disk(place: Path, size: str) -> Iterator[Path]:
-    """A file system of its own of that size. Raises OSError where this machine does not let us mount one."""
+    """Mounts a file system of this size. Raises OSError if the machine does not allow mounts."""
     place.mkdir(parents=True)
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True)
     if done.returncode:
@@ -153,18 +156,20 @@ def remount(place: Path, options: str) -> None:
 
 
 def full_disk(folder: Path, reference: Path, sizes: tuple[str, ...]) -> Row:
-    """A disk too small for the store, then one that is large enough."""
+    """Row of runs on a disk that is too small for the store, then made large enough."""
     wrong = []
     for size in sizes:
         place = folder / size
         try:
             with small_disk(place / "disk", size) as disk:
-                one = Attempt(place, home=disk / "home").end()
+                full = Attempt(place, home=disk / "home").end()
                 remount(disk, "size=64m")
-                two = Attempt(place, home=disk / "home").end()
+                roomy = Attempt(place, home=disk / "home").end()
                 faults = faults_of(place, reference, disk / "home")
-                if one.code not in (1, 2) or "No space left on device" not in one.output or not one.clean or two.code:
-                    faults.append(f"exit {one.code}, then {two.code}: {one.output[-600:]} {two.output[-300:]}")
+                named = full.code in (1, 2) and "No space left on device" in full.output and full.clean
+                if not named or roomy.code:
+                    codes = f"exit {full.code}, then {roomy.code}"
+                    faults.append(f"{codes}: {full.output[-600:]} {roomy.output[-300:]}")
                 wrong += faults[:1]
         except OSError as error:
             return {"tried": "a full disk", "times": 0, "survived": 0, "wrong": [], "found": f"skipped: {error}"}
@@ -173,28 +178,28 @@ def full_disk(folder: Path, reference: Path, sizes: tuple[str, ...]) -> Row:
 
 
 def read_only(folder: Path, reference: Path) -> list[Row]:
-    """A store that takes no byte: empty, and with all that is needed."""
+    """Rows of a read-only store: empty, and with all artifacts."""
     try:
         with small_disk(folder / "disk", "64m") as disk:
             remount(disk, "ro")
-            one = Attempt(folder, home=disk / "home").end()
+            empty = Attempt(folder, home=disk / "home").end()
             remount(disk, "rw")
             shutil.copytree(reference / "home", disk / "home", symlinks=True)
             remount(disk, "ro")
-            two = Attempt(folder, home=disk / "home").end()
+            complete = Attempt(folder, home=disk / "home").end()
             wrong = faults_of(folder, reference, disk / "home")
     except OSError as error:
         return [{"tried": "a read-only store", "times": 0, "survived": 0, "wrong": [], "found": f"skipped: {error}"}]
-    named = one.code == 2 and "Read-only file system" in one.output and one.clean
+    named = empty.code == 2 and "Read-only file system" in empty.output and empty.clean
     rows = [{"tried": "a read-only store, empty", "times": 1, "survived": int(named)}]
-    rows[0] |= _said([] if named else [one.output[-600:]], "named before any work")
-    wrong += [two.output[-600:]] * bool(two.code)
+    rows[0] |= _said([] if named else [empty.output[-600:]], "named before any work")
+    wrong += [complete.output[-600:]] * bool(complete.code)
     row = {"tried": "a read-only store with all that is needed", "times": 1, "survived": int(not wrong)}
     return [*rows, row | _said(wrong, "all reused, byte for byte")]
 
 
 def clock_back(folder: Path, reference: Path, length: float, seed: int) -> Row:
-    """Killed twice, each time on a day before that of its files; the clock jumps back while it runs, too."""
+    """Row of two killed runs and a complete one, with a clock earlier than the files' times that also jumps back."""
     chance, wrong = random.Random(seed), []
     for days in (1, 2, 0):
         ended = Attempt(folder, plant=lambda days=days: _set_back(days)).end(
@@ -208,18 +213,18 @@ def clock_back(folder: Path, reference: Path, length: float, seed: int) -> Row:
 
 
 def _set_back(days: int) -> None:
-    """`time.time` as on a machine whose clock is set back an hour every hundred looks."""
-    real, looks = time.time, [0]
+    """Sets `time.time` back by `days`, and by another hour at every hundredth call."""
+    real, calls = time.time, [0]
 
-    def told() -> float:
-        looks[0] += 1
-        return real() - 86400 * days - 3600 * (looks[0] // 100)
+    def set_back() -> float:
+        calls[0] += 1
+        return real() - 86400 * days - 3600 * (calls[0] // 100)
 
-    time.time = told
+    time.time = set_back
 
 
 def reporting(folder: Path, reference: Path, times: int, seed: int) -> Row:
-    """The report killed while it writes; then it is what the results give."""
+    """Row of reports killed while they are written; the next report must match the results."""
     chance, wrong = random.Random(seed), []
     shutil.copytree(reference / "results", folder / "results")
     length = Attempt(folder, REPORT).end().seconds
@@ -238,7 +243,7 @@ def _said(wrong: list[str], found: str) -> Row:
 
 
 def measure(folder: Path, kills: int, signals: int, seed: int) -> Iterator[Row]:
-    """All of it; a row as soon as it is known."""
+    """Yields each row as soon as it is measured."""
     reference = folder / "reference"
     undisturbed(folder / "warm")
     length = undisturbed(reference).seconds

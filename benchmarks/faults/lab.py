@@ -1,6 +1,6 @@
-"""A scale of its own for the attacks: real cells of a policy with some thousand weights, done in seconds.
+"""Scale `tiny` for fault injection: real cells of a policy with 30,000 weights, which run in seconds.
 
-`python -m benchmarks.faults.lab WORDS` is the command line with that scale, `tiny`, in its registry.
+`python -m benchmarks.faults.lab WORDS` is the command line with this scale in its registry.
 """
 
 from dataclasses import replace
@@ -15,11 +15,11 @@ from stagealign.store.artifact import Work
 
 SCALE = "tiny"
 CELLS = "2off_on"
-"""Both methods, two rounds, one of each source."""
+"""Expression for `-k`: both methods, two rounds, one of each source."""
 
 
 def install() -> None:
-    """Puts the scale into the registry of this process; what it builds is named by functions of this module."""
+    """Adds the scale to the registry of this process; its weights are built by this module."""
     smoke = scales.SCALES["smoke"]
     training = replace(smoke.training, epochs=30, trained_layers=1, max_length=128)  # 60 steps: one checkpoint
     sizes = Evaluation(validation_prompts=2, test_prompts=4)
@@ -35,7 +35,7 @@ def install() -> None:
 
 
 def build_weights(work: Work) -> dict[str, Any]:
-    """Builder of `weights`: a seeded random Llama of two layers on bytes."""
+    """Builds `weights`: a seeded random Llama of two layers on bytes."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 

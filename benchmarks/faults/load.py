@@ -1,6 +1,6 @@
-"""A soak: the 36 cells of three models over several seeds in one go, and commands over as many results as nobody has.
+"""Load tests: the 36 cells of three models over several seeds in one call, and commands over very many results.
 
-Memory and file handles are looked at while it runs, of all its processes together and of the one that holds most.
+Memory of all processes, and file handles of the process with the most, are sampled during each run.
 """
 
 import json
@@ -20,15 +20,15 @@ from benchmarks.faults.attempts import Attempt, Ended, builds, built
 Row = dict[str, Any]
 MODELS = ("llama3", "zephyr", "phi2")
 GROWTH = 1.10
-"""Of memory, last fifth to second fifth, that still counts as flat."""
+"""Largest ratio of memory, last fifth of the time over second fifth, that counts as flat."""
 HANDLES = 5
-"""More file handles that still count as flat."""
+"""Largest increase of file handles that counts as flat."""
 ENOUGH = 10
-"""Looks, a second apart, without which nothing is said of memory."""
+"""Fewest samples, one each second, from which growth is judged."""
 
 
 class Watch:
-    """Samples, once a second, of (bytes of memory, file handles of the process that has most) of an attempt."""
+    """Sampler of an attempt, once a second: (bytes of memory, file handles of the process with the most)."""
 
     def __init__(self, attempt: Attempt):
         self.attempt = attempt
@@ -50,37 +50,37 @@ class Watch:
             try:
                 first = psutil.Process(self.attempt.pid)
                 family = [first, *first.children(recursive=True)]
-                memory = sum(_own_bytes(one) for one in family)
-                self.samples.append((memory, max(one.num_fds() for one in family)))
-            except psutil.Error:  # one of them ended between two looks
+                memory = sum(map(_own_bytes, family))
+                self.samples.append((memory, max(process.num_fds() for process in family)))
+            except psutil.Error:  # a process ended between two calls
                 continue
 
     def growth(self) -> tuple[str, bool]:
-        """Memory and handles in the second fifth of the time and in the last, in words, and whether they grew."""
+        """Memory and handles in the second and the last fifth of the time, as text; and whether either grew."""
         if len(self.samples) < ENOUGH:
             return "too short to tell how memory grows", False
         memory = [self._fifth(number, 0) / 2**20 for number in (1, 4)]
         handles = [self._fifth(number, 1) for number in (1, 4)]
-        told = (
+        text = (
             f"memory {memory[0]:.0f} MiB in the second fifth of the time and {memory[1]:.0f} in the last, file handles "
             f"{handles[0]:.0f} and {handles[1]:.0f}"
         )
-        return told, memory[1] > GROWTH * memory[0] or handles[1] > handles[0] + HANDLES
+        return text, memory[1] > GROWTH * memory[0] or handles[1] > handles[0] + HANDLES
 
     def _fifth(self, number: int, what: int) -> float:
-        """Median of a fifth of the samples; 0 is the first."""
+        """Median of one field over a fifth of the samples, numbered from 0."""
         size = len(self.samples) // 5
         return statistics.median(sample[what] for sample in self.samples[number * size : (number + 1) * size])
 
 
 def _own_bytes(process: psutil.Process) -> int:
-    """Memory that no other process shares; what forks share is there once, whatever they do."""
-    found: int = process.memory_full_info().uss
-    return found
+    """Memory that no other process shares; pages shared by forks are left out."""
+    unshared: int = process.memory_full_info().uss
+    return unshared
 
 
 def soak(folder: Path, seeds: int, models: Sequence[str]) -> Row:
-    """All twelve cells of each model with `seeds` seeds in one call; then again, when nothing may be built."""
+    """Row of all twelve cells of each model with `seeds` seeds in one call, then again, which must build nothing."""
     from stagealign.grid import models as models_room
     from stagealign.store.results import read_results
 
@@ -94,22 +94,22 @@ def soak(folder: Path, seeds: int, models: Sequence[str]) -> Row:
     watch = Watch(Attempt(folder, words, plant))
     ended = watch.end()
     seconds = time.monotonic() - started
-    done = [found for _, found in read_results(folder / "results", lab.SCALE) if isinstance(found, dict)]
-    wanted, made = cells * seeds, sum(one["state"] == "done" for one in done)
-    wrong = [] if ended.code == 0 and ended.clean and made == wanted else [
-        f"exit {ended.code}, {made} of {wanted} results: {ended.output[-400:]}"
+    written = [result for _, result in read_results(folder / "results", lab.SCALE) if isinstance(result, dict)]
+    wanted, done = cells * seeds, sum(result["state"] == "done" for result in written)
+    wrong = [] if ended.code == 0 and ended.clean and done == wanted else [
+        f"exit {ended.code}, {done} of {wanted} results: {ended.output[-400:]}"
     ]  # fmt: skip
     known = built(folder / "home")
     again = Attempt(folder, words, plant).end()
     if again.code or built(folder / "home") != known:
         wrong.append(f"again: exit {again.code}, {builds(again.output)} built: {again.output[-400:]}")
-    told, grown = watch.growth()
-    found = f"{builds(ended.output)} artifacts in {seconds / 60:.1f} min; {told}"
-    return _row(f"{cells} cells x {seeds} seeds in one call", wanted, wrong + [told] * grown, found)
+    growth, grown = watch.growth()
+    found = f"{builds(ended.output)} artifacts in {seconds / 60:.1f} min; {growth}"
+    return _row(f"{cells} cells x {seeds} seeds in one call", wanted, wrong + [growth] * grown, found)
 
 
 def many(folder: Path, count: int) -> Iterator[Row]:
-    """Report of the lab over `count` made-up results, and the plan of as many seeds of its cells beside them."""
+    """Rows of a lab report over `count` made-up results, and of a plan of as many runs beside them."""
     from benchmarks.speed.start import fill
     from stagealign.grid import registry
 
@@ -126,24 +126,24 @@ def _command(name: str, folder: Path, words: tuple[str, ...], count: int, faults
     watch = Watch(Attempt(folder, words))
     ended = watch.end()
     wrong = [] if ended.code == 0 and ended.clean else [f"exit {ended.code}: {ended.output[-400:]}"]
-    wrong = wrong or [said for said in [faults(folder, count)] if said]
+    wrong = wrong or [fault for fault in [faults(folder, count)] if fault]
     peak = max((sample[0] for sample in watch.samples), default=0) / 2**20
     held = f", {peak:,.0f} MiB at most" if watch.samples else ""
     return _row(f"{name} over {count:,} results", 1, wrong, f"{time.monotonic() - started:.1f} s{held}")
 
 
 def _report_faults(folder: Path, count: int) -> str:
-    """What is wrong with the report; empty where it counts every result as done."""
+    """Fault of the report; empty if it counts every result as done."""
     page = (folder / "reports" / "lab" / "README.md").read_text(encoding="utf-8")
-    told = re.search(r"([\d,]+) runs done[^;]*;", page)
-    counted = told is not None and int(told[1].replace(",", "")) == count and "damaged" not in told[0]
-    return "" if counted else f"the report does not count {count} runs: {told and told[0]}"
+    line = re.search(r"([\d,]+) runs done[^;]*;", page)
+    counted = line is not None and int(line[1].replace(",", "")) == count and "damaged" not in line[0]
+    return "" if counted else f"the report does not count {count} runs: {line and line[0]}"
 
 
 def _plan_faults(folder: Path, count: int) -> str:
-    """What is wrong with the plan; empty where it holds more artifacts than there are results, each of them once."""
+    """Fault of the plan; empty if it holds more artifacts than `count`, each once."""
     artifacts = json.loads((folder / "plan.json").read_text(encoding="utf-8"))["artifacts"]
-    names = {one["id"] for one in artifacts}
+    names = {artifact["id"] for artifact in artifacts}
     return "" if len(names) == len(artifacts) > count else f"{len(artifacts)} artifacts, {len(names)} names"
 
 
@@ -152,6 +152,6 @@ def _row(tried: str, times: int, wrong: list[str], found: str) -> Row:
 
 
 def measure(folder: Path, seeds: int, count: int, short: bool) -> Iterator[Row]:
-    """The soak, then the commands over many results; `short`: of one model."""
+    """Yields the rows of the runs, then of the commands over many results; `short` runs one model only."""
     yield soak(folder / "soak", seeds, MODELS[: 1 if short else None])
     yield from many(folder / "many", count)

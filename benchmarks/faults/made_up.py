@@ -1,4 +1,4 @@
-"""Made-up files: rows of every shape that some reader takes, most of them with something that does not belong there."""
+"""Made-up files with rows of every shape that a reader accepts, most of them with unexpected values."""
 
 import gzip
 import json
@@ -53,11 +53,11 @@ SHAPES: dict[str, Row] = {
     "labelled": {**PLAIN, "source": "off", "margin": 0.5},
     "answers": {"key": "k", "preference": 1.5, "served": "j", "prompt_tokens": 3},
 }
-"""Rows as they should be, by what reads them."""
+"""Reader -> a valid row."""
 
 
 def _rows(shape: Row) -> Any:
-    """Tables of some rows of this shape, most of them with a value, or a column, that does not belong there."""
+    """Strategy for tables with rows of this shape, most of them with an unexpected value or column."""
     right = st.fixed_dictionaries({name: _mostly(value) for name, value in shape.items()})
     just = st.just(shape)
     loose = st.dictionaries(st.sampled_from([*shape, "extra"]), VALUES, max_size=5)
@@ -65,19 +65,20 @@ def _rows(shape: Row) -> Any:
 
 
 def _told_apart(rows: list[Row]) -> list[Row]:
-    """Rows of prompts of their own, where only one row a prompt is allowed."""
-    made = [dict(row) for row in rows]
-    for number, row in enumerate(made):
+    """Copy of the rows with distinct prompts, for readers that allow one row for each prompt."""
+    copies = [dict(row) for row in rows]
+    for number, row in enumerate(copies):
         if row.get("prompt_index") == 1:
             row["prompt_index"] = number
         if row.get("instruction") == "p" and "output" in row:
             row["instruction"] = f"p{number}"
         if row.get("") == "g":
             row[""] = f"g{number}"
-    return made
+    return copies
 
 
 def _mostly(value: Any) -> Any:
+    """Strategy for this value, and in one case of eight for any other."""
     return st.integers(0, 7).flatmap(lambda n: VALUES if n == 7 else st.just(value))
 
 
@@ -101,7 +102,7 @@ DAMAGES = (
 
 
 def encoded(rows: list[Row], ending: str) -> bytes:
-    """A file of these rows; values that a format cannot hold are written as it can."""
+    """Bytes of a file with these rows; rows that parquet cannot hold are written as JSON."""
     if ending == "jsonl":
         return "".join(json.dumps(row) + "\n" for row in rows).encode()
     if ending == "json":
@@ -123,12 +124,12 @@ def encoded(rows: list[Row], ending: str) -> bytes:
     try:
         pq.write_table(pa.Table.from_pylist(rows), sink)
     except (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError, ValueError, NotImplementedError):
-        return json.dumps(rows).encode()  # a parquet file that is none
+        return json.dumps(rows).encode()  # a .parquet file that is not parquet
     return bytes(sink.getvalue().to_pybytes())
 
 
 def damaged(data: bytes, damage: str, place: int) -> bytes:
-    """The file with one kind of damage."""
+    """Bytes with one kind of damage."""
     at = place % (len(data) + 1)
     if damage == "cut":
         return data[:at]

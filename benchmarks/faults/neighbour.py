@@ -1,4 +1,4 @@
-"""A chat server on the loopback that answers badly, late, never, under another name, or at any price."""
+"""Misbehaving chat server on the loopback: bad, late or no answers, another model's name, wrong bills."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from typing import Any
 
 Row = dict[str, Any]
 TIMEOUT = 2.0
-"""Seconds, in place of 60."""
+"""Seconds that a client waits, instead of 60."""
 PASSING = ("429", "500", "half", "garbage", "empty", "late", "never", "drip")
-"""What a second try may mend."""
+"""Faults that a second request may not meet."""
 ODD: dict[str, Any] = {
     "no text": {"content": None},
     "a list for text": {"content": [{"type": "text", "text": "A"}]},
@@ -22,11 +22,11 @@ ODD: dict[str, Any] = {
     "another type": {"content": 7},
     "a wall of text": {"content": "x" * 100_000},
 }
-"""Messages of a whole answer that nobody can use as a verdict."""
+"""Messages of a complete answer that are no verdict."""
 
 
 class Neighbour(ThreadingHTTPServer):
-    """A chat server; `act` says for each request (its number from 0, the request) how it is answered."""
+    """Chat server; `act(number from 0, request)` names the way in which each request is answered."""
 
     daemon_threads = True
     block_on_close = False
@@ -34,20 +34,20 @@ class Neighbour(ThreadingHTTPServer):
     def __init__(self, act: Callable[[int, Row], str]):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.act, self.seen = act, Counter[str]()
-        """Requests by the text that they ask about."""
+        """Number of requests by their last message."""
         self.number, self.bill, self.name = 0, 7, "model-1"
         self.lock = threading.Lock()
         self.over = threading.Event()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that did not wait is what is wanted here."""
+        """Ignores clients that disconnect, which these tests provoke."""
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/v1"
 
     def good(self, request: Row) -> Row:
-        """A whole answer to a judge's question, AlpacaEval's, or a prompt."""
+        """Valid answer to a question of the meter's judge, to one of AlpacaEval's, or to a prompt."""
         text = request["messages"][-1]["content"]
         judging = "m" if '"output": """' in text else "A" if "<response_a>" in text else "a completion of the policy"
         choice: Row = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": judging}}
@@ -105,21 +105,21 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def neighbour(act: Callable[[int, Row], str]) -> Iterator[Neighbour]:
-    """A server under way."""
-    with Neighbour(act) as one:
-        thread = threading.Thread(target=one.serve_forever, args=(0.01,), daemon=True)
+    """Runs a server inside the block."""
+    with Neighbour(act) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         try:
-            yield one
+            yield server
         finally:
-            one.over.set()
-            one.shutdown()
+            server.over.set()
+            server.shutdown()
             thread.join()
 
 
 @contextmanager
 def hurried() -> Iterator[None]:
-    """Servers are waited for a short time, and tried again at once."""
+    """Shortens the timeouts and pauses of clients inside the block."""
     from stagealign.base import server
 
     start = server.Server.__init__
@@ -145,16 +145,16 @@ def good(number: int, request: Row) -> str:
 
 
 def at_first(number: int, request: Row) -> str:
-    """Each kind of passing fault once, at every third request after the first few."""
+    """Names each fault of `PASSING` once, at every third request after the first four."""
     place, rest = divmod(number - 4, 3)
     return PASSING[place] if 0 <= place < len(PASSING) and not rest else "good"
 
 
 def always_for(prompt: str, act: str) -> Callable[[int, Row], str]:
-    """One prompt that is answered so, whenever it is asked."""
+    """Function that answers one prompt always by `act`, and others well."""
     return lambda number, request: act if prompt in request["messages"][-1]["content"] else "good"
 
 
 def from_then(count: int, act: str) -> Callable[[int, Row], str]:
-    """A server that changes for good after so many requests."""
+    """Function that answers by `act` from request `count` on, and well before."""
     return lambda number, request: act if number >= count else "good"

@@ -1,4 +1,4 @@
-"""Judge and policy servers that misbehave, asked by each client: what was answered is kept."""
+"""Clients of judge and policy servers against a misbehaving server: sound answers must be kept."""
 
 import json
 import os
@@ -26,7 +26,7 @@ PROMPTS = 20
 
 
 class Client:
-    """Asks one of the three kinds of question about `PROMPTS` prompts; what was answered is kept in `home`."""
+    """Client that asks one kind of question about `PROMPTS` prompts and keeps the answers in `home`."""
 
     name = ""
 
@@ -56,10 +56,10 @@ class Judge(Client):
         kept = kept_at(self.home, {"policy": "none"}, judge.identity)
         meter = Meter(lambda asked: [SampledPrompt(("sampled",), 1, 0) for _ in asked], judge, *kept)
         try:
-            found = measure(items, meter, {})
+            measured = measure(items, meter, {})
         finally:
             judge.close()
-        return found.prompts_used, found.failures
+        return measured.prompts_used, measured.failures
 
 
 class Policy(Client):
@@ -73,21 +73,21 @@ class Policy(Client):
         from stagealign.scoring.contest import Judged
 
         class Fair:
-            """An oracle that finds all alike."""
+            """Oracle that scores all candidates equally."""
 
             @property
             def identity(self) -> Row:
                 return {"kind": "fair"}
 
             def judge(self, contests: Any) -> Any:
-                return (Judged((1.0,) * len(one.on), (1.0,) * len(one.off)) for one in contests)
+                return (Judged((1.0,) * len(contest.on), (1.0,) * len(contest.off)) for contest in contests)
 
         policy = open_policy(BoundaryRequest("policy", "none", policy_url=server.url))
         items = [MeterPrompt(f"{n:02}", self.prompt(n), ("static",)) for n in range(PROMPTS)]
-        found = measure(
+        measured = measure(
             items, Meter(policy.sampler, Fair(), *kept_at(self.home, policy.identity, {"kind": "fair"})), {}
         )
-        return found.prompts_used, found.failures
+        return measured.prompts_used, measured.failures
 
 
 class Alpaca(Client):
@@ -103,60 +103,60 @@ class Alpaca(Client):
             rows = [{"instruction": self.prompt(n), "output": f"{who} {n}", "generator": who} for n in range(PROMPTS)]
             path.write_text(json.dumps(rows), encoding="utf-8")
             files.append(str(path))
-        found = alpaca.evaluate(
+        result = alpaca.evaluate(
             alpaca.EvaluationRequest(*files, "judge:judge", server.url, **({"workers": 2} | options))
         )
-        self.last = found
-        return len(found.preferences), len(found.failed)
+        self.last = result
+        return len(result.preferences), len(result.failed)
 
 
 def scenarios(client: Callable[[str], Client]) -> Iterator[tuple[str, str, list[str]]]:
-    """What was tried, what must come of it, and what did not, for one kind of client."""
+    """Yields (what was tried, expected outcome, faults) of each scenario for one kind of client."""
     name = client("names").name
     with neighbour(at_first) as server:
         wrong = _must(client("passing").ask, server, answered=(PROMPTS, 0))
         yield f"{name}: {', '.join(PASSING)}, once each", "tried again, all answered", wrong
     for act in ("500", *ODD, "strange numbers"):
         if name == Policy.name and act in ("no text", "half a character", "a wall of text", "strange numbers"):
-            wanted = (PROMPTS, 0)  # an empty, a mended, a long completion are completions
+            wanted = (PROMPTS, 0)  # empty, repaired and long completions are completions too
         elif name == Judge.name and act == "strange numbers":
-            wanted = (PROMPTS, 0)  # its letter is sound
+            wanted = (PROMPTS, 0)  # its verdict is valid
         else:
             wanted = (PROMPTS - 1, 1)
-        one = client(act.replace(" ", "-"))
-        with neighbour(always_for(one.prompt(3), act)) as server:
-            wrong = _must(one.ask, server, answered=wanted)
+        subject = client(act.replace(" ", "-"))
+        with neighbour(always_for(subject.prompt(3), act)) as server:
+            wrong = _must(subject.ask, server, answered=wanted)
             server.act = good
             if not wrong:
-                wrong = _must(one.ask, server, answered=(PROMPTS, 0))
-            asked = max((count for text, count in server.seen.items() if one.prompt(5) in text), default=0)
+                wrong = _must(subject.ask, server, answered=(PROMPTS, 0))
+            asked = max((count for text, count in server.seen.items() if subject.prompt(5) in text), default=0)
             if asked > 2:  # a policy is asked for two completions
                 wrong.append("what was answered was asked again")
         what = "used, as it is an answer" if wanted[1] == 0 else "that prompt failed with its reason, then mended"
         yield f"{name}: {act} for one prompt, always", what, wrong
-    one = client("gone")
+    subject = client("gone")
     with neighbour(from_then(6, "500")) as server:
-        wrong = _must(one.ask, server, refused="in a row|again|HTTP 500")
+        wrong = _must(subject.ask, server, refused="in a row|again|HTTP 500")
         server.act, server.seen = good, Counter()
         if not wrong:
-            wrong = _must(one.ask, server, answered=(PROMPTS, 0))
+            wrong = _must(subject.ask, server, answered=(PROMPTS, 0))
         yield f"{name}: gone for good after 6 requests", "stopped soon, kept, went on", wrong
-    one = client("name")
+    subject = client("name")
     with neighbour(from_then(9, "other")) as server:
-        wrong = _must(one.ask, server, refused="model-1.*model-2")
+        wrong = _must(subject.ask, server, refused="model-1.*model-2")
         yield f"{name}: another model's name within a call", "refused, both named", wrong
-    one = client("names")
+    subject = client("names")
     with neighbour(good) as server:
-        wrong = _must(one.ask, server, answered=(PROMPTS, 0))
+        wrong = _must(subject.ask, server, answered=(PROMPTS, 0))
         server.name, server.seen = "model-2", Counter()
-        asked_anew = name != Alpaca.name
-        if asked_anew:
-            wrong += _must(one.ask, server, answered=(PROMPTS, 0))
+        asked_again = name != Alpaca.name
+        if asked_again:
+            wrong += _must(subject.ask, server, answered=(PROMPTS, 0))
             if sum(server.seen.values()) < PROMPTS:
                 wrong.append("verdicts of the other model were used again")
         else:
-            wrong += _must(one.ask, server, refused="model-1, model-2")
-        what = "nothing of the other used" if asked_anew else "refused, both named"
+            wrong += _must(subject.ask, server, refused="model-1, model-2")
+        what = "nothing of the other used" if asked_again else "refused, both named"
         yield f"{name}: another model's name between calls", what, wrong
 
 
@@ -167,12 +167,12 @@ def _must(
     refused: str = "",
     **options: Any,
 ) -> list[str]:
-    """What is not as it must be: so many prompts (answered, failed), or an error of one line with these words."""
+    """Faults of a call, which must give (answered, failed) prompts as wanted, or a one-line error that matches."""
     import re
 
     started = time.monotonic()
     try:
-        found = ask(server, **options)
+        counts = ask(server, **options)
     except StagealignError as error:
         text = str(error)
         if not refused or not re.search(refused, text):
@@ -181,25 +181,25 @@ def _must(
     except Exception as error:
         return [f"{type(error).__name__}: {str(error)[:300]}"]
     took = time.monotonic() - started
-    if found != answered:
-        return [f"(answered, failed) {found}, wanted {answered or 'an error'}, in {took:.0f} s"]
+    if counts != answered:
+        return [f"(answered, failed) {counts}, wanted {answered or 'an error'}, in {took:.0f} s"]
     return []
 
 
 def spending(home: Path) -> tuple[str, str, list[str]]:
-    """A judge that bills a million tokens for a small question, with a limit of one dollar."""
-    one = Alpaca(home)
+    """Scenario of a judge that bills a million tokens for a small question, with a limit of one dollar."""
+    client = Alpaca(home)
     with neighbour(good) as server:
         server.bill = 10**6
-        wrong = _must(one.ask, server, answered=(0, PROMPTS), spend=1.0, price="10,30", workers=1)
+        wrong = _must(client.ask, server, answered=(0, PROMPTS), spend=1.0, price="10,30", workers=1)
         asked = server.number
-    if not wrong and not one.last.stopped:
+    if not wrong and not client.last.stopped:
         wrong.append("it did not say that it stopped")
     return "judge of AlpacaEval: bills ten times the limit in one answer", f"stopped after {asked} request", wrong
 
 
 def measure(folder: Path) -> Iterator[Row]:
-    """One row a client and fault."""
+    """Yields one row for each client and fault."""
     home = os.environ.get("STAGEALIGN_HOME")
     with hurried():
         try:

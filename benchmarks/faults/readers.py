@@ -1,4 +1,4 @@
-"""Readers of files that a user may give, each with what must hold of what it read; and the tally of what came of it."""
+"""Readers of user files, each with a check of what it read; and the tally of their outcomes."""
 
 import traceback
 from collections import Counter
@@ -9,7 +9,7 @@ from typing import Any
 from stagealign.base.errors import StagealignError
 
 Reader = Callable[[Path, int], None]
-"""Reads a file that holds so many rows; fails where what it read does not add up."""
+"""Reads a file with this many rows; raises AssertionError if rows are neither used nor counted."""
 
 
 def preferences(path: Path, count: int) -> None:
@@ -23,23 +23,23 @@ def recordings(path: Path, count: int) -> None:
     from stagealign.oracle.recorded import votes_by_prompt
     from stagealign.oracle.recorded_file import read_recorded
 
-    found = read_recorded(path, 2)
-    _added_up(found)
-    if found.form == "scores":
-        assert all(one.votes_on + one.votes_off >= 1 for one in votes_by_prompt(found))
+    recorded = read_recorded(path, 2)
+    _added_up(recorded)
+    if recorded.form == "scores":
+        assert all(votes.votes_on + votes.votes_off >= 1 for votes in votes_by_prompt(recorded))
 
 
 def comparisons(path: Path, count: int) -> None:
     from stagealign.evaluate.alpaca_eval.comparisons import read_comparisons
     from stagealign.evaluate.alpaca_eval.lc_win_rate import lc_win_rates
 
-    found = read_comparisons(str(path), dict.fromkeys(range(-5, 2000), 0.5))
-    assert sum(map(len, found.values())) <= max(count, 1) * 2
+    judged = read_comparisons(str(path), dict.fromkeys(range(-5, 2000), 0.5))
+    assert sum(map(len, judged.values())) <= max(count, 1) * 2
     difficulty = path.parent / "difficulty.csv"
     lines = "".join(f"{n},{n / 10}\n" for n in range(-5, 10))
     difficulty.write_text(f"prompt_index,instruction_difficulty\n{lines}")
     for row in lc_win_rates(path, difficulty):
-        assert row.n + row.failed == len(found[row.generator])
+        assert row.n + row.failed == len(judged[row.generator])
 
 
 def difficulty(path: Path, count: int) -> None:
@@ -66,7 +66,7 @@ def annotations(path: Path, count: int) -> None:
 
     battle = rows.Battle((rows.BattleItem(1, "p", "x", "y"),), "g", "b", {})
     answers, _ = recorded.annotations(str(path), battle)
-    assert all((one.preference is None) == (one.failed is not None) for one in answers.values())
+    assert all((answer.preference is None) == (answer.failed is not None) for answer in answers.values())
 
 
 def kept_answers(path: Path, count: int) -> None:
@@ -78,7 +78,7 @@ def kept_answers(path: Path, count: int) -> None:
 
 
 def rows_of(kind: str) -> Reader:
-    """Reads rows of a class of `data.records`."""
+    """Reader of rows of a class of `data.records`."""
 
     def read(path: Path, count: int) -> None:
         from stagealign.data import records
@@ -89,15 +89,15 @@ def rows_of(kind: str) -> Reader:
     return read
 
 
-def _added_up(found: Any) -> None:
-    """Fails where rows are neither used nor counted."""
-    if hasattr(found, "repeated"):
-        used = len(found.rows) + found.repeated
-        assert all(row.prompt_text.strip() and row.chosen.strip() and row.rejected.strip() for row in found.rows)
+def _added_up(data: Any) -> None:
+    """Raises AssertionError if rows are neither used nor counted."""
+    if hasattr(data, "repeated"):
+        used = len(data.rows) + data.repeated
+        assert all(row.prompt_text.strip() and row.chosen.strip() and row.rejected.strip() for row in data.rows)
     else:
-        used = found.used
-    total = used + found.not_chosen + found.drops.total()
-    assert found.given == total, f"{found.given} rows given, {total} accounted for"
+        used = data.used
+    total = used + data.not_chosen + data.drops.total()
+    assert data.given == total, f"{data.given} rows given, {total} accounted for"
 
 
 READERS: dict[str, Reader] = {
@@ -113,9 +113,9 @@ READERS: dict[str, Reader] = {
     "labelled pairs": rows_of("Pair"),
     "kept answers": kept_answers,
 }
-"""What reads a file that a user may give, each with what must hold of what it read."""
+"""Name -> reader."""
 LINES = {"prompts", "candidates", "labelled pairs", "kept answers"}
-"""Readers of files of our own, which are JSON lines and nothing else."""
+"""Readers of the project's own files, which are always JSON lines."""
 OWN = {
     "pairs": "recorded",
     "scores": "recorded",
@@ -126,14 +126,14 @@ OWN = {
 
 
 class Tally:
-    """What came of it: files by reader and outcome, and what must not be."""
+    """Number of files by reader and outcome, and the faults."""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
         self.wrong: list[tuple[str, str]] = []
 
     def read(self, name: str, reader: Callable[[Path, int], None], path: Path, count: int) -> None:
-        """One file, one reader."""
+        """Counts the outcome of one reader on one file."""
         try:
             reader(path, count)
             outcome = "read"

@@ -1,4 +1,4 @@
-"""Bytes that change on the disk: one flipped, or a tail cut off, in every kind of file that a finished lab holds."""
+"""Damage on the disk: a flipped bit or a lost tail, in every kind of file of a finished lab."""
 
 import json
 import random
@@ -18,19 +18,19 @@ DOCTOR = ("doctor", "--deep")
 KINDS = {"weights": "*.safetensors", "pairs": "pairs.jsonl", "samples": "candidates.jsonl", "record": RECORD}
 OTHERS = "whatever else an artifact holds"
 Outcome = tuple[list[str], str]
-"""What was not as it must be, and how it ended."""
+"""(faults, outcome in words)."""
 
 
 @dataclass(frozen=True)
 class Harm:
-    """One change of one file."""
+    """One damage to one file."""
 
     file: str
     """Relative to the lab's folder."""
     place: float
-    """Where, as a share of the file's length."""
+    """Place of the damage, as a share of the file's length."""
     cut: bool
-    """Whether all behind it goes, or one bit there turns."""
+    """True cuts the file there; False flips one bit."""
 
     def do(self, folder: Path) -> None:
         path = folder / self.file
@@ -40,7 +40,7 @@ class Harm:
             del data[place:]
         else:
             data[place] ^= 4
-        path.unlink()  # a file linked from elsewhere stays whole there
+        path.unlink()  # a new file, so that hard links keep the old content
         path.write_bytes(data)
 
 
@@ -48,7 +48,7 @@ Attack = Callable[[Path, Path, Harm], Outcome]
 
 
 def harms(reference: Path, kind: str, count: int, chance: random.Random) -> list[Harm]:
-    """`count` random harms of files of a kind, flips and cuts in turn."""
+    """`count` random damages to files of a kind, flips and cuts in turn."""
     home = reference / "home"
     files = {path for path in home.rglob("*") if path.is_file() and path.suffix not in (".lock", ".log")}
     known = {key: set(home.rglob(pattern)) for key, pattern in KINDS.items()}
@@ -58,7 +58,7 @@ def harms(reference: Path, kind: str, count: int, chance: random.Random) -> list
 
 
 def rotten(folder: Path, reference: Path, harm: Harm) -> Outcome:
-    """A file of an artifact: noticed by the doctor, then on use, and made again once the command was followed."""
+    """Damages a file of an artifact: the doctor and the next use must name it, and their command must repair it."""
     shutil.copytree(reference / "home", folder / "home", symlinks=True)
     artifact = (folder / harm.file).parent
     harm.do(folder)
@@ -67,18 +67,18 @@ def rotten(folder: Path, reference: Path, harm: Harm) -> Outcome:
     wrong = _named(Attempt(folder, DOCTOR).end(), artifact, "doctor")
     _forget_children(folder / "home", artifact)
     used = Attempt(folder).end()
-    if used.code == 0:  # nothing that was to be built reads this file
+    if used.code == 0:  # no missing artifact reads this file
         own = str((folder / harm.file).relative_to(folder / "home"))
-        return wrong + [one for one in faults_of(folder, reference) if not one.startswith(own)], "read by nobody"
+        return wrong + [fault for fault in faults_of(folder, reference) if not fault.startswith(own)], "read by nobody"
     wrong += _named(used, artifact, "run")
-    shutil.rmtree(artifact)  # the command
+    shutil.rmtree(artifact)  # as the message says
     again = Attempt(folder).end()
     wrong += [f"after the command: {again.output[-400:]}"] if again.code else faults_of(folder, reference)
     return wrong, "made again, byte for byte"
 
 
 def _harmless(file: Path, whole: Path) -> bool:
-    """Whether a JSON file says the same as before: white space between values may change."""
+    """Whether a damaged JSON file has the same values as before, because only white space changed."""
     if file.suffix != ".json":
         return False
     try:
@@ -88,14 +88,14 @@ def _harmless(file: Path, whole: Path) -> bool:
 
 
 def _named(ended: Ended, artifact: Path, command: str) -> list[str]:
-    """Complaints where a command did not fail with a message that says how to remove just this artifact."""
-    said = "".join(ended.output.split())  # a terminal's width breaks lines
-    fine = ended.code in (1, 2) and f"`rm-r{artifact}`" in said and ended.clean
+    """Fault if a command did not fail with the message that says how to remove exactly this artifact."""
+    text = "".join(ended.output.split())  # a terminal's width breaks lines
+    fine = ended.code in (1, 2) and f"`rm-r{artifact}`" in text and ended.clean
     return [] if fine else [f"{command}: exit {ended.code}: {ended.output[-400:]}"]
 
 
 def _forget_children(home: Path, artifact: Path) -> None:
-    """Removes all that was made from an artifact, so that what is built anew has to read it."""
+    """Removes all artifacts built from this one, so that their rebuild has to read it."""
     gone = {str(artifact.relative_to(home))}
     while True:
         more = [path.parent for path in home.rglob(RECORD) if gone & set(_inputs(path))]
@@ -109,36 +109,36 @@ def _forget_children(home: Path, artifact: Path) -> None:
 def _inputs(record: Path) -> Sequence[str]:
     try:
         return list(json.loads(record.read_text(encoding="utf-8"))["inputs"].values())
-    except ValueError:  # the harmed one
+    except ValueError:  # the damaged record
         return []
 
 
 def results(folder: Path, reference: Path, harm: Harm) -> Outcome:
-    """The same of a result: the report names it and the command that makes it again, which does."""
+    """Damages a result: the report must name it with a command, and that command must repair it."""
     shutil.copytree(reference / "results", folder / "results")
     shutil.copytree(reference / "home", folder / "home", symlinks=True)
     harm.do(folder)
     if _harmless(folder / harm.file, reference / harm.file):
         return [], "the same JSON"
     cell = Path(harm.file).name.rpartition("-seed")[0]
-    told = Attempt(folder, REPORT).end()
+    reported = Attempt(folder, REPORT).end()
     page = (folder / "reports" / lab.SCALE / "README.md").read_text(encoding="utf-8").replace("\\", "")
     command = f"`stagealign run --scale {lab.SCALE} -k {cell}`"
-    wrong = [] if told.clean and command in page else [f"not in the report: {command}; {told.output[-300:]}"]
+    wrong = [] if reported.clean and command in page else [f"not in the report: {command}; {reported.output[-300:]}"]
     again = Attempt(folder).end()
     wrong += [again.output[-400:]] if again.code else faults_of(folder, reference)
     return wrong, "made again, byte for byte"
 
 
 def measure(folder: Path, count: int, seed: int) -> Iterator[Row]:
-    """`count` harms of each kind of file, in a store in which the doctor finds nothing before."""
+    """Yields a row for each kind of file, with `count` damages each, in a store that the doctor finds sound."""
     from benchmarks.faults.killing import undisturbed
 
     reference, chance = folder / "reference", random.Random(seed)
     undisturbed(reference)
     well = Attempt(reference, DOCTOR).end()
     if "rm -r" in well.output:
-        raise RuntimeError(f"the doctor finds something in a store that nobody harmed:\n{well.output}")
+        raise RuntimeError(f"the doctor finds faults in an undamaged store:\n{well.output}")
     for kind in (*KINDS, OTHERS):
         yield _row(kind, rotten, folder, reference, harms(reference, kind, count, chance))
     names = [str(path.relative_to(reference)) for path in sorted((reference / "results").rglob("*.json"))]
@@ -152,10 +152,10 @@ def _row(
     wrong, bad, ends = list[str](), 0, Counter[str]()
     for number, harm in enumerate(chosen):
         place = folder / f"{kind.replace(' ', '-')}{number}"
-        found, end = attack(place, reference, harm)
-        bad += bool(found)
-        ends["not as it must be" if found else end] += 1
-        wrong += [f"{harm.file} at {harm.place:.3f}, {'cut' if harm.cut else 'flipped'}: {found[0]}"] if found else []
+        faults, end = attack(place, reference, harm)
+        bad += bool(faults)
+        ends["not as it must be" if faults else end] += 1
+        wrong += [f"{harm.file} at {harm.place:.3f}, {'cut' if harm.cut else 'flipped'}: {faults[0]}"] if faults else []
         shutil.rmtree(place)
     return {
         "tried": f"{kind}: a byte flipped or the tail cut",

@@ -1,7 +1,7 @@
-"""The same run in other circumstances: what is execution and not identity changes no byte, or rounding alone.
+"""The same run under other conditions of execution, which must not change its results.
 
-Another number of threads, or another micro-batch, adds the same numbers in another order: results may then differ by
-TOLERANCE and no more, and whatever is not a number (the best rung, a state, a reason) must be the same.
+Most conditions must not change a byte. Another number of threads, or another micro-batch, adds the same numbers in
+another order: numbers may then differ by TOLERANCE; all else (the best rung, a state, a reason) must be equal.
 """
 
 import math
@@ -15,21 +15,21 @@ from benchmarks.faults.attempts import RUN, Attempt, Plant, content, faults_of, 
 
 Row = dict[str, Any]
 TOLERANCE = 1e-4
-"""Of a number's size, or of 1 where it is smaller."""
+"""Largest difference, relative to the number or absolute, whichever is larger."""
 DPO, HINGE = (("run", "-k", f"{method} and {lab.CELLS}", "--scale", lab.SCALE) for method in ("dpo", "slichf"))
 THREADS = "threads.txt"
 POLICY = "/zephyr/"
-"""In the path of what a policy wrote; what humans wrote is the same for all seeds."""
+"""Part of the path of a policy's samples; human texts are the same for all seeds."""
 OTHERS = ("run", "-k", "1on or 2on_off", "--scale", lab.SCALE)
 
 
 def two_threads() -> None:
-    """As many threads in every product, where an attempt has one otherwise; each round notes how many it has."""
+    """Gives an attempt two threads instead of one; each round records how many it has."""
     import torch
 
     from stagealign.train import round as rounds
 
-    torch._C.set_num_threads(2)  # the public name is held at one in an attempt
+    torch._C.set_num_threads(2)  # an attempt replaces the public function by a no-op
     align, home = rounds.align, Path.cwd()
 
     def noted(*given: Any) -> Any:
@@ -39,24 +39,26 @@ def two_threads() -> None:
     rounds.align = noted
 
 
-def apart(one: Any, other: Any, place: str = "") -> list[str]:
-    """Places where two results differ by more than TOLERANCE, or otherwise than in a number."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping) and one.keys() == other.keys():
-        keys = set(one)
-        if "accuracy" in one and abs(one["margin"]) < TOLERANCE:  # whose sign is rounding, and accuracy counts signs
+def apart(first: Any, second: Any, place: str = "") -> list[str]:
+    """Places where two results differ: in a number by more than TOLERANCE, or in anything else."""
+    if isinstance(first, Mapping) and isinstance(second, Mapping) and first.keys() == second.keys():
+        keys = set(first)
+        if (
+            "accuracy" in first and abs(first["margin"]) < TOLERANCE
+        ):  # rounding decides its sign, and accuracy counts signs
             keys -= {"accuracy"}
-        return [found for key in sorted(keys) for found in apart(one[key], other[key], f"{place}.{key}")]
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        pairs = enumerate(zip(one, other, strict=True))
-        return [found for i, (a, b) in pairs for found in apart(a, b, f"{place}.{i}")]
-    if isinstance(one, float) and isinstance(other, float | int):
-        close = math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
-        return [] if close else [f"{place}: {one} and {other}"]
-    return [] if one == other else [f"{place}: {one} and {other}"]
+        return [fault for key in sorted(keys) for fault in apart(first[key], second[key], f"{place}.{key}")]
+    if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        pairs = enumerate(zip(first, second, strict=True))
+        return [fault for i, (a, b) in pairs for fault in apart(a, b, f"{place}.{i}")]
+    if isinstance(first, float) and isinstance(second, float | int):
+        close = math.isclose(first, second, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        return [] if close else [f"{place}: {first} and {second}"]
+    return [] if first == second else [f"{place}: {first} and {second}"]
 
 
 def called(folder: Path, *calls: tuple[str, ...], plant: Plant | None = None) -> list[str]:
-    """Makes calls one after the other; the complaint where one of them fails."""
+    """Makes the calls one after the other; returns the fault of the first that fails."""
     for words in calls:
         ended = Attempt(folder, words, plant).end()
         if ended.code:
@@ -65,28 +67,28 @@ def called(folder: Path, *calls: tuple[str, ...], plant: Plant | None = None) ->
 
 
 def bytes_of(folder: Path, reference: Path, *calls: tuple[str, ...]) -> list[str]:
-    """Complaints where these calls do not leave what the reference has, and nothing else."""
+    """Faults if these calls do not leave exactly the files and results of the reference."""
     return called(folder, *calls) or faults_of(folder, reference)
 
 
 def kept(folder: Path, reference: Path, *calls: tuple[str, ...]) -> list[str]:
-    """Complaints where what the reference has is not among what these calls leave."""
+    """Faults if these calls leave less than the files and results of the reference."""
     failed = called(folder, *calls)
     if failed:
         return failed
-    pairs = ((content(one / "home"), numbers(one / "results")) for one in (folder, reference))
+    pairs = ((content(place / "home"), numbers(place / "results")) for place in (folder, reference))
     ours, theirs = ({**files, **results} for files, results in pairs)
     return [f"{name}: other content" for name, value in theirs.items() if ours.get(name) != value]
 
 
 def within_rounding(folder: Path, reference: Path, words: tuple[str, ...], plant: Plant | None = None) -> list[str]:
-    """Complaints where results differ by more than rounding."""
+    """Faults if results differ by more than rounding."""
     failed = called(folder, words, plant=plant)
     return failed or apart(numbers(folder / "results"), numbers(reference / "results"))
 
 
 def with_two_threads(folder: Path, reference: Path) -> list[str]:
-    """The same, once it is known that a round did have two threads."""
+    """Faults of a run with two threads, also if a round did not have two."""
     wrong = within_rounding(folder, reference, RUN, two_threads)
     noted = folder / THREADS
     threads = noted.read_text(encoding="utf-8") if noted.exists() else "none"
@@ -94,7 +96,7 @@ def with_two_threads(folder: Path, reference: Path) -> list[str]:
 
 
 def another_seed(folder: Path, reference: Path) -> list[str]:
-    """Two seeds in one call: the first is that of the reference, no sample of the second is."""
+    """Faults of a call with two seeds: the first must equal the reference; no sample of the second may."""
     wrong = kept(folder, reference, (*RUN, "--seeds", "2"))
     known = {path.relative_to(reference) for path in reference.rglob("candidates.jsonl")}
     samples = [path for path in folder.rglob("candidates.jsonl") if POLICY in str(path)]
@@ -105,7 +107,7 @@ def another_seed(folder: Path, reference: Path) -> list[str]:
 
 
 def measure(folder: Path) -> Iterator[Row]:
-    """A row for each circumstance."""
+    """Yields one row for each condition."""
     from benchmarks.faults.killing import undisturbed
 
     reference = folder / "reference"

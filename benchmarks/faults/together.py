@@ -1,4 +1,4 @@
-"""Many processes that ask for the same cells of one store, on folders whose locks work, are refused, or lie."""
+"""Many processes that run the same cells on one store, whose locks work, fail, or are granted to all."""
 
 import fcntl
 import os
@@ -17,11 +17,11 @@ Row = dict[str, Any]
 
 
 def locks_work(number: int) -> None:
-    """A local disk."""
+    """Leaves locks as on a local disk."""
 
 
 def locks_refused(number: int) -> None:
-    """A share without locks: every request for one is an error."""
+    """Makes every lock fail, as on a network share without locks."""
 
     def refuse(*_: Any) -> None:
         raise OSError(37, os.strerror(37))
@@ -30,12 +30,12 @@ def locks_refused(number: int) -> None:
 
 
 def locks_lie(number: int) -> None:
-    """A share whose locks hold on one machine only, asked by processes of one machine: all get them."""
+    """Grants every lock to everybody, as on a share whose locks do not hold between machines."""
     fcntl.flock = lambda *_: None
 
 
 def other_machines(number: int) -> None:
-    """The same share, and each process on a machine of its own: whether another lives can only be seen by its touch."""
+    """Grants every lock and gives each process its own host name, so that only heartbeats show which processes live."""
     from stagealign.store import locks
 
     locks_lie(number)
@@ -59,7 +59,7 @@ class Crowd:
     way: str
     """A key of `WAYS`."""
     kill: bool
-    """Whether one that builds is killed for good."""
+    """Whether one process that builds is killed and not restarted."""
     seed: int
 
     def __str__(self) -> str:
@@ -67,7 +67,7 @@ class Crowd:
 
 
 def shared(folder: Path, reference: Path, crowd: Crowd, length: float) -> Row:
-    """What came of a crowd; `length`: seconds of an undisturbed run, within which one is killed."""
+    """Row of a crowd; the kill comes within `length`, the seconds of an undisturbed run."""
     home, chance, kill = folder / "home", random.Random(crowd.seed), crowd.kill
     plant = WAYS[crowd.way]
     places = [folder / f"process{number}" for number in range(crowd.processes)]
@@ -77,18 +77,19 @@ def shared(folder: Path, reference: Path, crowd: Crowd, length: float) -> Row:
     victim = None
     if kill:
         time.sleep(chance.uniform(0, length))
-        victim = next((one for one in under_way if _holds(home, one)), under_way[0])
+        victim = next((attempt for attempt in under_way if _holds(home, attempt)), under_way[0])
         victim.kill(signal.SIGKILL, group=True)
-    ended = [one.end() for one in under_way]
-    finished = [(place, one) for place, one, who in zip(places, ended, under_way, strict=True) if who is not victim]
-    wrong = [f"exit {one.code}: {one.output[-500:]}" for _, one in finished if one.code]
+    ended = [attempt.end() for attempt in under_way]
+    runs = zip(places, ended, under_way, strict=True)
+    finished = [(place, end) for place, end, attempt in runs if attempt is not victim]
+    wrong = [f"exit {end.code}: {end.output[-500:]}" for _, end in finished if end.code]
     for place, _ in finished[:1]:
         wrong += faults_of(place, reference, home)
-    made, wanted = sum(builds(one.output) for one in ended), len(list(home.rglob("record.json")))
-    if not kill and made != wanted:
-        wrong.append(f"{made} built, {wanted} artifacts")
-    waited = sum("waiting for " in one.output and "pid " in one.output for one in ended)
-    wrong += [] if waited else ["nobody said for whom it waits"]
+    built, wanted = sum(builds(end.output) for end in ended), len(list(home.rglob("record.json")))
+    if not kill and built != wanted:
+        wrong.append(f"{built} built, {wanted} artifacts")
+    waited = sum("waiting for " in end.output and "pid " in end.output for end in ended)
+    wrong += [] if waited else ["no process named the one that it waits for"]
     wrong += [f"{path}: left over" for path in home.rglob("*.holder")]
     found = f"{wanted} artifacts, each built once" if not kill else f"{wanted} artifacts, the killed one replaced"
     found = f"{found}; {waited} processes named whom they waited for"
@@ -101,11 +102,11 @@ def shared(folder: Path, reference: Path, crowd: Crowd, length: float) -> Row:
     }
 
 
-def _holds(home: Path, one: Attempt) -> bool:
+def _holds(home: Path, attempt: Attempt) -> bool:
     """Whether a process of this attempt builds something now."""
     for path in home.rglob("*.holder"):
         try:
-            if os.getpgid(int(path.read_text().split()[0])) == one.pid:
+            if os.getpgid(int(path.read_text().split()[0])) == attempt.pid:
                 return True
         except (OSError, ValueError, IndexError):
             continue
@@ -113,7 +114,7 @@ def _holds(home: Path, one: Attempt) -> bool:
 
 
 def measure(folder: Path, processes: int, seed: int, short: bool) -> Iterator[Row]:
-    """Each way of locking, undisturbed and with a builder killed; `short`: one of the two."""
+    """Yields rows for each way of locking, undisturbed and with a builder killed; `short`: one of the two."""
     from benchmarks.faults.killing import undisturbed
 
     reference = folder / "reference"

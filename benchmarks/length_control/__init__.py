@@ -1,1 +1,1 @@
-"""How near the offline length-controlled win rate comes to the published one, and where its constants come from."""
+"""Error of the offline length-controlled win rate against the published one, and the fit of its constants."""

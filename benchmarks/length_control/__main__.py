@@ -1,5 +1,5 @@
 """`python -m benchmarks.length_control [--data DIR] [--write]`: cross-validates the offline length-controlled win rate
-over models, writes `results/length_control/`; with `--write` also the learned constants into the package."""
+over models and writes `results/length_control/`; with `--write`, also writes the learned constants into the package."""
 
 import argparse
 import json
@@ -39,10 +39,10 @@ Learn = Callable[[Published], LengthPrior]
 
 
 def main() -> None:
-    """Measures, prints, writes."""
+    """Measures, prints and writes the cross-validation."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=data_folder(), help="folder with " + ", ".join(NEEDED))
-    parser.add_argument("--write", action="store_true", help=f"write the constants into {PRIOR.name}")
+    parser.add_argument("--write", action="store_true", help=f"also write the constants into {PRIOR.name}")
     given = parser.parse_args()
     missing = [name for name in NEEDED if not (given.data / name).is_file()]
     if missing:
@@ -53,31 +53,33 @@ def main() -> None:
         PRIOR.write_text(constants(whole), encoding="utf-8")
     folder = ROOT / "results" / "length_control"
     folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "seed": SEED,
         "summary": summaries(models),
         "parts": parts(models),
         "models": per_model(models),
     }
-    (folder / "cross_validation.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "cross_validation.json").write_text(
+        json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     for name in ("summary", "parts", "models"):
-        show(found[name])
+        show(results[name])
     print(f"learned here:  {whole}\nin the package: {LEARNED}")
 
 
 def constants(prior: LengthPrior) -> str:
-    """Source text of `length_prior.py`; three decimals, which move no value by 0.001 points."""
+    """Source text of `length_prior.py`, with three decimals; rounding moves win rates by less than 0.001 points."""
     (length, both), (_, difficulty) = prior.curvature
     return CONSTANTS.format(*(round(x, 3) for x in (length, both, difficulty, *prior.slope, prior.base_pull)))
 
 
 def without(models: Sequence[Published]) -> Learn:
-    """Leave-one-out: the prior for a model is learned from all others."""
+    """Function from a model to the prior learned from all others (leave-one-out)."""
     return lambda model: learn([other for other in models if other is not model])
 
 
 def folds(models: Sequence[Published], seed: int = SEED) -> Learn:
-    """`FOLDS` folds in random order: the prior for a model is learned from the other folds."""
+    """Function from a model to the prior learned from the other ones of `FOLDS` random folds."""
     order = np.random.default_rng(seed).permutation(len(models))
     fold = {models[at].model: place % FOLDS for place, at in enumerate(order)}
     return lambda model: learn([other for other in models if fold[other.model] != fold[model.model]])
@@ -90,7 +92,7 @@ def error(model: Published, prior: LengthPrior, by_row: bool = False) -> float:
 
 
 def summaries(models: Sequence[Published]) -> list[dict[str, Any]]:
-    """Mean absolute error, bias and largest error of each way, over all models and over those with every prompt."""
+    """Errors of each way to learn the prior, over all models or over those with every prompt."""
     complete = [model for model in models if not model.missing]
     alone, folded = without(models), folds(models)
     ways: list[tuple[str, Sequence[Published], Callable[[Published], float]]] = [
@@ -107,21 +109,21 @@ def summaries(models: Sequence[Published]) -> list[dict[str, Any]]:
 
 
 def parts(models: Sequence[Published]) -> list[dict[str, Any]]:
-    """What a random share of the prompts gives, against all of them, in points and in its own sampling errors.
+    """Errors of the LC win rate on a random share of the prompts, against all prompts: in points and sampling errors.
 
-    `expected`: root mean square in sampling errors, were they exact, of draws without replacement.
+    `expected`: root mean square in sampling errors for draws without replacement, if sampling errors were exact.
     """
     rows = []
     for share in (0.5, 0.25, 0.1):
-        found = np.array([subsampled(model, share, draw) for model in models for draw in range(DRAWS)])
-        errors = {"mean_absolute": float(np.abs(found[:, 0]).mean()), "bias": float(found[:, 0].mean())}
-        ratio = {"in_sampling_errors": float(np.sqrt(((found[:, 0] / found[:, 1]) ** 2).mean()))}
+        draws = np.array([subsampled(model, share, draw) for model in models for draw in range(DRAWS)])
+        errors = {"mean_absolute": float(np.abs(draws[:, 0]).mean()), "bias": float(draws[:, 0].mean())}
+        ratio = {"in_sampling_errors": float(np.sqrt(((draws[:, 0] / draws[:, 1]) ** 2).mean()))}
         rows.append({"share": share, **errors, **ratio, "expected": float(np.sqrt(1 - share))})
     return rows
 
 
 def few(models: Sequence[Published], model: Published, count: int) -> LengthPrior:
-    """Prior from `count` other models at random: how little the constants need."""
+    """Prior learned from `count` other models drawn at random."""
     others = [other for other in models if other is not model]
     rng = np.random.default_rng([SEED, models.index(model)])
     return learn([others[at] for at in rng.choice(len(others), count, replace=False)])
@@ -152,7 +154,7 @@ def summary(way: str, errors: Sequence[float]) -> dict[str, Any]:
 
 
 def per_model(models: Sequence[Published]) -> list[dict[str, Any]]:
-    """Leave-one-out, model by model, with both standard errors and the published one."""
+    """Leave-one-out error of each model, with our two standard errors and the published one."""
     rows = []
     for model in models:
         prior = without(models)(model)

@@ -1,4 +1,4 @@
-"""AlpacaEval 2's published leaderboard with the recorded preferences of some of its models, and the prior from both."""
+"""AlpacaEval 2's published leaderboard with recorded preferences of some models, and the prior learned from both."""
 
 import os
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ NEEDED = ("gpt4_turbo_preferences.parquet", "instruction_difficulty.csv", "glm_w
 
 
 def data_folder() -> Path:
-    """Where the data lies that is beside the project, never in it; `STAGEALIGN_SHARED` moves it."""
+    """Folder of AlpacaEval's data beside the project; `STAGEALIGN_SHARED` names another parent."""
     shared = Path(os.environ.get("STAGEALIGN_SHARED") or Path(__file__).resolve().parents[2].parent / "shared")
     return shared / "data" / "alpaca_eval"
 
@@ -26,19 +26,19 @@ class Published:
     model: str
     lc_win_rate: float
     lc_standard_error: float
-    """NaN where none is published."""
+    """NaN if not published."""
     weights: LengthWeights
     outcomes: Array
     """[n] in [0, 1]."""
     rows: Array
-    """[n, 3] features, the difficulty joined by prompt."""
+    """[n, 3] features, with the difficulty looked up by prompt."""
     official_rows: Array
-    """[n, 3] as the official function builds them: row k has the difficulty of prompt k, whichever prompt it is."""
+    """[n, 3] features of the official function, which gives row k the difficulty of prompt k, whatever its prompt."""
     missing: int
 
 
 def read(folder: Path) -> list[Published]:
-    """All models with preferences and published weights."""
+    """Models with recorded preferences and published weights."""
     preferences = pd.read_parquet(folder / NEEDED[0]).sort_values(["generator", "prompt_index"])
     difficulty = pd.read_csv(folder / NEEDED[1], index_col=0)["instruction_difficulty"].sort_index()
     weights, leaderboard = (pd.read_csv(folder / name, index_col=0) for name in NEEDED[2:])
@@ -62,16 +62,17 @@ def read(folder: Path) -> list[Published]:
 
 
 def learn(models: Sequence[Published]) -> LengthPrior:
-    """The prior that best balances each model's own rows at its published weights.
+    """Least-squares prior under which each model's published weights are optimal for its own rows.
 
-    Penalty gradient = minus the score of the own rows, both weights of each model: linear in the five unknown numbers.
-    The base weight meets no gamed row, so its score is the official L1 penalty alone; the pull is its mean size.
+    At an optimum, the penalty's gradient is minus the score of the rows, for both weights of each model; this is linear
+    in the five unknown numbers. The base weight has no gamed row here, so its score is the official L1 penalty alone;
+    the pull is the mean size of that score.
     """
     weights = np.array([[model.weights.length, model.weights.difficulty] for model in models])
     scores = np.array([score(model.official_rows, model.outcomes, model.weights) for model in models])
-    one, none = np.ones(len(models)), np.zeros(len(models))
-    for_length = np.stack([weights[:, 0], weights[:, 1], none, one, none], axis=1)
-    for_difficulty = np.stack([none, weights[:, 0], weights[:, 1], none, one], axis=1)
+    ones, zeros = np.ones(len(models)), np.zeros(len(models))
+    for_length = np.stack([weights[:, 0], weights[:, 1], zeros, ones, zeros], axis=1)
+    for_difficulty = np.stack([zeros, weights[:, 0], weights[:, 1], zeros, ones], axis=1)
     wanted = -np.concatenate([scores[:, 0], scores[:, 1]])
     length, both, difficulty, *slope = np.linalg.lstsq(np.concatenate([for_length, for_difficulty]), wanted)[0].tolist()
     curvature = ((length, both), (both, difficulty))

@@ -1,1 +1,1 @@
-"""How fast training, sampling, votes and whole rounds are, against what people use, on one machine in one run."""
+"""Speed benchmark: training, sampling, votes and whole rounds against common tools, on one machine in one run."""

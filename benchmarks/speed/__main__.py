@@ -1,8 +1,8 @@
-"""`python -m benchmarks.speed`: runs all sides in turns, prints times, memory and ratios, writes a file a row.
+"""`python -m benchmarks.speed`: runs all sides in turns, prints times, memory and ratios, writes a file for each row.
 
-A row that stands in the results as it would be measured now (same machine, versions, settings and code) is left as it
-is, so an interrupted call goes on where it stopped; `--again` measures it anew. `--small` runs thin random models for
-seconds, to see that everything works; its numbers mean nothing, and it writes only where `--out` says so.
+A row is skipped if the results hold it from the same machine, versions, settings and code, so an interrupted call can
+be repeated; `--again` measures it again. `--small` runs thin random models to check that everything works; its numbers
+mean nothing, and it writes files only if `--out` is given.
 """
 
 import argparse
@@ -16,13 +16,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
-    parser.add_argument("--rows", help="which of them, comma-separated; all by default")
-    parser.add_argument("--repeats", type=int, default=3, help="turns; a row whose turn takes long has fewer")
-    parser.add_argument("--threads", type=int, default=2, help="of torch; no more than there are idle cores")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what the models run on")
+    parser.add_argument("--rows", help="rows to measure, comma-separated; by default all")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each row; long rows have fewer")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch; at most the idle cores")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device of the models")
     parser.add_argument("--small", action="store_true", help="thin models, for seconds; plumbing only")
-    parser.add_argument("--again", action="store_true", help="also rows that are there already")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be measured and for how long")
+    parser.add_argument("--again", action="store_true", help="also measure rows that have a result")
+    parser.add_argument("--dry-run", action="store_true", help="only show what would be measured and how long it takes")
     parser.add_argument("--out", type=Path, help="folder of the results; results/speed/<device> unless --small")
     given = parser.parse_args()
     unknown = set(given.rows.split(",")) - set(BY_KEY) if given.rows else set()

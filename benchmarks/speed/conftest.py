@@ -1,4 +1,4 @@
-"""`pytest benchmarks/speed -k sampling`: an item a row. `pytest benchmarks` leaves this folder out: rows take hours."""
+"""`pytest benchmarks/speed -k sampling`: one item for each row. `pytest benchmarks` ignores this folder."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ from pathlib import Path
 def pytest_addoption(parser):
     group = parser.getgroup("stagealign speed")
     group.addoption("--small", action="store_true", help="Thin models, for seconds; plumbing only.")
-    group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="What the models run on.")
+    group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="Device of the models.")
     group.addoption("--repeats", type=int, default=3, help="Turns of each row.")
-    group.addoption("--threads", type=int, default=2, help="Of torch; no more than there are idle cores.")
+    group.addoption("--threads", type=int, default=2, help="Threads of torch; at most the idle cores.")
     group.addoption("--out", type=Path, help="Folder of the results; results/speed/<device> unless --small.")
 
 

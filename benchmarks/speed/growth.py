@@ -1,7 +1,7 @@
-"""How time and peak memory grow with pairs, length, parameters and cells; ours alone, each point in its own process.
+"""Growth of time and peak memory with pairs, length, parameters and cells; ours only, each point in its own process.
 
-Pairs of one length, so that only the size under test changes. Whole runs are timed: tokenising, reference, training.
-Cells share one start, one set of pairs and one reference, as a grid's do.
+All pairs have the same length, so that only the size under test changes. Whole runs are timed: tokenising, reference,
+training. Cells share one start, one set of pairs and one reference, as in a grid.
 """
 
 import tempfile
@@ -33,15 +33,17 @@ PATH = "benchmarks.speed.growth"
 
 
 def measure(given: Given, growth: str) -> dict[str, Any]:
-    """One point a size, smallest first, and the exponents of time and memory."""
+    """One point for each size, smallest first, and the exponents of time and memory."""
     points = []
     for size in (SMALL if given.small else POINTS)[growth]:
         runs = [child(f"{PATH}:{'cells' if growth == 'cells' else 'point'}", given, growth=growth, size=size)]
         points.append({"size": runs[0].pop("size"), **{k: v for k, v in runs[0].items() if k != "work"}})
     sizes = [point["size"] for point in points]
-    found = {key: exponent(sizes, [point[key] for point in points]) for key in ("seconds", "cpu_seconds", "peak_mb")}
+    exponents = {
+        key: exponent(sizes, [point[key] for point in points]) for key in ("seconds", "cpu_seconds", "peak_mb")
+    }
     fixed = {"pairs": PAIRS, "tokens": LENGTH, "shape": "14m", "cells": 1}
-    return {"sizes": {k: v for k, v in fixed.items() if k != growth}, "points": points, "exponents": found}
+    return {"sizes": {k: v for k, v in fixed.items() if k != growth}, "points": points, "exponents": exponents}
 
 
 def point(given: Given, growth: str, size: Any) -> Run:
@@ -64,9 +66,9 @@ def _model(shape: str, given: Given) -> Any:
 
 
 def cells(given: Given, growth: str, size: int) -> Run:
-    """Time of `size` policies on one reference, through the store."""
+    """Time to build `size` policies on one reference, through the store."""
     forms = list(sweep.FORMS)
     runs = [(forms[n % 2], round(0.05 * (1 + n // 2), 2), 0) for n in range(size)]
     with tempfile.TemporaryDirectory() as folder:
-        found = sweep.build(given, 4 if given.small else CELL_PAIRS, Path(folder), runs)
-    return {**found, "size": size}
+        run = sweep.build(given, 4 if given.small else CELL_PAIRS, Path(folder), runs)
+    return {**run, "size": size}

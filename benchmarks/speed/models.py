@@ -1,4 +1,4 @@
-"""The models that all sides of a row are given: seeded shapes, and the lab's own where its store has them."""
+"""Models of all sides of a row: seeded shapes, and the lab's own models if its store has them."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ LLAMA = {
 
 
 def policy(shape: str, given: Given, seed: int = SEED) -> LanguageModel:
-    """The model of a row with seeded weights, or SmolLM2's own for `135m`; two thin layers on bytes where small."""
+    """Model of a row with seeded weights, or SmolLM2's own for `135m`; if `given.small`, two thin layers on bytes."""
     import torch
 
     from stagealign.policy.start import byte_tokenizer, random_pythia
@@ -52,7 +52,7 @@ def _neox(seed: int, vocabulary: int, **sizes: int) -> Any:
 
 
 def seeded(sizes: dict[str, int], vocabulary: int, given: Given) -> LanguageModel:
-    """Another shape of the same architecture; bytes where its vocabulary is too small for SmolLM2's tokenizer."""
+    """Seeded GPT-NeoX of these sizes; its tokenizer is bytes if the vocabulary is too small for SmolLM2's."""
     from stagealign.policy.start import byte_tokenizer
 
     model = _neox(SEED, vocabulary=vocabulary, **sizes).eval().to(given.device)
@@ -60,27 +60,27 @@ def seeded(sizes: dict[str, int], vocabulary: int, given: Given) -> LanguageMode
 
 
 def smollm2() -> Any:
-    """Where the lab has SmolLM2-135M-Instruct; raises RuntimeError where it has not."""
+    """Folder of SmolLM2-135M-Instruct in the lab's store. Raises RuntimeError if it is absent."""
     folder = default_home() / "lab" / "smollm2"
     if not folder.is_dir():
-        raise RuntimeError(f"{folder}: not there; `make demo` builds it, and `--small` needs nothing")
+        raise RuntimeError(f"{folder}: missing; build it with `make demo`, or use `--small`, which needs no models")
     return folder
 
 
 def tokenizer() -> Any:
-    """SmolLM2's tokenizer where the lab has it (Pythia's is on the hub only; as many tokens a word), else bytes."""
+    """SmolLM2's tokenizer if the lab has it, else bytes. Pythia's is on the hub only and has as many tokens a word."""
     from transformers import AutoTokenizer
 
     from stagealign.policy.start import byte_tokenizer
 
     folder = default_home() / "lab" / "smollm2"
-    found = AutoTokenizer.from_pretrained(folder) if folder.is_dir() else byte_tokenizer()
-    found.chat_template = None
-    return found
+    loaded = AutoTokenizer.from_pretrained(folder) if folder.is_dir() else byte_tokenizer()
+    loaded.chat_template = None
+    return loaded
 
 
 def chat(given: Given) -> tuple[LanguageModel, str]:
-    """The sampler's model with a chat template, and its name."""
+    """Model of the sampling rows, with a chat template, and its name."""
     if not given.small:
         lm = load(smollm2())
         return LanguageModel(lm.model.to(given.device), lm.tokenizer), "SmolLM2-135M-Instruct"
@@ -90,7 +90,7 @@ def chat(given: Given) -> tuple[LanguageModel, str]:
 
 
 def shifted(lm: LanguageModel) -> LanguageModel:
-    """A reference that differs a little from the policy, so that margins are not 0; shares the tokenizer."""
+    """Reference model that differs a little from the policy, so that margins are not 0; shares the tokenizer."""
     import copy
 
     import torch
@@ -98,13 +98,14 @@ def shifted(lm: LanguageModel) -> LanguageModel:
     twin = copy.deepcopy(lm.model)
     noise = torch.Generator(device=twin.device).manual_seed(SEED + 1)
     with torch.no_grad():
-        for one in twin.parameters():
-            one.add_(torch.randn(one.shape, generator=noise, device=one.device, dtype=one.dtype) * one.std() * 0.1)
+        for weight in twin.parameters():
+            step = torch.randn(weight.shape, generator=noise, device=weight.device, dtype=weight.dtype)
+            weight.add_(step * weight.std() * 0.1)
     return LanguageModel(twin.eval(), lm.tokenizer)
 
 
 def reward(given: Given) -> tuple[Any, str]:
-    """A reward model with one logit that reads the completion alone, and what it is: the lab's gold where it is."""
+    """Reward model with one logit that reads only the completion, and its name: the lab's gold reward, else random."""
     from stagealign.scoring import reward_model as rewards
 
     folder = default_home() / "lab" / "gold"

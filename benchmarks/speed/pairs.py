@@ -1,4 +1,4 @@
-"""Pairs that both sides train on: human preferences from HH-RLHF where they lie beside the project, else toy text."""
+"""Training pairs of all sides: human preferences of HH-RLHF if they lie beside the project, else toy text."""
 
 import gzip
 import json
@@ -14,12 +14,12 @@ WORDS = ("a", "slow", "film", "of", "rain", "and", "long", "roads", "where", "no
 
 
 def data_file() -> Path:
-    """Where the HH-RLHF test split lies when it is there."""
+    """Path of the HH-RLHF test split, which may be absent."""
     return Path(__file__).resolve().parents[3] / "shared" / "data" / "hh_rlhf" / "harmless_base_test.jsonl.gz"
 
 
 def hh_rlhf(file: Path) -> tuple[list[Pair], dict[str, int]]:
-    """Every usable pair of the split, and rows left out by reason; the prompt ends with the last "Assistant:"."""
+    """Usable pairs of the split, and the number of other rows by reason; a prompt ends with the last "Assistant:"."""
     pairs, drops = [], Counter[str]()
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         for line in lines:
@@ -48,21 +48,21 @@ def toy(count: int, seed: int) -> list[Pair]:
 
 
 def choose(count: int, seed: int) -> tuple[list[Pair], str]:
-    """`count` pairs drawn with `seed`, and what they are."""
+    """`count` pairs drawn with `seed`, and a description of them."""
     if not data_file().is_file():
         return toy(count, seed), "toy text"
     return random.Random(seed).sample(hh_rlhf(data_file())[0], count), "HH-RLHF harmless-base, test split"
 
 
 def exactly(lm: Any, count: int, length: int, seed: int) -> list[Pair]:
-    """Pairs of prompt + completion with `length` tokens a side: half of them the prompt's, EOS the last.
+    """Pairs whose two sides have `length` tokens each: half are the prompt's, the last is EOS.
 
-    Raises ValueError where the tokenizer has no word of one token to build them from.
+    Raises ValueError if no word is one token of the tokenizer.
     """
     rng = random.Random(seed)
     words = [f" {word}" for word in WORDS if len(lm.completion_ids(f" {word}", ended=False)) == 1] or list("abcdefgh")
     if any(len(lm.completion_ids(word, ended=False)) != 1 for word in words):
-        raise ValueError("the tokenizer has no token for a word")
+        raise ValueError("tokenizer: no word is a single token; use another tokenizer")
     half = length // 2
 
     def text(tokens: int) -> str:

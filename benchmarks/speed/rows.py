@@ -1,4 +1,4 @@
-"""Each row's way to be measured, and what it costs; what it is held against is in `stagealign.report.pages.aims`."""
+"""How each row is measured and how long it takes; its peers and targets are in `stagealign.report.pages.aims`."""
 
 import hashlib
 import json
@@ -24,14 +24,15 @@ class Way:
     """How a row is measured."""
 
     function: str
-    """`module:name` in this package, imported only when the row is measured."""
+    """`module:name` in this package, imported when the row is measured."""
     more: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of the function."""
     once: float = 5
-    """Seconds of what is done once, checks above all; on two cores of a server's processor, roughly."""
+    """Rough seconds of the checks and other work done once, on two cores of a server's processor."""
     turn: float = 10
-    """Seconds of one turn of all sides."""
+    """Rough seconds of one turn of all sides."""
     turns: int | None = None
-    """Fewer turns than asked for, where one takes long; None takes as many."""
+    """Largest number of turns, for rows that take long; None: as many as asked for."""
 
     def seconds(self, repeats: int) -> float:
         """Expected seconds of the whole row."""
@@ -40,8 +41,8 @@ class Way:
     def measure(self, given: Given) -> dict[str, Any]:
         """Check and runs of the row."""
         module, _, name = self.function.partition(":")
-        found: dict[str, Any] = getattr(import_module(f"benchmarks.speed.{module}"), name)(given, **self.more)
-        return found
+        measured: dict[str, Any] = getattr(import_module(f"benchmarks.speed.{module}"), name)(given, **self.more)
+        return measured
 
 
 WAYS = {
@@ -79,7 +80,7 @@ def expected(keys: list[str], given: Given) -> float:
 
 
 def made_of(key: str, given: Given) -> dict[str, Any]:
-    """All that a row's numbers may depend on: machine, versions, settings and the code."""
+    """Conditions that a row's numbers may depend on: machine, versions, settings and code."""
     repeats = min(given.repeats, WAYS[key].turns or given.repeats)
     return {
         "schema": SCHEMA,
@@ -91,12 +92,12 @@ def made_of(key: str, given: Given) -> dict[str, Any]:
 
 
 def _gpu() -> str:
-    found = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
-    return found.stdout.strip().splitlines()[0] if found.stdout.strip() else "none found"
+    shown = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+    return shown.stdout.strip().splitlines()[0] if shown.stdout.strip() else "none found"
 
 
 def _code() -> str | None:
-    """Hash of the text of the package and of this benchmark, so that a change makes rows be measured anew."""
+    """Hash of the text of the package and of this benchmark; a change makes every row outdated."""
     digest = hashlib.sha256()
     for folder in ("stagealign", "benchmarks/speed", "benchmarks/boundary"):
         for file in sorted((ROOT / folder).rglob("*.py")):
@@ -105,32 +106,32 @@ def _code() -> str | None:
 
 
 def ready(file: Path, key: str, given: Given) -> bool:
-    """Whether the row stands in `file` as it would be measured now."""
+    """Whether `file` holds the row, measured under today's conditions."""
     if not file.is_file():
         return False
-    found: Any = json.loads(file.read_text(encoding="utf-8"))
-    return bool(found.get("made") == json.loads(json.dumps(made_of(key, given))))
+    result: Any = json.loads(file.read_text(encoding="utf-8"))
+    return bool(result.get("made") == json.loads(json.dumps(made_of(key, given))))
 
 
 def measure(key: str, given: Given) -> dict[str, Any]:
-    """One row's result: check, runs and how they compare, roof and shares of it, machine and versions."""
+    """Result of one row: check, runs and their ratios, peak rates and shares of them, machine and versions."""
     row, way = BY_KEY[key], WAYS[key]
-    made = made_of(key, given)
-    own = Given(given.threads, made["settings"]["repeats"], given.small, given.device)
+    conditions = made_of(key, given)
+    own = Given(given.threads, conditions["settings"]["repeats"], given.small, given.device)
     limit = roof.measure(own)
-    found = way.measure(own)
-    for name in ("check", "decision"):  # whose memory tells nothing
-        found.get(name, {}).pop("peak_mb", None)
-    for side, runs in found.get("runs", {}).items():
+    measured = way.measure(own)
+    for name in ("check", "decision"):  # the memory of these processes means nothing
+        measured.get(name, {}).pop("peak_mb", None)
+    for side, runs in measured.get("runs", {}).items():
         dtype = "bfloat16" if "bf16" in side or "bf16" in row.title else "float32"
         for run in runs:
             _finish(run, limit, dtype)
     known = {"row": key, "title": row.title, "unit": row.unit}
-    return {**known, **found, **_summary(row, found), "roof": limit, "made": made, **code_version()}
+    return {**known, **measured, **_summary(row, measured), "roof": limit, "made": conditions, **code_version()}
 
 
 def _finish(run: dict[str, Any], limit: dict[str, Any], dtype: str) -> None:
-    """Speeds and the share of the roof of one run; its own notes stay."""
+    """Adds speeds and the share of the peak rate to a run, and removes its log-probs."""
     run["per_second"] = round(run["work"] / run["seconds"], 4)
     if "tokens" in run:
         run["tokens_per_second"] = round(run["tokens"] / run["seconds"], 1)
@@ -140,17 +141,20 @@ def _finish(run: dict[str, Any], limit: dict[str, Any], dtype: str) -> None:
     run.pop("logps", None)
 
 
-def _summary(row: SpeedRow, found: dict[str, Any]) -> dict[str, Any]:
-    """How our sides compare with their peers; or the times themselves."""
-    runs = found.get("runs", {})
-    pairs = [one for one in row.against if one.ours in runs and one.peer in runs]
-    ratios = [{"ours": one.ours, "peer": one.peer, **compared(runs[one.peer], runs[one.ours])} for one in pairs]
+def _summary(row: SpeedRow, measured: dict[str, Any]) -> dict[str, Any]:
+    """Ratios of our sides to their peers; for a row without peers, its times."""
+    runs = measured.get("runs", {})
+    ratios = [
+        {"ours": pair.ours, "peer": pair.peer, **compared(runs[pair.peer], runs[pair.ours])}
+        for pair in row.against
+        if pair.ours in runs and pair.peer in runs
+    ]
     times = {name: {k: spread([run[k] for run in runs[name]]) for k in ("seconds", "cpu_seconds")} for name in runs}
     return {"ratios": ratios} if row.against else {"times": times} if row.limits else {}
 
 
 def write(file: Path, result: dict[str, Any]) -> None:
-    """The result in its file, whole or not at all."""
+    """Writes the result to its file, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -158,7 +162,7 @@ def write(file: Path, result: dict[str, Any]) -> None:
 
 
 def lines(result: dict[str, Any], device: str) -> list[str]:
-    """What the terminal shows of one row."""
+    """Lines that the terminal shows for one row."""
     row = BY_KEY[result["row"]]
     out = [f"{row.title}: {_words(result['sizes'])}"]
     if "check" in result:
@@ -168,13 +172,13 @@ def lines(result: dict[str, Any], device: str) -> list[str]:
     out += [f"  left out: {name}, {why}" for name, why in result.get("left_out", {}).items()]
     for side, runs in result.get("runs", {}).items():
         out += [f"  {side:<26}{_run(run, result['unit'])}" for run in runs]
-    for one, ratio in zip(_shown(row, result), result.get("ratios", []), strict=True):
-        time, work, aim = ratio["time"], ratio["processor"], one.aim(device)
+    for comparison, ratio in zip(_shown(row, result), result.get("ratios", []), strict=True):
+        time, work, aim = ratio["time"], ratio["processor"], comparison.aim(device)
         asked = f"; aim {aim:g}" if aim else ""
         memory = f"; memory {ratio['memory']:g}" if "memory" in ratio else ""
         out.append(
-            f"  {one.ours} against {one.peer}: {time['median']:g}x [{time['least']:g}, {time['most']:g}], in processor "
-            f"time {work['median']:g}x [{work['least']:g}, {work['most']:g}]{memory}{asked}"
+            f"  {comparison.ours} against {comparison.peer}: {time['median']:g}x [{time['least']:g}, {time['most']:g}],"
+            f" in processor time {work['median']:g}x [{work['least']:g}, {work['most']:g}]{memory}{asked}"
         )
     for name, most in row.limits if "times" in result else ():
         if name in result["times"]:
@@ -189,9 +193,9 @@ def lines(result: dict[str, Any], device: str) -> list[str]:
 
 
 def _shown(row: SpeedRow, result: dict[str, Any]) -> list[Against]:
-    """The comparisons that the result holds, in its order."""
-    found = [(one["ours"], one["peer"]) for one in result.get("ratios", [])]
-    return [one for one in row.against if (one.ours, one.peer) in found]
+    """Comparisons of the row that the result holds, in its order."""
+    present = [(ratio["ours"], ratio["peer"]) for ratio in result.get("ratios", [])]
+    return [comparison for comparison in row.against if (comparison.ours, comparison.peer) in present]
 
 
 def _run(run: dict[str, Any], unit: str) -> str:

@@ -1,8 +1,8 @@
 """Sampling: ours against transformers' `generate`, one prompt at a time and in plain batches, two candidates a prompt.
 
-Same weights, prompts, decoding and threads. Chance differs (ours has one stream a candidate), so speed is counted in
-tokens a second; that all decode the same is checked greedily first. One prompt at a time is the slowest and costs the
-same whichever prompt it is, so it does fewer of them.
+Same weights, prompts, decoding and threads. Random numbers differ (ours has one stream for each candidate), so speed is
+counted in tokens a second; a check compares greedy texts first. One prompt at a time is slow, and its cost depends
+little on the prompt, so it takes fewer of them.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from stagealign.policy.lm import LanguageModel, end_ids
 
 COUNT, BATCH, SEED = 2, 16, 0
 ALONE = 16
-"""Prompts of one turn that are taken one at a time."""
+"""Number of prompts in one turn of the side `one prompt at a time`."""
 FIRST = (
     "The Silent", "A Distant", "Midnight", "The Last", "Broken", "The Golden", "Winter", "An Ordinary", "The Hidden",
     "A Second", "Paper", "The Long", "Crimson", "The Other", "Hollow", "A Gentle",
@@ -28,7 +28,9 @@ SECOND = (
     "Machine", "Winter Sky", "Stranger", "Orchard", "Machine Age", "Sister",
 )  # fmt: skip
 PROMPTS = [
-    Prompt(f'Write a one-sentence review of the film "{one} {two}".', "train") for one in FIRST for two in SECOND
+    Prompt(f'Write a one-sentence review of the film "{first} {second}".', "train")
+    for first in FIRST
+    for second in SECOND
 ]
 PATH = "benchmarks.speed.sampling"
 
@@ -37,7 +39,7 @@ def measure(given: Given) -> dict[str, Any]:
     """Check and interleaved runs of all sides on 256 prompts."""
     prompts, alone = (8, 2) if given.small else (len(PROMPTS), ALONE)
     checked = child(f"{PATH}:check", given, prompts=4)
-    assert checked["equal"], "the two decode unlike each other greedily, so there is nothing to compare"
+    assert checked["equal"], "greedy texts of the two sides differ, so they cannot be compared"
     sides = {
         "ours": (f"{PATH}:side", {"side": "ours", "prompts": prompts}),
         "batches": (f"{PATH}:side", {"side": "batches", "prompts": prompts}),
@@ -53,7 +55,7 @@ def decode(small: bool) -> Decoding:
 
 
 def side(given: Given, side: str, prompts: int) -> Run:
-    """One run's time and the tokens it sampled."""
+    """Time of one run, and the tokens that it sampled."""
     from stagealign.policy.sample import sample
 
     lm, _ = models.chat(given)
@@ -61,10 +63,10 @@ def side(given: Given, side: str, prompts: int) -> Run:
     asked = PROMPTS[:: len(PROMPTS) // prompts][:prompts]
     with clock(given.device) as took:
         if side == "ours":
-            tokens = sum(one.tokens or 0 for one in sample(lm, asked, decoding, COUNT, SEED))
+            tokens = sum(candidate.tokens or 0 for candidate in sample(lm, asked, decoding, COUNT, SEED))
         else:
             tokens = sum(map(len, plainly(lm, asked, decoding, COUNT, COUNT if side == "alone" else BATCH)))
-    prompt = sum(len(lm.prompt_ids(one.text)) for one in asked)
+    prompt = sum(len(lm.prompt_ids(each.text)) for each in asked)
     return {**took, "work": tokens, "tokens": tokens, "flops": roof.writing_flops(lm.model, prompt, tokens)}
 
 
@@ -78,7 +80,7 @@ def plainly(
     chance: dict[str, Any] = {"do_sample": False}
     if decoding.temperature:
         chance = {"do_sample": True, **{name: getattr(decoding, name) for name in ("temperature", "top_p", "top_k")}}
-    ends, found = set(end_ids(lm)), []
+    ends, completions = set(end_ids(lm)), []
     for start in range(0, len(texts), batch):
         some = lm.tokenizer(texts[start : start + batch], add_special_tokens=False, padding=True, return_tensors="pt")
         words = {name: getattr(some, name).to(lm.model.device) for name in ("input_ids", "attention_mask")}
@@ -87,12 +89,12 @@ def plainly(
         )
         for row in out[:, some.input_ids.shape[1] :].tolist():
             end = next((place for place, token in enumerate(row) if token in ends), len(row) - 1)
-            found.append(row[: end + 1])
-    return found
+            completions.append(row[: end + 1])
+    return completions
 
 
 def check(given: Given, prompts: int) -> Run:
-    """Whether all give the same text for the most probable token each time, and ours the same in other batches."""
+    """Whether greedy texts of all sides are equal, and how many of our samples differ in other batches."""
     import torch
 
     from stagealign.policy.sample import generate, sample
@@ -108,5 +110,5 @@ def check(given: Given, prompts: int) -> Run:
         theirs = plainly(lm, asked, greedy, 1, batch)
         equal += [list(a[0].ids) == [t for t in b if t not in ends] for a, b in zip(ours, theirs, strict=True)]
     whole, parts = (sample(lm, asked, decoding, COUNT, SEED, rows=rows) for rows in (256, 2))
-    other = sum(one.token_ids != two.token_ids for one, two in zip(whole, parts, strict=True))
+    other = sum(big.token_ids != small.token_ids for big, small in zip(whole, parts, strict=True))
     return {"model": name, "greedy_texts": len(equal), "equal": all(equal), "other_text_in_other_batches": other}

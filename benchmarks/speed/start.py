@@ -1,4 +1,4 @@
-"""Start-up times of commands, each in a process of its own, and of store and report at sizes that a grid reaches."""
+"""Start-up times of commands, each in a separate process, and times of store and report at the size of a grid."""
 
 import importlib.util
 import json
@@ -18,10 +18,10 @@ PATH = "benchmarks.speed.start"
 
 
 def commands(given: Given) -> dict[str, Any]:
-    """Times of the commands that exist; those that do not are named."""
+    """Times of the commands, and the names of those that this version lacks."""
     from stagealign.cli.app import app
 
-    known = {one.name or one.callback.__name__ for one in app.registered_commands if one.callback}
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     calls = {
         "stagealign list": ["stagealign.cli.app", "list"],
         "stagealign plan": ["stagealign.cli.app", "plan"],
@@ -40,7 +40,7 @@ def commands(given: Given) -> dict[str, Any]:
 
 
 def call(words: Sequence[str]) -> Run:
-    """Seconds and processor seconds of one command, from start to end."""
+    """Seconds and processor seconds of one command in a separate process."""
     command = [sys.executable, "-c", "from stagealign.cli.app import main; main()", *words[1:]]
     if words[0] == "pytest":
         command = [sys.executable, "-m", *words]
@@ -58,16 +58,16 @@ def call(words: Sequence[str]) -> Run:
 
 
 def keeping(given: Given) -> dict[str, Any]:
-    """Times of opening artifacts and of a report over results."""
+    """Times to open artifacts, and to build a report over results."""
     artifacts, results = (100, 12) if given.small else (ARTIFACTS, RESULTS)
     runs: dict[str, list[Run]] = {"open 10,000 artifacts": [], "report over 1,000 results": []}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        made = {"artifacts": fill_store(place / "home", artifacts), "results": fill(place / "results", results)}
+        sizes = {"artifacts": fill_store(place / "home", artifacts), "results": fill(place / "results", results)}
         for _ in range(given.repeats):
             for name, function in zip(runs, ("opened", "reported"), strict=True):
                 runs[name].append(child(f"{PATH}:{function}", given, folder=folder, count=artifacts))
-    return {"sizes": made, "check": {"made_up": "results and records of the real shape"}, "runs": runs}
+    return {"sizes": sizes, "check": {"made_up": "results and records of the real shape"}, "runs": runs}
 
 
 def _artifacts(count: int) -> list[Any]:
@@ -83,33 +83,33 @@ def _artifacts(count: int) -> list[Any]:
 
 
 def fill_store(home: Path, count: int) -> int:
-    """Records of `count` artifacts, written as the store writes them."""
+    """Writes records of `count` artifacts as the store does; returns `count`."""
     from stagealign.store.facts import surroundings
     from stagealign.store.record import RECORD
 
     facts = {**surroundings(), "seconds": 1.0, "pairs": 128}
-    for one in _artifacts(count):
-        folder = home / one.path
+    for artifact in _artifacts(count):
+        folder = home / artifact.path
         folder.mkdir(parents=True)
-        known = {"fingerprint": one.fingerprint, "identity": one.identity}
+        known = {"fingerprint": artifact.fingerprint, "identity": artifact.identity}
         record = {**known, "inputs": {"policy": "start"}, "facts": facts}
         (folder / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return count
 
 
 def opened(given: Given, folder: str, count: int) -> Run:
-    """Time of laying out `count` artifacts and opening their records."""
+    """Time to define `count` artifacts and open their records."""
     from stagealign.store.folder import Store
 
     with clock() as took:
         store = Store(Path(folder) / "home")
-        found = sum(store.record(one) is not None for one in _artifacts(count))
-    assert found == count
+        present = sum(store.record(artifact) is not None for artifact in _artifacts(count))
+    assert present == count
     return {**took, "work": 1}
 
 
 def fill(folder: Path, count: int) -> int:
-    """`count` made-up results of the grid, as the tests of the report make them; each cell as many seeds."""
+    """Writes `count` made-up results of the grid, from the factory of the tests; returns `count`."""
     from stagealign.grid import registry
     from stagealign.store.results import write_result
 
@@ -121,7 +121,7 @@ def fill(folder: Path, count: int) -> int:
 
 
 def _factory() -> Callable[[str, int], Any]:
-    """`result` of tests/factories/factory_results.py, which is no package."""
+    """Function `result` of tests/factories/factory_results.py, which is not in a package."""
     spec = importlib.util.spec_from_file_location(
         "factory_results", ROOT / "tests" / "factories" / "factory_results.py"
     )
@@ -129,12 +129,12 @@ def _factory() -> Callable[[str, int], Any]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found: Callable[[str, int], Any] = module.result
-    return found
+    factory: Callable[[str, int], Any] = module.result
+    return factory
 
 
 def reported(given: Given, folder: str, count: int) -> Run:
-    """Time of a whole report, without writing it."""
+    """Time to build a whole report, without writing it."""
     from stagealign.report import build as report
 
     with clock() as took:

@@ -1,9 +1,8 @@
-"""A sweep, DPO and SLiC x 3 betas x 2 seeds: ours through the store against a TRL run for each.
+"""Sweep of DPO and SLiC x 3 betas x 2 seeds: ours through the store, against one TRL run for each.
 
-Both start from a saved checkpoint and a list of pairs and end with a saved checkpoint a run. Ours is what a grid does:
-pairs and reference log-probs are artifacts, so the reference runs once, and the store's records say so. TRL runs with
-its defaults, one after the other in one process, so its imports are paid once. Forwards of the reference are counted as
-they happen, in both.
+Both start from a saved checkpoint and a list of pairs, and save a checkpoint for each run. Ours works as in a grid:
+pairs and reference log-probs are artifacts, so the reference runs once. TRL runs with its defaults, all runs in one
+process, so it pays for its imports once. Forward passes of the reference are counted on both sides.
 """
 
 import tempfile
@@ -24,49 +23,48 @@ from stagealign.store.folder import Store
 SHAPE, PAIRS, TOLERANCE = "14m", 16, 1e-5
 BETAS, SEEDS = (0.05, 0.1, 0.2), (0, 1)
 FORMS = {"sigmoid": DPO, "hinge": SLIC_HF}
-"""Our losses by the names that TRL has for them."""
+"""TRL's name of a loss -> our method."""
 PATH = "benchmarks.speed.sweep"
 
 
 def measure(given: Given) -> dict[str, Any]:
-    """Check of both losses and interleaved sweeps."""
+    """Check of both losses, and interleaved sweeps."""
     pairs = 4 if given.small else PAIRS
     runs = len(grid(given.small))
     checked = child(f"{PATH}:check", given)
-    assert checked["largest_difference"] < TOLERANCE, f"the losses differ, so there is nothing to compare: {checked}"
+    assert checked["largest_difference"] < TOLERANCE, f"the losses differ, so the sides cannot be compared: {checked}"
     sides = {name: (f"{PATH}:side", {"peer": name == "TRL", "pairs": pairs}) for name in ("ours", "TRL")}
     sizes = {"shape": SHAPE, "pairs": pairs, "runs": runs, "betas": list(BETAS), "seeds": list(SEEDS)}
-    found = turns(sides, given)
-    return {"sizes": sizes, "check": checked, "runs": found}
+    return {"sizes": sizes, "check": checked, "runs": turns(sides, given)}
 
 
 def grid(small: bool) -> list[tuple[str, float, int]]:
-    """(loss, beta, seed) of each run; one seed and beta where small."""
+    """(loss, beta, seed) of each run; one seed and beta if `small`."""
     betas, seeds = (BETAS[:1], SEEDS[:1]) if small else (BETAS, SEEDS)
     return [(form, beta, seed) for form in FORMS for beta in betas for seed in seeds]
 
 
 def side(given: Given, peer: bool, pairs: int) -> Run:
-    """One sweep's time, and what passed through the reference model on the way."""
+    """Time of one sweep, and the calls and tokens of its reference model."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         return _trl(given, pairs, home) if peer else build(given, pairs, home, grid(given.small))
 
 
 def build(given: Given, pairs: int, home: Path, runs: list[tuple[str, float, int]]) -> Run:
-    """Our sweep through a store in `home`; the start and the pairs are there before the clock runs."""
+    """Time of our sweep through a store in `home`; start and pairs are built before the clock starts."""
     store = Store(home)
     start = Artifact("start", Kind(f"{PATH}:build_start", price="free"), {"small": given.small})
     rows = Artifact("pairs", Kind(f"{PATH}:build_pairs", price="free"), {"small": given.small, "pairs": pairs})
-    for one in (start, rows):
-        store.build(one)
+    for artifact in (start, rows):
+        store.build(artifact)
     known = {"max_length": MAX_LENGTH, "dtype": "float32", "trained_layers": None}
     reference = Artifact("reference", REFERENCE, known, {"policy": start, "pairs": rows})
     goals = [_policy(form, beta, seed, start, rows, reference) for form, beta, seed in runs]
     with counted() as passed, clock(given.device) as took:
         for goal in goals:
-            for one in goal.lineage().values():
-                store.build(one)
+            for artifact in goal.lineage().values():
+                store.build(artifact)
     return {**took, "work": len(goals), **passed, "recorded_forwards": _forwards(store, goals)}
 
 
@@ -84,13 +82,13 @@ def _policy(form: str, beta: float, seed: int, start: Artifact, rows: Artifact, 
 
 
 def _forwards(store: Store, goals: list[Artifact]) -> int:
-    """Completions that the records say were scored by a reference."""
-    made = {goal.inputs["reference"].path: goal.inputs["reference"] for goal in goals}
-    return sum(store.facts(one)["forwards"] for one in made.values())
+    """Completions scored by a reference, by the store's records."""
+    references = {goal.inputs["reference"].path: goal.inputs["reference"] for goal in goals}
+    return sum(store.facts(reference)["forwards"] for reference in references.values())
 
 
 def build_start(work: Work) -> dict[str, Any]:
-    """Builder of the start: the shape with seeded weights."""
+    """Builds the start: the shape with seeded weights."""
     from stagealign.policy.lm import save
 
     save(models.policy(SHAPE, Given(small=work.params["small"])), work.out)
@@ -98,7 +96,7 @@ def build_start(work: Work) -> dict[str, Any]:
 
 
 def build_pairs(work: Work) -> dict[str, Any]:
-    """Builder of the pairs."""
+    """Builds the pairs."""
     from stagealign.data.records import write_rows
 
     write_rows(work.out / "pairs.jsonl", chosen(work.params["pairs"], Given(small=work.params["small"]))[0])
@@ -115,15 +113,15 @@ def _trl(given: Given, pairs: int, home: Path) -> Run:
             lm, reference = load(home / "start"), load(home / "start")
             folder = home / f"{form}-{beta:g}-{seed}"
             settings = {"loss_type": [form], "beta": beta, "seed": seed}
-            made = trainer(lm, data, reference.model, str(folder), given.device, **settings)
-            made.train()
-            made.save_model(str(folder / "policy"))
+            peer = trainer(lm, data, reference.model, str(folder), given.device, **settings)
+            peer.train()
+            peer.save_model(str(folder / "policy"))
     return {**took, "work": len(grid(given.small)), **passed}
 
 
 @contextmanager
 def counted() -> Iterator[dict[str, int]]:
-    """Counts calls and tokens, padding included, of decoders that run without gradients: the reference's forwards."""
+    """Counts calls and tokens, with padding, of the reference inside the block: decoders without gradients."""
     import torch
     from transformers import GPTNeoXModel
 
@@ -142,7 +140,7 @@ def counted() -> Iterator[dict[str, int]]:
 
 
 def check(given: Given) -> Run:
-    """Both losses of the same log-probs, ours and TRL's, at each beta."""
+    """Largest difference between our losses and TRL's, over both losses and all betas."""
     import torch
 
     from stagealign.train.losses import LOSSES, Constants, Logps
@@ -153,8 +151,8 @@ def check(given: Given) -> Run:
     data, _ = chosen(64, given)
     few = sorted(data, key=lambda pair: len(pair.chosen) + len(pair.rejected))[:4]
     tokens = tokenize(lm, few, MAX_LENGTH)
-    policy, fixed = (reference_logps(one, tokens, None, None) for one in (lm, reference))
-    lengths = torch.tensor([[len(one.chosen), len(one.rejected)] for one in tokens])
+    policy, fixed = (reference_logps(model, tokens, None, None) for model in (lm, reference))
+    lengths = torch.tensor([[len(pair.chosen), len(pair.rejected)] for pair in tokens])
     differences = []
     with tempfile.TemporaryDirectory() as folder:
         for form in FORMS:

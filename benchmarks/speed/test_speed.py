@@ -1,4 +1,4 @@
-"""It ran: each row of the speed benchmark ends with a result; what is there already is not measured again."""
+"""Checks that each row of the speed benchmark ends with a result; a current result is not measured again."""
 
 import subprocess
 import sys

@@ -1,10 +1,10 @@
-"""Preference training: ours against TRL's DPOTrainer as it comes and at its best, each run in a process of its own.
+"""Preference training: ours against TRL's DPOTrainer with its defaults and at its best, each run in its own process.
 
-Same pairs, same seeded weights, same threads. The clock runs from text and loaded weights to trained weights, so
-tokenising is in all times and our one pass of the reference model in ours. `TRL` has its defaults: batch 8, live
-reference, gradient checkpointing; only what needs a GPU or a network is off. `TRL best` computes its reference once and
-keeps no checkpoints. bf16 is autocast on both sides, on processors that have products in it; ours is put around the
-engine here, as no setting of the grid asks for it on a processor.
+Same pairs, seeded weights and threads. The clock runs from text and loaded weights to trained weights, so all times
+include tokenising, and ours its one pass of the reference model. `TRL` has its defaults: batch 8, live reference,
+gradient checkpointing; only what needs a GPU or a network is off. `TRL best` computes its reference once and has no
+gradient checkpointing. bf16 is autocast on both sides, on processors with bf16 products; ours is set here, because the
+grid has no setting for it on a processor.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from benchmarks.speed.turns import Given, Run, child, clock, turns
 from stagealign.data.records import Pair
 
 BATCH, BETA, LEARNING_RATE, MAX_LENGTH, SEED = 8, 0.1, 1e-6, 1024, 0
-"""TRL's defaults, which ours is given too."""
+"""Defaults of TRL, which our side uses too."""
 SIZES = {"14m": 64, "160m": 16, "135m": 16, "1b": 256, "8b": 64}
-"""Pairs of one run: enough for a time in minutes with TRL on two cores."""
+"""Shape -> pairs of one run; TRL takes minutes for them on two cores."""
 GPU_PAIRS = {"14m": 512, "160m": 512, "135m": 512}
 HELD_OUT, DECISION_RATE = 64, 1e-4
-"""Pairs that tell whether bf16 decides as fp32 does, after training at a rate that moves the policy in few steps."""
+"""Held-out pairs for the comparison of bf16 with fp32, and a learning rate that moves the policy in few steps."""
 SIDES: dict[str, dict[str, Any]] = {
     "ours": {"side": "ours"},
     "TRL": {"side": "trl"},
@@ -38,20 +38,22 @@ PATH = "benchmarks.speed.training"
 
 
 def measure(given: Given, shape: str) -> dict[str, Any]:
-    """Check and interleaved runs of all sides on one shape."""
+    """Check of equal losses, and interleaved runs of all sides on one shape."""
     wide = shape in models.LLAMA
     sizes = {"shape": shape, "pairs": 4 if given.small else count(shape, given.device)}
     checked = child(f"{PATH}:check", given, shape=shape, count=64)
     limit = 1e-2 if wide else 1e-5  # bf16 weights keep three digits
-    assert checked["difference"] < limit, f"the two losses differ, so there is nothing to compare: {checked}"
-    found: dict[str, Any] = {"sizes": sizes, "check": checked}
+    assert checked["difference"] < limit, f"the two losses differ, so the sides cannot be compared: {checked}"
+    measured: dict[str, Any] = {"sizes": sizes, "check": checked}
     names = ["ours", "TRL"] if wide else list(SIDES) if half_products(given.device) else ["ours", "TRL", "TRL best"]
     if "ours bf16" in names:
-        found["decision"] = child(f"{PATH}:decision", given, **sizes)
+        measured["decision"] = child(f"{PATH}:decision", given, **sizes)
     else:
-        found["left_out"] = {"bf16": "weights are bf16 in all sides" if wide else "the processor has no products in it"}
-    found["runs"] = turns({name: (f"{PATH}:side", {**SIDES[name], **sizes}) for name in names}, given)
-    return found
+        measured["left_out"] = {
+            "bf16": "weights are bf16 in all sides" if wide else "the processor has no products in it"
+        }
+    measured["runs"] = turns({name: (f"{PATH}:side", {**SIDES[name], **sizes}) for name in names}, given)
+    return measured
 
 
 def count(shape: str, device: str) -> int:
@@ -60,19 +62,19 @@ def count(shape: str, device: str) -> int:
 
 
 def half_products(device: str) -> bool:
-    """Whether products of bf16 are the machine's own: GPUs, and processors with AMX or AVX-512 BF16."""
+    """Whether the device multiplies in bf16 natively: GPUs, and processors with AMX or AVX-512 BF16."""
     info = Path("/proc/cpuinfo")
     flags = info.read_text(encoding="utf-8") if info.exists() else ""
     return device == "cuda" or "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def chosen(count: int, given: Given, seed: int = SEED) -> tuple[list[Pair], str]:
-    """The pairs of a row, and what they are."""
+    """Pairs of a row, and a description of them."""
     return (source.toy(count, seed), "toy text") if given.small else source.choose(count, seed)
 
 
 def autocast(bf16: bool, device: str) -> contextlib.AbstractContextManager[Any]:
-    """bf16 products where asked; without its cache of weights, which a step of the optimizer would leave stale."""
+    """Autocast to bf16 if asked; without its cache of weights, which an optimizer step would leave stale."""
     import torch
 
     on = torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False)
@@ -80,7 +82,7 @@ def autocast(bf16: bool, device: str) -> contextlib.AbstractContextManager[Any]:
 
 
 def side(given: Given, side: str, shape: str, pairs: int, best: bool = False, bf16: bool = False) -> Run:
-    """One run's time, its pairs, useful tokens and their arithmetic."""
+    """Time of one run, its pairs, useful tokens and their arithmetic."""
     from stagealign.train.reference import tokenize
 
     lm = models.policy(shape, given)
@@ -94,14 +96,14 @@ def side(given: Given, side: str, shape: str, pairs: int, best: bool = False, bf
             trainer(lm, data, reference, folder, given.device, bf16=bf16, **settings).train()
         else:
             ours(lm, data, folder, given.device, Way(bf16))
-    return {**took, "work": pairs, "tokens": sum(one.tokens for one in tokens), "flops": flops}
+    return {**took, "work": pairs, "tokens": sum(pair.tokens for pair in tokens), "flops": flops}
 
 
 BEST = {"precompute_ref_log_probs": True, "gradient_checkpointing": False}
 
 
 def trainer(lm: Any, pairs: Sequence[Pair], reference: Any, folder: str, device: str, **settings: Any) -> Any:
-    """TRL's DPOTrainer with its defaults, but for `settings`."""
+    """TRL's DPOTrainer with its defaults, except for `settings`."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -125,17 +127,17 @@ def trainer(lm: Any, pairs: Sequence[Pair], reference: Any, folder: str, device:
 
 @dataclass(frozen=True)
 class Way:
-    """How our engine trains."""
+    """Options of our engine."""
 
     bf16: bool = False
     rate: float = LEARNING_RATE
     lean: bool = False
-    """In the least memory it can do with."""
+    """Whether it uses the least memory: micro-batch 1 and activation checkpointing."""
     max_length: int = MAX_LENGTH
 
 
 def ours(lm: Any, pairs: Sequence[Pair], folder: str, device: str, way: Way = Way()) -> None:
-    """Trains `lm` with the engine, its reference log-probs included."""
+    """Trains `lm` with our engine, after computing its reference log-probs."""
     from stagealign.grid.methods import DPO
     from stagealign.train.reference import TrainingSet, reference_logps, tokenize
     from stagealign.train.trainer import RoundSettings, align
@@ -152,9 +154,10 @@ def ours(lm: Any, pairs: Sequence[Pair], folder: str, device: str, way: Way = Wa
 
 
 def check(given: Given, shape: str, count: int) -> Run:
-    """Both losses of four pairs; other weights are the reference, so that the margins are not 0.
+    """Both losses of the four pairs with the shortest completions; shifted weights are the reference.
 
-    The four with the shortest completions: fp32 keeps seven digits, so a sum of thousands of nats is not known to 1e-5.
+    The shift makes margins differ from 0. Longer completions have log-probs of thousands of nats, which fp32 with
+    its seven digits does not give to 1e-5.
     """
     import torch
 
@@ -167,22 +170,22 @@ def check(given: Given, shape: str, count: int) -> Run:
     tokens = tokenize(lm, data, MAX_LENGTH)
     places = sorted(range(len(data)), key=lambda i: len(tokens[i].chosen) + len(tokens[i].rejected))[:4]
     few = [tokens[i] for i in places]
-    found, theirs = (reference_logps(one, few, None, None) for one in (lm, reference))
-    lengths = torch.tensor([[len(one.chosen), len(one.rejected)] for one in few])
-    loss = sigmoid(Logps(*found.T, *theirs.T, *lengths.T), Constants(BETA)).mean().item()
+    policy, fixed = (reference_logps(model, few, None, None) for model in (lm, reference))
+    lengths = torch.tensor([[len(pair.chosen), len(pair.rejected)] for pair in few])
+    loss = sigmoid(Logps(*policy.T, *fixed.T, *lengths.T), Constants(BETA)).mean().item()
     with tempfile.TemporaryDirectory() as folder:
         peer = trainer(lm, data, reference.model, folder, given.device)
         rows = [peer.train_dataset[i] for i in places]
         same = all(
-            tuple(row[f"{name}_ids"]) == getattr(one, name)
-            for row, one in zip(rows, few, strict=True)
+            tuple(row[f"{name}_ids"]) == getattr(pair, name)
+            for row, pair in zip(rows, few, strict=True)
             for name in ("prompt", "chosen", "rejected")
         )
-        assert same, "the two sides tokenise these pairs unlike each other"
+        assert same, "the two sides tokenise these pairs differently"
         with torch.no_grad():
             batch = {name: value.to(given.device) for name, value in peer.data_collator(rows).items()}
             their_loss = peer.compute_loss(peer.model, batch).item()
-    spread = sorted(one.tokens for one in tokens)
+    spread = sorted(pair.tokens for pair in tokens)
     return {
         "ours": loss,
         "TRL": their_loss,
@@ -194,9 +197,9 @@ def check(given: Given, shape: str, count: int) -> Run:
 
 
 def decision(given: Given, shape: str, pairs: int) -> Run:
-    """Which of two completions the trained policy prefers to the start, on held-out pairs, after fp32 and after bf16.
+    """Agreement between policies trained in fp32 and in bf16 on which completion of held-out pairs they prefer.
 
-    Margins are computed in fp32 from both: what differs is what training in bf16 has made of the weights.
+    Margins are computed in fp32 for both, so that they differ only by the training.
     """
     from stagealign.train.reference import reference_logps, tokenize
 
@@ -224,12 +227,12 @@ def decision(given: Given, shape: str, pairs: int) -> Run:
 
 
 def longest(given: Given) -> dict[str, Any]:
-    """One step of 8 pairs, each side 512 tokens long: what is asked of memory."""
+    """Time and peak memory of one step of 8 pairs with 512 tokens a side."""
     length, pairs = (32 if given.small else 512), BATCH
     sizes = {"shape": "160m", "pairs": pairs, "length": length}
-    one = replace(given, repeats=1)
+    once = replace(given, repeats=1)
     sides = ("ours", "ours, micro-batch 1 and activation checkpointing", "TRL")
-    runs = turns({name: (f"{PATH}:step", {"side": name, **sizes}) for name in sides}, one)
+    runs = turns({name: (f"{PATH}:step", {"side": name, **sizes}) for name in sides}, once)
     return {"sizes": sizes, "check": {"see": "train-160m"}, "runs": runs}
 
 

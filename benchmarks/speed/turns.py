@@ -1,7 +1,7 @@
-"""Sides in turns, each in a process of its own, and what their times say of each other.
+"""Sides run in turns, each in a separate process, and the ratios of their times.
 
-A side is a function `module:name` that takes what `child` is given and returns its `seconds`, `cpu_seconds` and `work`
-(how many units it did, so that a slow peer may do fewer of them); its process adds the peak of its memory.
+A side is a function `module:name` that takes the arguments of `child` and returns its `seconds`, `cpu_seconds` and
+`work` (units done, so that a slow peer may do fewer); its process adds its peak memory.
 """
 
 import json
@@ -25,7 +25,7 @@ Run = dict[str, Any]
 
 @dataclass(frozen=True)
 class Given:
-    """How a row is run."""
+    """Settings of a measurement."""
 
     threads: int = 2
     repeats: int = 3
@@ -35,19 +35,19 @@ class Given:
 
 
 def child(function: str, given: Given, **more: Any) -> Run:
-    """What `module:name` returned in a process of its own, with the peak of its memory in MB."""
+    """Return value of `module:name` in a separate process, with its peak memory in MB. Raises RuntimeError."""
     hidden = {} if given.device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
     environment = os.environ | {"OMP_NUM_THREADS": str(given.threads), "TQDM_DISABLE": "1"} | hidden
     command = [sys.executable, "-m", "benchmarks.speed.turns", function, json.dumps({"given": asdict(given)} | more)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{function} {json.dumps(more)}: ended with {done.returncode}\n{done.stderr[-3000:]}")
-    found: Run = json.loads(done.stdout.splitlines()[-1])
-    return found
+    run: Run = json.loads(done.stdout.splitlines()[-1])
+    return run
 
 
 def turns(sides: Mapping[str, tuple[str, Mapping[str, Any]]], given: Given) -> dict[str, list[Run]]:
-    """Runs of each side, taken in turns: first of each, then second of each, ..."""
+    """Runs of each side, in turns: the first of each, then the second of each, and so on."""
     runs: dict[str, list[Run]] = {side: [] for side in sides}
     for _ in range(given.repeats):
         for side, (function, more) in sides.items():
@@ -57,7 +57,7 @@ def turns(sides: Mapping[str, tuple[str, Mapping[str, Any]]], given: Given) -> d
 
 @contextmanager
 def clock(device: str = "cpu") -> Iterator[dict[str, float]]:
-    """Fills in `seconds` and `cpu_seconds` (of all threads) of what is done inside."""
+    """Measures the block; the yielded dictionary gets `seconds` and `cpu_seconds` (of all threads) at its end."""
     took: dict[str, float] = {}
     _wait(device)
     started, worked = time.perf_counter(), time.process_time()
@@ -74,15 +74,15 @@ def _wait(device: str) -> None:
 
 
 def compared(theirs: Sequence[Run], ours: Sequence[Run]) -> dict[str, Any]:
-    """How many times as fast ours was in each turn: median, least, most, in time and in processor time; and memory."""
-    found: dict[str, Any] = {}
+    """Ratios of speed, ours over theirs, over turns, in time and in processor time; and the ratio of peak memory."""
+    ratios: dict[str, Any] = {}
     for name, key in (("time", "seconds"), ("processor", "cpu_seconds")):
-        each = [one[key] / one["work"] * two["work"] / two[key] for one, two in zip(theirs, ours, strict=True)]
-        found[name] = spread(each)
+        pairs = zip(theirs, ours, strict=True)
+        ratios[name] = spread([their[key] / their["work"] * our["work"] / our[key] for their, our in pairs])
     if "peak_mb" in ours[0] and "peak_mb" in theirs[0]:
-        worst = max(one["peak_mb"] for one in ours) / min(one["peak_mb"] for one in theirs)
-        found["memory"] = round(worst, 3)
-    return found
+        worst = max(run["peak_mb"] for run in ours) / min(run["peak_mb"] for run in theirs)
+        ratios["memory"] = round(worst, 3)
+    return ratios
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -91,7 +91,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """Slope of log(value) over log(size), by least squares: 1 where the value grows as the size does."""
+    """Least-squares slope of log(value) over log(size): 1 if the value is proportional to the size."""
     from math import log
 
     x, y = [log(size) for size in sizes], [log(value) for value in values]
@@ -101,17 +101,17 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 
 def main() -> None:
-    """Runs one side and prints what it found as the last line."""
+    """Runs one side and prints its result as the last line."""
     name, _, function = sys.argv[1].partition(":")
     words = json.loads(sys.argv[2])
     given = Given(**words.pop("given"))
     import torch
 
     torch.set_num_threads(given.threads)
-    found = getattr(import_module(name), function)(given, **words)
+    run = getattr(import_module(name), function)(given, **words)
     peak = torch.cuda.max_memory_allocated() / 2**20 if given.device == "cuda" else peak_mb()
-    took = {key: round(found[key], 4) for key in ("seconds", "cpu_seconds") if key in found}
-    print(json.dumps({**found, **took, "peak_mb": round(peak)}))
+    took = {key: round(run[key], 4) for key in ("seconds", "cpu_seconds") if key in run}
+    print(json.dumps({**run, **took, "peak_mb": round(peak)}))
 
 
 if __name__ == "__main__":

@@ -15,15 +15,19 @@ class StagealignError(Exception):
 
 
 class UnknownName(StagealignError):
-    """A cell, model, method, schedule or scale that the registry does not have."""
+    """A name that is in none of the tables: of a cell, model, method, schedule, scale, executor or GPU, say."""
 
-    def __init__(self, kind: str, given: str, known: Iterable[str]):
+    def __init__(self, kind: str, given: str, known: Iterable[str], listed: bool = True):
+        """`listed`: whether `stagealign list` shows what is known; the message names all of it otherwise."""
         known = list(known)
         near = get_close_matches(given, known, n=3, cutoff=0.4) or known[:6]
-        super().__init__(f"{kind} {given!r}: unknown; nearest: {', '.join(near)}. `stagealign list` shows all.")
-        self.asked = (kind, given, known)
+        choices = (
+            f"nearest: {', '.join(near)}. `stagealign list` shows all." if listed else f"one of {', '.join(known)}"
+        )
+        super().__init__(f"{kind} {given!r}: unknown; {choices}")
+        self.asked = (kind, given, known, listed)
 
-    def __reduce__(self) -> tuple[type["UnknownName"], tuple[str, str, list[str]]]:
+    def __reduce__(self) -> tuple[type["UnknownName"], tuple[str, str, list[str], bool]]:
         """Pickles the arguments, so that a worker process can hand over the error."""
         return UnknownName, self.asked
 

@@ -1,1 +1,1 @@
-"""One file a command: its options, what it does, what it prints."""
+"""Commands, one file each: the options, what the command does, and what it prints."""

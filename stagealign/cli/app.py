@@ -1,4 +1,4 @@
-"""The command line: one command a file; this one lists them, and turns what they raise into a message and a code."""
+"""Command line: the table of commands, and the entry point that turns errors into a message and an exit code."""
 
 import signal
 import sys
@@ -50,7 +50,7 @@ TERMINATED = 143
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one clear message, an interrupt or a termination keeps what is built."""
+    """Runs the command line: a user's mistake prints one message; an interrupt or SIGTERM keeps finished artifacts."""
     code: int | None = INTERRUPTED
     ended: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: _interrupt(number, ended))
@@ -68,12 +68,12 @@ def main() -> None:
         raise
     if code == INTERRUPTED:
         what, code = ("terminated", TERMINATED) if ended else ("interrupted", INTERRUPTED)
-        _fail(f"{what}; all that is built stays, the same command continues", code)
+        _fail(f"{what}; all that is built stays; run the same command to continue", code)
     sys.exit(code)
 
 
 def _interrupt(number: int, ended: list[int]) -> None:
-    """Ends the command as Ctrl-C does; a second signal finds it ending."""
+    """Ends the command as Ctrl-C does; later signals are ignored."""
     ended.append(number)
     if len(ended) == 1:
         raise KeyboardInterrupt
@@ -89,7 +89,7 @@ def _fail(message: str, code: int) -> None:
 
 
 def _traceback(*error: Any) -> None:
-    """Prints a fault of ours as Python does, but for secrets and control codes."""
+    """Prints a traceback as Python does, without secrets and control codes."""
     import traceback
 
     from stagealign.base.secrets import without_secrets

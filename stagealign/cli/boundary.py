@@ -1,4 +1,4 @@
-"""`stagealign boundary`: which stage a policy is in, and so what data to collect next."""
+"""`stagealign boundary`: which stage a policy is in, and so which data to collect next."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from stagealign.base.terminal import Text
@@ -23,23 +22,23 @@ if TYPE_CHECKING:
 
 
 PolicyName = Annotated[
-    str | None, typer.Option(help="Hub id or local folder; with --policy-url the served model's name.")
+    str | None, typer.Option(help="Hub id or local folder of the policy; with --policy-url, the served model's name.")
 ]
 DataName = Annotated[str | None, typer.Option(help="File or hub data set of preferences, in any of TRL's shapes.")]
 OracleName = Annotated[str, typer.Option(help="pairrm, reward:ID, completion-reward:ID, judge:MODEL or recorded:FILE.")]
-PromptCount = Annotated[int, typer.Option(help="Most prompts to measure.", min=1)]
-Decide = Annotated[float | None, typer.Option(help="Stop once a stage is named at this level, e.g. 0.95.")]
-Seed = Annotated[int, typer.Option(help="Chooses prompts and samples.")]
+PromptCount = Annotated[int, typer.Option(help="Largest number of prompts to measure.", min=1)]
+Decide = Annotated[float | None, typer.Option(help="Stop once a stage is decided at this confidence level, e.g. 0.95.")]
+Seed = Annotated[int, typer.Option(help="Seed of the choice of prompts and of sampling.")]
 Split = Annotated[str | None, typer.Option(help="Split of a hub data set.")]
-Temperature = Annotated[float, typer.Option(help="The paper's 0.7.")]
-TopP = Annotated[float, typer.Option(help="The paper's 0.9.")]
-TopK = Annotated[int, typer.Option(help="The paper's 50.")]
-MaxNewTokens = Annotated[int, typer.Option(help="Longer completions are cut and counted.")]
-Template = Annotated[str, typer.Option(help="auto: the tokenizer's chat template; none: plain text.")]
-SamplerKey = Annotated[str, typer.Option(help="What samples: transformers (our own sampler) or vllm.")]
+Temperature = Annotated[float, typer.Option(help="Sampling temperature; the paper uses 0.7.")]
+TopP = Annotated[float, typer.Option(help="Nucleus sampling; the paper uses 0.9.")]
+TopK = Annotated[int, typer.Option(help="Tokens to sample from; the paper uses 50.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of a completion; longer ones are cut and counted.")]
+Template = Annotated[str, typer.Option(help="Prompt format. auto: the tokenizer's chat template; none: plain text.")]
+SamplerKey = Annotated[str, typer.Option(help="Sampling engine: transformers (our own sampler) or vllm.")]
 PolicyServer = Annotated[str | None, typer.Option(help="OpenAI-compatible server of the policy.")]
 MaxJudgeTokens = Annotated[
-    int | None, typer.Option(help="Ask a served judge no more once it has billed so many tokens.", min=1)
+    int | None, typer.Option(help="Stop asking a served judge once it has billed this many tokens.", min=1)
 ]
 JsonFile = Annotated[str | None, typer.Option("--json", help="Write the measurement here; - is standard output.")]
 Html = Annotated[Path | None, typer.Option(help="Write one page with the running score and a sample of prompts.")]
@@ -70,7 +69,7 @@ def boundary(
     html: Html = None,
     pairs: PairsFile = None,
 ) -> None:
-    """Tells which stage a policy is in, and so what preference data to collect next."""
+    """Measures which stage a policy is in, and so which preference data to collect next."""
     from stagealign.boundary.measure import measure_boundary
     from stagealign.boundary.request import BoundaryRequest
     from stagealign.grid.spec import Decoding
@@ -87,20 +86,22 @@ def boundary(
 
             to_judge(write_pairs(request, pairs, heard, {"--json": json_file, "--html": html}))
             raise typer.Exit(0)
-        found = measure_boundary(**vars(request), heard=heard)
+        measured = measure_boundary(**vars(request), heard=heard)
     if json_file != "-":
-        measurement(found)
-    write_json(json_file, found.plain())
+        measurement(measured)
+    write_json(json_file, measured.plain())
     if html:
         from stagealign.report.pages.meter import page
 
-        write_text(html, page(found))
-    raise typer.Exit(0 if found.reliable else 3)
+        write_text(html, page(measured))
+    raise typer.Exit(0 if measured.reliable else 3)
 
 
 @contextmanager
 def measuring(quiet: bool) -> Iterator[Callable[[int, int, float], None]]:
     """Progress bar over the prompts of a measurement, with the score so far and the time left; hidden if `quiet`."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         BarColumn(24),
         TextColumn("{task.completed} of at most {task.total} prompts, score {task.fields[score]}"),
@@ -115,38 +116,38 @@ def measuring(quiet: bool) -> Iterator[Callable[[int, int, float], None]]:
         yield heard
 
 
-def measurement(found: "Measurement") -> None:
+def measurement(measured: "Measurement") -> None:
     """Prints the meter's answer: one sentence, then what could mislead, then the cost."""
     from stagealign.report.pages.meter import careful, caveat_rows, fact_rows
 
-    console.print(Text(found.sentence, style="bold"))
-    for line in careful(found):
+    console.print(Text(measured.sentence, style="bold"))
+    for line in careful(measured):
         console.print(Text(line, style="yellow"))
     table = Table("what could mislead")
     table.add_column("", overflow="fold")
-    for name, value in caveat_rows(found):
+    for name, value in caveat_rows(measured):
         table.add_row(Text(name), Text(value))
     table.add_section()
-    for name, value in fact_rows(found):
+    for name, value in fact_rows(measured):
         table.add_row(Text(name), Text(value))
     console.print(table)
-    if not found.reliable:
-        said = f"unreliable: prompts that failed: {found.failures}, the first with {found.failure}"
-        console.print(Text(said, style="red"), soft_wrap=True)
-    if found.stopped:
-        console.print(Text(f"stopped early: {found.stopped}", style="yellow"), soft_wrap=True)
+    if not measured.reliable:
+        warning = f"unreliable: prompts that failed: {measured.failures}, the first with {measured.failure}"
+        console.print(Text(warning, style="red"), soft_wrap=True)
+    if measured.stopped:
+        console.print(Text(f"stopped early: {measured.stopped}", style="yellow"), soft_wrap=True)
 
 
-def to_judge(found: "WrittenPairs") -> None:
+def to_judge(written: "WrittenPairs") -> None:
     """Prints how many pairs were written, and the command that measures with them."""
-    for line in found.notes:
+    for line in written.notes:
         console.print(Text(line, style="yellow"), soft_wrap=True)
-    for reason, times in found.reasons.items():
+    for reason, times in written.reasons.items():
         console.print(Text(f"failed: {count(times, 'prompt')}: {reason}", style="yellow"), soft_wrap=True)
-    said = (
-        f"wrote {count(found.pairs, 'pair')} of {count(found.prompts, 'prompt')} to {found.path}: write a, b or tie "
-        "under `preference`, whichever is better. Rows left empty count as failures; to judge only the "
+    instructions = (
+        f"wrote {count(written.pairs, 'pair')} of {count(written.prompts, 'prompt')} to {written.path}: write a, b or "
+        "tie under `preference`, whichever is better. Rows left empty count as failures; to judge only the "
         "first N prompts, add --prompts N. Then:"
     )
-    console.print(Text(said), soft_wrap=True)
-    console.print(Text(found.then), soft_wrap=True)
+    console.print(Text(instructions), soft_wrap=True)
+    console.print(Text(written.then), soft_wrap=True)

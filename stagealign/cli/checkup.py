@@ -1,7 +1,6 @@
-"""Looks a machine over: every artifact with its files, downloads, kept rows, results, and the environment.
+"""Checks of a machine: artifacts with their files, downloads, kept rows, results, and the environment.
 
-Reads only. Each finding says what is wrong and what to do; what was made before checksums were kept is counted as not
-checked.
+Reads only. Each finding says what is wrong and what to do. An artifact without checksums counts as not checked.
 """
 
 import os
@@ -21,18 +20,19 @@ from stagealign.store.record import RECORD, Record, check_files, read_record, re
 from stagealign.store.results import read_results, result_path
 
 NOT_ARTIFACTS = ("assets", "meter", "alpaca", "fetched")
+"""Folders of the store that hold no artifacts."""
 
 
 def look(results: Path, deep: bool = False) -> list[Finding]:
-    """Everything that was found; `deep` reads every file of the store, which takes a while."""
+    """Findings of all checks; `deep` reads every file of the store, which takes a while."""
     store = Store()
     parts = (store_findings(store, deep), asset_findings(store.home), kept_findings(store.home))
-    found = [finding for part in parts for finding in part]
-    return [*found, *result_findings(results), *environment_findings(store.home)]
+    findings = [finding for part in parts for finding in part]
+    return [*findings, *result_findings(results), *environment_findings(store.home)]
 
 
 def store_findings(store: Store, deep: bool) -> Iterator[Finding]:
-    """Each artifact's record, files and parents, what a build left over, and drift from the registry."""
+    """Findings on each artifact's record, files and parents, on leftovers of builds, and on drift from the registry."""
     counts: Counter[str] = Counter()
     known = planned()
     for folder in _folders(store.home):
@@ -55,44 +55,46 @@ def store_findings(store: Store, deep: bool) -> Iterator[Finding]:
         if strangers:
             yield Finding(
                 "store", "note", f"{path}: files that its builder did not write: {', '.join(strangers[:3])}",
-                "look where they come from",
+                "find out where they come from",
             )  # fmt: skip
     how = "by content" if deep else "by size; `--deep` reads their content"
     if counts["sound"]:
         yield Finding("store", "ok", f"{counts['sound']} artifacts are as they were written ({how})")
     if counts["old"]:
         yield Finding(
-            "store", "note", f"{counts['old']} artifacts are from before files were listed: not checked",
-            "nothing; or remove them to rebuild and list them",
+            "store", "note", f"{counts['old']} artifacts have no list of files: not checked",
+            "nothing; or remove them, and rebuild them with a list of files",
         )  # fmt: skip
     if not counts:
         yield Finding("store", "ok", f"{store.home}: no artifacts yet")
 
 
 def planned() -> dict[str, set[str]]:
-    """Path -> fingerprints that the registry gives it now, over all cells and the seeds of their scales."""
-    found: dict[str, set[str]] = {}
+    """Artifact path -> its fingerprints by today's registry, over all cells and the seeds of their scales."""
+    fingerprints: dict[str, set[str]] = {}
     for key in scales.SCALES:
         for cell in registry.cells(key, extras=True):
             if cell.scale.task not in TASKS:
                 continue
             for seed in cell.scale.seeds:
                 for path, artifact in plan_run(cell, seed).artifacts.items():
-                    found.setdefault(path, set()).add(artifact.fingerprint)
-    return found
+                    fingerprints.setdefault(path, set()).add(artifact.fingerprint)
+    return fingerprints
 
 
 def _folders(home: Path) -> Iterator[Path]:
-    """Folders of the store that hold files: artifacts, and what is not one."""
+    """Folders of the store that hold files: artifacts, unfinished builds and folders of unknown origin."""
     if not home.is_dir():
         return
     for name, folders, files in os.walk(home):
         here = Path(name)
         if here == home:
-            folders[:] = [one for one in folders if one not in NOT_ARTIFACTS]
+            folders[:] = [folder for folder in folders if folder not in NOT_ARTIFACTS]
             continue
-        if RECORD in files or here.name.endswith(".part") or any(not one.endswith(".lock") for one in files):
-            folders[:] = [one for one in folders if (here / one / RECORD).exists() or _holds_artifacts(here / one)]
+        if RECORD in files or here.name.endswith(".part") or any(not file.endswith(".lock") for file in files):
+            folders[:] = [
+                folder for folder in folders if (here / folder / RECORD).exists() or _holds_artifacts(here / folder)
+            ]
             yield here
 
 
@@ -111,13 +113,13 @@ def _part(folder: Path, path: str) -> Finding:
         except (Timeout, OSError):
             return Finding("store", "ok", f"{path}: is being built now")
     return Finding(
-        "store", "note", f"{path}: left over by a build that was interrupted",
-        f"run its cell again, which takes it up; or {remove(folder)}",
+        "store", "note", f"{path}: left over by an interrupted build",
+        f"run its cell again to continue it; or {remove(folder)}",
     )  # fmt: skip
 
 
 def _relations(store: Store, path: str, record: Record, known: dict[str, set[str]]) -> Iterator[Finding]:
-    """Drift from the registry, and inputs that are not those it was made from."""
+    """Findings on drift from the registry, and on inputs that changed since the artifact was built."""
     if path in known and record["fingerprint"] not in known[path]:
         yield Finding(
             "store", "wrong", f"{path}: built from another spec than the registry has now",
@@ -126,11 +128,11 @@ def _relations(store: Store, path: str, record: Record, known: dict[str, set[str
     for name, parent in record.get("inputs", {}).items():
         try:
             other = read_record(store.home / parent)
-        except Damaged:  # a finding of its own
+        except Damaged:  # the parent has its own finding
             continue
         if other and other["fingerprint"] != record["identity"]["inputs"][name]:
             yield Finding(
-                "store", "wrong", f"{path}: made from another {parent} than stands there now",
+                "store", "wrong", f"{path}: built from another {parent} than the store has now",
                 remove(store.home / path),
             )  # fmt: skip
 
@@ -139,12 +141,12 @@ def _strangers(folder: Path, record: Record) -> list[str]:
     """Files at the top of an artifact that its record does not list."""
     if "files" not in record:
         return []
-    return sorted(one.name for one in folder.iterdir() if one.is_file() and one.name not in {RECORD, *record["files"]}
-                  and not one.name.endswith(".lock"))  # fmt: skip
+    return sorted(file.name for file in folder.iterdir() if file.is_file()
+                  and file.name not in {RECORD, *record["files"]} and not file.name.endswith(".lock"))  # fmt: skip
 
 
 def asset_findings(home: Path) -> Iterator[Finding]:
-    """Each downloaded asset, by the hashes taken when it was unpacked."""
+    """Findings on each downloaded asset, by the hashes taken when it was unpacked."""
     absent = []
     for key, asset in assets.ASSETS.items():
         place = download.folder(asset, home)
@@ -153,17 +155,19 @@ def asset_findings(home: Path) -> Iterator[Finding]:
             if place.exists():
                 yield Finding("assets", "wrong", f"{place}: incomplete", "`stagealign fetch`")
             continue
-        found = download.damaged(asset, home)
-        if found:
-            yield Finding("assets", "wrong", found, "`stagealign fetch`")
+        damage = download.damaged(asset, home)
+        if damage:
+            yield Finding("assets", "wrong", damage, "`stagealign fetch`")
         else:
             yield Finding("assets", "ok", f"{key}: {asset.pinned}, by hash")
     if absent:
-        yield Finding("assets", "note", f"not here: {', '.join(absent)}", "`stagealign fetch`, before going offline")
+        yield Finding(
+            "assets", "note", f"not downloaded: {', '.join(absent)}", "`stagealign fetch`, before going offline"
+        )
 
 
 def kept_findings(home: Path) -> Iterator[Finding]:
-    """Lines of the meter's and AlpacaEval's files that are not as they were written."""
+    """Findings on each file of kept rows of the meter and of AlpacaEval: its number of lines, and damaged ones."""
     from stagealign.store.kept import whole_row
 
     for path in sorted([*home.glob("meter/*/*.jsonl"), *home.glob("alpaca/*.jsonl")]):
@@ -173,36 +177,37 @@ def kept_findings(home: Path) -> Iterator[Finding]:
         if bad:
             yield Finding(
                 "kept", "wrong", f"{name}: {bad} of {len(lines)} lines are damaged",
-                "the same command asks them again; the others stay",
+                "run the same command again: it asks for these again and keeps the others",
             )  # fmt: skip
         else:
             yield Finding("kept", "ok", f"{name}: {len(lines)} lines")
 
 
 def result_findings(folder: Path) -> Iterator[Finding]:
-    """Each result file: readable, of this schema, at its own place and of the registry's spec."""
+    """Findings on each result file: whether it is readable, at its own path and of the registry's spec."""
     from stagealign.report.read.book import spec_moved
+    from stagealign.report.read.cells import words_for
 
     for key in scales.SCALES:
         sound = 0
-        for path, found in read_results(folder, key):
-            if isinstance(found, BadData):
-                yield Finding("results", "wrong", *_split(str(found)))
+        for path, result in read_results(folder, key):
+            if isinstance(result, BadData):
+                yield Finding("results", "wrong", *_split(str(result)))
                 continue
-            again = f"`stagealign run --scale {key} -k {found.get('cell')}`"
+            again = f"`stagealign run {words_for(result)}`"
             try:
-                moved = spec_moved(found)
-                placed = result_path(folder, found["scale"], found["cell"], found["seed"]) == path
-                state = found["state"]
+                moved = spec_moved(result)
+                placed = result_path(folder, result["scale"], result["cell"], result["seed"]) == path
+                state = result["state"]
             except (KeyError, TypeError, AttributeError) as error:
-                yield Finding("results", "wrong", f"{path}: lacks what a result has ({error})", again)
+                yield Finding("results", "wrong", f"{path}: lacks a field of a result ({error})", again)
                 continue
             if moved:
                 yield Finding("results", "wrong", f"{path}: of another spec than the registry has now ({moved})", again)
             elif not placed:
                 yield Finding("results", "wrong", f"{path}: holds another run than its name says", again)
             elif state == "failed":
-                yield Finding("results", "note", f"{path}: failed, {found.get('reason')}", again)
+                yield Finding("results", "note", f"{path}: failed, {result.get('reason')}", again)
             else:
                 sound += 1
         if sound:
@@ -210,5 +215,6 @@ def result_findings(folder: Path) -> Iterator[Finding]:
 
 
 def _split(text: str) -> tuple[str, str]:
+    """(what is wrong, what to do) of an error message."""
     what, _, do = text.rpartition("; ")
     return (what, do) if what else (text, "")

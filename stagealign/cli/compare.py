@@ -1,4 +1,4 @@
-"""`stagealign compare`: what moved between two results folders, or two cells."""
+"""`stagealign compare`: differences between two results folders, or two cells, against noise."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 def compare(
     a: Annotated[str, typer.Argument(help="A results folder, or a cell.")],
-    b: Annotated[str, typer.Argument(help="Another one of the same kind.")],
+    b: Annotated[str, typer.Argument(help="Another results folder, or another cell.")],
     scale: ScaleKey = "lab",
     results: Results = Path("results"),
 ) -> None:
-    """Shows what moved between two results folders, or all of two cells; exit code 1 where it is more than noise."""
+    """Compares two results folders, or two cells; exits with code 1 on a change beyond noise or a missing policy."""
     raise typer.Exit(compared(a, b, scale, results))
 
 
 def compared(a: str, b: str, scale: str, results: Path) -> int:
-    """Exit code: 0 where nothing moved by more than noise and nothing is missing, else 1.
+    """Exit code: 0 if nothing moved by more than noise and nothing is missing, else 1.
 
-    Raises UnknownName where `a` and `b` are neither two folders nor two cells of the scale.
+    Raises BadData for a missing folder, UnknownName for an unknown cell.
     """
     from stagealign.grid import registry
     from stagealign.report.read import compare as comparing
@@ -40,44 +40,50 @@ def compared(a: str, b: str, scale: str, results: Path) -> int:
         for name in (a, b):
             if not Path(name).is_dir():
                 raise BadData(f"{name}: no such folder; compare two results folders, or two cells")
-        found = comparing.compare_folders(Path(a), Path(b), scale)
+        differences = comparing.compare_folders(Path(a), Path(b), scale)
     else:
         cells = [registry.cell(name, scale).id for name in (a, b)]
-        found = comparing.compare_cells(results, scale, cells[0], cells[1])
-    comparison(found, every=not places)
-    return 1 if found.changed else 0
+        differences = comparing.compare_cells(results, scale, cells[0], cells[1])
+    comparison(differences, every=not places)
+    return 1 if differences.changed else 0
 
 
-def comparison(found: "ResultsComparison", every: bool = False) -> None:
-    """Every quantity that moved by more than noise, how many did not, and what stands on one side only.
+def comparison(differences: "ResultsComparison", every: bool = False) -> None:
+    """Prints quantities that moved by more than noise, the number of the others, and policies on one side only.
 
-    `every`: all quantities of the one policy that was compared, those within noise too.
+    `every` also prints quantities within noise, for a comparison of one policy.
     """
-    title = Text(found.moved[0].policy) if every else None
+    title = Text(differences.moved[0].policy) if every else None
     headings = ("quantity", "before", "after", "difference", "p")
     table = Table(*(headings if every else ("policy", *headings)), title=title, box=box.SIMPLE)
-    for one in found.moved:
-        if one.more_than_noise or every:
-            low, high = one.interval or (one.after - one.before,) * 2
-            change = f"{one.after - one.before:+.3f} [{low:+.3f}, {high:+.3f}] {one.unit}"
-            if one.interval is None and one.before == one.after:
-                change = "the same"
+    for change in differences.moved:
+        if change.more_than_noise or every:
+            low, high = change.interval or (change.after - change.before,) * 2
+            shown = f"{change.after - change.before:+.3f} [{low:+.3f}, {high:+.3f}] {change.unit}"
+            if change.interval is None and change.before == change.after:
+                shown = "the same"
             elif every:
-                change += "" if one.more_than_noise else ", within noise"
-            cells = (one.quantity, f"{one.before:.3f}", f"{one.after:.3f}", Text(change), f"{one.p:.3g}")
-            table.add_row(*(cells if every else (Text(one.policy), *cells)))
+                shown += "" if change.more_than_noise else ", within noise"
+            cells = (
+                change.quantity,
+                f"{change.before:.3f}",
+                f"{change.after:.3f}",
+                Text(shown),
+                f"{change.p:.3g}",
+            )
+            table.add_row(*(cells if every else (Text(change.policy), *cells)))
     if table.row_count:
         console.print(table)
-    moved = sum(one.more_than_noise for one in found.moved)
-    same = sum(one.interval is None and one.before == one.after for one in found.moved)
-    noise = len(found.moved) - moved - same
+    moved = sum(change.more_than_noise for change in differences.moved)
+    same = sum(change.interval is None and change.before == change.after for change in differences.moved)
+    noise = len(differences.moved) - moved - same
     console.print(
         Text(
-            f"{len(found.moved)} numbers compared: {moved} moved by more than noise (Holm over all), {noise} "
+            f"{len(differences.moved)} numbers compared: {moved} moved by more than noise (Holm over all), {noise} "
             f"within noise, {same} the same to the last digit"
         )
     )
-    for side, names in (("first", found.only_first), ("second", found.only_second)):
+    for side, names in (("first", differences.only_first), ("second", differences.only_second)):
         if names:
             text = f"only in the {side}, {count(len(names), 'policy')} with a seed: {listing(names, 6)}"
             console.print(Text(text, style="red" if side == "first" else ""), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`stagealign doctor`: looks store, assets, results and environment over, and says what to do."""
+"""`stagealign doctor`: checks store, assets, results and environment, and says what to do."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,38 +15,39 @@ from stagealign.report.sections.words import count
 
 
 def doctor(
-    deep: Annotated[bool, typer.Option("--deep", help="Read every file of the store, not its size alone.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Check the store's files by content, not only by size.")] = False,
     json_file: Annotated[
         str | None, typer.Option("--json", help="Write the findings here; - is standard output.")
     ] = None,
     results: Results = Path("results"),
 ) -> None:
-    """Checks store, assets, kept answers, results and environment, and says what to do; exit code 1 where not well."""
+    """Checks store, assets, kept answers, results and environment; exits with code 1 if something is wrong."""
     from stagealign.cli.checkup import look
 
     check_json(json_file)
-    found = look(results, deep)
-    write_json(json_file, plain(found))
+    findings = look(results, deep)
+    write_json(json_file, plain(findings))
     if json_file != "-":
-        findings(found)
-    raise typer.Exit(1 if any(one.state == "wrong" for one in found) else 0)
+        print_findings(findings)
+    raise typer.Exit(1 if any(finding.state == "wrong" for finding in findings) else 0)
 
 
-def plain(found: Sequence[Finding]) -> dict[str, object]:
+def plain(findings: Sequence[Finding]) -> dict[str, object]:
     """The findings as JSON-ready values."""
-    return {"wrong": sum(one.state == "wrong" for one in found), "findings": [asdict(one) for one in found]}
+    wrong = sum(finding.state == "wrong" for finding in findings)
+    return {"wrong": wrong, "findings": [asdict(finding) for finding in findings]}
 
 
-def findings(found: Sequence["Finding"]) -> None:
-    """What the doctor found, by area, and what to do about it."""
+def print_findings(findings: Sequence[Finding]) -> None:
+    """Prints the findings by area, each with what to do about it, and the number of faults."""
     style = {"ok": "green", "note": "yellow", "wrong": "bold red"}
-    for area in dict.fromkeys(one.area for one in found):
+    for area in dict.fromkeys(finding.area for finding in findings):
         console.print(Text(area, style="bold"))
-        for one in found:
-            if one.area == area:
-                said = Text(f"  {one.state:5} ", style=style[one.state]) + Text(one.what)
-                console.print(said, soft_wrap=True)
-                if one.do:
-                    console.print(Text(f"        do: {one.do}"), soft_wrap=True)
-    wrong = sum(one.state == "wrong" for one in found)
-    console.print(Text(f"{count(wrong, 'thing')} to mend" if wrong else "all is well"))
+        for finding in findings:
+            if finding.area == area:
+                text = Text(f"  {finding.state:5} ", style=style[finding.state]) + Text(finding.what)
+                console.print(text, soft_wrap=True)
+                if finding.do:
+                    console.print(Text(f"        do: {finding.do}"), soft_wrap=True)
+    wrong = sum(finding.state == "wrong" for finding in findings)
+    console.print(Text(f"{count(wrong, 'fault')} to fix" if wrong else "all is well"))

@@ -1,4 +1,4 @@
-"""What `stagealign doctor` says of the machine and its packages."""
+"""Findings of `stagealign doctor` on the machine and its packages."""
 
 import os
 import shutil
@@ -10,13 +10,13 @@ from pathlib import Path
 from stagealign.cli.finding import Finding
 
 DISK, MEMORY = 12.0, 4.0
-"""GB free, and GB in all, below which the lab's grid is at risk."""
-EXTRAS = {"eval": "alpaca_eval", "judge": "httpx", "vllm": "vllm", "cluster": "ray"}
-"""A module of each extra."""
+"""GB of free disk, and GB of memory for each core, below which the lab's grid is at risk."""
+EXTRAS = {"eval": "alpaca_eval", "judge": "httpx", "vllm": "vllm", "cluster": "ray", "lora": "peft"}
+"""Extra -> a module that it installs."""
 
 
 def environment_findings(home: Path) -> Iterator[Finding]:
-    """Python, package versions, torch's build, accelerator, memory, disk, extras."""
+    """Findings on Python, package versions, torch's build, accelerator, memory, disk and extras."""
     yield Finding("environment", "ok", f"python {sys.version.split()[0]}")
     yield from _packages()
     yield from _torch()
@@ -28,29 +28,29 @@ def environment_findings(home: Path) -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    """Installed versions against the lower bounds that the project was measured with, and against constraints.txt."""
+    """Findings on installed versions, against the bounds of pyproject.toml and the pins of constraints.txt."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:
         needed = metadata.requires("stagealign") or []
     except metadata.PackageNotFoundError:
         yield Finding(
-            "environment", "note", "stagealign runs from a folder without being installed: bounds not checked",
+            "environment", "note", "stagealign is not installed but runs from its folder: bounds not checked",
             "`pip install -e .`",
         )  # fmt: skip
         needed = []
     wrong = []
     for text in needed:
-        one = Requirement(text)
-        if one.marker and not one.marker.evaluate({"extra": ""}):
+        bound = Requirement(text)
+        if bound.marker and not bound.marker.evaluate({"extra": ""}):
             continue
         try:
-            version = metadata.version(one.name)
+            version = metadata.version(bound.name)
         except metadata.PackageNotFoundError:
-            wrong.append(f"{one.name} is missing")
+            wrong.append(f"{bound.name} is missing")
             continue
-        if not one.specifier.contains(version, prereleases=True):
-            wrong.append(f"{one.name} {version}, needed {one.specifier}")
+        if not bound.specifier.contains(version, prereleases=True):
+            wrong.append(f"{bound.name} {version}, needed {bound.specifier}")
     for what in wrong:
         yield Finding("environment", "wrong", what, "`pip install -e . -c constraints.txt`")
     pins = Path(__file__).resolve().parents[2] / "constraints.txt"
@@ -67,8 +67,8 @@ def _packages() -> Iterator[Finding]:
             others.append(f"{pin.name} {version} ({pin.specifier})")
     if others:
         yield Finding(
-            "environment", "note", f"other versions than the numbers were made with: {', '.join(others)}",
-            "`pip install -c constraints.txt -e .`, where numbers must come back to the digit",
+            "environment", "note", f"other versions than those of the recorded numbers: {', '.join(others)}",
+            "`pip install -c constraints.txt -e .`, if numbers must be equal to the last digit",
         )  # fmt: skip
     elif not wrong:
         yield Finding("environment", "ok", "packages are those of constraints.txt")
@@ -93,11 +93,13 @@ def _torch() -> Iterator[Finding]:
 
 
 def _room(home: Path) -> Iterator[Finding]:
-    there = next(one for one in (home, *home.parents) if one.exists())
+    there = next(folder for folder in (home, *home.parents) if folder.exists())
     free = shutil.disk_usage(there).free / 1e9
     text = f"{free:.0f} GB free for {home}"
     if free < DISK:
-        yield Finding("environment", "note", text, f"the lab's grid wants {DISK:.0f}; STAGEALIGN_HOME moves it")
+        yield Finding(
+            "environment", "note", text, f"the lab's grid needs {DISK:.0f} GB; point STAGEALIGN_HOME to another disk"
+        )
     else:
         yield Finding("environment", "ok", text)
     if not os.access(there, os.W_OK):
@@ -107,6 +109,6 @@ def _room(home: Path) -> Iterator[Finding]:
     text = f"{memory:.0f} GB of memory, {cores} cores"
     if memory < MEMORY * cores:
         fit = max(1, int(memory / MEMORY))
-        yield Finding("environment", "note", text, f"{MEMORY:.0f} GB a worker are safe: `--workers {fit}`")
+        yield Finding("environment", "note", text, f"{MEMORY:.0f} GB for each worker are safe: `--workers {fit}`")
     else:
         yield Finding("environment", "ok", text)

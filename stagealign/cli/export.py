@@ -1,4 +1,4 @@
-"""`stagealign export`: a cell's policy as a folder for others."""
+"""`stagealign export`: a cell's policy as a folder that others can load."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,13 +11,15 @@ from stagealign.cli.output import wrote
 
 def export(
     cell: Annotated[str, typer.Argument(help="A cell that was run, e.g. zephyr-dpo-2off_on.")],
-    to: Annotated[Path, typer.Option(help="Folder to make; empty or not there yet.")],
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    to: Annotated[Path, typer.Option(help="Folder to write; must be empty or absent.")],
+    seed: Annotated[int, typer.Option(help="Seed of the run.", min=0)] = 0,
     scale: ScaleKey = "lab",
-    push: Annotated[str | None, typer.Option(help="Also upload it to this hub repository, private.")] = None,
+    push: Annotated[
+        str | None, typer.Option(help="Also upload it to this hub repository, which is created as private.")
+    ] = None,
     results: Results = Path("results"),
 ) -> None:
-    """Writes a cell's policy for others: safetensors, tokenizer and a model card with its numbers."""
+    """Exports a cell's policy: safetensors, tokenizer and a model card with its numbers."""
     from stagealign.cli import exporting, variants
 
     named = variants.named(cell, scale, seed, results)

@@ -1,4 +1,4 @@
-"""A finished cell's policy as a folder that others can load: weights, tokenizer, and a card that says what it is."""
+"""Export of a finished cell's policy as a folder that others can load: weights, tokenizer and model card."""
 
 import json
 import shutil
@@ -10,13 +10,13 @@ from typing import Any
 from stagealign.base.errors import BadData, CannotRun, StagealignError
 from stagealign.base.identity import plain
 from stagealign.base.version import __version__
-from stagealign.cli.variants import options
 from stagealign.data import assets
 from stagealign.grid.cell import Cell
 from stagealign.pipeline.kinds import TASKS
 from stagealign.pipeline.result import describe
 from stagealign.pipeline.rounds import plan_run
 from stagealign.pipeline.run import Run, Step
+from stagealign.report.read.cells import options
 from stagealign.store.bucket import opened
 from stagealign.store.facts import code_version
 from stagealign.store.folder import Store
@@ -29,14 +29,15 @@ CARD = "README.md"
 ASSET_BASES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Hub id of the model that an asset is a copy of."""
 METRICS = ("gold", "clean_gold", "win_rate", "kl", "length", "degenerate", "truncated")
-"""Metrics of the card, of the test split."""
+"""Metrics of the test split that the model card shows."""
 
 
 def export(cell: Cell, seed: int, to: Path, results: Path, store: Store | None = None, push: str | None = None) -> Path:
-    """The folder with safetensors, tokenizer and model card of a cell's last policy at the recorded learning rate.
+    """Folder with safetensors, tokenizer and model card of a cell's last policy at the recorded learning rate.
 
-    With `push` it is also uploaded as a private repository of that name. Raises StagealignError, before anything is
-    written, where the policy is not built, the folder is not empty or the base's licence is not known.
+    With `push` it is also uploaded to the hub repository of that name, which is created as private. Raises
+    StagealignError, before anything is written, if the policy is not built, the folder is not empty or the base's
+    licence is not known.
     """
     store = store or opened()
     run = plan_run(cell, seed)
@@ -66,14 +67,17 @@ def export(cell: Cell, seed: int, to: Path, results: Path, store: Store | None =
 
 
 def last_step(run: Run) -> Step:
-    """The last round's step at the learning rate recorded for its source."""
+    """Step of the last round at the learning rate recorded for its source."""
     steps = run.rounds[-1]
     rate = run.cell.scale.training.rate(steps[0].source)
     return next(step for step in steps if step.learning_rate == rate)
 
 
 def base_of(cell: Cell) -> tuple[str, str]:
-    """Hub id of what the cell starts from, and its licence by the hub's name; an error where none is known."""
+    """Hub id of the model that the cell starts from, and its licence by the hub's name.
+
+    Raises StagealignError if no licence is known.
+    """
     source = cell.checkpoint.source
     if source.startswith("asset:"):
         key = source.removeprefix("asset:")
@@ -83,7 +87,7 @@ def base_of(cell: Cell) -> tuple[str, str]:
     if not licence:
         raise StagealignError(
             f"{cell.id}: no licence is known for its base {source!r}; look it up and add it to its "
-            "checkpoint in stagealign/grid/models.py, as nothing is passed on without one"
+            "checkpoint in stagealign/grid/models.py, as nothing is exported without a licence"
         )
     return base, licence
 
@@ -104,24 +108,27 @@ def copy_policy(policy: Path, to: Path) -> None:
 
 
 def _measured(run: Run, step: Step, results: Path) -> DoneRungEntry | None:
-    """The policy's rung of the run's result file; None where it holds none of this very policy."""
+    """Entry of the policy's rung in the run's result file; None if there is no file or no rung in it.
+
+    Raises BadData if the rungs are of another policy.
+    """
     path = result_path(results, run.cell.scale.key, run.cell.id, run.seed)
     if not path.exists():
         return None
     result = read_result(path)
     rungs = [rung for entry in result["rounds"] for rung in entry["rungs"]]
-    found = [rung for rung in rungs if is_done(rung) and rung.get("fingerprint") == step.fingerprint]
-    if rungs and not found:
+    own = [rung for rung in rungs if is_done(rung) and rung.get("fingerprint") == step.fingerprint]
+    if rungs and not own:
         raise BadData(
             f"{path}: its numbers are of another policy than the store's; run `stagealign run --again "
             f"{options(run.cell)}`"
         )
-    return found[0] if found else None
+    return own[0] if own else None
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What a model card tells."""
+    """Content of a model card."""
 
     run: Run
     step: Step
@@ -138,7 +145,7 @@ class Exported:
 
 
 def card(exported: Exported) -> str:
-    """The model card: metadata, what this is and is not, data, numbers with intervals, spec, how to make it again."""
+    """Text of the model card: metadata, origin, data, numbers with intervals, how to rebuild it, and spec."""
     run, step, record, measured = exported.run, exported.step, exported.record, exported.measured
     base, licence, weights, again = exported.base, exported.licence, exported.weights, exported.again
     from huggingface_hub import ModelCardData
@@ -152,8 +159,8 @@ def card(exported: Exported) -> str:
         tags=["stagealign", "preference-alignment", cell.method.form, f"schedule:{cell.schedule}"],
     )
     facts: Mapping[str, Any] = record["facts"]
-    made = [f"stagealign {__version__}", f"commit {facts.get('commit') or code_version()['commit'] or 'unknown'}"]
-    made += [f"{name} {version}" for name, version in facts.get("versions", {}).items() if name != "stagealign"]
+    versions = [f"stagealign {__version__}", f"commit {facts.get('commit') or code_version()['commit'] or 'unknown'}"]
+    versions += [f"{name} {version}" for name, version in facts.get("versions", {}).items() if name != "stagealign"]
     sources = "; ".join(f"round {n} on {source.name}" for n, source in enumerate(cell.sources, 1))
     data = TASKS[cell.scale.task].words or cell.scale.task
     origin = "The shape is that of" if weights == "random" else "The weights are derived from"
@@ -167,17 +174,18 @@ def card(exported: Exported) -> str:
         "## Numbers", "", *_numbers(measured, again), "",
         "## Licence", "",
         f"{origin} {base}, licence `{licence}`; its terms go with them.", "",
-        "## Make it again", "", f"In a checkout of stagealign, {made[1]}:", "",
+        "## Make it again", "", f"In a checkout of stagealign, {versions[1]}:", "",
         "```console", "$ pip install -e .", f"$ {again}",
         f"$ stagealign export {cell.id} --scale {cell.scale.key} --seed {run.seed} --to DIR", "```", "",
-        f"Policy fingerprint `{record['fingerprint']}`; made with {', '.join(made)}, on {facts.get('hardware')}.", "",
+        f"Policy fingerprint `{record['fingerprint']}`; made with {', '.join(versions)}, on "
+        f"{facts.get('hardware')}.", "",
         "## Spec", "", "```json", json.dumps(plain(cell) | {"seed": run.seed}, indent=1, sort_keys=True), "```", "",
     ]  # fmt: skip
     return "\n".join(lines)
 
 
 def what_it_is(cell: Cell, base: str, weights: str) -> str:
-    """One paragraph; a stand-in is called one, random weights are called random."""
+    """Paragraph on the policy's origin, which says so if it is a stand-in or started from random weights."""
     trained = f"The policy of `{cell.id}` at scale {cell.scale.key} of a reproduction of arXiv 2508.10530."
     if cell.checkpoint.stand_in_for:
         return f"{trained} **It is a {describe(cell)}.** It is not {cell.checkpoint.stand_in_for}, nor trained from it."
@@ -187,17 +195,17 @@ def what_it_is(cell: Cell, base: str, weights: str) -> str:
 
 
 def _numbers(measured: DoneRungEntry | None, again: str) -> list[str]:
-    """The table of test metrics with their intervals."""
+    """Lines of the table of test metrics with their intervals."""
     if measured is None:
         return [f"Not measured: no result file of this policy was found. `{again}` measures it."]
     test: Mapping[str, Any] = measured["metrics"]["test"]
     rows = {"gain in gold reward over the round's start": measured["gain"]["test"]}
     rows |= {name.replace("_", " "): test[name] for name in METRICS if name in test}
     lines = ["| test split | value | 95% interval | unit | n |", "|---|---|---|---|---|"]
-    for name, one in rows.items():
-        value = "not known" if one.get("value") is None else f"{one['value']:.3f}"
-        between = "not known" if not one.get("interval") else "[{:.3f}, {:.3f}]".format(*(one["interval"] or ()))
-        lines.append(f"| {name} | {value} | {between} | {one['unit']} | {one['n']} |")
+    for name, metric in rows.items():
+        value = "not known" if metric.get("value") is None else f"{metric['value']:.3f}"
+        between = "not known" if not metric.get("interval") else "[{:.3f}, {:.3f}]".format(*(metric["interval"] or ()))
+        lines.append(f"| {name} | {value} | {between} | {metric['unit']} | {metric['n']} |")
     boundary = test.get("boundary")
     if boundary:
         low, high = boundary["interval"]
@@ -211,7 +219,7 @@ def _sentence(text: str) -> str:
 
 
 def _hub_token() -> str:
-    """The user's hub token; never written anywhere."""
+    """Hub token of the user, which is never written. Raises CannotRun if there is none or the hub is off."""
     from huggingface_hub import constants, get_token
 
     if constants.HF_HUB_OFFLINE:

@@ -1,21 +1,21 @@
 """`stagealign fetch`: the lab's assets, by exact version and hash."""
 
 from stagealign.cli.output import line
-from stagealign.cli.progress import download as bar
 
 
 def fetch() -> None:
-    """Downloads every asset of the lab that is not in the cache, or is not as it was unpacked."""
+    """Downloads every asset of the lab that is missing from the cache or damaged."""
+    from stagealign.cli.progress import download as bar
     from stagealign.data import assets, download
     from stagealign.store.home import default_home
 
     home = default_home()
     for asset in assets.ASSETS.values():
         there = download.ready(asset, home)
-        found = download.damaged(asset, home) if there else None
-        if found:
-            line(f"{found}; it is fetched again", "red")
-        if found or not there:
+        damage = download.damaged(asset, home) if there else None
+        if damage:
+            line(f"{damage}; it is fetched again", "red")
+        if damage or not there:
             with bar(asset) as progress:
                 download.fetch(asset, home, progress, mend=True)
     line(f"assets ready in {home / 'assets'}")

@@ -6,11 +6,11 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """Outcome of one check."""
 
     area: str
     """`store`, `assets`, `kept`, `results` or `environment`."""
     state: Literal["ok", "note", "wrong"]
     what: str
     do: str = ""
-    """What to do about it; empty where nothing is."""
+    """What to do about it; empty if nothing."""

@@ -24,7 +24,7 @@ def list_cells(k: Expression = "", scale: ScaleKey = "lab") -> None:
 
 
 def cells(scale: "Scale", chosen: "Sequence[Cell]") -> None:
-    """Table of cells and of what each model starts from; assumed values are marked."""
+    """Prints the cells by model with what each model starts from, the extra cells, and assumed values."""
     from stagealign.grid import registry
     from stagealign.pipeline.result import describe
 
@@ -44,7 +44,7 @@ def cells(scale: "Scale", chosen: "Sequence[Cell]") -> None:
             "beyond the paper": dict.fromkeys(f"{c.model.key}-{c.method.key}" for c in others if c.beyond_paper),
         }
         example = others[0].extra_words[0][0]
-        console.print(Text(f"{len(others)} extra cells run only where they are named, as in `-k {example}`"))
+        console.print(Text(f"{len(others)} extra cells run only if they are named, as in `-k {example}`"))
         for name, words in groups.items():
             if words:
                 console.print(Text(f"{name}: {', '.join(words)}"), soft_wrap=True)
@@ -56,8 +56,8 @@ def cells(scale: "Scale", chosen: "Sequence[Cell]") -> None:
 
 
 def assumptions(chosen: "Sequence[Cell]") -> list[tuple[str, str, str]]:
-    """(field, value, recipe) of every assumed value in these cells, each once; and of what has no revision yet."""
-    found = {}
+    """(field, value, recipe) of every assumed value in these cells, each once, and of weights without a revision."""
+    by_field = {}
     for cell in chosen:
         specs = {
             cell.model.key: cell.checkpoint,
@@ -70,10 +70,10 @@ def assumptions(chosen: "Sequence[Cell]") -> list[tuple[str, str, str]]:
         for name, spec in specs.items():
             for field, recipe in (spec.assumed if spec else {}).items():
                 value = getattr(spec, field)
-                shown = ", ".join(one.task for one in value) if field == "capability" else str(value)
-                found[f"{name}.{field}"] = (shown, recipe)
+                shown = ", ".join(measure.task for measure in value) if field == "capability" else str(value)
+                by_field[f"{name}.{field}"] = (shown, recipe)
         if not cell.checkpoint.pinned:
-            found[f"{cell.model.key}.revision"] = ("none yet", UNPINNED)
+            by_field[f"{cell.model.key}.revision"] = ("none yet", UNPINNED)
         if cell.scale.oracle_weights:
-            found["oracle.revision"] = ("none yet", UNPINNED)
-    return [(place, value, recipe) for place, (value, recipe) in found.items()]
+            by_field["oracle.revision"] = ("none yet", UNPINNED)
+    return [(place, value, recipe) for place, (value, recipe) in by_field.items()]

@@ -6,32 +6,38 @@ from typing import Annotated
 import typer
 
 Expression = Annotated[
-    str, typer.Option("-k", help="Which cells, as in pytest: 'zephyr and not slichf'.", metavar="EXPR")
+    str, typer.Option("-k", help="Cells to choose, as in pytest: 'zephyr and not slichf'.", metavar="EXPR")
 ]
-ScaleKey = Annotated[str, typer.Option("--scale", help="smoke, lab or paper.")]
-Seeds = Annotated[int | None, typer.Option(help="How many seeds, from 0; the scale's own number by default.", min=1)]
+ScaleKey = Annotated[str, typer.Option("--scale", help="Scale: smoke, lab or paper.")]
+Seeds = Annotated[int | None, typer.Option(help="Number of seeds, counted from 0; by default the scale's own.", min=1)]
 Results = Annotated[Path, typer.Option(help="Folder of result files.")]
-Reports = Annotated[Path, typer.Option(help="Folder that reports are written to.")]
-Workers = Annotated[int | None, typer.Option(help="Artifacts built side by side; as many as cores by default.", min=1)]
+Reports = Annotated[Path, typer.Option(help="Folder for the reports.")]
+Workers = Annotated[
+    int | None, typer.Option(help="Artifacts built at the same time; by default as many as cores.", min=1)
+]
 Capability = Annotated[
-    bool, typer.Option("--capability", help="Also measure what policies can do besides (lm-eval; extra eval).")
+    bool, typer.Option("--capability", help="Also measure the capability of policies with lm-eval (extra eval).")
 ]
-Peft = Annotated[str | None, typer.Option(help="lora: train adapters; gives cells of their own.")]
+Peft = Annotated[str | None, typer.Option(help="lora: train adapters; makes separate cells.")]
 Sampler = Annotated[
-    str, typer.Option(help="What samples: transformers (our own sampler) or vllm; gives cells of their own.")
+    str, typer.Option(help="Sampling engine: transformers (our own sampler) or vllm; vllm makes separate cells.")
 ]
-PolicyUrl = Annotated[str | None, typer.Option(help="Server that samples instead, loading each policy by its folder.")]
+PolicyUrl = Annotated[
+    str | None, typer.Option(help="Server that samples, and loads each policy from its folder; makes separate cells.")
+]
 JudgeUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible server of the judge.")]
 Gold = Annotated[
     str | None,
-    typer.Option(help="reward:ID_OR_PATH: a one-logit classifier evaluates instead; gives cells of their own."),
+    typer.Option(help="reward:ID_OR_PATH: a one-logit classifier as the gold reward; makes separate cells."),
 ]
 Launcher = Annotated[
     str, typer.Option(help="Your own command that starts the processes, e.g. 'torchrun --nproc-per-node 8'.")
 ]
 Address = Annotated[
     str | None,
-    typer.Option(help="The cluster's host:port, auto for one that runs here; else RAY_ADDRESS, else a Ray of our own."),
+    typer.Option(
+        help="host:port of the Ray cluster, or auto for one that runs here; else RAY_ADDRESS, else a new local Ray."
+    ),
 ]
 DEMO = "zephyr and dpo and (1off or 1on or 2off_off or 2off_on)"
-"""Cells of the demo, as `-k` takes them."""
+"""Expression for `-k` that chooses the demo's cells."""

@@ -1,4 +1,4 @@
-"""What commands print and write: the terminal, and the one place that writes `--json`."""
+"""Output that commands share: lines on the terminal, and the file of `--json`."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ console = Console(soft_wrap=False, highlight=False)
 
 
 def line(text: str, style: str = "") -> None:
-    """One line, however long."""
+    """Prints one line, which the terminal may wrap."""
     console.print(Text(text, style=style), soft_wrap=True)
 
 
@@ -27,31 +27,31 @@ def clock(seconds: float) -> str:
 
 
 def where(page: Path) -> None:
-    """Names the report."""
+    """Prints the path of the report's page."""
     console.print(Text(f"report: {page.resolve()}"), soft_wrap=True)
 
 
 def wrote(paths: Sequence[Path]) -> None:
-    """Names written reports."""
+    """Prints the paths of written files."""
     for path in paths:
         console.print(Text(f"wrote {path}"), soft_wrap=True)
 
 
 def check_json(json_file: str | None, html: Path | None = None) -> None:
-    """Raises CannotRun where the files that are asked for could not be written, before any work."""
+    """Raises CannotRun, before any work, if a file of `--json` or `--html` cannot be written."""
     for option, path in (("--json", json_file), ("--html", html)):
         if path not in (None, "-"):
             check_target(option, Path(str(path)))
 
 
 def check_folder(json_file: str | None) -> None:
-    """Raises BadData, before any work, where the folder of the file that `--json` names is absent."""
+    """Raises BadData, before any work, if the folder of the file of `--json` is missing."""
     if json_file not in (None, "-") and not Path(str(json_file)).parent.is_dir():
         raise BadData(f"--json {json_file}: no folder {str(Path(str(json_file)).parent)!r}; make it, or name another")
 
 
 def write_json(json_file: str | None, value: object) -> None:
-    """Writes JSON where `--json` asks for it, whole or not at all; `-` is standard output."""
+    """Writes a value as JSON to the file of `--json`, whole or not at all; `-` is standard output, None is nowhere."""
     if json_file is None:
         return
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""Progress with a time left, and who is told how a run goes on."""
+"""Progress of runs and downloads, with the time left."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class _Table(Progress):
-    """The bar over all work, and under it a row for each artifact that is being built."""
+    """Bar over all work, and under it a row for each artifact that is being built."""
 
     rows: Mapping[str, tuple[str, float]] = {}
 
     def get_renderables(self) -> Iterator[RenderableType]:
-        """The bar; then path, where it is built and since when."""
+        """Yields the bar, then the table of artifacts: path, where it is built and for how long."""
         yield from super().get_renderables()
         table = Table.grid(padding=(0, 2))
         for path, (place, since) in list(self.rows.items()):
@@ -34,11 +34,11 @@ class _Table(Progress):
 
 
 class RunProgress:
-    """Progress over the work that is left; the time left follows the speed measured so far."""
+    """Progress over the missing work; the time left follows the speed so far."""
 
-    def __init__(self, bar: _Table, made: "Plan", count: int, lines: bool):
-        self.bar, self.total, self.count = bar, made.seconds, count
-        self.seconds_of = made.seconds_of
+    def __init__(self, bar: _Table, plan: "Plan", count: int, lines: bool):
+        self.bar, self.total, self.count = bar, plan.seconds, count
+        self.seconds_of = plan.seconds_of
         self.lines = lines or not bar.console.is_terminal
         self.done, self.started = 0.0, time.monotonic()
         self.running: dict[str, tuple[str, float]] = {}
@@ -46,9 +46,9 @@ class RunProgress:
         self.task = bar.add_task("", total=max(self.total, 1.0), left=clock(self.total / count))
 
     def heard(self, event: str, artifact: "Artifact", who: str = "") -> None:
-        """Takes note of an artifact that started, was built, found or failed, or that another process builds.
+        """Shows one event of an artifact, by the names of `carry_out.Listener`.
 
-        `who` builds it, or is waited for.
+        `who` is the process that builds it.
         """
         path = artifact.path
         if event == "waiting":
@@ -56,7 +56,7 @@ class RunProgress:
         elif event in ("started", "again"):
             self.running[path] = (who, time.monotonic())
             if event == "again":
-                self._say(f"again {path}, by {who}: who built it was lost")
+                self._say(f"again {path}, by {who}: the process that built it was lost")
         else:
             del self.running[path]
             self.done += self.seconds_of[artifact.path]
@@ -73,24 +73,24 @@ class RunProgress:
         return clock((self.total - self.done) / max(speed, 0.01))
 
     def wrote(self, path: Path) -> None:
-        """Names a result that was written."""
+        """Prints the path of a written result."""
         self._say(f"wrote {path}")
 
 
 @contextmanager
-def progress(made: "Plan", count: int, lines: bool = False) -> Iterator[RunProgress]:
-    """A bar over the plan's missing work by `count` workers, with what is being built where and the time left.
+def progress(plan: "Plan", count: int, lines: bool = False) -> Iterator[RunProgress]:
+    """Bar over the plan's missing work by `count` workers, with the artifacts being built and the time left.
 
-    With `lines`, and wherever there is no terminal, each artifact that is done leaves a line.
+    With `lines`, or without a terminal, each finished artifact leaves a line.
     """
     columns = (BarColumn(24), TextColumn("{task.percentage:3.0f}%"), TextColumn("{task.fields[left]} left"))
-    with _Table(*columns, console=console, disable=not made.missing) as bar:
-        yield RunProgress(bar, made, count, lines)
+    with _Table(*columns, console=console, disable=not plan.missing) as bar:
+        yield RunProgress(bar, plan, count, lines)
 
 
 @contextmanager
 def download(asset: "Asset") -> Iterator[Callable[[float, float], None]]:
-    """A bar over one download, in megabytes."""
+    """Progress bar over one download, in megabytes."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(24),

@@ -15,13 +15,13 @@ from stagealign.store.files import write_text
 def report(
     scale: ScaleKey = "lab",
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; fail where reports do not match results.")
+        bool, typer.Option("--check", help="Write nothing; exit with code 1 if reports do not match the results.")
     ] = False,
     readme: Annotated[Path | None, typer.Option(help="Also refresh the demo's table in this file.")] = None,
     results: Results = Path("results"),
     reports: Reports = Path("reports"),
 ) -> None:
-    """Writes tables and figures from the result files, and from nothing else."""
+    """Writes tables and figures from the result files alone."""
     from stagealign.grid import registry
 
     registry.scale(scale)
@@ -29,7 +29,7 @@ def report(
 
 
 def write_report(results: Path, reports: Path, scale: str, check: bool = False, readme: Path | None = None) -> bool:
-    """Whether the reports are written, or current where `check` only compares them."""
+    """Writes the reports and returns True; with `check`, compares them instead and returns whether they match."""
     from stagealign.report import build as reporting
 
     if not any((results / scale).glob("*-seed*.json")):
@@ -49,7 +49,7 @@ def write_report(results: Path, reports: Path, scale: str, check: bool = False, 
 
 
 def _front(readme: Path, results: Path, reports: Path) -> str:
-    """The README's text with the demo's table, the meter's cost, speeds and attacks as the results give them now."""
+    """Text of the README with its generated parts rebuilt from the results: demo, meter, speed and fault tests."""
     from stagealign.grid.select import select
     from stagealign.report.pages.front import with_demo, with_faults, with_meter, with_speed
 
@@ -58,7 +58,7 @@ def _front(readme: Path, results: Path, reports: Path) -> str:
 
 
 def checked(stale: Sequence[str]) -> None:
-    """Says which reports are not what the results give."""
+    """Prints the names of reports that do not match the results."""
     for name in stale:
         line(f"not current: {name}; run `stagealign report`", "red")
     if not stale:

@@ -29,36 +29,49 @@ if TYPE_CHECKING:
     from stagealign.store.folder import Store
 
 
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be built and how long it takes.")]
+Again = Annotated[bool, typer.Option("--again", help="Also run what has its results already.")]
+DeviceCount = Annotated[
+    int, typer.Option(help="Processes that train one round together, each on its own GPU or on the CPU.", min=1)
+]
+Sharding = Annotated[
+    str | None,
+    typer.Option(help="How these processes share the model: replicate, fsdp2 or zero3.", show_default="by scale"),
+]
+MicroBatch = Annotated[int | None, typer.Option(help="Pairs in one forward pass of one process.", min=1)]
+ActivationCheckpointing = Annotated[
+    bool, typer.Option("--activation-checkpointing", help="Recompute activations: less memory, a third more compute.")
+]
+Spend = Annotated[
+    float | None, typer.Option(help="Most USD that a paid judge may cost in all; required if there is one.", min=0)
+]
+ExecutorKey = Annotated[str, typer.Option(help="local: processes on this machine; ray: a cluster (extra cluster).")]
+
+
 def run(
     k: Expression = "",
     scale: ScaleKey = "lab",
     seeds: Seeds = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be built and how long it takes.")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Also run what the results folder holds already.")] = False,
+    dry_run: DryRun = False,
+    again: Again = False,
     capability: Capability = False,
     workers: Workers = None,
-    devices: Annotated[int, typer.Option(help="Processes that train a round together: GPUs, or CPU ones.", min=1)] = 1,
-    sharding: Annotated[
-        str | None, typer.Option(help="How they share the model: replicate, fsdp2 or zero3.", show_default="by scale")
-    ] = None,
-    micro_batch: Annotated[int | None, typer.Option(help="Pairs in one forward of one process.", min=1)] = None,
-    activation_checkpointing: Annotated[
-        bool, typer.Option("--activation-checkpointing", help="Less memory for a third more arithmetic.")
-    ] = False,
+    devices: DeviceCount = 1,
+    sharding: Sharding = None,
+    micro_batch: MicroBatch = None,
+    activation_checkpointing: ActivationCheckpointing = False,
     launcher: Launcher = "",
     peft: Peft = None,
-    spend: Annotated[
-        float | None, typer.Option(help="USD that a paid judge may cost in all; asked for where it is needed.", min=0)
-    ] = None,
+    spend: Spend = None,
     sampler: Sampler = "transformers",
     policy_url: PolicyUrl = None,
     judge_url: JudgeUrl = None,
     gold: Gold = None,
-    executor: Annotated[str, typer.Option(help="local: processes here; ray: a cluster (extra cluster).")] = "local",
+    executor: ExecutorKey = "local",
     address: Address = None,
     results: Results = Path("results"),
 ) -> None:
-    """Runs cells: builds what is missing, writes one result file a cell and seed."""
+    """Runs cells: builds what is missing and writes one result file for each cell and seed."""
     from stagealign.cli.variants import Variant
     from stagealign.execute.carry_out import stands_in
     from stagealign.execute.executors import Execution
@@ -80,7 +93,7 @@ def run(
 
 
 def build(plan: "Plan", store: "Store", how: "Execution", results: Path, dry_run: bool = False) -> "Outcome":
-    """Checks, shows and carries out a plan. Raises CannotRun before work where something is not here."""
+    """Checks, shows and carries out a plan. Raises CannotRun, before any work, if something is missing."""
     from dataclasses import replace
 
     from stagealign.cli import run_tables as show

@@ -1,4 +1,4 @@
-"""What a run prints: first and last lines, and the demo's table."""
+"""Terminal output of a run: its first and last lines, and the demo's table."""
 
 from collections.abc import Sequence
 
@@ -15,44 +15,44 @@ from stagealign.report.build import SummaryRow
 from stagealign.store.folder import Store
 
 
-def plan_lines(made: Plan, count: int | None) -> None:
-    """First lines of a run: the scale, what is shared, what is there, how long the rest takes on `count` workers."""
-    scale = made.scale
-    console.print(Text(f"scale {scale.key}: {scale.name}; {len(made.runs)} runs (cell x seed)"))
-    if made.standing:
-        console.print(Text(f"{len(made.standing)} more have their results already; `--again` runs them too"))
-    if not made.runs:
+def plan_lines(plan: Plan, count: int | None) -> None:
+    """Prints a run's first lines: scale, artifacts shared, ready and missing, and the time on `count` workers."""
+    scale = plan.scale
+    console.print(Text(f"scale {scale.key}: {scale.name}; {len(plan.runs)} runs (cell x seed)"))
+    if plan.standing:
+        console.print(Text(f"{len(plan.standing)} more have their results already; `--again` runs them too"))
+    if not plan.runs:
         return
-    shared = made.wanted - len(made.artifacts)
+    shared = plan.wanted - len(plan.artifacts)
     console.print(
         Text(
-            f"{len(made.artifacts)} artifacts ({shared} more if cells shared nothing): "
-            f"{len(made.ready)} ready, {len(made.missing)} to build"
+            f"{len(plan.artifacts)} artifacts ({shared} more if cells shared nothing): "
+            f"{len(plan.ready)} ready, {len(plan.missing)} to build"
         )
     )
-    if made.missing and count:
-        console.print(Text(f"about {clock(made.seconds / count)} on {count} x {made.processor.name}"))
+    if plan.missing and count:
+        console.print(Text(f"about {clock(plan.seconds / count)} on {count} x {plan.processor.name}"))
 
 
-def outcome(made: Plan, done: Outcome, store: Store) -> None:
-    """Last lines of a run: what was built, what was reused, what failed and why, what memory made smaller."""
-    references = {item.artifact.path for item in made.by_role.get("reference", ())}
-    reused = made.ready | done.found
+def outcome(plan: Plan, done: Outcome, store: Store) -> None:
+    """Prints a run's last lines: artifacts built, reused and failed with the reason, and batches lowered for memory."""
+    references = {item.artifact.path for item in plan.by_role.get("reference", ())}
+    reused = plan.ready | done.found
     passes = f"reference passes: {len(references & done.built)} run, {len(references & reused)} reused"
     console.print(Text(f"built {len(done.built)}, reused {len(reused)}; {passes}"))
     for path, reason in done.failed.items():
         if path not in done.stopped:
             line(f"failed {path}: {reason}", "red")
     if done.stopped:
-        console.print(Text(f"not built, as they need what failed: {len(done.stopped)}", style="red"))
+        console.print(Text(f"not built, because an input failed: {len(done.stopped)}", style="red"))
     for path in sorted(done.built):
-        lowered = store.facts(made.artifacts[path]).get("lowered")
+        lowered = store.facts(plan.artifacts[path]).get("lowered")
         if lowered:
             line(f"{path}: {lowered}; the same global batch, the same numbers")
 
 
 def summary(chosen: Sequence[Cell], rows: Sequence[SummaryRow]) -> None:
-    """The demo's table."""
+    """Prints the demo's table."""
     films = chosen[0].scale.evaluation.test_prompts
     title = f"{describe(chosen[0])}\neffectiveness: gain in gold reward on {films} test films, with 95% intervals"
     table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))

@@ -1,4 +1,4 @@
-"""Cells that are trained, sampled or evaluated otherwise: what the command line asks for, and what a result says."""
+"""Variants of the registry's cells, with other training, sampling or evaluation: from options and from results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,28 +9,28 @@ from stagealign.base.kind import code_at
 from stagealign.grid import registry, samplers, variants
 from stagealign.grid.cell import Cell
 from stagealign.grid.spec import Engine
+from stagealign.report.read.cells import of_result
 from stagealign.store.folder import Store
-from stagealign.store.result_types import Result
 from stagealign.store.results import read_result, result_path
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The options of a command that make other cells of the registry's."""
+    """Options of a command that turn the registry's cells into variants."""
 
     peft: str | None = None
     """`lora`, or None."""
     sampler: str = "transformers"
     """A key of `SAMPLERS`."""
     policy_url: str | None = None
-    """A server that samples."""
+    """Address of a server that samples."""
     gold: str | None = None
     """`reward:ID_OR_PATH`."""
 
     def cells(self, chosen: Sequence[Cell]) -> tuple[list[Cell], str | None]:
-        """The cells so changed, and the folder of the reward model where it is a local one.
+        """Variants of these cells, and the folder of the reward model if it is a local one.
 
-        Raises StagealignError, before any work, for an unknown word and for what is not here or does not answer.
+        Raises StagealignError, before any work, for an unknown option value, a missing model or a silent server.
         """
         cells = variants.sampled_by(variants.adapted(chosen, self.peft), self._engine(chosen))
         return self._evaluated(cells)
@@ -61,26 +61,10 @@ class Variant:
         return variants.evaluated_by(cells, gold, parameters), str(folder)
 
 
-def of_result(result: Result) -> Cell:
-    """The cell that a result is of, with the adapters, sampler and gold reward that its spec names.
-
-    Raises UnknownName where the registry has no such model, method or schedule any more.
-    """
-    spec = result["spec"]
-    method, scale = spec["method"]["key"], spec["scale"]
-    peft = "lora" if scale["training"].get("peft") else None
-    plain = method.removesuffix("_lora") if peft else method
-    base = registry.cell(f"{result['model']['key']}-{plain}-{result['schedule']}", result["scale"])
-    engine = scale.get("engine")
-    (cell,) = variants.sampled_by(variants.adapted([base], peft), Engine(**engine) if engine else None)
-    gold = scale["preference"].get("gold") or ""
-    return variants.evaluated_by([cell], gold)[0] if gold.startswith("reward:") else cell
-
-
 def named(cell_id: str, scale: str, seed: int, results: Path) -> Cell:
-    """The cell of that id: as its result says, else as the registry has it.
+    """Cell with this id, from its result if there is one, else from the registry.
 
-    Raises StagealignError for a name that neither knows: what samples or evaluates stands in results alone.
+    Raises StagealignError for an unknown id. Cells of another sampler or gold reward are known from results alone.
     """
     path = result_path(results, scale, cell_id, seed)
     if path.exists():
@@ -91,18 +75,5 @@ def named(cell_id: str, scale: str, seed: int, results: Path) -> Cell:
         return registry.cell(cell_id, scale)
     except UnknownName as error:
         raise StagealignError(
-            f"{error}; a cell of another sampler or gold reward is read off {path}, absent"
+            f"{error}; a cell of another sampler or gold reward is read from its result, but {path} is missing"
         ) from error
-
-
-def options(cell: Cell) -> str:
-    """The words by which `run` and `plan` are asked for the cell."""
-    plain, engine, gold = cell.method.key, cell.scale.engine, cell.scale.preference.gold_named
-    words = [f"-k {cell.model.key}-{plain.removesuffix('_lora')}-{cell.schedule} --scale {cell.scale.key}"]
-    if cell.scale.training.peft:
-        words.append("--peft lora")
-    if engine:
-        words.append("--policy-url URL" if samplers.SAMPLERS[engine.key].by_url else f"--sampler {engine.key}")
-    if gold:
-        words.append(f"--gold reward:{gold}" if "/" in gold else "--gold reward:PATH")  # a folder is known by content
-    return " ".join(words)

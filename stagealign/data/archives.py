@@ -49,7 +49,9 @@ def unpack(asset: Asset, archive: Path, out: Path) -> Iterator[tuple[str, Writte
                 raise BadAsset(f"{archive}: member {member.name!r} points outside its folder; it is not unpacked")
             target = out / path
             if target.exists() or path == PurePosixPath(MANIFEST):
-                raise BadAsset(f"{archive}: member {member.name!r} is repeated or named {MANIFEST}; it is not unpacked")
+                raise BadAsset(
+                    f"{archive}: member {member.name!r} comes twice or is named {MANIFEST}; it is not unpacked"
+                )
             target.parent.mkdir(parents=True, exist_ok=True)
             content = member.open()
             assert content is not None

@@ -93,5 +93,5 @@ ASSETS: dict[str, Asset] = {
 def find(key: str) -> Asset:
     """The asset with this key. Raises UnknownName, listing the nearest keys."""
     if key not in ASSETS:
-        raise UnknownName("asset", key, ASSETS)
+        raise UnknownName("asset", key, ASSETS, listed=False)
     return ASSETS[key]

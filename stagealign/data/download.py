@@ -42,6 +42,16 @@ def damaged(asset: Asset, home: Path | None = None) -> str | None:
     return damage(place, manifest["files"], deep=True)
 
 
+def _whole(asset: Asset, home: Path | None, mend: bool) -> bool:
+    """Whether the files are there and as they were unpacked. Raises BadAsset for changed ones, unless `mend` is set."""
+    if not ready(asset, home):
+        return False
+    changed = damaged(asset, home)
+    if changed is not None and not mend:
+        raise BadAsset(f"{changed}; `stagealign fetch` unpacks it again ({asset.pinned})")
+    return changed is None
+
+
 def fetch(asset: Asset, home: Path | None = None, progress: Progress | None = None, mend: bool = False) -> Path:
     """Folder with the asset's files; downloads and unpacks them if they are missing.
 
@@ -52,17 +62,13 @@ def fetch(asset: Asset, home: Path | None = None, progress: Progress | None = No
     from filelock import FileLock
 
     place = folder(asset, home)
-    if ready(asset, home):
-        changed = damaged(asset, home)
-        if changed is None:
-            return place
-        if not mend:
-            raise BadAsset(f"{changed}; `stagealign fetch` unpacks it again ({asset.pinned})")
-        (place / MANIFEST).unlink()
+    if _whole(asset, home, mend):
+        return place
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{place}.lock"):
-            if not ready(asset, home):
+            if not _whole(asset, home, mend):  # another process may have made it in between
+                (place / MANIFEST).unlink(missing_ok=True)
                 _make(asset, place, progress)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):

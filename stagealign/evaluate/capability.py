@@ -121,7 +121,7 @@ def _run(model: Any, benchmark: Benchmark, home: Path) -> tuple[TaskFacts, dict[
     names = {given: given.partition(",")[0] for given in benchmark.metrics}
     for metric in names.values():
         if metric not in UNITS:  # lm-eval would look for it on the hub
-            raise UnknownName("metric", metric, UNITS)
+            raise UnknownName("metric", metric, UNITS, listed=False)
     tasks, drops = _tasks(benchmark, home)
     for task in tasks.values():
         task.set_config("num_fewshot", benchmark.shots)

@@ -1,1 +1,1 @@
-"""Who builds what is missing: processes of this machine, or a Ray cluster."""
+"""Execution of a plan: checks before work, then builds by processes of this machine or by a Ray cluster."""

@@ -1,4 +1,7 @@
-"""Builds what a plan misses and writes each result as soon as it is complete, so that an interrupt costs none."""
+"""Carries out a plan: builds what is missing and writes each result as soon as it is complete.
+
+An interrupt therefore loses no complete result.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,32 +18,36 @@ from stagealign.store.results import done_rungs, result_path, says_all, stands, 
 
 
 class Listener(Protocol):
-    """Who is told how a run goes on."""
+    """Receiver of a run's events, such as a progress bar."""
 
     def heard(self, event: str, artifact: Artifact, who: str = "") -> None:
-        """Hears that an artifact was `started`, `again`, `waiting`, `built`, `found` or `failed`, and by whom."""
+        """Receives an event of an artifact and the process that it is about.
+
+        Events: `started`; `again`, by another process after the first was lost; `waiting` for another process; `built`;
+        `found`, built by another process; `failed`.
+        """
 
     def wrote(self, path: Path) -> None:
-        """Hears that a result was written."""
+        """Receives the path of a written result."""
 
 
 def stands_in(results: Path) -> Callable[[Run], bool]:
-    """Tells of a run whether its complete result stands in the folder `results`."""
+    """Predicate of runs: whether the folder `results` holds the run's complete result."""
     return lambda run: stands(place(results, run), run.rungs, run.measured)
 
 
 def place(results: Path, run: Run) -> Path:
-    """Where the run's result stands."""
+    """Path of the run's result file."""
     return result_path(results, run.cell.scale.key, run.cell.id, run.seed)
 
 
 def carry_out(plan: Plan, store: Store, results: Path, crew: Crew, listener: Listener) -> Outcome:
-    """Has the crew build what is missing and writes one result a run; failed runs are written as failed."""
+    """Has the crew build what is missing, and writes one result for each run, failed runs included."""
     writer = _Writer(plan, store, results, listener)
 
     def heard(event: str, artifact: Artifact, outcome: Outcome) -> None:
-        told = outcome.waiting if event == "waiting" else outcome.places
-        listener.heard(event, artifact, told.get(artifact.path, ""))
+        processes = outcome.waiting if event == "waiting" else outcome.places
+        listener.heard(event, artifact, processes.get(artifact.path, ""))
         if event not in ("started", "again", "waiting"):
             writer.finish(outcome)
 
@@ -52,20 +59,20 @@ def carry_out(plan: Plan, store: Store, results: Path, crew: Crew, listener: Lis
 
 @dataclass
 class _Writer:
-    """Writes the results that are complete."""
+    """Writer of results as they become complete."""
 
     plan: Plan
     store: Store
     results: Path
     listener: Listener
     claimed: set[str] = field(default_factory=set)
-    """Reference passes that a result counts as its own."""
+    """Paths of reference passes that a written result has counted as computed."""
 
     def __post_init__(self) -> None:
         self.waiting = list(self.plan.runs)
 
     def finish(self, outcome: Outcome) -> None:
-        """Writes every run that has become complete, or that has failed."""
+        """Writes the result of every waiting run that is now complete or failed."""
         ready = self.plan.ready | outcome.built | outcome.found
         left = []
         for run in self.waiting:
@@ -80,15 +87,15 @@ class _Writer:
 
     def _write(self, run: Run, outcome: Outcome) -> None:
         fresh = outcome.built - self.claimed
-        made = result(run, self.store, fresh)
+        complete = result(run, self.store, fresh)
         self.claimed |= outcome.built - self.claimed - fresh
         path = place(self.results, run)
-        same = outcome.built.isdisjoint(run.artifacts) and stands(path, done_rungs(made), run.measured)
-        if not (same and says_all(path, made)):
-            self.listener.wrote(write_result(self.results, made))
+        same = outcome.built.isdisjoint(run.artifacts) and stands(path, done_rungs(complete), run.measured)
+        if not (same and says_all(path, complete)):
+            self.listener.wrote(write_result(self.results, complete))
 
     def _write_failure(self, run: Run, outcome: Outcome) -> None:
-        """Writes a failed run's result, unless an earlier run of the same cell left a finished one."""
+        """Writes a failed run's result, unless the run has a result already."""
         reasons = [outcome.failed[goal.path] for goal in run.goals if goal.path in outcome.failed]
         if not place(self.results, run).exists():
             write_result(self.results, unfinished(run, "failed", reasons[0]))

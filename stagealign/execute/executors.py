@@ -1,4 +1,4 @@
-"""Who builds: one row each."""
+"""Executors: one row for each way to build what a plan misses."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -20,9 +20,9 @@ class Executor:
 
     key: str
     opens: str
-    """`module:function`, called with (plan, store, how); a context manager that gives the `Crew`."""
+    """`module:function`, called with (plan, store, how); returns a context manager that yields the `Crew`."""
     here: bool = False
-    """Whether this machine builds, so that its GPUs and memory are what counts."""
+    """Whether this machine builds, so that its own GPUs and memory must suffice."""
 
 
 EXECUTORS = {
@@ -37,17 +37,17 @@ EXECUTORS = {
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run is carried out: none of it changes what is built."""
+    """Options of execution; none of them changes what is built."""
 
     workers: int | None = None
-    """Artifacts built side by side; None takes what fits."""
+    """Largest number of artifacts built at the same time; None: as many as fit."""
     devices: Devices = field(default_factory=Devices)
     executor: str = "local"
     """A key of `EXECUTORS`."""
     address: str | None = None
-    """Of a Ray cluster."""
+    """Address of a Ray cluster; None: `$RAY_ADDRESS`, else a new local Ray."""
     spend: float | None = None
-    """What a paid judge may cost in all, in USD."""
+    """Most USD that a paid judge may cost in all; None: no limit was named."""
 
     @property
     def here(self) -> bool:
@@ -55,15 +55,15 @@ class Execution:
         return EXECUTORS[self.executor].here
 
     def check(self) -> None:
-        """Raises UnknownName for an executor that there is none of, StagealignError for an address nobody would ask."""
+        """Raises UnknownName for an unknown executor, StagealignError for an address that the executor does not use."""
         if self.executor not in EXECUTORS:
-            raise UnknownName("--executor", self.executor, EXECUTORS)
+            raise UnknownName("--executor", self.executor, EXECUTORS, listed=False)
         if self.here and self.address is not None:
-            raise StagealignError(f"--address {self.address}: is that of a Ray cluster; add --executor ray")
+            raise StagealignError(f"--address {self.address}: this is the address of a Ray cluster; add --executor ray")
 
 
 def opened(plan: "Plan", store: "Store", how: Execution) -> "AbstractContextManager[Crew]":
-    """The crew that builds the plan; a plan without work needs no cluster."""
+    """Context manager of the crew that builds the plan; a plan without missing artifacts joins no cluster."""
     row = EXECUTORS[how.executor if plan.missing else "local"]
     crew: AbstractContextManager[Crew] = code_at(row.opens)(plan, store, how)
     return crew

@@ -1,4 +1,4 @@
-"""What must hold before any work: the machine, its devices, memory and disk, what a judge may cost, the weights."""
+"""Checks before any work: machine, devices, memory, disk, the cost of a judge, and published weights."""
 
 import os
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ from stagealign.store.results import made_with
 
 
 def preflight(plan: Plan, store: Store, how: Execution, results: Path) -> int | None:
-    """Workers that build the plan here; None where a cluster builds, which counts for itself.
+    """Number of workers on this machine; for a cluster, the number asked for or None.
 
-    Tells the store what a judge may cost for each policy. Raises StoreDrift for an artifact of another spec, CannotRun
-    for what the machine, its devices, memory, disk or packages do not do, and for weights that cannot be had.
+    Sets the judge's limit for each policy in the store's context. Raises StoreDrift for an artifact of another spec,
+    CannotRun if the machine, its devices, memory, disk or packages do not suffice, or weights cannot be fetched.
     """
     check_drift(plan, store)
     check_machine(plan, store, how)
@@ -37,14 +37,14 @@ def preflight(plan: Plan, store: Store, how: Execution, results: Path) -> int | 
 
 
 def check_drift(plan: Plan, store: Store) -> None:
-    """Raises StoreDrift where the store holds an artifact of another spec, naming each changed field."""
+    """Raises StoreDrift if the store holds an artifact of another spec, naming each changed field."""
     for item in plan.items:
         if item.state == CHANGED:
             store.record(item.artifact)
 
 
 def check_machine(plan: Plan, store: Store, how: Execution) -> None:
-    """Raises CannotRun, naming everything that is missing, where this machine cannot do a scale made for GPUs."""
+    """Raises CannotRun, naming everything that is missing, if this machine cannot run a scale made for GPUs."""
     if not plan.scale.on_gpus:
         return
     missing = lacking(plan, store.home, how.devices, how.here)
@@ -56,7 +56,7 @@ def check_machine(plan: Plan, store: Store, how: Execution) -> None:
 
 
 def check_devices(plan: Plan, how: Execution) -> None:
-    """Raises CannotRun or StagealignError if a loss is unknown, or devices or packages do not do for what is asked."""
+    """Raises CannotRun or StagealignError if a loss is unknown, or devices or packages do not suffice."""
     from stagealign.train.launch import check
     from stagealign.train.losses import loss_of
 
@@ -83,40 +83,40 @@ def check_judge(plan: Plan, store: Store) -> None:
 
 
 def workers_of(plan: Plan, how: Execution) -> int:
-    """Artifacts that are built side by side here: as asked, else as many as cores and memory allow.
+    """Number of artifacts built at the same time here: as asked, else as many as cores and memory allow.
 
-    Raises CannotRun where the memory does not do for that.
+    Raises CannotRun if memory does not suffice, or if several are asked for on a GPU.
     """
     asked = how.workers
     needs = {item.artifact.path: needs_of(item.artifact, item.scale, how.devices) for item in plan.to_build}
     if how.devices.launched:
-        asked = asked or 1  # a round's processes have the machine to themselves
+        asked = asked or 1  # the processes of one round use the whole machine
     on_gpu = any(need.gpus for need in needs.values())
     if on_gpu and (asked or 1) > 1:
         raise CannotRun(
-            f"--workers {asked}: one artifact at a time has the GPU here; --executor ray gives each its own, on "
-            "this machine too"
+            f"--workers {asked}: only one artifact at a time uses the GPU here; add --executor ray, which gives each "
+            "its own GPU, also on this machine"
         )
     return side_by_side(needs, 1 if on_gpu else worker_count(plan, asked), asked is not None) or 1
 
 
 def spend_each(plan: Plan, spend: float | None) -> float | None:
-    """USD that the judge may cost for each policy, so that all together stay within `spend`.
+    """Most USD that the judge may cost for each policy, so that all stay within `spend`; None without a paid judge.
 
-    Raises CannotRun where policies wait for a paid judge and no limit is named.
+    Raises CannotRun if policies wait for a paid judge and `spend` is None.
     """
     dollars = [item.cost.judge_dollars for item in plan.to_build if item.cost.judge_dollars]
     if dollars and spend is None:
         models = ", ".join(judge.model for judge in judges_of(plan.to_build))
         raise CannotRun(
-            f"the judge {models} is asked about {len(dollars)} policies, for about ${sum(dollars):.2f}; "
+            f"the judge {models} will evaluate {len(dollars)} policies, for about ${sum(dollars):.2f}; "
             f"name the most that it may cost, such as --spend {1.2 * sum(dollars):.2f}"
         )
     return spend / len(dollars) if dollars and spend is not None else None
 
 
 def check_room(plan: Plan, home: Path) -> None:
-    """Raises CannotRun where the disk has no room for what the plan would write."""
+    """Raises CannotRun if the disk has no room for what the plan would write."""
     free = free_disk(home)
     if free < plan.disk:
         raise CannotRun(
@@ -126,9 +126,9 @@ def check_room(plan: Plan, home: Path) -> None:
 
 
 def check_checkpoints(plan: Plan, store: Store, results: Path) -> None:
-    """Raises, before anything is built, where published weights that would be fetched cannot be had or used.
+    """Raises StagealignError if published weights cannot be fetched or used.
 
-    Also where they are not pinned and `results` holds numbers that were made with another commit of them.
+    For unpinned weights, raises CannotRun if `results` holds numbers made with another commit of them.
     """
     fetched = [artifact for artifact in plan.artifacts.values() if artifact.kind.fetches]
     for artifact in fetched:
@@ -139,7 +139,7 @@ def check_checkpoints(plan: Plan, store: Store, results: Path) -> None:
     wanted = [artifact for artifact in fetched if artifact.path not in plan.ready]
     if not wanted:
         return
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # as for the workers that will fetch them
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # as in the workers that will fetch them
     from stagealign.policy.start import check_checkpoint
 
     as_is = {run.weights.path for run in plan.runs if run.cell.checkpoint.sft is None}
@@ -152,7 +152,7 @@ def check_checkpoints(plan: Plan, store: Store, results: Path) -> None:
 
 
 def _check_unmoved(artifact: Artifact, results: Path, here: str | None) -> None:
-    """Raises CannotRun where results were made with another commit than the one `here`, or None: than the newest."""
+    """Raises CannotRun if results were made with another commit than `here`; None stands for the newest commit."""
     from stagealign.policy.start import commit_of
 
     name = str(artifact.params[artifact.kind.fetches])
@@ -162,8 +162,8 @@ def _check_unmoved(artifact: Artifact, results: Path, here: str | None) -> None:
         if commit != now:
             raise CannotRun(
                 f"{name}: {'the store has' if here else 'its newest revision is'} {now} now, and {results} "
-                f"holds results that were made with {commit} ({_named(cells)}), which must not stand "
-                "in one table; name another folder with --results, or point STAGEALIGN_HOME to the store that has the "
+                f"holds results made with {commit} ({_named(cells)}), which must not share a "
+                "table; name another folder with --results, or point STAGEALIGN_HOME to the store that has the "
                 "old weights"
             )
 

@@ -1,4 +1,4 @@
-"""Runs a plan's missing artifacts, side by side where there is room: on processes of this machine, or a cluster's."""
+"""Loop that has a crew build a plan's missing artifacts, and the crew of processes on this machine."""
 
 import os
 import signal
@@ -25,62 +25,59 @@ from stagealign.store.room import room_error
 
 @dataclass
 class Outcome:
-    """What a plan's execution did."""
+    """Outcome of a plan's execution so far; sets and keys are artifact paths."""
 
     built: set[str] = field(default_factory=set)
     found: set[str] = field(default_factory=set)
-    """Paths that another process had built by the time that they were needed."""
+    """Artifacts that another process built meanwhile."""
     waiting: dict[str, str] = field(default_factory=dict)
-    """Path that another process builds -> who, as `pid 12 on host`."""
+    """Artifact that another process builds -> that process, as `pid 12 on host`."""
     places: dict[str, str] = field(default_factory=dict)
-    """Path of what is being built -> where, as `pid 12 on host`, where that is not simply here."""
+    """Artifact that is being built -> its process, as `pid 12 on host`; empty for a worker of this machine."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Path -> why; what depends on it is listed too."""
+    """Failed artifact -> reason; artifacts that depend on it are included."""
     stopped: dict[str, str] = field(default_factory=dict)
-    """Path of what was not tried -> the failed path that it depends on."""
+    """Artifact that was not tried -> the failed artifact that it depends on."""
 
 
 Listener = Callable[[str, Artifact, Outcome], None]
-"""Told `started`, `again`, `waiting`, `built`, `found` or `failed`, the artifact, and the outcome so far.
-
-`again`: whoever built it was lost, and another has begun.
-"""
+"""Receives an event (those of `carry_out.Listener`), its artifact, and the outcome so far."""
 LONGEST_END = 30.0
-"""Seconds that a worker without its parent has to end what it started."""
+"""Seconds that a worker whose parent has ended gets to end its own processes."""
 LOOK = 0.5
-"""Seconds between two looks at what workers say."""
+"""Seconds between two reads of the workers' news."""
 
 
 def worker_count(plan: Plan, asked: int | None) -> int:
-    """Workers that a plan gets: as many as cores, or as asked, never more than there is work."""
+    """Number of workers for a plan: as asked, at most the number of cores and of missing artifacts, at least 1."""
     cores = os.cpu_count() or 1
     return max(1, min(asked or cores, cores, len(plan.missing)))
 
 
 class Crew(Protocol):
-    """Who builds."""
+    """Builder of artifacts, such as the processes of this machine or a cluster."""
 
     size: int
-    """Artifacts that may be under way at a time."""
+    """Largest number of artifacts submitted at the same time."""
     slots: int
-    """Artifacts that are likely built side by side, for the time left."""
+    """Expected number of artifacts built at the same time, from which the time left is estimated."""
     about: str
-    """Who builds, in a line; empty where that is this machine."""
+    """One line that names the builders; empty for this machine."""
 
     def submit(self, artifact: Artifact) -> Future[bool | str]:
-        """Has it built; the future tells whether that was needed, or in words, or as an exception, why it failed."""
+        """Starts a build. The future holds True if built, False if found built, or why it failed, as text or error."""
 
     def news(self) -> Iterator[tuple[str, str, str]]:
-        """What was not told yet, as (path, `started` or `waiting`, who builds it where)."""
+        """Yields news since the last call: (path, `started` or `waiting`, the builder's process)."""
 
     def end(self, at_once: bool) -> None:
-        """Lets everybody go; `at_once` ends what is under way."""
+        """Releases the crew; `at_once` also ends running builds."""
 
 
 def execute(plan: Plan, store: Store, crew: Crew, heard: Listener) -> Outcome:
-    """Builds what is missing; a failure stops what depends on it and nothing else.
+    """Builds what is missing; a failure stops only the artifacts that depend on it.
 
-    KeyboardInterrupt ends those who build and leaves finished artifacts in place.
+    KeyboardInterrupt ends running builds and keeps finished artifacts. Raises StagealignError if a worker was killed.
     """
     outcome = Outcome()
     todo = {artifact.path: artifact for artifact in plan.missing}
@@ -108,8 +105,8 @@ def execute(plan: Plan, store: Store, crew: Crew, heard: Listener) -> Outcome:
     except BrokenProcessPool as error:
         crew.end(at_once=True)
         raise StagealignError(
-            "a worker process was killed, most often for want of memory; free some or use `--workers 1`, then run the "
-            "same command again: all that is built stays"
+            "a worker process was killed, most often because memory ran out; free some or use `--workers 1`, then run "
+            "the same command again: all that is built stays"
         ) from error
     except BaseException:
         crew.end(at_once=True)
@@ -120,12 +117,12 @@ def execute(plan: Plan, store: Store, crew: Crew, heard: Listener) -> Outcome:
 
 @contextmanager
 def opened(plan: Plan, store: Store, how: Execution) -> Iterator[Crew]:
-    """Processes of this machine as crew: as many as `how.workers`, else as many as cores."""
+    """Crew of processes of this machine: `how.workers`, by default as many as cores."""
     yield Processes(store, worker_count(plan, how.workers))
 
 
 class Processes:
-    """Worker processes of this machine, each with its share of the cores; they start with the first artifact."""
+    """Crew of worker processes of this machine, each with its share of the cores; started by the first artifact."""
 
     about = ""
 
@@ -143,7 +140,7 @@ class Processes:
 
     def submit(self, artifact: Artifact) -> Future[bool | str]:
         self._begun.append(artifact.path)
-        with _unheard(signal.SIGINT):  # workers are ended by us, whatever the terminal sends them
+        with _unheard(signal.SIGINT):  # Ctrl-C reaches workers too, but only the parent may end them
             return self._pool.submit(_build, artifact, self.store)
 
     def news(self) -> Iterator[tuple[str, str, str]]:
@@ -160,22 +157,22 @@ class Processes:
 
 
 def _settle(future: Future[bool | str], artifact: Artifact, outcome: Outcome) -> str:
-    """`built`, `found` or `failed`, noted in the outcome. Raises BrokenProcessPool."""
+    """Records how a build ended and returns its event: `built`, `found` or `failed`. Raises BrokenProcessPool."""
     error = future.exception()
     if isinstance(error, BrokenProcessPool):
         raise error
-    made = future.result() if error is None else f"{type(error).__name__}: {error}"
-    if isinstance(made, str):
-        outcome.failed[artifact.path] = without_secrets(made)
+    built = future.result() if error is None else f"{type(error).__name__}: {error}"
+    if isinstance(built, str):
+        outcome.failed[artifact.path] = without_secrets(built)
         return "failed"
-    (outcome.built if made else outcome.found).add(artifact.path)
-    return "built" if made else "found"
+    (outcome.built if built else outcome.found).add(artifact.path)
+    return "built" if built else "found"
 
 
 def _hear(
     crew: Crew, running: dict[Future[bool | str], Artifact], begun: set[str], outcome: Outcome, heard: Listener
 ) -> None:
-    """Passes on what began, and whom a builder waits for."""
+    """Passes on the crew's news: builds that started, and builds that wait for another process."""
     building = {artifact.path: artifact for artifact in running.values()}
     for path, word, who in crew.news():
         artifact = building.get(path)
@@ -193,14 +190,14 @@ def _hear(
 
 
 def _begin(artifact: Artifact, begun: set[str], outcome: Outcome, heard: Listener) -> None:
-    """Tells once that an artifact was begun, whichever of its news comes first."""
+    """Reports an artifact as started, at the first news of it only."""
     if artifact.path not in begun:
         begun.add(artifact.path)
         heard("started", artifact, outcome)
 
 
 def log_of(home: Path, name: str = "workers.log") -> Path:
-    """The file that takes what workers print, there and open to writing. Raises StagealignError where it cannot be."""
+    """File for the output of workers, created if missing. Raises StagealignError if it cannot be written."""
     log = home / name
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -212,7 +209,7 @@ def log_of(home: Path, name: str = "workers.log") -> Path:
 
 @contextmanager
 def _unheard(number: int) -> Iterator[None]:
-    """Holds a signal back; a process that is started meanwhile never hears it."""
+    """Blocks a signal inside the block; a process started there keeps it blocked."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
         yield
@@ -221,13 +218,14 @@ def _unheard(number: int) -> Iterator[None]:
 
 
 def _startable(todo: dict[str, Artifact], running: dict[Future[bool | str], Artifact], size: int) -> list[Artifact]:
-    """Artifacts whose inputs are ready, parents first as in the plan, as many as there is room for."""
+    """Artifacts to start now: those with all inputs ready, in the plan's order, up to `size` running ones."""
     busy = set(todo) | {artifact.path for artifact in running.values()}
     ready = [a for a in todo.values() if not any(parent.path in busy for parent in a.inputs.values())]
     return ready[: size - len(running)]
 
 
 def _fail_dependants(todo: dict[str, Artifact], outcome: Outcome) -> None:
+    """Moves artifacts with a failed input from `todo` to the outcome's failed and stopped ones."""
     for path, artifact in list(todo.items()):
         broken = [parent.path for parent in artifact.inputs.values() if parent.path in outcome.failed]
         if broken:
@@ -238,11 +236,11 @@ def _fail_dependants(todo: dict[str, Artifact], outcome: Outcome) -> None:
 
 
 _said: Any = None
-"""Where this worker says whom it waits for."""
+"""Queue on which this worker tells its parent which process it waits for."""
 
 
 def _start(prepare: Callable[[int, Path], None], said: Any, threads: int, log: Path) -> None:
-    """Sets a worker up, one that ends with the process that started it, however that ends."""
+    """Initializes a worker, which ends when its parent ends, even if the parent is killed."""
     global _said
     _said = said
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -254,19 +252,21 @@ def _end_with_parent() -> None:
     parent = parent_process()
     if parent is not None:
         parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)  # what this process started itself ends with it: see `devices`
+        os.kill(
+            os.getpid(), signal.SIGTERM
+        )  # its handler ends the processes that a build launched: see `base.processes.told_to_end`
         time.sleep(LONGEST_END)
         os._exit(1)
 
 
 def _prepare(threads: int, log: Path) -> None:
-    """Prepares a worker of this machine: the interrupt of a terminal is not for it."""
+    """Prepares a worker of this machine, which ignores a terminal's Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     quiet(threads, log)
 
 
 def quiet(threads: int, log: Path) -> None:
-    """Prepares a process that builds: its share of the cores, no hub, and what libraries print goes to a log."""
+    """Prepares a process that builds: limits its threads, turns the hub off, sends the output of libraries to a log."""
     printing_to(log)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -280,5 +280,5 @@ def quiet(threads: int, log: Path) -> None:
 
 
 def _build(artifact: Artifact, store: Store) -> bool:
-    """Whether it was this worker that built it."""
+    """Obtains an artifact; True if this worker built it, False if another process did."""
     return store.obtain(artifact, lambda path, who: _said.put((path, "waiting", who)))[1]

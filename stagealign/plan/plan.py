@@ -197,7 +197,7 @@ def processor(name: str | None, scale: Scale) -> Processor:
     known = {**flops.GPUS, flops.CPU.key: flops.CPU}
     key = (name or scale.processor).lower()
     if key not in known:
-        raise UnknownName("GPU", name or scale.processor, known)
+        raise UnknownName("GPU", name or scale.processor, known, listed=False)
     return known[key]
 
 

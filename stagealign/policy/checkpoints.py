@@ -80,7 +80,7 @@ def _conversion(name: str, pickled: Sequence[str]) -> str:
         'for name, tensor in torch.load(file, map_location="cpu", weights_only=True).items()}, '
         f'{json.dumps(str(folder / "model.safetensors"))}, {{"format": "pt"}})'
     )
-    return f"convert its tensors to safetensors, which runs none of its code: python -c {shlex.quote(code)}"
+    return f"convert its tensors to safetensors, which runs none of it: python -c {shlex.quote(code)}"
 
 
 def _file_of(name: str, file: str, revision: str | None) -> str | None:
@@ -109,8 +109,8 @@ def _check_index(name: str, path: Path) -> None:
     for shard in shards:
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or "/" in shard or "\\" in shard:
             raise StagealignError(
-                f"checkpoint {name!r}: {path.name} names {str(shard)[:80]!r} as weights; only safetensors in its "
-                "folder are read: convert the checkpoint, or download it again"
+                f"checkpoint {name!r}: {path.name} names {str(shard)[:80]!r} as weights; only safetensors beside it "
+                "are read: convert the checkpoint, or download it again"
             )
 
 
@@ -138,15 +138,15 @@ def _not_safetensors(path: Path) -> str | None:
 
 def _kind(start: bytes) -> str:
     if start.startswith(b"PK\x03\x04"):
-        return "is a zip archive, as torch.save writes it: a pickle, which may run code; it was not opened"
+        return "is a zip archive, as torch.save writes it: a pickle, which may run code, so it was not opened"
     if start.startswith(b"version https://git-lfs"):
-        return "is a git-lfs pointer, not the file itself"
+        return "is a pointer of git-lfs, not the file itself"
     try:
         next(pickletools.genops(start))
         pickled = start[:1] == b"\x80" or start[:1] in b"(cG"
     except (ValueError, StopIteration, UnicodeDecodeError):
         pickled = False
-    return "is a pickle, which may run code; it was not opened" if pickled else "is not safetensors"
+    return "is a pickle, which may run code, so it was not opened" if pickled else "is not safetensors"
 
 
 def read_config(name: str, revision: str | None = None) -> Any:

@@ -111,8 +111,8 @@ def summary_rows(results: Path, cells: Sequence[Cell]) -> list[SummaryRow]:
 
 def _leftover(reports: Path, scale: str, files: dict[str, str]) -> list[str]:
     """Files of earlier versions that this one no longer writes."""
-    made = [f"{scale}/{path.name}" for kind in ("*.html", "*.md", "*.svg") for path in (reports / scale).glob(kind)]
-    return sorted(name for name in made if name not in files)
+    present = [f"{scale}/{path.name}" for kind in ("*.html", "*.md", "*.svg") for path in (reports / scale).glob(kind)]
+    return sorted(name for name in present if name not in files)
 
 
 def _read(path: Path) -> bytes | None:

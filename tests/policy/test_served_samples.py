@@ -77,7 +77,7 @@ def test_the_name_of_a_policy_holds_what_it_is(tmp_path):
 
 
 def test_a_server_that_answers_for_any_name_is_refused_before_work(servers, tmp_path):
-    with pytest.raises(StagealignError, match=r"it answered for .*no-such-policy, a folder that is not there"):
+    with pytest.raises(StagealignError, match=r"it answered for .*no-such-policy, a folder that does not exist"):
         served_samples.engine(servers("top_k").url, DECODING, tmp_path)
 
 
@@ -152,7 +152,7 @@ def test_cells_of_a_server_are_their_own_and_its_place_is_no_identity(tmp_path):
     [
         (("tgi", None), "--sampler 'tgi': unknown"),
         (("vllm", "http://127.0.0.1:9/v1"), "two samplers; name one"),
-        (("transformers", "http://127.0.0.1:9/v1"), "cannot connect.*see that the server runs"),
+        (("transformers", "http://127.0.0.1:9/v1"), "cannot connect.*check that the server runs"),
         (("transformers", "127.0.0.1:9"), "no HTTP address; write one such as"),
     ],
 )

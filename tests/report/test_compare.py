@@ -86,7 +86,9 @@ def test_two_cells_are_compared_by_the_policies_they_end_with(tmp_path, cells):
 
 def test_what_cannot_be_compared_is_said(tmp_path, cells):
     folder(tmp_path, *cells)
-    with pytest.raises(BadData, match=r"no finished run of zephyr-dpo-1off; run it: `stagealign run -k"):
+    with pytest.raises(
+        BadData, match=r"no finished run of zephyr-dpo-1off; run it: `stagealign run --scale lab -k zephyr-dpo-1off`"
+    ):
         compare_cells(tmp_path, "lab", "zephyr-dpo-1off", "zephyr-dpo-1on")
     with pytest.raises(UnknownName, match="nearest: 1off"):
         compared("zephyr-dpo-1offf", "zephyr-dpo-1on", "lab", tmp_path)

@@ -260,7 +260,7 @@ def test_results_of_another_spec_are_left_out_by_name(tmp_path):
     (text,) = found.damaged
     assert "zephyr-dpo-1off-seed0.json" in text
     assert "scale.training.batch was 99, is 8" in text
-    assert "stagealign run --scale lab -k zephyr-dpo-1off" in text
+    assert "stagealign run -k zephyr-dpo-1off --scale lab" in text
     del made["spec"]["scale"]["training"]["batch"]  # a field that did not exist yet
     write_result(tmp_path, made)
     assert not open_book(tmp_path, "lab").damaged

@@ -137,5 +137,5 @@ def test_a_file_that_is_no_result_is_refused(results, text):
 def test_thin_models_are_not_shown_as_speed(results):
     small = {"row": "sweep", "made": MADE | {"settings": MADE["settings"] | {"small": True}}}
     (results / "speed" / "cpu" / "sweep.json").write_text(json.dumps(small))
-    with pytest.raises(BadData, match=r"sweep.json: of thin models"):
+    with pytest.raises(BadData, match=r"sweep.json: measured with `--small`"):
         speed.read(results)

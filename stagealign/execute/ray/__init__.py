@@ -1,4 +1,4 @@
-"""A cluster that Ray holds together: what each artifact needs, what the nodes have, and the crew that builds there.
+"""Ray executor: a connection to a cluster, checks of its nodes, and the crew that builds there.
 
-Ray schedules, retries and restarts; artifacts travel over the store's folder, where all nodes see it, or over a bucket.
+Ray schedules and retries tasks. Nodes share artifacts through the store's folder, if all see it, or through a bucket.
 """

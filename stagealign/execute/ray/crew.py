@@ -1,4 +1,4 @@
-"""Builds artifacts as Ray tasks: Ray finds the room, and restarts a task whose node or process was lost."""
+"""Crew that builds artifacts as Ray tasks; Ray places them, and restarts a task whose node or process was lost."""
 
 import os
 import socket
@@ -21,15 +21,15 @@ from stagealign.store.folder import Store
 from stagealign.store.home import default_home
 
 RETRIES = 3
-"""Times that a task is restarted after its node or its process was lost."""
+"""Restarts of a task after its node or process was lost."""
 PASSED_ON = ("STAGEALIGN_DATA", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_DATASETS_OFFLINE")
-"""Settings that tasks get from this process: where data lies. No secret is among them; those are the node's own."""
+"""Environment variables that tasks get from this process: where data lies. Secrets stay each node's own."""
 LONGEST_END = 30.0
-"""Seconds that tasks have to end what they started before they are killed."""
+"""Seconds between the cancellation of tasks and their kill."""
 
 
 class Board:
-    """Where tasks say what they do: an actor beside the driver."""
+    """Actor on the driver's node that collects the news of tasks."""
 
     def __init__(self) -> None:
         self.news: list[tuple[str, str, str]] = []
@@ -38,14 +38,14 @@ class Board:
         self.news.append((path, word, who))
 
     def read(self) -> list[tuple[str, str, str]]:
-        """What was not read yet."""
+        """News since the last read."""
         news, self.news = self.news, []
         return news
 
 
 @contextmanager
 def opened(plan: Plan, store: Store, how: Execution) -> Iterator[Crew]:
-    """A Ray cluster as crew: the one at `how.address`, or one of our own. Raises CannotRun."""
+    """Crew of a Ray cluster: the one at `how.address`, else of `joining.joined`. Raises CannotRun."""
     with joined(how.address) as (ray, nodes):
         yield RayCrew(ray, nodes, plan, store, how.workers)
 
@@ -57,10 +57,10 @@ def _about(nodes: Sequence[Node]) -> str:
 
 
 class RayCrew:
-    """Tasks of a cluster that `joining.joined` has joined; raises CannotRun where it cannot build the plan."""
+    """Crew of Ray tasks on a joined cluster. Raises CannotRun if the cluster cannot build the plan."""
 
     def __init__(self, ray: Any, nodes: Sequence[Node], plan: Plan, store: Store, most: int | None):
-        """`most`: artifacts that may be under way at a time; None: all that the cluster has room for."""
+        """`most`: largest number of artifacts submitted at the same time; None: all missing ones."""
         self.ray, self.store = ray, store
         self.about = _about(nodes)
         store.home = store.home.absolute()
@@ -79,8 +79,8 @@ class RayCrew:
         self._begun: list[Any] = []
 
     def _slots(self, nodes: Sequence[Node]) -> int:
-        """Artifacts that the cluster builds side by side, were all like its largest."""
-        largest = max(self.needs.values(), key=lambda one: (one.gpus, one.cpus))
+        """Artifacts that fit on the cluster at the same time, if all need as much as the largest."""
+        largest = max(self.needs.values(), key=lambda needs: (needs.gpus, needs.cpus))
         gpus = sum(node.gpus for node in nodes) // largest.gpus if largest.gpus else None
         return sum(node.cpus for node in nodes) // largest.cpus if gpus is None else gpus
 
@@ -108,11 +108,11 @@ class RayCrew:
 
 
 def build(artifact: Artifact, store: Store, needs: Needs, settings: Mapping[str, str], board: Any) -> bool | str:
-    """The task: whether it was this one that built the artifact, or why it failed, without the node's secrets."""
+    """Task of one artifact: True if it built it, False if another process did, or why it failed, without secrets."""
     host = socket.gethostname()
     board.tell.remote(artifact.path, "started", f"pid {os.getpid()} on {host}")
     if isinstance(store, Bucketed):
-        store.home = default_home()  # the node's own
+        store.home = default_home()  # the node's own folder
     os.environ.update(settings, STAGEALIGN_HOME=str(store.home))
     if not needs.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

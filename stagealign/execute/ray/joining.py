@@ -1,4 +1,4 @@
-"""A connection to a Ray cluster, or to a Ray of our own on this machine, which nobody else can reach."""
+"""Connection to a Ray cluster, or to a new local Ray, which only this machine can reach."""
 
 import os
 import signal
@@ -13,22 +13,22 @@ from stagealign.base.secrets import without_secrets
 from stagealign.execute.ray.nodes import Node
 
 REACH = 10.0
-"""Seconds for a first connection to an address."""
+"""Seconds after which a connection to an address is given up."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a task without GPUs hides them itself: see `crew`
-    "RAY_task_oom_retries": "3",  # else what never fits is tried for ever
+    "RAY_task_oom_retries": "3",  # by default a task that never fits in memory is retried for ever
 }
-"""Settings of Ray that this process needs before it imports it."""
+"""Environment variables of Ray, which must be set before it is imported."""
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""`0` has a Ray that is started here, with all of its servers, listen on 127.0.0.1 alone, on every system."""
+"""Variable that, set to `0`, makes all servers of a new local Ray listen on 127.0.0.1 only, on every system."""
 
 
 @contextmanager
 def joined(address: str | None) -> Iterator[tuple[Any, list[Node]]]:
-    """Ray, connected to `address`, else to `$RAY_ADDRESS`, else to one of its own; and the nodes that are up.
+    """Ray, connected to `address`, else to `$RAY_ADDRESS`, else to a new local Ray; and its live nodes.
 
-    Raises CannotRun where Ray is not installed or the address cannot be reached.
+    Raises CannotRun if Ray is not installed or the address cannot be reached.
     """
     if find_spec("ray") is None:
         raise CannotRun("--executor ray: ray is not installed; `pip install 'stagealign[cluster]'`")
@@ -47,7 +47,7 @@ def joined(address: str | None) -> Iterator[tuple[Any, list[Node]]]:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise _unreachable(address, str(error)) from error
-        signal.signal(signal.SIGTERM, before)  # Ray puts its own in place, which ends us without a word
+        signal.signal(signal.SIGTERM, before)  # Ray's own handler would end this process without a message
         yield ray, _nodes(ray)
     finally:
         ray.shutdown()
@@ -55,7 +55,7 @@ def joined(address: str | None) -> Iterator[tuple[Any, list[Node]]]:
 
 
 def _reach(address: str) -> None:
-    """Raises CannotRun where nobody answers at `host:port`; Ray itself would ask for a minute, and then end us."""
+    """Raises CannotRun if nothing answers at `host:port`; Ray itself would try for a minute, then end this process."""
     if address == "auto":
         return
     if "://" in address:
@@ -73,23 +73,25 @@ def _reach(address: str) -> None:
 
 
 def _unreachable(address: str, why: str) -> CannotRun:
-    what = "a Ray of its own could not be started" if address == "local" else "no Ray cluster could be joined there"
-    return CannotRun(
-        f"--address {address}: {what} ({without_secrets(why.strip())}); look at `ray status` on the head node, whose "
-        "`ray start --head` prints the address"
+    what = "a new local Ray could not be started" if address == "local" else "no Ray cluster could be joined there"
+    advice = (
+        "free some memory and disk, or leave --executor ray out"
+        if address == "local"
+        else "look at `ray status` on the head node, whose `ray start --head` prints the address"
     )
+    return CannotRun(f"--address {address}: {what} ({without_secrets(why.strip())}); {advice}")
 
 
 def _nodes(ray: Any) -> list[Node]:
-    """The nodes that are up."""
+    """Live nodes of the cluster."""
     return [
         Node(
-            one["NodeID"],
-            f"{one['NodeManagerHostname']} ({one['NodeManagerAddress']})",
-            int(one["Resources"].get("CPU", 0)),
-            int(one["Resources"].get("GPU", 0)),
-            int(one["Resources"].get("memory", 0)),
+            entry["NodeID"],
+            f"{entry['NodeManagerHostname']} ({entry['NodeManagerAddress']})",
+            int(entry["Resources"].get("CPU", 0)),
+            int(entry["Resources"].get("GPU", 0)),
+            int(entry["Resources"].get("memory", 0)),
         )
-        for one in ray.nodes()
-        if one["Alive"]
+        for entry in ray.nodes()
+        if entry["Alive"]
     ]

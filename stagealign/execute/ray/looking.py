@@ -1,4 +1,4 @@
-"""Whether every node would build as this machine does: the same code and packages, and it sees the same store."""
+"""Checks that every node would build as this machine does: same code, same packages, same store."""
 
 import hashlib
 import os
@@ -22,14 +22,14 @@ from stagealign.store.folder import Store
 from stagealign.store.room import room_error
 
 PATIENCE = 180.0
-"""Seconds that nodes have to answer; the first task on a node starts a process there, and imports."""
+"""Seconds that nodes have to answer; the first task on a node starts a process and imports libraries."""
 KEYS = ("HF_TOKEN", *server.KEYS, *server.POLICY_KEYS)
-"""Variables that builders read; only whether they are set ever leaves a node."""
+"""Environment variables with secrets that builders read; a node reports only whether they are set."""
 
 
 @lru_cache
 def code() -> str:
-    """Hash of all files of this package, so that two nodes can tell whether theirs are the same."""
+    """Hash of all files of this package, for comparison between nodes."""
     root = Path(__file__).resolve().parents[2]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*")):
@@ -39,27 +39,27 @@ def code() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Code, Python and packages that may change a number; of torch not which build."""
-    found = {name: version.partition("+")[0] for name, version in package_versions().items()}
-    return {**found, "python": ".".join(platform.python_version_tuple()[:2]), "stagealign's files": code()}
+    """Versions of code, Python and packages that may change a number, without the build of torch."""
+    packages = {name: version.partition("+")[0] for name, version in package_versions().items()}
+    return {**packages, "python": ".".join(platform.python_version_tuple()[:2]), "stagealign's files": code()}
 
 
 class NodeReport(TypedDict):
-    """What a node found on itself."""
+    """Report of a node about itself."""
 
     versions: dict[str, str]
     store: bool
-    """Whether it sees the driver's store, and may write there."""
+    """Whether the node sees the driver's store and may write there."""
     why: str
-    """Why it does not see the store, where its library says so."""
+    """Error of the store's library, if it raised one; else empty."""
     device_memory: int | None
-    """Bytes of its largest GPU; None without one."""
+    """Bytes of the node's largest GPU; None without a GPU."""
     keys: list[str]
     """Those of `KEYS` that are set."""
 
 
 def about_here(place: str, bucket: bool, note: str, written: str) -> NodeReport:
-    """This node's report; `note` is the name of what the driver wrote into the store, a folder or a bucket."""
+    """Report of this node; `note` names the file that the driver wrote into the store, with text `written`."""
     why = ""
     try:
         seen = Bucketed(place).note(note) == written if bucket else _holds(Path(place), note, written)
@@ -75,7 +75,7 @@ def about_here(place: str, bucket: bool, note: str, written: str) -> NodeReport:
 
 
 def _holds(folder: Path, note: str, written: str) -> bool:
-    """Whether this is the folder that the driver has, and can be written."""
+    """Whether the folder holds the driver's note and can be written."""
     try:
         return (folder / note).read_text(encoding="utf-8") == written and os.access(folder, os.W_OK)
     except OSError:
@@ -84,7 +84,7 @@ def _holds(folder: Path, note: str, written: str) -> bool:
 
 @contextmanager
 def _note(store: Store, name: str, text: str) -> Iterator[None]:
-    """A note in the store, as long as nodes look for it."""
+    """Writes a note into the store, and removes it after the block."""
     if isinstance(store, Bucketed):
         store.leave(name, text)
         try:
@@ -105,28 +105,28 @@ def _note(store: Store, name: str, text: str) -> Iterator[None]:
 
 
 def check_nodes(ray: Any, nodes: Sequence[Node], store: Store, keys: bool) -> list[Node]:
-    """The nodes, with the memory of their GPUs.
+    """Nodes with the memory of their GPUs.
 
-    Raises CannotRun, naming every node that would not build as this machine does, or that does not see the store;
-    with `keys` also those without a key that is set here.
+    Raises CannotRun, naming every node with other versions or without the store; with `keys`, also every node without
+    a key that is set here.
     """
     written = secrets.token_hex(8)
     name = f"cluster-{written}.note"
     with _note(store, name, written):
-        found = _ask(ray, nodes, store, name, written)
+        reports = _ask(ray, nodes, store, name, written)
         ours = about_here(store.place, isinstance(store, Bucketed), name, written)
-    wrong = [line for node in nodes for line in _faults(node.name, found[node.id], ours, store.place, keys)]
+    wrong = [line for node in nodes for line in _faults(node.name, reports[node.id], ours, store.place, keys)]
     if wrong:
         lines = "\n".join(f"  - {line}" for line in dict.fromkeys(wrong))
         raise CannotRun(f"--executor ray: not every node can build as this machine does\n{lines}")
-    return [replace(node, device_memory=found[node.id]["device_memory"]) for node in nodes]
+    return [replace(node, device_memory=reports[node.id]["device_memory"]) for node in nodes]
 
 
 def _ask(ray: Any, nodes: Sequence[Node], store: Store, note: str, written: str) -> dict[str, dict[str, Any]]:
-    """By node, what it says of itself; `absent` where its Python has no such stagealign."""
+    """Node id -> its report, or `absent` with the error if its Python cannot import stagealign."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def look(place: str, bucket: bool, name: str, text: str) -> Any:  # in here, so that it travels as it is
+    def look(place: str, bucket: bool, name: str, text: str) -> Any:  # nested, so that Ray sends the code itself
         try:
             return about_here(place, bucket, name, text)
         except ImportError as error:
@@ -145,7 +145,7 @@ def _ask(ray: Any, nodes: Sequence[Node], store: Store, note: str, written: str)
         names = ", ".join(node.name for node in nodes if asked[node.id] in late)
         raise CannotRun(f"--executor ray: no answer from {names} within {PATIENCE:.0f} s; look at it with `ray status`")
     try:
-        return {name: ray.get(one) for name, one in asked.items()}
+        return {name: ray.get(reference) for name, reference in asked.items()}
     except ray.exceptions.RayError as error:
         raise StagealignError(
             f"--executor ray: a node was lost before work began ({_first_line(error)}); run the same command again"
@@ -157,20 +157,20 @@ def _first_line(error: Exception) -> str:
 
 
 def _faults(name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any], place: str, keys: bool) -> list[str]:
-    """What is wrong with one node, a line each."""
+    """Faults of one node, one line each."""
     if "absent" in theirs:
         return [f"{name}: {theirs['absent']}; install the same stagealign there, best in a folder that all nodes share"]
-    found = [
+    faults = [
         f"{name}: {what} is {theirs['versions'].get(what, 'not there')}, here it is {version}; install the same there"
         for what, version in ours["versions"].items()
         if theirs["versions"].get(what) != version
     ]
     if theirs["why"]:
-        found.append(f"{name}: {theirs['why']}")
+        faults.append(f"{name}: {theirs['why']}")
     elif not theirs["store"]:
-        found.append(
-            f"{name}: {without_secrets(place)} is not there what it is here; point STAGEALIGN_HOME to a folder that "
-            f"all nodes share, or {BUCKET} to a bucket that all may use"
+        faults.append(
+            f"{name}: {without_secrets(place)} is another folder there than here; point STAGEALIGN_HOME to a folder "
+            f"that all nodes share, or {BUCKET} to a bucket that all may use"
         )
     missing = [key for key in ours["keys"] if key not in theirs["keys"]] if keys else []
-    return found + [f"{name}: {key} is set here and not there; set it where `ray start` is called" for key in missing]
+    return faults + [f"{name}: {key} is set here and not there; set it where `ray start` is called" for key in missing]

@@ -1,4 +1,4 @@
-"""What a cluster's nodes have, and whether one of them could serve each need."""
+"""Nodes of a cluster, and the check that one of them can serve each need."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from stagealign.plan.needs import Needs
 
 @dataclass(frozen=True)
 class Node:
-    """What one node of the cluster has."""
+    """Resources of one node of the cluster."""
 
     id: str
     name: str
     cpus: int
     gpus: int
     memory: int
-    """Bytes that Ray may give to tasks."""
+    """Bytes of memory that Ray may give to tasks."""
     device_memory: float | None = None
-    """Bytes of its largest GPU; None where the driver shows none."""
+    """Bytes of its largest GPU; None if not known."""
 
     def holds(self, needs: Needs) -> bool:
-        """Whether the task could run here, were the node empty."""
+        """Whether a task with these needs fits on the empty node."""
         enough = self.cpus >= needs.cpus and self.gpus >= needs.gpus and self.memory >= needs.memory
         return enough and not (needs.gpus and self.device_memory and self.device_memory < needs.device_memory)
 
@@ -32,7 +32,7 @@ class Node:
 
 
 def check_room(wanted: Mapping[str, Needs], nodes: Iterable[Node]) -> None:
-    """Raises CannotRun, naming each kind of need with an artifact that has it, where no node could ever serve it."""
+    """Raises CannotRun, naming each need that no node can serve with one artifact that has it."""
     nodes = list(nodes)
     lacking = {
         needs: path for path, needs in reversed(list(wanted.items())) if not any(node.holds(needs) for node in nodes)

@@ -70,6 +70,6 @@ def _rows(path: Path) -> list[TableRow]:
 
 
 def _row(title: str, row: dict[str, Any]) -> TableRow:
-    said = "; ".join([row["found"], *row["wrong"]])
+    outcome = "; ".join([row["found"], *row["wrong"]])
     state = "done" if row["survived"] == row["times"] else "failed"
-    return TableRow((title, row["tried"], f"{row['times']:,}", f"{row['survived']:,}", said), state)
+    return TableRow((title, row["tried"], f"{row['times']:,}", f"{row['survived']:,}", outcome), state)

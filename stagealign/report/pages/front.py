@@ -38,7 +38,7 @@ def with_demo(readme: str, results: Path, cells: Sequence[Cell], reports: str) -
     figure = f"![Boundary score by round, lab stand-ins]({reports}/{scale}/{FIGURE})\n"
     text = "\n".join([*lines, "", BETTER, "", figure])
     text += _central(results, scale)
-    return BLOCK.sub(lambda found: found[1] + text + found[2], readme)
+    return BLOCK.sub(lambda match: match[1] + text + match[2], readme)
 
 
 def _central(results: Path, scale: str) -> str:
@@ -77,13 +77,13 @@ def with_faults(readme: str, results: Path) -> str:
 def _between(markers: re.Pattern[str], readme: str, lines: Sequence[str]) -> str:
     """`readme` with these lines between its markers."""
     text = "".join(f"{line}\n" for line in lines)
-    return markers.sub(lambda found: found[1] + text + found[2], readme)
+    return markers.sub(lambda match: match[1] + text + match[2], readme)
 
 
 def meter_lines(folder: Path) -> list[str]:
     """One sentence for each measurement of `python -m benchmarks.boundary` in `folder`."""
     lines = []
-    for row in _found(folder, "real_run"):
+    for row in _rows(folder, "real_run"):
         took, cost, machine = row["used"], row["cost"], row["hardware"]
         lines.append(
             f"**Cost.** {row['policy']} on {row['data']['prompts']} prompts for film reviews, `--decide 0.95`: "
@@ -93,21 +93,21 @@ def meter_lines(folder: Path) -> list[str]:
             f"{row['data']['rows given']} pairs. The paper's {100 * cost['paper_share']:.1f}% is 2,000 of its 61,135 "
             "prompts, without generation."
         )
-    passes = _found(folder, "oracle_pass")
+    passes = _rows(folder, "oracle_pass")
     if passes:
-        told = "; ".join(
+        ratios = "; ".join(
             f"{row['what'].partition(' of ')[0]} (median row of {row['median_row_tokens']:.0f} tokens) "
             f"{row['ratio']['median']:.1f}x [{row['ratio']['least']:.1f}, {row['ratio']['most']:.1f}], "
             f"in processor time {row['ratio']['processor']:.1f}x"
             for row in passes
         )
         lines.append(
-            f"**PairRM's pass** against the loop of its README, one pair at a time ({passes[0]['weights']}): {told}."
+            f"**PairRM's pass** against the loop of its README, one pair at a time ({passes[0]['weights']}): {ratios}."
         )
-    memory = _found(folder, "memory")
+    memory = _rows(folder, "memory")
     if memory:
-        told = "; ".join(f"{row['oracle']} {_sizes(row)}" for row in memory)
-        lines.append(f"**Peak memory** of the command: {told}.")
+        sizes = "; ".join(f"{row['oracle']} {_sizes(row)}" for row in memory)
+        lines.append(f"**Peak memory** of the command: {sizes}.")
     return lines
 
 
@@ -116,6 +116,7 @@ def _sizes(row: dict[str, Any]) -> str:
     return " and ".join(sizes)
 
 
-def _found(folder: Path, name: str) -> list[dict[str, Any]]:
+def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Rows of one measurement; empty if it was not made."""
     file = folder / f"{name}.json"
     return json.loads(file.read_text(encoding="utf-8"))["found"] if file.is_file() else []

@@ -6,7 +6,7 @@ from typing import Any
 from stagealign.boundary.measurement import Measurement
 
 
-def page(found: Measurement) -> str:
+def page(measured: Measurement) -> str:
     """HTML text with the answer, the running score and its interval, warnings, cost and a sample of prompts."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -16,12 +16,12 @@ def page(found: Measurement) -> str:
     )
     template = environment.get_template("meter.html.j2")
     return template.render(
-        found=found,
-        figure=Markup(figure(found)),
-        careful=careful(found),
-        request=request_rows(found),
-        caveats=caveat_rows(found),
-        facts=fact_rows(found),
+        measured=measured,
+        figure=Markup(figure(measured)),
+        careful=careful(measured),
+        request=request_rows(measured),
+        caveats=caveat_rows(measured),
+        facts=fact_rows(measured),
     )
 
 
@@ -37,30 +37,30 @@ CAREFUL = {
 """Caveat -> (smallest share that is reported, its words)."""
 
 
-def careful(found: Measurement) -> list[str]:
+def careful(measured: Measurement) -> list[str]:
     """Warnings about a measurement, one sentence each."""
-    return [*found.notes, *_shares(found)]
+    return [*measured.notes, *_shares(measured)]
 
 
-def _shares(found: Measurement) -> list[str]:
+def _shares(measured: Measurement) -> list[str]:
     return [
         f"Careful: {100 * share:.0f}% {words}."
         for name, (limit, words) in CAREFUL.items()
-        if (share := found.caveats.get(name)) is not None and share >= limit
+        if (share := measured.caveats.get(name)) is not None and share >= limit
     ]
 
 
-def request_rows(found: Measurement) -> list[tuple[str, str]]:
+def request_rows(measured: Measurement) -> list[tuple[str, str]]:
     """(name, value) of each field of the request."""
-    rows = dict(found.request)
+    rows = dict(measured.request)
     decoding = rows.pop("decoding", {})
     return [(name.replace("_", " "), str(value)) for name, value in (rows | decoding).items()]
 
 
-def caveat_rows(found: Measurement) -> list[tuple[str, str]]:
+def caveat_rows(measured: Measurement) -> list[tuple[str, str]]:
     """(name, value) of each caveat."""
     rows = []
-    for name, value in found.caveats.items():
+    for name, value in measured.caveats.items():
         if value is None:
             text = "not known"
         else:
@@ -69,19 +69,19 @@ def caveat_rows(found: Measurement) -> list[tuple[str, str]]:
     return rows
 
 
-def fact_rows(found: Measurement) -> list[tuple[str, str]]:
+def fact_rows(measured: Measurement) -> list[tuple[str, str]]:
     """(name, value) of data, votes and cost."""
-    top, known = found.top_candidate, set(COUNTED)
-    votes = [number(found.votes[name]) for name in ("on", "off", "ties")]
+    top, known = measured.top_candidate, set(COUNTED)
+    votes = [number(measured.votes[name]) for name in ("on", "off", "ties")]
     return [
-        ("data", str(found.data.get("data", "unknown"))),
-        *(("rows", rows) for rows in [rows_in_words(found.data)] if rows),
-        ("prompts", prompts_in_words(found)),
-        *((name, str(value)) for name, value in found.data.items() if name not in known),
-        ("interval", found.interval_kind),
+        ("data", str(measured.data.get("data", "unknown"))),
+        *(("rows", rows) for rows in [rows_in_words(measured.data)] if rows),
+        ("prompts", prompts_in_words(measured)),
+        *((name, str(value)) for name, value in measured.data.items() if name not in known),
+        ("interval", measured.interval_kind),
         ("votes", f"{votes[0]} on, {votes[1]} off, {votes[2]} ties (half to each)"),
         ("by top candidate", f"{top['score']:.2f} [{top['interval'][0]:.2f}, {top['interval'][1]:.2f}]"),
-        *cost_rows(found.cost),
+        *cost_rows(measured.cost),
     ]
 
 
@@ -104,15 +104,15 @@ def rows_in_words(data: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def prompts_in_words(found: Measurement) -> str:
+def prompts_in_words(measured: Measurement) -> str:
     """Numbers of available and measured prompts, with the reasons for the rest."""
-    chosen, failed = found.data["prompts"], found.failures
-    whole = "chosen at random" if found.data.get("rows not chosen") else "in the data"
-    parts = [f"{number(chosen)} {whole}", f"{number(found.prompts_used)} measured"]
+    chosen, failed = measured.data["prompts"], measured.failures
+    whole = "chosen at random" if measured.data.get("rows not chosen") else "in the data"
+    parts = [f"{number(chosen)} {whole}", f"{number(measured.prompts_used)} measured"]
     if failed:
         parts.append(f"{number(failed)} failed")
-    if left := chosen - found.prompts_used - failed:
-        parts.append(f"{number(left)} {'not reached' if found.stopped else 'no longer needed'}")
+    if left := chosen - measured.prompts_used - failed:
+        parts.append(f"{number(left)} {'not reached' if measured.stopped else 'no longer needed'}")
     return ", ".join(parts)
 
 
@@ -157,20 +157,20 @@ def percent(share: float) -> str:
 ABOUT = "Boundary score over the prompts measured, with its interval; above 0.5 the policy wins more votes"
 
 
-def figure(found: Measurement) -> str:
+def figure(measured: Measurement) -> str:
     """SVG of the score over prompts with its interval and the line at 0.5, in light and dark colours."""
     from stagealign.report.sections.drawing import render
 
-    return render("running", ABOUT, lambda: _running(found))
+    return render("running", ABOUT, lambda: _running(measured))
 
 
-def _running(found: Measurement) -> Any:
+def _running(measured: Measurement) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     from stagealign.report.sections.drawing import FAINT, INK, SOURCE_COLOUR
 
-    prompts, score, low, high = (list(column) for column in zip(*found.running, strict=True))
+    prompts, score, low, high = (list(column) for column in zip(*measured.running, strict=True))
     drawn = Figure(figsize=(7.2, 3.0), layout="constrained")
     axis = drawn.subplots()
     axis.fill_between(prompts, low, high, color=SOURCE_COLOUR["off"], alpha=0.2, linewidth=0)

@@ -42,7 +42,7 @@ def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) ->
     values: dict[str, Any] = {
         "scale": book.scale,
         "tally": tally(judged),
-        "made": made(book),
+        "made": made_line(book),
         "kinds": FINDING_KINDS,
         "findings": [*findings(book, contrasts), *data_statements(book), *capability.statements(book)],
         "verdicts": claims_table(book, judged),
@@ -82,7 +82,7 @@ def _row(templates: Environment, book: Book, model: str, method: str) -> str:
     runs = rowpage.results(book, model, method)
     return templates.get_template("row.html.j2").render(
         scale=book.scale,
-        made=made(book),
+        made=made_line(book),
         title=rowpage.title(book, model, method),
         notes=list(dict.fromkeys(run["model"]["note"] for run in runs if run["model"].get("note"))),
         tables=rowpage.tables(book, model, method),
@@ -110,7 +110,7 @@ def environment() -> Environment:
     return environment
 
 
-def made(book: Book) -> str:
+def made_line(book: Book) -> str:
     """First line of every report: its command and the commits recorded in its results."""
     commits = facts.distinct(book.results, "commit")
     by = f"commit{'s' if len(commits) > 1 else ''} {listing(commits, 5)}" if commits else "no recorded commit"
@@ -120,7 +120,7 @@ def made(book: Book) -> str:
 
 def tight(text: str) -> str:
     """`text` without line breaks inside `0.31 [0.25, 0.37], off`."""
-    return re.sub(r" \[[^\]\n]*\](, \w+$)?", lambda found: found.group().replace(" ", "\u00a0"), text)
+    return re.sub(r" \[[^\]\n]*\](, \w+$)?", lambda match: match.group().replace(" ", "\u00a0"), text)
 
 
 def markdown(text: str) -> str:

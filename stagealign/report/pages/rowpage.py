@@ -183,7 +183,7 @@ def _beside(book: Book, start: Start, seed: int, ends: dict[tuple[str, ...], Res
     }
     texts = {name: _texts(ends[sources], len(sources)) for name, sources in columns.items()}
     metrics = {p.sources: p.metrics for p in book.policies if p.model == start.model and p.seed == seed
-               and p.method in ("", start.method)}  # fmt: skip
+               and p.method in (book.shared(start.method), start.method)}  # fmt: skip
     golds = {name: metrics.get(sources, {}).get(SPLIT, {}).get("prompts", {}) for name, sources in columns.items()}
     shared = [key for key in texts["before"] if all(key in by_prompt for by_prompt in texts.values())]
     shown = [_sample(key, texts, golds) for key in shared]

@@ -138,7 +138,7 @@ def read(results: Path) -> SpeedResults:
 
 def _read_device(results: Path, device: str) -> list[tuple[str, SpeedResult]]:
     """(row key, result) of each file of one device."""
-    found = []
+    rows = []
     for file in sorted((results / "speed" / device).glob("*.json")):
         try:
             result: SpeedResult = json.loads(file.read_text(encoding="utf-8"))
@@ -149,10 +149,10 @@ def _read_device(results: Path, device: str) -> list[tuple[str, SpeedResult]]:
             raise BadData(f"{file}: row {key!r} is unknown or does not match the file name; remove it")
         if result["made"]["settings"]["small"]:
             raise BadData(
-                f"{file}: of thin models, whose speed is not representative; remove it and run `{COMMAND[device]}`"
+                f"{file}: measured with `--small`, so its speed means nothing; remove it and run `{COMMAND[device]}`"
             )
-        found.append((key, result))
-    return found
+        rows.append((key, result))
+    return rows
 
 
 def ratio_of(result: SpeedResult, comparison: Against) -> SpeedRatio | None:

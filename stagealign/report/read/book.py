@@ -11,6 +11,7 @@ from stagealign.base.identity import plain
 from stagealign.grid import methods as methods_room
 from stagealign.grid import models as models_room
 from stagealign.grid import registry, samplers, scales
+from stagealign.report.read.cells import words_for
 from stagealign.report.read.rungs import SPLIT, MeasuredPolicy, Rung, Start
 from stagealign.report.read.sides import ordered, source_place
 from stagealign.store.result_types import Result, is_done
@@ -142,7 +143,7 @@ def open_book(folder: Path, scale: str, cells: Collection[str] | None = None) ->
         elif cells is None or result["cell"] in cells:
             moved = spec_moved(result)
             if moved:
-                again = f"run it again: `stagealign run --scale {scale} -k {result['cell']}`"
+                again = f"run it again: `stagealign run {words_for(result)}`"
                 text = f"{path}: of another spec than the registry has now ({moved}); {again}"
                 damaged.append((path.stem, text.replace(str(folder), folder.name)))
             else:

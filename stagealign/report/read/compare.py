@@ -16,6 +16,7 @@ from stagealign.store.result_types import Result, is_done
 from stagealign.store.results import read_results
 
 PLACES = {"gold reward": 0, "clean gold reward": 1}
+"""Quantity -> place in a prompt's `[gold, clean gold]`."""
 Metrics = Mapping[str, Any]
 
 
@@ -50,7 +51,7 @@ class ResultsComparison:
     @property
     def changed(self) -> bool:
         """Whether anything moved by more than noise, or is missing on the second side."""
-        return bool(self.only_first) or any(one.more_than_noise for one in self.moved)
+        return bool(self.only_first) or any(change.more_than_noise for change in self.moved)
 
 
 def compare_folders(first: Path, second: Path, scale: str) -> ResultsComparison:
@@ -70,7 +71,9 @@ def compare_cells(folder: Path, scale: str, first: str, second: str) -> ResultsC
     for cell in (first, second):
         runs = [run for run in _done(folder, scale) if run["cell"] == cell]
         if not runs:
-            raise BadData(f"{folder / scale}: no finished run of {cell}; run it: `stagealign run -k {cell}`")
+            raise BadData(
+                f"{folder / scale}: no finished run of {cell}; run it: `stagealign run --scale {scale} -k {cell}`"
+            )
         ends.append({f"{first} -> {second}": {run["seed"]: _last(run) for run in runs}})
     return _compare(ends[0], ends[1], f"{first} and {second}")
 
@@ -150,7 +153,7 @@ def _quantities(name: str, first: list[Metrics], second: list[Metrics]) -> Itera
 
 def _moved(name: str, quantity: str, unit: str, sides: list[float], error: float, interval: Sequence[float]) -> Moved:
     before, now = sides
-    if error == 0:  # the same in every draw: p is 1 where nothing moved, 0 where all prompts moved alike
+    if error == 0:  # no spread between prompts: p is 1 if nothing moved, 0 if all prompts moved alike
         return Moved(name, quantity, unit, before, now, None, 1.0 if before == now else 0.0)
     p = normal(now - before, error, None, "").p
     return Moved(name, quantity, unit, before, now, (interval[0], interval[1]), p)
@@ -162,4 +165,4 @@ def _column(metrics: Metrics, place: int) -> dict[str, float]:
 
 def _score(side: list[Metrics]) -> Metric:
     scores = [m[SPLIT]["boundary"] for m in side]
-    return pooled_score([value(one["score"]) or 0.0 for one in scores], [one["interval"] for one in scores])
+    return pooled_score([value(score["score"]) or 0.0 for score in scores], [score["interval"] for score in scores])

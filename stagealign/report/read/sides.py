@@ -14,14 +14,14 @@ def source_place(source: str) -> tuple[int, str]:
     return (known.index(source) if source in known else len(known)), source
 
 
-def ordered(found: Iterable[str]) -> list[str]:
+def ordered(names: Iterable[str]) -> list[str]:
     """These sources, each once, in the grid's order."""
-    return sorted(set(found), key=source_place)
+    return sorted(set(names), key=source_place)
 
 
-def others(found: Iterable[str]) -> list[str]:
+def others(names: Iterable[str]) -> list[str]:
     """These sources without the two compared ones, each once, in the grid's order."""
-    return [source for source in ordered(found) if source not in COMPARED]
+    return [source for source in ordered(names) if source not in COMPARED]
 
 
 def data_name(source: str) -> str:

@@ -26,11 +26,11 @@ def orders(measured: Sequence[DataSet]) -> Table:
     couples = list(dict.fromkeys((a.source, b.source) for a, b in _comparisons(measured)))
     rows = []
     for name, label in {**NAMES, "quality": "quality under the oracle"}.items():
-        said = agreement_words(measured, (name,))
+        compared = agreement_words(measured, (name,))
         cells = [label]
         for couple in couples:
-            signs = [sign for (a, b, _), (sign,) in said.items() if (a[0], b[0]) == couple]
-            first, second, neither = (signs.count(one) for one in (1, -1, 0))
+            signs = [sign for (a, b, _), (sign,) in compared.items() if (a[0], b[0]) == couple]
+            first, second, neither = (signs.count(sign) for sign in (1, -1, 0))
             cells.append(f"{couple[0]} {first}, {couple[1]} {second}, cannot tell {neither}" if signs else DASH)
         rows.append(TableRow(tuple(cells)))
     return Table(
@@ -87,10 +87,10 @@ def agreement_words(measured: Sequence[DataSet], names: Sequence[str]) -> dict[A
     """
     signs_of = {}
     for a, b in _comparisons(measured):
-        said = [larger(a.metric(name), b.metric(name)) for name in names]
-        if None not in said:
+        larger_by = [larger(a.metric(name), b.metric(name)) for name in names]
+        if None not in larger_by:
             judge = a.start if JUDGED.intersection(names) else None
-            signs = (sign * MORE.get(name, 1) for sign, name in zip(said, names, strict=True) if sign is not None)
+            signs = (sign * MORE.get(name, 1) for sign, name in zip(larger_by, names, strict=True) if sign is not None)
             signs_of[(a.texts, b.texts, judge)] = tuple(signs)
     return signs_of
 
@@ -104,8 +104,8 @@ def agreements(measured: Sequence[DataSet]) -> Sequence[tuple[tuple[str, str], C
             rho = ((data_set.data or {}).get("agreement") or {}).get(", ".join(names), {}).get("value")
             if rho is not None:
                 rhos[(data_set.texts, data_set.start if JUDGED.intersection(names) else None)] = float(rho)
-        said = [(ours, theirs) for ours, theirs in agreement_words(measured, names).values()]
-        rows.append((names, concordance(said), list(rhos.values())))
+        signs = [(ours, theirs) for ours, theirs in agreement_words(measured, names).values()]
+        rows.append((names, concordance(signs), list(rhos.values())))
     return rows
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from stagealign.base.identity import stream
 from stagealign.report.read.book import Book
+from stagealign.report.read.contrasts import unit
 from stagealign.report.read.rungs import Start
 from stagealign.report.read.sides import source_place
 from stagealign.report.read.verdicts import ALPHA, holm, normal
@@ -121,7 +122,7 @@ def _round(book: Book, start: Start, source: str, ends: Mapping[int, Ends]) -> C
     rungs = {rung.seed: rung for rung in book.ladder(start, source) if rung.recorded}
     tables = [rungs[seed].gains("gain") for seed in seeds if seed in rungs]
     here = (start.model, start.method, *start.before, source)
-    gained = statistics.mean_over_seeds(tables, "rating points", _chance(*here, "gain")) if tables else None
+    gained = statistics.mean_over_seeds(tables, unit(rungs), _chance(*here, "gain")) if tables else None
     changes = tuple(_change(name, pairs, _chance(*here, name)) for name in names)
     return CapabilityRound(start, source, seeds, changes, gained)
 
@@ -214,20 +215,20 @@ def statements(book: Book) -> Iterator[ReportFinding]:
         f"{f' ({absent} not)' if absent else ''}, {len(gained)} with a gain above 0."
     )
     cases = [(measured_round, change) for measured_round in gained for change in measured_round.changes]
-    adjusted = dict(zip(map(id, (change for _, change in cases)), holm([c.p for _, c in cases]), strict=True))
+    adjusted = holm([change.p for _, change in cases])
     lost = False
     for name in dict.fromkeys(change.name for _, change in cases):
-        here = [(measured_round, change) for measured_round, change in cases if change.name == name]
-        worse = [change for _, change in here if _seen(change) < 0]
-        sure = [change for change in worse if adjusted[id(change)] < ALPHA]
+        places = [place for place, (_, change) in enumerate(cases) if change.name == name]
+        worse = [place for place in places if _seen(cases[place][1]) < 0]
+        sure = [place for place in worse if adjusted[place] < ALPHA]
         lost = lost or bool(sure)
-        text += f" {_said(book, here, len(worse), len(sure))}"
+        text += f" {_said(book, [cases[place] for place in places], len(worse), len(sure))}"
     yield ReportFinding("found" if lost else "unsure", text)
 
 
 def _said(book: Book, here: Sequence[tuple[CapabilityRound, CapabilityChange]], worse: int, sure: int) -> str:
     """Summary of one measure over the rounds that gained: losses, mean and worst change, detectable change."""
-    one, most = min(here, key=lambda pair: pair[1].toward)
+    worst_round, most = min(here, key=lambda pair: pair[1].toward)
     digits = DIGITS.get(most.unit, 2)
     errors = [float(change.change["standard_error"]) for _, change in here if change.change["standard_error"] > 0]
     limit = plain(statistics.smallest_visible(fmean(errors)), digits) if errors else None
@@ -236,6 +237,6 @@ def _said(book: Book, here: Sequence[tuple[CapabilityRound, CapabilityChange]], 
     return (
         f"By {label(most.name)}: worse in {worse} ({sure} after correction for many), better in {better}, mean change "
         f"{signed(mean, digits)} {most.unit}, at worst {signed(most.change['value'], digits)} "
-        f"({policy_name(book, one.start)}, {one.source})"
+        f"({policy_name(book, worst_round.start)}, {worst_round.source})"
         f"{f'; a change of {limit} could have been seen' if limit else ''}."
     )

@@ -78,10 +78,10 @@ def _rise(claim: Claim, book: Book, contrasts: Sequence[Contrast]) -> ClaimEstim
 
 def _boundary(book: Book, claim: Claim, policy: str) -> Metric | None:
     """Score of one policy over its seeds, from the first row that has one; all rows share the start."""
-    policies = [one for one in book.policies if one.model == claim.model and after(one.sources) == policy]
+    policies = [each for each in book.policies if each.model == claim.model and after(each.sources) == policy]
     for row in book.rows_of(claim.method):
         known = (row, book.shared(row)) if policy == "start" else (row,)
-        pooled = boundary(one.metrics for one in policies if one.method in known and one.metrics.get(SPLIT))
+        pooled = boundary(each.metrics for each in policies if each.method in known and each.metrics.get(SPLIT))
         if pooled is not None:
             return pooled
     return None

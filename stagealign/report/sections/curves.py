@@ -30,7 +30,7 @@ def _draw(rungs: list[Rung]) -> Any:
     for line, (quantity, label) in zip(axes, QUANTITIES.items(), strict=True):
         line[0].set_ylabel(label)
         for axis, name in zip(line, starts, strict=True):
-            for rung in (one for one in rungs if one.start.name == name):
+            for rung in (rung for rung in rungs if rung.start.name == name):
                 curve = rung.data["training"]["curve"]
                 strength = 0.45 + 0.55 * (rates.index(rung.learning_rate) + 1) / len(rates)
                 axis.plot(

@@ -28,8 +28,9 @@ from stagealign.stats.statistics import Metric
 def figures(book: Book, contrasts: Sequence[Contrast]) -> dict[str, str]:
     """SVG text by file name; a figure without data is left out."""
     drawn = {}
-    if any(one.sides for one in contrasts):
-        drawn["gains.svg"] = _named("gains", lambda: _gains(book, [one for one in contrasts if one.sides]))
+    if any(contrast.sides for contrast in contrasts):
+        tried = [contrast for contrast in contrasts if contrast.sides]
+        drawn["gains.svg"] = _named("gains", lambda: _gains(book, tried))
     ruled = counted(contrasts)
     if any(map(_has_ratio, ruled)):
         drawn["rule.svg"] = _named("rule", lambda: _rule(book, ruled))
@@ -58,9 +59,10 @@ ABOUT = {
 
 def _gains(book: Book, contrasts: list[Contrast]) -> Any:
     """Panels of gain by learning rate; rows are models and methods, columns are starts."""
-    rows = list(dict.fromkeys((one.start.model, one.start.method) for one in contrasts))
-    columns = list(dict.fromkeys(one.start.name for one in sorted(contrasts, key=lambda c: c.start.before[::-1])))
-    rates = sorted({side.learning_rate for one in contrasts for side in one.sides})
+    rows = list(dict.fromkeys((contrast.start.model, contrast.start.method) for contrast in contrasts))
+    ranked = sorted(contrasts, key=lambda contrast: contrast.start.before[::-1])
+    columns = list(dict.fromkeys(contrast.start.name for contrast in ranked))
+    rates = sorted({side.learning_rate for contrast in contrasts for side in contrast.sides})
     figure, axes = grid(len(rows), len(columns), 1.6, sharex=True)
     for row, (model, method) in enumerate(rows):
         for column, name in enumerate(columns):
@@ -70,7 +72,7 @@ def _gains(book: Book, contrasts: list[Contrast]) -> Any:
             )
             axis.axhline(0, color=FAINT, linewidth=0.8)
             axis.set_xlim(-0.5, len(rates) - 0.5)
-            axis.set_xticks(range(len(rates)), [rate(one) for one in rates])
+            axis.set_xticks(range(len(rates)), list(map(rate, rates)))
             head = f"{book.label(model)}, {method_name(book, method)}" if column == 0 else ""
             axis.set_title(f"{head}\n{name}", loc="left")
             axis.tick_params(bottom=row == len(rows) - 1)
@@ -83,7 +85,7 @@ def _gains(book: Book, contrasts: list[Contrast]) -> Any:
         axis.set_xlabel("learning rate")
     for line in axes:
         line[0].set_ylabel("gain, gold reward")
-    legend(figure, (side.source for one in contrasts for side in one.sides))
+    legend(figure, (side.source for contrast in contrasts for side in contrast.sides))
     return figure
 
 
@@ -104,9 +106,9 @@ def _point(axis: Any, place: int, side: Side) -> None:
         )
 
 
-def _has_ratio(one: Contrast) -> bool:
-    view = one.view("best")
-    return one.boundary is not None and view is not None and view.ratio["value"] is not None
+def _has_ratio(contrast: Contrast) -> bool:
+    view = contrast.view("best")
+    return contrast.boundary is not None and view is not None and view.ratio["value"] is not None
 
 
 def _rule(book: Book, contrasts: list[Contrast]) -> Any:
@@ -115,11 +117,11 @@ def _rule(book: Book, contrasts: list[Contrast]) -> Any:
 
     figure, axes = grid(1, 1, 3.6, sharex=False)
     axis = axes[0][0]
-    shown = [one for one in contrasts if _has_ratio(one)]
-    models = list(dict.fromkeys(one.start.model for one in shown))
+    shown = [contrast for contrast in contrasts if _has_ratio(contrast)]
+    models = list(dict.fromkeys(contrast.start.model for contrast in shown))
     axis.set_yscale("log")
-    for one in shown:
-        _ratio_point(axis, one, MODEL_COLOUR[models.index(one.start.model) % len(MODEL_COLOUR)])
+    for contrast in shown:
+        _ratio_point(axis, contrast, MODEL_COLOUR[models.index(contrast.start.model) % len(MODEL_COLOUR)])
     low, high = axis.get_ylim()
     low, high = min(low, 0.5), max(high, 2.0)
     axis.axvspan(0, BOUNDARY, ymax=_share(1, low, high), color=FAINT, alpha=0.15, linewidth=0)
@@ -142,10 +144,10 @@ def _share(value: float, low: float, high: float) -> float:
     return math.log(value / low) / math.log(high / low)
 
 
-def _ratio_point(axis: Any, one: Contrast, colour: str) -> None:
-    view, score = one.view("best"), one.boundary
-    assert view is not None, one
-    assert score is not None, one
+def _ratio_point(axis: Any, contrast: Contrast, colour: str) -> None:
+    view, score = contrast.view("best"), contrast.boundary
+    assert view is not None, contrast
+    assert score is not None, contrast
     ratio = view.ratio
     left, right = score["interval"] or (score["value"], score["value"])
     low, high = (max(bound, 0.05) for bound in ratio["interval"])
@@ -154,9 +156,9 @@ def _ratio_point(axis: Any, one: Contrast, colour: str) -> None:
         [ratio["value"]],
         xerr=[[score["value"] - left], [right - score["value"]]],
         yerr=[[max(ratio["value"] - low, 0)], [max(high - ratio["value"], 0)]],
-        fmt=method_look(one.start.method)[0],
+        fmt=method_look(contrast.start.method)[0],
         color=colour,
-        markerfacecolor=colour if not one.start.before else PAPER,
+        markerfacecolor=colour if not contrast.start.before else PAPER,
         markersize=6,
         elinewidth=0.7,
     )

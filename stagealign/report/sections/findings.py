@@ -48,7 +48,7 @@ def _scope(book: Book) -> Iterator[ReportFinding]:
     else:
         text = "The paper's kind of checkpoints. Unpublished settings are assumed and marked in the registry."
     asked = [result["preference"] for result in book.results if result.get("preference")]
-    wishes = listing(sorted({f"“{one['key']}” ({one.get('wish', '')})" for one in asked}))
+    wishes = listing(sorted({f"“{preference['key']}” ({preference.get('wish', '')})" for preference in asked}))
     states = [result["state"] for result in book.results]
     others = [f", {states.count(state)} {state}" for state in ("failed", "skipped") if state in states]
     others += [f", {len(book.missing)} of the grid not run"] if book.missing else []

@@ -27,9 +27,9 @@ class Strategy:
 
 
 CHOICES: dict[str, Callable[[Contrast], str]] = {
-    "follow the boundary score": lambda one: one.named,
-    "always off-policy": lambda one: "off",
-    "always on-policy": lambda one: "on",
+    "follow the boundary score": lambda contrast: contrast.named,
+    "always off-policy": lambda contrast: "off",
+    "always on-policy": lambda contrast: "on",
 }
 
 
