@@ -32,7 +32,7 @@ def write_report(results: Path, reports: Path, scale: str, check: bool = False, 
     """Writes the reports and returns True; with `check`, compares them instead and returns whether they match."""
     from stagealign.report import build as reporting
 
-    if not any((results / scale).glob("*-seed*.json")):
+    if not reporting.has_results(results, scale):
         raise BadData(f"{results / scale}: no result files; run some first: `stagealign run --scale {scale}`")
     front = _front(readme, results, reports) if readme else None
     if check:

@@ -9,6 +9,7 @@ from pathlib import Path
 from stagealign.base.errors import StagealignError
 from stagealign.grid.cell import Cell
 from stagealign.store.files import write_text
+from stagealign.store.results import ARCHIVE, archives
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class SummaryRow:
 def write(results: Path, reports: Path, scale: str) -> list[Path]:
     """Paths of the written files: the scale's in `<reports>/<scale>/`, and the front page of all scales.
 
-    Raises StagealignError if the scale has no results.
+    Results of earlier versions have pages of their own in `<reports>/archive/<version>/<scale>/`. Raises
+    StagealignError if the scale has no results.
     """
     files = build(results, scale)
     for name, text in files.items():
@@ -54,7 +56,7 @@ def write(results: Path, reports: Path, scale: str) -> list[Path]:
 
 def check(results: Path, reports: Path, scale: str) -> list[str]:
     """Names of the reports that are missing, left over, or differ from what the results give now."""
-    files = build(results, scale) if any((results / scale).glob("*-seed*.json")) else {}
+    files = build(results, scale) if has_results(results, scale) else {}
     stale = [name for name, text in files.items() if _read(reports / name) != text.encode()]
     return sorted([*stale, *_leftover(reports, scale, files)])
 
@@ -66,11 +68,19 @@ def build(results: Path, scale: str) -> dict[str, str]:
     from stagealign.report.pages.speed import page as speed
 
     with _uncollected():
-        known = read(results, scale)
-        if not known.book.results and not known.book.damaged:
+        every = read(results, scale)
+        if not every:
             raise StagealignError(f"{results / scale}: no results; make some with `stagealign run --scale {scale}`")
-        own = {**pages(known.book, known.contrasts, known.figures), **known.figures}
-        return {**{f"{scale}/{name}": text for name, text in own.items()}, **overview(results, known), **speed(results)}
+        files: dict[str, str] = {}
+        for known in every:
+            own = {**pages(known.book, known.contrasts, known.figures), **known.figures}
+            files |= {f"{known.book.place}/{name}": text for name, text in own.items()}
+        return {**files, **overview(results, scale, every), **speed(results)}
+
+
+def has_results(results: Path, scale: str) -> bool:
+    """Whether there are results of the scale, of this version or of an archived one."""
+    return any((results / scale).glob("*-seed*.json")) or bool(archives(results, scale))
 
 
 @contextmanager
@@ -86,15 +96,18 @@ def _uncollected() -> Iterator[None]:
 
 
 def summary_rows(results: Path, cells: Sequence[Cell]) -> list[SummaryRow]:
-    """One row for each starting policy that has results and that a run of `cells` (all of one scale) starts from."""
-    from stagealign.report.read.book import open_book
+    """One row for each starting policy that has results and that a run of `cells` (all of one scale) starts from.
+
+    Results of this version, or if it has none, of the newest archive.
+    """
+    from stagealign.report.read.book import newest_book
     from stagealign.report.read.contrasts import NOT_RUN, contrasts
     from stagealign.report.sections.rows import policy_name
     from stagealign.report.sections.words import DASH, gain, score
 
     if not cells:
         return []
-    book = open_book(results, cells[0].scale.key, {cell.id for cell in cells})
+    book = newest_book(results, cells[0].scale.key, {cell.id for cell in cells})
     return [
         SummaryRow(
             policy_name(book, contrast.start),
@@ -111,8 +124,9 @@ def summary_rows(results: Path, cells: Sequence[Cell]) -> list[SummaryRow]:
 
 def _leftover(reports: Path, scale: str, files: dict[str, str]) -> list[str]:
     """Files of earlier versions that this one no longer writes."""
-    present = [f"{scale}/{path.name}" for kind in ("*.html", "*.md", "*.svg") for path in (reports / scale).glob(kind)]
-    return sorted(name for name in present if name not in files)
+    folders = [reports / scale, *(reports / ARCHIVE).glob(f"*/{scale}")]
+    pages = [path for folder in folders for kind in ("*.html", "*.md", "*.svg") for path in folder.glob(kind)]
+    return sorted(name for name in (str(path.relative_to(reports)) for path in pages) if name not in files)
 
 
 def _read(path: Path) -> bytes | None:

@@ -6,6 +6,7 @@
 import fcntl
 import json
 import os
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,8 @@ from stagealign.store.result_types import CapabilityEntry, DoneRungEntry, Result
 from stagealign.store.typed_shape import shape_of
 
 SCHEMA = 1
+ARCHIVE = "archive"
+"""Folder, beside those of the scales, with the results of earlier versions."""
 SHAPE = shape_of(Result)
 """Fields that readers rely on; a file may hold more."""
 DONE_RUNG = shape_of(DoneRungEntry)
@@ -176,6 +179,16 @@ def made_with(results: Path, artifact: Artifact) -> dict[str, list[str]]:
         if entry.get("fingerprint") == artifact.fingerprint and entry.get("revision"):
             cells.setdefault(entry["revision"], []).append(result["cell"])
     return cells
+
+
+def archives(folder: Path, scale: str) -> list[tuple[str, Path]]:
+    """(version, folder of results) of each version whose results of the scale were moved aside, newest first.
+
+    They lie in `<folder>/archive/<version>/<scale>/`. A version that samples or trains differently moves them there.
+    """
+    found = [place for place in (folder / ARCHIVE).glob("*") if any((place / scale).glob("*-seed*.json"))]
+    newest = sorted(found, key=lambda place: [int(part) for part in re.findall(r"\d+", place.name)], reverse=True)
+    return [(place.name, place) for place in newest]
 
 
 def read_results(folder: Path, scale: str) -> Iterator[tuple[Path, Result | BadData]]:

@@ -9,6 +9,7 @@ from typing import Any
 from stagealign.base.errors import StagealignError
 from stagealign.grid.cell import Cell
 from stagealign.report.build import SummaryRow, summary_rows
+from stagealign.report.read.book import Book, archive_label, newest_book
 from stagealign.report.sections.words import DASH
 
 BLOCK = re.compile(r"(<!-- demo:[^>]*-->\n).*?(<!-- /demo -->)", re.DOTALL)
@@ -31,26 +32,26 @@ def with_demo(readme: str, results: Path, cells: Sequence[Cell], reports: str) -
         raise StagealignError(
             "README: the markers `<!-- demo: ... -->` and `<!-- /demo -->` are missing; put them back"
         )
+    scale = cells[0].scale.key
+    book = newest_book(results, scale)
     rows = summary_rows(results, cells)
     lines = ["| " + " | ".join(SummaryRow.HEADINGS) + " |", "|" + "---|" * len(SummaryRow.HEADINGS)]
     lines += ["| " + " | ".join(cell or DASH for cell in row.cells) + " |" for row in rows]
-    scale = cells[0].scale.key
-    figure = f"![Boundary score by round, lab stand-ins]({reports}/{scale}/{FIGURE})\n"
-    text = "\n".join([*lines, "", BETTER, "", figure])
-    text += _central(results, scale)
+    label = [archive_label(book), ""] if book.archived else []
+    figure = f"![Boundary score by round, lab stand-ins]({reports}/{book.place}/{FIGURE})\n"
+    text = "\n".join([*label, *lines, "", BETTER, "", figure])
+    text += _central(book)
     return BLOCK.sub(lambda match: match[1] + text + match[2], readme)
 
 
-def _central(results: Path, scale: str) -> str:
-    """Finding of all results of the scale on the paper's central claim; empty without results."""
+def _central(book: Book) -> str:
+    """Finding of all results of a scale on the paper's central claim; empty without results."""
     from stagealign.report.pages.page import markdown
-    from stagealign.report.read.book import open_book
     from stagealign.report.read.contrasts import contrasts
     from stagealign.report.sections.findings import central
 
-    book = open_book(results, scale)
     finding = central(book, contrasts(book))
-    return f"\nOver the whole {scale} grid: {markdown(finding)}\n" if finding else ""
+    return f"\nOver the whole {book.scale} grid: {markdown(finding)}\n" if finding else ""
 
 
 def with_meter(readme: str, results: Path) -> str:

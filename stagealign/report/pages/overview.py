@@ -10,7 +10,7 @@ from stagealign.grid import registry, scales
 from stagealign.grid.claims import of_scale
 from stagealign.report.pages.faults import faults
 from stagealign.report.pages.speed_results import read as read_speed
-from stagealign.report.read.book import Book, open_book
+from stagealign.report.read.book import Book, archive_label, open_book
 from stagealign.report.read.contrasts import Contrast, contrasts
 from stagealign.report.sections.claims import table, tally, verdicts
 from stagealign.report.sections.figures import ABOUT, figures
@@ -18,6 +18,7 @@ from stagealign.report.sections.findings import central, findings
 from stagealign.report.sections.frontier import frontier
 from stagealign.report.sections.rows import Table
 from stagealign.report.sections.words import count
+from stagealign.store.results import archives
 
 QUESTION = (
     "The paper arXiv 2508.10530 says that preference alignment has two stages. In preference injection diverse "
@@ -39,6 +40,9 @@ class Part:
     verdicts: Table | None = None
     figure: Markup | None = None
     page: str = ""
+    """Folder of its pages; empty without results."""
+    archive: str = ""
+    """What its results are an archive of, in a sentence; empty for this version's."""
     about: str = ABOUT["rule.svg"]
 
 
@@ -51,38 +55,43 @@ class ScaleResults:
     figures: dict[str, str]
 
 
-def read(results: Path, scale: str) -> ScaleResults:
-    """Everything that a scale's pages are made from."""
-    book = open_book(results, scale)
+def read(results: Path, scale: str) -> list[ScaleResults]:
+    """Everything that a scale's pages are made from: this version's results if it has any, then each archive's."""
+    folders = [("", results), *archives(results, scale)]
+    books = [open_book(folder, scale, archived=version) for version, folder in folders]
+    return [_compared(book) for book in books if book.results or book.damaged]
+
+
+def _compared(book: Book) -> ScaleResults:
     compared = contrasts(book)
     drawn = figures(book, compared)
     reached = frontier(book, compared)
     return ScaleResults(book, compared, drawn | ({"frontier.svg": reached} if reached else {}))
 
 
-def overview(results: Path, known: ScaleResults) -> dict[str, str]:
-    """Text of `index.html` and `README.md` by name; `known` is a scale that was read before."""
+def overview(results: Path, scale: str, known: list[ScaleResults]) -> dict[str, str]:
+    """Text of `index.html` and `README.md` by name; `known` are the results of `scale`, read before."""
     from stagealign.report.pages.page import environment
 
-    parts = [part for scale in scales.SCALES for part in _part(results, scale, known)]
+    parts = [part for key in scales.SCALES for part in _parts(key, known if key == scale else read(results, key))]
     shown = {"faults": faults(results), "speed": any(read_speed(results).values())}
     values = {"question": QUESTION, "parts": parts, **shown}
     pages = {"index.html": "overview.html.j2", "README.md": "overview.md.j2"}
     return {name: environment().get_template(template).render(values) for name, template in pages.items()}
 
 
-def _part(results: Path, scale: str, known: ScaleResults) -> list[Part]:
-    """Part of one scale; empty for a scale without claims."""
+def _parts(scale: str, known: list[ScaleResults]) -> list[Part]:
+    """Parts of one scale: this version's results, then each archive's; empty for a scale without claims."""
     claims = of_scale(scale)
     if not claims:
         return []
     name = registry.scale(scale).name
-    if scale == known.book.scale:
-        return [_judged(known, name)]
-    if not any((results / scale).glob("*-seed*.json")):
-        text = f"No results at this scale, so its {count(len(claims), 'claim')} are not judged."
-        return [Part(scale, name, "not run", text)]
-    return [_judged(read(results, scale), name)]
+    judged = [_judged(results, name) for results in known]
+    if judged and not known[0].book.archived:
+        return judged
+    whose = "of this version at this scale" if judged else "at this scale"
+    text = f"No results {whose}, so its {count(len(claims), 'claim')} are not judged."
+    return [Part(scale, name, "not run", text), *judged]
 
 
 def _judged(known: ScaleResults, name: str) -> Part:
@@ -92,4 +101,6 @@ def _judged(known: ScaleResults, name: str) -> Part:
     scope = findings(book, known.contrasts)[0].text
     drawn = Markup(figure) if figure else None  # our own SVG: matplotlib escapes its texts
     finding = central(book, known.contrasts)
-    return Part(book.scale, name, tally(judged), scope, finding, table(book, judged), drawn, f"{book.scale}/index.html")
+    return Part(
+        book.scale, name, tally(judged), scope, finding, table(book, judged), drawn, book.place, archive_label(book)
+    )

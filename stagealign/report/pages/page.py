@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from stagealign.report.pages import rowpage
 from stagealign.report.read import facts
-from stagealign.report.read.book import Book
+from stagealign.report.read.book import Book, archive_label
 from stagealign.report.read.contrasts import Contrast
 from stagealign.report.sections import capability, curves
 from stagealign.report.sections.claims import ledger as claims_ledger
@@ -41,6 +41,8 @@ def pages(book: Book, contrasts: Sequence[Contrast], figures: dict[str, str]) ->
     judged = verdicts(book, contrasts)
     values: dict[str, Any] = {
         "scale": book.scale,
+        "archive": archive_label(book),
+        "top": _top(book),
         "tally": tally(judged),
         "made": made_line(book),
         "kinds": FINDING_KINDS,
@@ -82,6 +84,7 @@ def _row(templates: Environment, book: Book, model: str, method: str) -> str:
     runs = rowpage.results(book, model, method)
     return templates.get_template("row.html.j2").render(
         scale=book.scale,
+        archive=archive_label(book),
         made=made_line(book),
         title=rowpage.title(book, model, method),
         notes=list(dict.fromkeys(run["model"]["note"] for run in runs if run["model"].get("note"))),
@@ -108,6 +111,11 @@ def environment() -> Environment:
     environment.filters["md"] = lambda text: Markup(markdown(str(text)))
     environment.filters["tight"] = tight
     return environment
+
+
+def _top(book: Book) -> str:
+    """Way from the scale's folder up to that of all reports."""
+    return "../" * (1 + book.place.count("/"))
 
 
 def made_line(book: Book) -> str:

@@ -15,7 +15,7 @@ from stagealign.report.read.cells import words_for
 from stagealign.report.read.rungs import SPLIT, MeasuredPolicy, Rung, Start
 from stagealign.report.read.sides import ordered, source_place
 from stagealign.store.result_types import Result, is_done
-from stagealign.store.results import read_results
+from stagealign.store.results import ARCHIVE, archives, read_results
 
 OWN_SAMPLER = ""
 """Sampler of a row whose spec names none."""
@@ -32,6 +32,13 @@ class Book:
     """Runs of the grid without a result file, as `cell-seedK`."""
     rungs: tuple[Rung, ...]
     policies: tuple[MeasuredPolicy, ...]
+    archived: str = ""
+    """Version of stagealign that made the results, if they lie in an archive; else empty."""
+
+    @property
+    def place(self) -> str:
+        """Folder of the scale's pages below that of the reports."""
+        return f"{ARCHIVE}/{self.archived}/{self.scale}" if self.archived else self.scale
 
     @property
     def starts(self) -> list[Start]:
@@ -134,14 +141,35 @@ class Book:
         return self.scale in scales.SCALES and registry.scale(self.scale).plumbing
 
 
-def open_book(folder: Path, scale: str, cells: Collection[str] | None = None) -> Book:
-    """Results in `folder/<scale>`, restricted to `cells` (ids) unless it is None."""
+def archive_label(book: Book) -> str:
+    """What an archive is, in two sentences; empty for results of this version."""
+    if not book.archived:
+        return ""
+    return (
+        f"Archive: stagealign {book.archived} made these results. This version samples, tokenizes or trains otherwise "
+        "(CHANGELOG.md names each number that moves), so it would not give the same numbers."
+    )
+
+
+def newest_book(results: Path, scale: str, cells: Collection[str] | None = None) -> Book:
+    """Results of the scale: this version's if there are any, else those of the newest archive."""
+    own = open_book(results, scale, cells)
+    if own.results or own.damaged:
+        return own
+    return next((open_book(folder, scale, cells, version) for version, folder in archives(results, scale)), own)
+
+
+def open_book(folder: Path, scale: str, cells: Collection[str] | None = None, archived: str = "") -> Book:
+    """Results in `folder/<scale>`, restricted to `cells` (ids) unless it is None.
+
+    Results of a spec that the registry no longer has are left out, unless they are of an `archived` version.
+    """
     results, damaged = [], []
     for path, result in read_results(folder, scale):
         if isinstance(result, BadData):
             damaged.append((path.stem, str(result).replace(str(folder), folder.name)))
         elif cells is None or result["cell"] in cells:
-            moved = spec_moved(result)
+            moved = None if archived else spec_moved(result)
             if moved:
                 again = f"run it again: `stagealign run {words_for(result)}`"
                 text = f"{path}: of another spec than the registry has now ({moved}); {again}"
@@ -152,7 +180,13 @@ def open_book(folder: Path, scale: str, cells: Collection[str] | None = None) ->
     missing = [name for name in _grid(scale, cells) if name not in present]
     results.sort(key=lambda r: (*order(r["model"]["key"], r["method"]["key"]), r["schedule"], r["seed"]))
     return Book(
-        scale, tuple(results), tuple(text for _, text in damaged), tuple(missing), _rungs(results), _policies(results)
+        scale,
+        tuple(results),
+        tuple(text for _, text in damaged),
+        tuple(missing),
+        _rungs(results),
+        _policies(results),
+        archived,
     )
 
 
