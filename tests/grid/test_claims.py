@@ -19,7 +19,7 @@ from stagealign.report.read.verdicts import (
     normal,
     share_of,
 )
-from stagealign.store.results import BadData, read_results
+from stagealign.store.results import BadData, archives, read_results
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 ZEPHYR = next(claim for claim in PAPER if claim.key == "zephyr-start-off")
@@ -64,7 +64,8 @@ def test_a_cell_cites_what_it_helps_to_judge():
 @pytest.mark.parametrize("scale", ["lab", "paper"])
 def test_no_claim_was_changed_after_a_result_that_cites_it(scale):
     now = {claim.key: claim.fingerprint for claim in of_scale(scale)}
-    for path, result in read_results(RESULTS, scale):
+    folders = [RESULTS, *(folder for _, folder in archives(RESULTS, scale))]
+    for path, result in (row for folder in folders for row in read_results(folder, scale)):
         assert not isinstance(result, BadData), result
         for key, fingerprint in result.get("claims", {}).items():
             assert now.get(key) == fingerprint, f"{path.name} cites {key!r} as it was; give the changed claim a new key"

@@ -116,10 +116,10 @@ def test_time_estimates_beside_real_runs_of_the_lab():
     So they are compared as sums: within 30% in all, and each kind within a factor that one busy hour can make.
     """
     real = {}
-    for path in sorted((ROOT / "results" / "lab").glob("*-seed*.json")):
+    for path in sorted((ROOT / "results").rglob("lab/*-seed*.json")):
         real |= {name: made["seconds"] for name, made in json.loads(path.read_text())["artifacts"].items()}
     if len(real) < 50:
-        pytest.skip("fewer than 50 artifacts have measured times in results/lab")
+        pytest.skip("fewer than 50 artifacts have measured times in results")
     kinds: dict[str, list[float]] = {}
     for cell in registry.cells("lab"):
         for seed in registry.scale("lab").seeds:
