@@ -24,6 +24,7 @@ from stagealign.policy.checkpoints import (
     read_weights,
     weights_identity,
 )
+from stagealign.policy.weight_files import check_weights
 from stagealign.scoring.contest import Contest, Judged
 from stagealign.store.artifact import Facts, Identity, Work
 
@@ -220,7 +221,8 @@ def load(
     lacking = [field for field in MARKS if getattr(config, field, None) is None]
     if lacking:
         raise StagealignError(f"checkpoint {name!r}: config.json has no {', '.join(lacking)}: not a PairRM; {hint}")
-    tokenizer = read_tokenizer(name, revision)
+    check_weights(name, revision)
+    tokenizer = read_tokenizer(name, revision, config)
     for field, token in MARKS.items():
         known, given = tokenizer.convert_tokens_to_ids(token), getattr(config, field)
         if known != given:
