@@ -20,11 +20,11 @@ from stagealign.policy.checkpoints import (
     length_batches,
     padded,
     read_config,
+    read_headers,
     read_tokenizer,
     read_weights,
     weights_identity,
 )
-from stagealign.policy.weight_files import check_weights
 from stagealign.scoring.contest import Contest, Judged
 from stagealign.store.artifact import Facts, Identity, Work
 
@@ -221,7 +221,7 @@ def load(
     lacking = [field for field in MARKS if getattr(config, field, None) is None]
     if lacking:
         raise StagealignError(f"checkpoint {name!r}: config.json has no {', '.join(lacking)}: not a PairRM; {hint}")
-    check_weights(name, revision)
+    read_headers(name, config, revision)
     tokenizer = read_tokenizer(name, revision, config)
     for field, token in MARKS.items():
         known, given = tokenizer.convert_tokens_to_ids(token), getattr(config, field)

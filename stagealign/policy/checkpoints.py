@@ -77,8 +77,8 @@ def native_note(name: str) -> str | None:
     if not own_code(raw):
         return None
     return (
-        f"Careful: checkpoint {name!r} has code of its own (`auto_map`), which is never run; the class of the same name "
-        "in transformers was used."
+        f"Careful: checkpoint {name!r} has code of its own (`auto_map`), which is never run; the class of that name in "
+        "transformers was used."
     )
 
 

@@ -126,7 +126,7 @@ def _an_adapter(name: str, file: Path, whole: bool, own_tokenizer: bool = True) 
     base, kind = known.get("base_model_name_or_path"), str(known.get("peft_type") or "").upper()
     said = "an adapter (adapter_config.json), whose weights are not in the model; "
     if whole:
-        return f"{said[:-2]}, beside a whole model; move adapter_config.json away to use that model alone"
+        said += "move that file away to use the whole model beside it, or "
     if kind in TUNED_PROMPTS:
         return f"{said[:-2]}, of kind {kind}, which cannot be merged into weights; train a LoRA instead"
     if not isinstance(base, str) or not base:

@@ -71,7 +71,8 @@ def check_packed(name: str, raw: Mapping[str, Any], tensors: Mapping[str, Header
     if packed:
         raise StagealignError(
             f"checkpoint {name!r}: {len(packed)} weights are stored as {tensors[packed[0]].dtype}, such as "
-            f"{packed[0]}, and config.json has no quantization_config that says how to read them; name the unquantised model"
+            f"{packed[0]}, and config.json has no quantization_config that says how to read them; name the unquantised "
+            "model"
         )
 
 

@@ -28,24 +28,28 @@ def check_causal(name: str, config: Any, tensors: Mapping[str, HeaderEntry]) -> 
     kind, made_as = config.model_type, _made_as(config)
     advice = "a policy is a causal language model: name one"
     head = head_of(tensors)
-    classifies = made_as.endswith(CLASSIFIERS) or REWARDS.search(made_as)
-    if classifies or (head is not None and not made_as.endswith(WRITERS)):
-        shown = made_as or (head[0] if head else "")
-        raise StagealignError(
-            f"checkpoint {name!r}: a classifier ({shown}), not a policy; name the language model here, and a reward "
-            f"model as --oracle reward:{name}"
-        )
+    if made_as.endswith(CLASSIFIERS) or REWARDS.search(made_as):
+        raise _a_classifier(name, made_as)
     if getattr(config, "is_encoder_decoder", False):
         raise StagealignError(f"checkpoint {name!r}: of type {kind!r}, an encoder with a decoder; {advice}")
     reads_ahead = not (getattr(config, "is_decoder", False) or getattr(config, "causal", False))
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and reads_ahead:
         raise StagealignError(f"checkpoint {name!r}: of type {kind!r}, an encoder that reads ahead; {advice}")
+    if head is not None and not made_as.endswith(WRITERS):
+        raise _a_classifier(name, head[0])
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         wrapper = " with parts for images or sound" if config.get_text_config() is not config else ""
         raise StagealignError(
             f"checkpoint {name!r}: of type {kind!r}{wrapper}, which transformers has no causal language model for; "
             + ("name the language model inside" if wrapper else advice)
         )
+
+
+def _a_classifier(name: str, shown: str) -> StagealignError:
+    return StagealignError(
+        f"checkpoint {name!r}: a classifier ({shown}), not a policy; name the language model here, and a reward model "
+        f"as --oracle reward:{name}"
+    )
 
 
 def check_reward(name: str, config: Any, tensors: Mapping[str, HeaderEntry]) -> None:
