@@ -60,8 +60,8 @@ def read_config(name: str, revision: str | None = None, native: bool = False) ->
     Raises StagealignError if there is none, if transformers does not know it, or if it asks for remote code. With
     `native`, a checkpoint whose `auto_map` names classes that transformers has by now is read by those.
     """
-    check_place(name, revision)
     try:
+        check_place(name, revision)
         raw, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
         check_raw(name, raw, native)
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)

@@ -19,7 +19,10 @@ TUNED_PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P
 
 
 def check_place(name: str, revision: str | None = None) -> None:
-    """Raises StagealignError if `name` is no checkpoint that could be opened; reads file names and adapters only."""
+    """Raises StagealignError if `name` is no checkpoint that could be opened; reads file names and adapters only.
+
+    Raises OSError for a hub that cannot be reached, at the first of its files.
+    """
     path = Path(name)
     if not name.strip():
         raise StagealignError(f"checkpoint {name!r}: no name; name a local folder or a hub id such as owner/name")
@@ -32,13 +35,17 @@ def check_place(name: str, revision: str | None = None) -> None:
         near = get_close_matches(path.name, _folders(path.parent), n=3)
         advice = f"nearest: {', '.join(near)}" if near else "name a local folder or a hub id such as owner/name"
         raise StagealignError(f"checkpoint {name!r}: no such folder; {advice}")
+    file_of(name, "config.json", revision, out_of_reach=True)
     adapter = file_of(name, "adapter_config.json", revision)
     if adapter:
         raise StagealignError(f"checkpoint {name!r}: {_an_adapter(name, Path(adapter), whole=False)}")
 
 
-def file_of(name: str, file: str, revision: str | None) -> str | None:
-    """Local path of one file of a checkpoint, from its folder or the hub; None if the checkpoint lacks the file."""
+def file_of(name: str, file: str, revision: str | None, out_of_reach: bool = False) -> str | None:
+    """Local path of one file of a checkpoint, from its folder or the hub; None if the checkpoint lacks the file.
+
+    With `out_of_reach`, raises OSError if it is not in the hub's cache and the hub cannot be reached.
+    """
     from transformers.utils import cached_file
 
     path: str | None = cached_file(
@@ -47,7 +54,7 @@ def file_of(name: str, file: str, revision: str | None) -> str | None:
         revision=revision,
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_connection_errors=out_of_reach,
     )
     return path
 

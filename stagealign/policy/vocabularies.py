@@ -53,9 +53,10 @@ def check_ids(tokenizer: PreTrainedTokenizerBase, config: Any, name: str) -> Non
     rows = getattr(config.get_text_config(), "vocab_size", None)
     if not isinstance(rows, int):
         return
-    if set(_outside(tokenizer, rows)) == {tokenizer.pad_token}:
-        _drop_pad(tokenizer)
     outside = _outside(tokenizer, rows)
+    if set(outside) == {tokenizer.pad_token}:
+        _drop_pad(tokenizer)
+        outside = _outside(tokenizer, rows)
     if outside:
         some = sorted(outside.items(), key=lambda entry: entry[1])[:3]
         raise StagealignError(

@@ -5,10 +5,13 @@ programs write.
 """
 
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
-from factory_broken import CASES, JUDGE, OPENERS, PAIRRM, POLICY, REWARD, whole
+from factory_broken import CASES, JUDGE, OPENERS, PAIRRM, POLICY, REWARD, TABLE, whole
 
 from stagealign.base.errors import StagealignError
 from stagealign.oracle import pairrm
@@ -85,6 +88,41 @@ def test_the_command_line_ends_with_2_and_without_a_traceback(
     assert ended.value.code == 2
     assert "Traceback" not in said.err + said.out
     assert f"stagealign: checkpoint {names[opener]!r}: " in said.err
+
+
+def test_the_command_that_is_named_merges_an_adapter(good, tmp_path):
+    peft = pytest.importorskip("peft")
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    known = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    tuned = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(good / POLICY), known)
+    tuned.save_pretrained(tmp_path / "adapter")
+    shutil.copy(good / POLICY / "tokenizer.json", tmp_path / "adapter")
+    shutil.copy(good / POLICY / "tokenizer_config.json", tmp_path / "adapter")
+    with pytest.raises(StagealignError, match="merge it into its base model") as refused:
+        lm.load(tmp_path / "adapter")
+    words = shlex.split("python" + str(refused.value).partition(": python")[2])
+    subprocess.run([sys.executable, *words[1:]], check=True, cwd=tmp_path)
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.inference_mode():
+        merged = lm.load(tmp_path / "adapter-merged").model(ids).logits
+        assert torch.allclose(merged, tuned.eval()(input_ids=ids).logits, atol=1e-4)
+        assert not torch.allclose(merged, lm.load(good / POLICY).model(ids).logits, atol=1e-2)
+
+
+def test_commands_that_are_named_are_python(good, tmp_path):
+    """What converts GGUF or another adapter is not run here; it must at least be read by a shell and by Python."""
+    for broken in TABLE:
+        if "python -c" in broken.says:
+            shutil.copytree(good / POLICY, tmp_path / "a b")
+            name = broken.make(tmp_path / "a b") or tmp_path / "a b"
+            with pytest.raises(StagealignError) as refused:
+                lm.load(name)
+            words = shlex.split("python" + str(refused.value).partition(": python")[2])
+            assert words[:2] == ["python", "-c"]
+            compile(words[2], broken.key, "exec")
+            shutil.rmtree(tmp_path / "a b")
 
 
 @pytest.mark.parametrize("opener", OPENERS[:3])
