@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stagealign.base.secrets import without_secrets
 from stagealign.boundary.measurement import Measurement
 from stagealign.boundary.meter import Meter, batches, kept_at, measure
-from stagealign.boundary.open_policy import open_policy
+from stagealign.boundary.open_policy import check_policy, open_policy
 from stagealign.boundary.prompts import MeterPrompts
 from stagealign.boundary.request import (
     SAMPLING,
@@ -122,6 +122,7 @@ def _measure(request: BoundaryRequest, oracle: Oracle | None, heard: Heard) -> M
     phases = Phases()
     with phases.timed("loading"):
         rows = read_preferences(str(request.data), request.prompts, request.seed, request.split)
+        check_policy(request)
         if oracle is None:
             oracle = open_oracle(request.oracle, OracleAccess(request.judge_url, request.max_judge_tokens))
         policy = open_policy(request)

@@ -55,13 +55,21 @@ def open_policy(request: BoundaryRequest) -> OpenPolicy:
     return policy
 
 
+def check_policy(request: BoundaryRequest) -> None:
+    """Raises StagealignError for a checkpoint that cannot be sampled; reads no weights. No-op for a served policy."""
+    if request.policy_url is None:
+        from stagealign.policy import lm
+
+        lm.check(str(request.policy))
+
+
 def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
     """Opens a policy for our own sampler."""
     from stagealign.policy import draw, lm, sample
     from stagealign.policy.checkpoints import read_config, weights_identity
 
     name = str(request.policy)
-    weights = weights_identity(name, read_config(name))
+    weights = weights_identity(name, read_config(name, native=True))
     model = lm.on_gpu(lm.load(name))
     if request.template == "auto":
         lm.check_ends(model, name)
@@ -94,7 +102,7 @@ def sampled_by_vllm(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
     from stagealign.policy.start import checkpoint_folder
 
     engine, name = vllm_sample.engine(), str(request.policy)
-    weights = weights_identity(name, read_config(name))
+    weights = weights_identity(name, read_config(name, native=True))
     folder = checkpoint_folder(name)
     shape = lm.load_shape(folder)
     if request.template == "auto":
@@ -129,7 +137,11 @@ def _counter(model: "LanguageModel") -> Callable[[str], int]:
 
 
 def _template_notes(request: BoundaryRequest, model: "LanguageModel") -> tuple[str, ...]:
-    return (NO_TEMPLATE,) if request.template == "auto" and not model.tokenizer.chat_template else ()
+    from stagealign.policy.checkpoints import native_note
+
+    code = native_note(str(request.policy))
+    plain = (NO_TEMPLATE,) if request.template == "auto" and not model.tokenizer.chat_template else ()
+    return (*plain, *([code] if code else []))
 
 
 def served(request: BoundaryRequest, settings: Identity) -> OpenPolicy:

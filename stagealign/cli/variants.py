@@ -49,11 +49,10 @@ class Variant:
         if kind != "reward" or not name:
             raise StagealignError(f"--gold {self.gold!r}: unknown; reward:ID_OR_PATH names a classifier with one logit")
         from stagealign.data.tables import folder_digest
-        from stagealign.policy.checkpoints import check_weights
         from stagealign.scoring import reward_model as rewards
 
-        parameters = rewards.parameters_of(name, rewards.check(name))
-        check_weights(name)
+        config, _, _ = rewards.check(name)
+        parameters = rewards.parameters_of(name, config)
         if not Path(name).is_dir():
             return variants.evaluated_by(cells, self.gold, parameters), None
         folder = Path(name).resolve()

@@ -20,6 +20,7 @@ from stagealign.policy.checkpoints import (
     length_batches,
     padded,
     read_config,
+    read_headers,
     read_tokenizer,
     read_weights,
     weights_identity,
@@ -220,7 +221,8 @@ def load(
     lacking = [field for field in MARKS if getattr(config, field, None) is None]
     if lacking:
         raise StagealignError(f"checkpoint {name!r}: config.json has no {', '.join(lacking)}: not a PairRM; {hint}")
-    tokenizer = read_tokenizer(name, revision)
+    read_headers(name, config, revision)
+    tokenizer = read_tokenizer(name, revision, config)
     for field, token in MARKS.items():
         known, given = tokenizer.convert_tokens_to_ids(token), getattr(config, field)
         if known != given:

@@ -1,18 +1,27 @@
-"""Reading of checkpoints (complete safetensors only, no remote code, no adapters), and batches by length."""
+"""Reading of checkpoints (complete safetensors only, no remote code, no adapters), and batches by length.
+
+What can be seen without the weights is checked before they are read: `places`, `configs`, `weight_files`, `roles`,
+`vocabularies` and `templates` each know one kind of fault.
+"""
 
 import hashlib
-import json
-import pickletools
-import shlex
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from stagealign.base.errors import CannotRun, StagealignError
+from stagealign.policy.configs import check_raw, drop_outside_pad, own_code
+from stagealign.policy.places import check_place
+from stagealign.policy.quantised import check_packed
+from stagealign.policy.vocabularies import check_files, check_ids, check_reads
+from stagealign.policy.weight_files import check_weights, header
 
 IDENTITY_FILES = (
     "*.safetensors",
@@ -24,158 +33,86 @@ IDENTITY_FILES = (
     "merges.txt",
     "*.model",
     "chat_template*",
+    "additional_chat_templates/*",
+    "tekken.json",
+    "*.tiktoken",
+    "*.spm",
 )
 """Files of a local folder that can change a score: weights, config, tokenizer and chat template."""
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib")
-"""Files that may hold a pickle, which runs code when it is read."""
-LARGEST_HEADER = 100_000_000
-"""Bytes; the safetensors library's own limit."""
+READING = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    AssertionError,
+    NotImplementedError,
+    StrictDataclassError,
+    SafetensorError,
+)
+"""What transformers, tokenizers and safetensors raise for files that they cannot read."""
 
 
-def check_weights(name: str, revision: str | None = None) -> None:
-    """Raises StagealignError unless a checkpoint's weights are safetensors of its own.
-
-    In a local folder the first bytes of each file are checked, so that a pickle is recognized under any name.
-    """
-    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
-        raise StagealignError(
-            f"checkpoint {name!r}: no such folder; name a local folder or a hub id such as owner/name"
-        )
-    if _file_of(name, "adapter_config.json", revision):
-        raise StagealignError(
-            f"checkpoint {name!r}: an adapter (adapter_config.json), whose weights are not in the model; merge it into "
-            "its base model, save that as safetensors and name that folder"
-        )
-    index = _file_of(name, "model.safetensors.index.json", revision)
-    if index:
-        _check_index(name, Path(index))
-    folder = Path(name)
-    if not folder.is_dir():
-        return
-    weights = sorted(folder.glob("*.safetensors"))
-    for path in weights:
-        wrong = _not_safetensors(path)
-        if wrong:
-            raise StagealignError(f"checkpoint {name!r}: {path.name} {wrong}; download it again")
-    pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-    if pickled and not weights:
-        raise StagealignError(
-            f"checkpoint {name!r}: its weights are a pickle ({', '.join(pickled[:3])}), which may run code when it is "
-            f"read; it was not opened; {_conversion(name, pickled)}"
-        )
-    if not weights and not index:
-        raise StagealignError(
-            f"checkpoint {name!r}: a folder without weights (*.safetensors); copy them there, or name another folder"
-        )
-
-
-def _conversion(name: str, pickled: Sequence[str]) -> str:
-    """Advice: how to convert a pickle to safetensors without running its code; torch then reads tensors only."""
-    if not any(file.startswith("pytorch_model") for file in pickled):
-        return "ask whoever made it for safetensors"
-    folder = Path(name)
-    code = (
-        "import glob, torch; from safetensors.torch import save_file; save_file({name: tensor.contiguous().clone() "
-        f"for file in glob.glob({json.dumps(str(folder / 'pytorch_model*.bin'))}) "
-        'for name, tensor in torch.load(file, map_location="cpu", weights_only=True).items()}, '
-        f'{json.dumps(str(folder / "model.safetensors"))}, {{"format": "pt"}})'
-    )
-    return f"convert its tensors to safetensors, which runs none of it: python -c {shlex.quote(code)}"
-
-
-def _file_of(name: str, file: str, revision: str | None) -> str | None:
-    """Local path of one file of a checkpoint, from its folder or the hub; None if the checkpoint lacks the file."""
-    from transformers.utils import cached_file
-
-    path: str | None = cached_file(
-        name,
-        file,
-        revision=revision,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return path
-
-
-def _check_index(name: str, path: Path) -> None:
-    """Raises StagealignError if the index names shards other than safetensors files in the same folder."""
-    try:
-        shards = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StagealignError(
-            f"checkpoint {name!r}: {path.name} cannot be read ({type(error).__name__}); download it again"
-        ) from error
-    for shard in shards:
-        if not isinstance(shard, str) or not shard.endswith(".safetensors") or "/" in shard or "\\" in shard:
-            raise StagealignError(
-                f"checkpoint {name!r}: {path.name} names {str(shard)[:80]!r} as weights; only safetensors beside it "
-                "are read: convert the checkpoint, or download it again"
-            )
-
-
-def _not_safetensors(path: Path) -> str | None:
-    """Reason why a file is not a complete safetensors file, by its header and size; None if it is."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        start = file.read(9)
-        length = int.from_bytes(start[:8], "little")
-        if len(start) == 9 and start[8:] == b"{" and length <= min(LARGEST_HEADER, size - 8):
-            file.seek(8)
-            header = file.read(length)
-        else:
-            file.seek(0)
-            return _kind(file.read(4096))
-    try:
-        entries = json.loads(header)
-        needed = max(
-            (int(entry["data_offsets"][1]) for key, entry in entries.items() if key != "__metadata__"), default=0
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return "has a damaged header"
-    return None if size == 8 + length + needed else f"has {size:,} bytes, its header says {8 + length + needed:,}"
-
-
-def _kind(start: bytes) -> str:
-    if start.startswith(b"PK\x03\x04"):
-        return "is a zip archive, as torch.save writes it: a pickle, which may run code, so it was not opened"
-    if start.startswith(b"version https://git-lfs"):
-        return "is a pointer of git-lfs, not the file itself"
-    try:
-        next(pickletools.genops(start))
-        pickled = start[:1] == b"\x80" or start[:1] in b"(cG"
-    except (ValueError, StopIteration, UnicodeDecodeError):
-        pickled = False
-    return "is a pickle, which may run code, so it was not opened" if pickled else "is not safetensors"
-
-
-def read_config(name: str, revision: str | None = None) -> Any:
+def read_config(name: str, revision: str | None = None, native: bool = False) -> Any:
     """Config of a checkpoint, from a local folder or the hub; weights are not read.
 
-    Raises StagealignError if there is none, if transformers does not know it, or if it asks for remote code.
+    Raises StagealignError if there is none, if transformers does not know it, or if it asks for remote code. With
+    `native`, a checkpoint whose `auto_map` names classes that transformers has by now is read by those.
     """
     try:
+        check_place(name, revision)
         raw, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
-        if "auto_map" in raw:
-            raise StagealignError(
-                f"checkpoint {name!r}: asks to run code of its own (`auto_map` in config.json), which is never run; "
-                "use a checkpoint whose architecture is part of transformers"
-            )
-        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        check_raw(name, raw, native)
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        drop_outside_pad(config)
+    except READING as error:
         raise unreadable(name, error) from error
+    return config
 
 
-def read_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Tokenizer of a checkpoint. Raises StagealignError if there is none that transformers can build."""
+def native_note(name: str) -> str | None:
+    """Sentence for a checkpoint that names code of its own and is read by transformers' class of the same name."""
+    raw, _ = PreTrainedConfig.get_config_dict(name)
+    if not own_code(raw):
+        return None
+    return (
+        f"Careful: checkpoint {name!r} has code of its own (`auto_map`), which is never run; the class of that name in "
+        "transformers was used."
+    )
+
+
+def read_headers(name: str, config: Any, revision: str | None = None) -> Any:
+    """Tensors of a checkpoint by name, from its safetensors headers; empty if the weights are not on this machine.
+
+    Raises StagealignError unless the weights are complete safetensors that the config says how to read.
+    """
+    check_weights(name, revision)
+    tensors = header(name, revision)
+    check_packed(name, config.to_dict(), tensors)
+    return tensors
+
+
+def read_tokenizer(name: str, revision: str | None = None, config: Any = None) -> PreTrainedTokenizerBase:
+    """Tokenizer of a checkpoint; with its `config`, each of its ids has a row in the embedding.
+
+    Raises StagealignError if there is none that transformers can build.
+    """
+    check_files(name)
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=False
+        )
+    except READING as error:
         raise unreadable(name, error) from error
     except Exception as error:  # what the tokenizers library raises for a damaged file has no class of its own
         if type(error) is not Exception:
             raise
         raise unreadable(name, error) from error
+    check_reads(tokenizer, name)
+    if config is not None:
+        check_ids(tokenizer, config, name)
+    return tokenizer
 
 
 def read_weights(
@@ -183,28 +120,42 @@ def read_weights(
 ) -> PreTrainedModel:
     """Model in evaluation mode, on the GPU if there is one; `architecture` is a class with `from_pretrained`.
 
+    Raises StagealignError as `weights_of` does.
+    """
+    check_weights(name, revision)
+    model = weights_of(architecture, name, config, revision, dtype)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def weights_of(
+    architecture: Any, name: str, config: Any, revision: str | None = None, dtype: str = "float32"
+) -> PreTrainedModel:
+    """Model with the weights of a checkpoint, whose files were checked before.
+
     Raises StagealignError if there are no safetensors or if they lack a weight. transformers would draw that weight at
     random, and a random head gives scores without an error.
     """
-    check_weights(name, revision)
+    kind = floating(dtype)
     try:
         model, loaded = architecture.from_pretrained(
             name,
             config=config,
             revision=revision,
-            dtype=floating(dtype),
+            dtype=kind,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except READING as error:
         raise unreadable(name, error) from error
-    except RuntimeError as error:  # shapes that do not match; transformers prints a table of them
+    except RuntimeError as error:
+        if "mismatched" not in str(error):
+            raise unreadable(name, error) from error
         raise StagealignError(
             f"checkpoint {name!r}: its weights do not have the shapes that its config.json asks for; download it again"
         ) from error
-    check_missing(name, model, loaded, "use a checkpoint that was trained with this head")
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    check_missing(name, model, loaded, f"use a checkpoint that was saved as {type(model).__name__}")
+    return model
 
 
 def check_missing(name: str, model: PreTrainedModel, loaded: Any, advice: str) -> None:
@@ -266,14 +217,30 @@ def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tup
 
 def unreadable(name: str, error: Exception) -> StagealignError:
     """The error for a checkpoint that a library could not read, with the first line of its message."""
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    first = first.rstrip(".")
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     hint = "name a local folder or a hub id with config.json, tokenizer and *.safetensors"
     if "use_safetensors" in first:
         return StagealignError(
             f"checkpoint {name!r}: it has no safetensors, and no other format is read, as it may run code; look for "
             "another revision on the hub, or download it and name its folder to see how to convert it"
         )
+    if "trust_remote_code" in str(error):
+        return StagealignError(
+            f"checkpoint {name!r}: asks to run code of its own, which is never run; use a checkpoint whose "
+            "architecture and tokenizer are part of transformers"
+        )
+    if "couldn't connect" in first or "offline mode" in str(error).lower():
+        near = get_close_matches(name, _cached(), n=3)
+        return StagealignError(
+            f"checkpoint {name!r}: neither a folder here nor in the hub's cache, and the hub cannot be reached; "
+            + (f"nearest in the cache: {', '.join(near)}" if near else "check the name, or name a local folder")
+        )
     if isinstance(error, ImportError):
-        return CannotRun(f"checkpoint {name!r}: {first}")
+        return CannotRun(f"checkpoint {name!r}: {first[:300]}")
     return StagealignError(f"checkpoint {name!r}: {first[:300]}; {hint}")
+
+
+def _cached() -> list[str]:
+    """Hub ids of the models in the hub's cache."""
+    folders = Path(HF_HUB_CACHE).glob("models--*--*")
+    return sorted(folder.name.removeprefix("models--").replace("--", "/") for folder in folders)

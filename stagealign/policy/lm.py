@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,9 +15,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from stagealign.base.errors import BadData, Damaged, StagealignError
 from stagealign.data.records import Pair
-from stagealign.policy.checkpoints import check_missing, check_weights, read_config, read_tokenizer, unreadable
+from stagealign.policy.checkpoints import READING, read_config, read_headers, read_tokenizer, unreadable, weights_of
 from stagealign.policy.layers import FROZEN, TRAINED, layer_count, norm_name
 from stagealign.policy.logps import PairTokens
+from stagealign.policy.roles import check_causal
+from stagealign.policy.templates import check_template, turn_ends, without_end
 from stagealign.store.record import remove
 
 
@@ -47,7 +50,8 @@ class LanguageModel:
         if template and self.tokenizer.chat_template:
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
             return list(self.tokenizer(text, add_special_tokens=False).input_ids)
-        return list(self.tokenizer("\n\n".join(turn["content"] for turn in turns)).input_ids)
+        ids = self.tokenizer("\n\n".join(turn["content"] for turn in turns)).input_ids
+        return without_end(self.tokenizer, ids)
 
     def completion_ids(self, completion: str, ended: bool) -> list[int]:
         """Token ids of a completion, followed by EOS if it `ended` before the token limit."""
@@ -75,26 +79,25 @@ class LanguageModel:
 def load(folder: str | Path, revision: str | None = None, dtype: str = "float32") -> LanguageModel:
     """A model in evaluation mode with its tokenizer, from a local folder or the hub; safetensors only, no remote code.
 
-    Raises StagealignError if the checkpoint lacks an EOS token, a weight or safetensors, or asks for remote code.
+    Raises StagealignError, before weights are read, if the checkpoint is no causal language model or cannot be used.
     """
     name = str(folder)
-    read_config(name, revision)
-    check_weights(name, revision)
-    tokenizer = read_tokenizer(name, revision)
-    try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            folder,
-            revision=revision,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
-        raise unreadable(name, error) from error
-    check_missing(name, model, loaded, "use a checkpoint that is a whole language model")
-    check_tokenizer(tokenizer, name)
+    config, tokenizer = check(name, revision)
+    model = weights_of(AutoModelForCausalLM, name, config, revision, dtype)
     return LanguageModel(model.eval(), tokenizer)
+
+
+def check(name: str, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Config and tokenizer of a policy, from its folder or the hub, once both do for its weights; these stay unread.
+
+    Raises StagealignError if the checkpoint is no causal language model, is incomplete or quantised without its
+    library, if its tokenizer has ids outside of the embedding or no EOS token, or if its chat template fails.
+    """
+    config = read_config(name, revision, native=True)
+    check_causal(name, config, read_headers(name, config, revision))
+    tokenizer = read_tokenizer(name, revision, config)
+    check_tokenizer(tokenizer, name)
+    return config, tokenizer
 
 
 def on_gpu(lm: LanguageModel) -> LanguageModel:
@@ -117,14 +120,20 @@ def tensor(path: Path, name: str) -> Tensor:
 def load_shape(folder: str | Path) -> LanguageModel:
     """A local checkpoint's tokenizer and architecture without weights, enough to compute token ids.
 
-    Raises StagealignError if the checkpoint lacks an EOS token.
+    Raises StagealignError if the checkpoint is no causal language model or its tokenizer cannot be used.
     """
-    tokenizer = read_tokenizer(str(folder))
-    check_tokenizer(tokenizer, str(folder))
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(read_config(str(folder)), trust_remote_code=False)
-    if (Path(folder) / "generation_config.json").exists():  # holds end tokens: see `end_ids`
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    name = str(folder)
+    config = read_config(name, native=True)
+    check_causal(name, config, {})
+    tokenizer = read_tokenizer(name, config=config)
+    check_tokenizer(tokenizer, name)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        if (Path(folder) / "generation_config.json").exists():  # holds end tokens: see `end_ids`
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+    except READING as error:
+        raise unreadable(name, error) from error
     return LanguageModel(model, tokenizer)
 
 
@@ -148,71 +157,37 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, chat: bool = 
         check_template(tokenizer, name)
 
 
-def check_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raises StagealignError for a chat template that fails, or that has no generation prompt and needs one.
-
-    A template whose user turn ends in a mark that starts the answer (`[/INST]`) needs no generation prompt.
-    """
-    bare, full = _rendered(tokenizer, name, USER), _rendered(tokenizer, name, [*USER, ANSWER])
-    prompt = _rendered(tokenizer, name, USER, add_generation_prompt=True)
-    follows = full.startswith(prompt) and full[len(prompt) :].lstrip().startswith(ANSWER["content"])
-    if prompt == bare and not follows:
-        raise StagealignError(
-            f"checkpoint {name!r}: its chat template has no generation prompt, so a policy would continue the user's "
-            "turn; add one under `{% if add_generation_prompt %}` in chat_template.jinja"
-        )
-
-
-def turn_end(tokenizer: PreTrainedTokenizerBase, name: str) -> int | None:
-    """Id of the special token that the chat template puts after an answer; None if there is none."""
-    if not tokenizer.chat_template:
-        return None
-    after = _rendered(tokenizer, name, [*USER, ANSWER]).rpartition(ANSWER["content"])[2]
-    ids = tokenizer(after.strip(), add_special_tokens=False).input_ids
-    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    return int(ids[0]) if ids and ids[0] in special | set(tokenizer.all_special_ids) else None
-
-
 def check_ends(lm: LanguageModel, name: str) -> None:
-    """Raises StagealignError if the token that ends a turn in the chat template is not one of `end_ids`."""
-    end = turn_end(lm.tokenizer, name)
-    if end is not None and end not in end_ids(lm):
-        ours, theirs = lm.tokenizer.eos_token, lm.tokenizer.convert_ids_to_tokens(end)
+    """Raises StagealignError if none of the tokens that end a turn in the chat template is one of `end_ids`."""
+    ends = turn_ends(lm.tokenizer, name)
+    if ends and not set(ends) & set(end_ids(lm)):
+        ours, theirs = lm.tokenizer.eos_token, lm.tokenizer.convert_ids_to_tokens(ends[-1])
+        shown = "".join(lm.tokenizer.convert_ids_to_tokens(ends))
         raise StagealignError(
-            f"checkpoint {name!r}: its chat template ends a turn with {theirs!r}, its EOS token is {ours!r}, so no "
-            f"completion would end; set `eos_token` in tokenizer_config.json to {theirs!r}, or add {end} to "
+            f"checkpoint {name!r}: its chat template ends a turn with {shown!r}, its EOS token is {ours!r}, so no "
+            f"completion would end; set `eos_token` in tokenizer_config.json to {theirs!r}, or add {ends[-1]} to "
             "`eos_token_id` in generation_config.json"
         )
 
 
-USER = [{"role": "user", "content": "Hello"}]
-ANSWER = {"role": "assistant", "content": "stagealign"}
-
-
-def _rendered(
-    tokenizer: PreTrainedTokenizerBase, name: str, turns: Sequence[Mapping[str, str]], **options: bool
-) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, **options))
-    except (TemplateError, TypeError, KeyError) as error:
-        raise StagealignError(
-            f"checkpoint {name!r}: its chat template fails ({str(error)[:200]}); correct chat_template.jinja"
-        ) from error
-
-
 def end_ids(lm: LanguageModel) -> list[int]:
-    """Token ids that end a completion: the tokenizer's EOS and those of the generation config."""
+    """Token ids that end a completion: the tokenizer's EOS and those of the generation config within the vocabulary."""
     configured = getattr(lm.model.generation_config, "eos_token_id", None)
     others = configured if isinstance(configured, list) else [configured]
-    return sorted({lm.tokenizer.eos_token_id, *(token for token in others if token is not None)})
+    rows = getattr(lm.model.config.get_text_config(), "vocab_size", None)
+    within = {token for token in others if token is not None and 0 <= token < (rows or token + 1)}
+    return sorted({lm.tokenizer.eos_token_id, *within})
+
+
+def context_of(lm: LanguageModel) -> int | None:
+    """Most tokens that the model reads; None if its config has no limit."""
+    return getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def check_context(lm: LanguageModel, prompt_tokens: int, new_tokens: int) -> None:
     """Raises BadData if prompt and new tokens together exceed the model's context."""
-    limit = lm.model.config.max_position_embeddings
-    if prompt_tokens + new_tokens > limit:
+    limit = context_of(lm)
+    if limit is not None and prompt_tokens + new_tokens > limit:
         raise BadData(
             f"a prompt of {prompt_tokens} tokens and {new_tokens} new ones: the context is {limit}; drop long prompts "
             "or lower max_new_tokens"

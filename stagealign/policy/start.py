@@ -14,7 +14,9 @@ from stagealign.data import assets, download
 from stagealign.data.records import read_dicts
 from stagealign.policy.checkpoints import read_config, read_tokenizer
 from stagealign.policy.layers import freeze_below
-from stagealign.policy.lm import LanguageModel, check_ends, check_tokenizer, link, load, load_shape, save, turn_end
+from stagealign.policy.lm import LanguageModel, check_ends, check_tokenizer, link, load, load_shape, save
+from stagealign.policy.roles import check_causal
+from stagealign.policy.templates import turn_end
 from stagealign.stats.finite import stop_unless_finite
 from stagealign.store.artifact import Facts, Work
 
@@ -81,8 +83,9 @@ def check_checkpoint(name: str, revision: str | None, as_is: bool) -> None:
     with one of its end tokens.
     """
     folder = str(_snapshot(name, revision, SMALL_FILES))
-    read_config(folder)
-    check_tokenizer(read_tokenizer(folder), name, chat=as_is)
+    config = read_config(folder, native=True)
+    check_causal(name, config, {})
+    check_tokenizer(read_tokenizer(folder, config=config), name, chat=as_is)
     if as_is:
         check_ends(load_shape(folder), name)
 

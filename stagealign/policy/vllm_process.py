@@ -16,7 +16,7 @@ from stagealign.base.processes import end_process
 from stagealign.data.records import Candidate, Prompt
 from stagealign.grid.spec import Decoding
 from stagealign.policy import vllm_sample
-from stagealign.policy.lm import LanguageModel, check_context, end_ids
+from stagealign.policy.lm import LanguageModel, check_context, context_of, end_ids
 from stagealign.policy.vllm_worker import AskedRow
 
 
@@ -68,8 +68,8 @@ class Writer:
         self._calls += 1
         if length > self._length:
             self.close()
-            context = int(self.shape.model.config.max_position_embeddings)
-            self._length = min(context, 1 << (length - 1).bit_length())
+            rounded = 1 << (length - 1).bit_length()
+            self._length = min(context_of(self.shape) or rounded, rounded)
         sampling = vllm_sample.wishes(self.decoding, self.count, ends)
         description = vllm_sample.described(self.folder, "float32", self._length, sampling)
         work, out = folder / "work.json", folder / "answers-0.jsonl"

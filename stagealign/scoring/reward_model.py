@@ -6,20 +6,23 @@ from math import isfinite
 from typing import Any, Literal, get_args
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from stagealign.base.errors import StagealignError
 from stagealign.policy.checkpoints import (
+    READING,
     length_batches,
     padded,
     read_config,
+    read_headers,
     read_tokenizer,
     read_weights,
     unreadable,
     weights_identity,
 )
+from stagealign.policy.roles import check_reward
+from stagealign.policy.templates import prepare_template
 from stagealign.scoring.contest import Contest, Judged
 from stagealign.store.artifact import Identity
 
@@ -135,17 +138,17 @@ class RewardOracle:
         batch is padded with an id that its rows do not contain. Padding with EOS would read rows that end in EOS one
         token early.
         """
-        config = self.model.config
-        configured = getattr(config, "pad_token_id", None)
+        text = self.model.config.get_text_config()  # transformers reads it there
+        configured = getattr(text, "pad_token_id", None)
         seen = {token for row in rows for token in row}
-        unused = (token for token in range(config.vocab_size) if token not in seen)
+        unused = (token for token in range(text.vocab_size) if token not in seen)
         pad = next(unused, 0) if configured is None else int(configured)
         try:
-            config.pad_token_id = pad
+            text.pad_token_id = pad
             ids, mask = padded([row or [pad] for row in rows], pad, self.model.device)
             logits: Tensor = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float()
         finally:
-            config.pad_token_id = configured
+            text.pad_token_id = configured
         return logits
 
 
@@ -164,38 +167,59 @@ def load(
     """
     if text not in (*get_args(TextForm), "auto"):
         raise StagealignError(f"text {text!r}: unknown; one of auto, {', '.join(get_args(TextForm))}")
-    config = check(name, revision)
-    tokenizer = read_tokenizer(name, revision)
+    config, tokenizer, chosen = check(name, revision, text)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limit = min(tokenizer.model_max_length, positions or LONGEST)
+    if max_length is not None and not 0 < max_length <= limit:
+        raise StagealignError(f"max_length {max_length}: this reward model reads 1 to {limit} tokens")
+    model = read_weights(AutoModelForSequenceClassification, name, config, revision, dtype)
+    longest = min(max_length or min(limit, LONGEST), _positions(model))
+    oracle = RewardOracle(model, tokenizer, weights_identity(name, config), chosen, longest, batch_tokens)
+    _try(oracle, name)
+    return oracle
+
+
+def check(
+    name: str, revision: str | None = None, text: TextForm | Literal["auto"] = "auto"
+) -> tuple[Any, PreTrainedTokenizerBase, TextForm]:
+    """Config and tokenizer of a reward model, and the form of its texts; reads no weights.
+
+    Raises StagealignError if it is no classifier with one logit, is incomplete or quantised without its library, if its
+    tokenizer has ids outside of the embedding, or if the chat template that it is asked with fails.
+    """
+    config = read_config(name, revision)
+    check_reward(name, config, read_headers(name, config, revision))
+    tokenizer = read_tokenizer(name, revision, config)
     chosen: TextForm = text if text != "auto" else "chat" if tokenizer.chat_template else "pair"
     if chosen == "chat":
         if not tokenizer.chat_template:
             raise StagealignError(f"checkpoint {name!r}: its tokenizer has no chat template; take text='pair'")
-        try:
-            _conversation(tokenizer, "prompt", "completion")
-        except (TemplateError, ValueError) as error:
-            raise StagealignError(
-                f"checkpoint {name!r}: its chat template fails on one turn of user and assistant "
-                f"({str(error)[:200]}); take text='pair'"
-            ) from error
-    limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or LONGEST]
-    limit = min(limits)
-    if max_length is not None and not 0 < max_length <= limit:
-        raise StagealignError(f"max_length {max_length}: this reward model reads 1 to {limit} tokens")
-    model = read_weights(AutoModelForSequenceClassification, name, config, revision, dtype)
-    return RewardOracle(
-        model, tokenizer, weights_identity(name, config), chosen, max_length or min(limit, LONGEST), batch_tokens
+        prepare_template(tokenizer, name)
+    return config, tokenizer, chosen
+
+
+def _positions(model: PreTrainedModel) -> int:
+    """Most tokens that position embeddings with a row for padding leave, as RoBERTa's do; `LONGEST` without such."""
+    tables = [one for key, one in model.named_modules() if key.endswith("position_embeddings")]
+    return min(
+        (
+            one.num_embeddings - one.padding_idx - 1
+            for one in tables
+            if isinstance(one, torch.nn.Embedding) and one.padding_idx is not None
+        ),
+        default=LONGEST,
     )
 
 
-def check(name: str, revision: str | None = None) -> Any:
-    """Config of a classifier with one logit. Raises StagealignError for any other checkpoint."""
-    config = read_config(name, revision)
-    if config.num_labels != 1:
+def _try(oracle: RewardOracle, name: str) -> None:
+    """Raises StagealignError for a reward model that cannot score two short texts of unequal lengths."""
+    try:
+        oracle._logits([[1], [1, 2, 3]])
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise StagealignError(
-            f"checkpoint {name!r}: its config has num_labels={config.num_labels}; a reward model has one logit "
-            "(num_labels=1): use a checkpoint with one"
-        )
-    return config
+            f"checkpoint {name!r}: {type(oracle.model).__name__} does not score a short text "
+            f"({(str(error).splitlines() or [''])[0][:200]}); use a reward model of another architecture"
+        ) from error
 
 
 def parameters_of(name: str, config: Any) -> float:
@@ -206,7 +230,7 @@ def parameters_of(name: str, config: Any) -> float:
     try:
         with torch.device("meta"):
             return float(AutoModelForSequenceClassification.from_config(config).num_parameters())
-    except ValueError as error:
+    except READING as error:
         raise unreadable(name, error) from error
 
 

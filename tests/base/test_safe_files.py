@@ -13,8 +13,9 @@ import pytest
 
 from stagealign.base.errors import BadAsset, StagealignError
 from stagealign.data import archives, download
-from stagealign.policy.checkpoints import check_weights, unreadable
+from stagealign.policy.checkpoints import unreadable
 from stagealign.policy.lm import load
+from stagealign.policy.weight_files import check_weights
 
 
 class Planted:
@@ -54,7 +55,7 @@ def test_a_pickle_by_any_name_is_refused_and_never_opened(checkpoint, hacked, pr
     weights = checkpoint / "model.safetensors"
     for content in (pickle.dumps(Planted(hacked), protocol), as_zip(Planted(hacked))):
         weights.write_bytes(content)
-        with pytest.raises(StagealignError, match="pickle, which may run code, so it was not opened"):
+        with pytest.raises(StagealignError, match="pickle, which may run code; it was not opened"):
             load(checkpoint)
     weights.rename(checkpoint / "pytorch_model.bin")
     with pytest.raises(StagealignError, match=r"its weights are a pickle \(pytorch_model\.bin\).*weights_only=True"):
@@ -71,7 +72,7 @@ def test_the_message_for_a_pickle_says_a_command_that_converts_it(checkpoint, tm
     weights.unlink()
     with pytest.raises(StagealignError) as refused:
         load(checkpoint)
-    command = str(refused.value).partition("runs none of it: ")[2]
+    command = str(refused.value).partition("runs none of its code: ")[2]
     words = shlex.split(command)
     subprocess.run([sys.executable, *words[1:]], check=True)
     made = load_file(weights)
@@ -87,7 +88,7 @@ def test_the_command_that_converts_runs_nothing_that_is_planted(checkpoint, hack
     torch.save({"weight": Planted(hacked)}, checkpoint / "pytorch_model.bin")
     with pytest.raises(StagealignError) as refused:
         load(checkpoint)
-    words = shlex.split(str(refused.value).partition("runs none of it: ")[2])
+    words = shlex.split(str(refused.value).partition("runs none of its code: ")[2])
     done = subprocess.run([sys.executable, *words[1:]], check=False, capture_output=True, text=True)
     assert done.returncode != 0
     assert "Weights only load failed" in done.stderr
@@ -116,7 +117,7 @@ def test_an_index_that_names_anything_but_safetensors_beside_it_is_refused(check
     (checkpoint / "model.safetensors").unlink()
     index = {"metadata": {}, "weight_map": {"lm_head.weight": shard}}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(StagealignError, match="only safetensors beside it are read"):
+    with pytest.raises(StagealignError, match="only safetensors in its folder are read"):
         load(checkpoint)
 
 
@@ -152,8 +153,8 @@ def test_missing_weights_are_not_drawn_at_random(checkpoint):
 
 def test_what_else_calls_itself_safetensors(checkpoint):
     for content, words in (
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "pointer of git-lfs"),
-        (b"", "not safetensors"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git-lfs pointer"),
+        (b"", "is empty"),
         (b"\xff" * 100, "not safetensors"),
         ((2**40).to_bytes(8, "little") + b"{}", "not safetensors"),
         ((4).to_bytes(8, "little") + b"{xx}", "damaged header"),
@@ -178,6 +179,6 @@ def test_archives_that_are_bombs_or_name_a_file_twice_are_refused(tmp_path, monk
         warnings.simplefilter("ignore")
         archive.writestr("tiny_model/data/a", "one")
         archive.writestr("tiny_model/data/a", "two")
-    with pytest.raises(BadAsset, match="comes twice"):
+    with pytest.raises(BadAsset, match="is repeated"):
         download.fetch(an_asset(path), tmp_path)
     assert not download.folder(an_asset(path), tmp_path).exists()

@@ -302,7 +302,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_measurement(option
 
 
 def test_a_folder_that_is_not_there_is_called_one():
-    from stagealign.policy.checkpoints import check_weights
+    from stagealign.policy.weight_files import check_weights
 
     with pytest.raises(StagealignError, match=r"checkpoint './nope': no such folder"):
         check_weights("./nope")

@@ -14,6 +14,7 @@ from stagealign.grid import registry, select
 from stagealign.plan.plan import make_plan
 from stagealign.policy import lm
 from stagealign.policy import start as sft
+from stagealign.policy.templates import turn_end
 from stagealign.store.artifact import Work
 from stagealign.store.folder import Store
 from stagealign.store.results import result_path, write_result
@@ -167,7 +168,7 @@ def test_a_template_that_ends_otherwise_than_the_tokenizer_is_named(tiny, tmp_pa
         lm.check_ends(with_template(tiny(), name), "a/b")
     other = with_template(tiny(), "other end")
     end = other.tokenizer.convert_tokens_to_ids("a1")
-    assert lm.turn_end(other.tokenizer, "a/b") == end != other.tokenizer.eos_token_id
+    assert turn_end(other.tokenizer, "a/b") == end != other.tokenizer.eos_token_id
     words = rf"ends a turn with 'a1', its EOS token is '<\|endoftext\|>'.*`eos_token`.*or add {end} to `eos_token_id`"
     with pytest.raises(StagealignError, match=words):
         lm.check_ends(other, "a/b")

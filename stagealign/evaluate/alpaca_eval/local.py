@@ -13,7 +13,8 @@ from stagealign.evaluate.alpaca_eval.asking import Keep
 from stagealign.evaluate.alpaca_eval.official import Official, Question
 from stagealign.grid.prices import TokenPrice
 from stagealign.policy.checkpoints import length_batches, padded, read_config, weights_identity
-from stagealign.policy.lm import LanguageModel, load
+from stagealign.policy.lm import LanguageModel, context_of, load
+from stagealign.policy.templates import without_end
 from stagealign.store.artifact import Identity
 
 LETTERS = ("m", "M")
@@ -56,7 +57,7 @@ class LocalJudge:
     @cached_property
     def longest(self) -> int | None:
         """Most tokens that the model can read; None if its config has no limit."""
-        return getattr(self.lm.model.config, "max_position_embeddings", None)
+        return context_of(self.lm)
 
     def ask(self, questions: Sequence[Question], keep: Keep) -> None:
         """Judges all questions, longest first. A prompt beyond the model's context is a failure; it is never cut."""
@@ -90,7 +91,8 @@ class LocalJudge:
         """
         turns = [dict(turn) for turn in question.messages]
         if not self.lm.tokenizer.chat_template:
-            return list(self.lm.tokenizer("\n\n".join(turn["content"] for turn in turns) + "\n").input_ids)
+            plain = self.lm.tokenizer("\n\n".join(turn["content"] for turn in turns) + "\n").input_ids
+            return without_end(self.lm.tokenizer, plain)
         try:
             return self.lm.prompt_ids(turns)
         except TemplateError:

@@ -1,0 +1,90 @@
+"""What a checkpoint is: a causal language model, a classifier with one logit, or neither; no weights are read."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from stagealign.base.errors import StagealignError
+from stagealign.policy.weight_files import HeaderEntry
+
+HEAD = re.compile(
+    r"(^|\.)(score|classifier|logits_proj|(classifier|classification_head)\.(out_proj|linear_out)|"
+    r"sequence_summary\.summary)\.weight$"
+)
+"""Last layer of a classifier's head, by the names in transformers; its first dimension is the number of logits."""
+CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
+REWARDS = re.compile(r"Reward|Score|ValueModel|ForRegression", re.IGNORECASE)
+"""In names of reward models' own classes, such as `LlamaForRewardModel`."""
+WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForSpeculativeDecoding")
+
+
+def check_causal(name: str, config: Any, tensors: Mapping[str, HeaderEntry]) -> None:
+    """Raises StagealignError unless a config and the header of the weights are of a causal language model."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    kind, made_as = config.model_type, _made_as(config)
+    advice = "a policy is a causal language model: name one"
+    head = head_of(tensors)
+    if made_as.endswith(CLASSIFIERS) or REWARDS.search(made_as):
+        raise _a_classifier(name, made_as)
+    if getattr(config, "is_encoder_decoder", False):
+        raise StagealignError(f"checkpoint {name!r}: of type {kind!r}, an encoder with a decoder; {advice}")
+    reads_ahead = not (getattr(config, "is_decoder", False) or getattr(config, "causal", False))
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and reads_ahead:
+        raise StagealignError(f"checkpoint {name!r}: of type {kind!r}, an encoder that reads ahead; {advice}")
+    if head is not None and not made_as.endswith(WRITERS):
+        raise _a_classifier(name, head[0])
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        wrapper = " with parts for images or sound" if config.get_text_config() is not config else ""
+        raise StagealignError(
+            f"checkpoint {name!r}: of type {kind!r}{wrapper}, which transformers has no causal language model for; "
+            + ("name the language model inside" if wrapper else advice)
+        )
+
+
+def _a_classifier(name: str, shown: str) -> StagealignError:
+    return StagealignError(
+        f"checkpoint {name!r}: a classifier ({shown}), not a policy; name the language model here, and a reward model "
+        f"as --oracle reward:{name}"
+    )
+
+
+def check_reward(name: str, config: Any, tensors: Mapping[str, HeaderEntry]) -> None:
+    """Sets `num_labels` to 1 where the head has one row. Raises StagealignError unless it is a classifier of one logit.
+
+    The head's shape in the safetensors header decides; without the weights on this machine, the config does.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    head, made_as = head_of(tensors), _made_as(config)
+    advice = "a reward model has one logit (num_labels=1): use a checkpoint with one"
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise StagealignError(
+            f"checkpoint {name!r}: of type {config.model_type!r}, which transformers has no classifier for; {advice}"
+        )
+    if head is not None and head[1] != 1:
+        raise StagealignError(f"checkpoint {name!r}: its head {head[0]} has {head[1]} rows; {advice}")
+    if head is None and (config.num_labels != 1 or made_as.endswith(WRITERS)):
+        what = f"{made_as}, a language model" if made_as.endswith(WRITERS) else f"num_labels={config.num_labels}"
+        raise StagealignError(
+            f"checkpoint {name!r}: its config has {what}"
+            + (", and its weights have no classifier's head" if tensors else "")
+            + f"; {advice}"
+        )
+    if head is not None and config.num_labels != 1:
+        config.num_labels = 1
+
+
+def head_of(tensors: Mapping[str, HeaderEntry]) -> tuple[str, int] | None:
+    """Name and rows of a classifier's last layer; None if the weights have none."""
+    found = [(key, entry.shape[0]) for key, entry in tensors.items() if HEAD.search(key) and len(entry.shape) == 2]
+    return found[-1] if found else None
+
+
+def _made_as(config: Any) -> str:
+    """Class that the checkpoint was saved from, by config.json; empty if it does not say."""
+    named = getattr(config, "architectures", None) or [""]
+    return str(named[0])
