@@ -39,6 +39,8 @@ class AnnotationRow(TypedDict):
     model_chars: int
     prompt_hash: str
     failed: str | None
+    preference_scale: str
+    """Always `1-2`: the scale of `preference`, so that no reader has to guess it."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,7 @@ class WinRateResult:
                 "model_chars": len(item.model),
                 "prompt_hash": item.hash,
                 "failed": None if answer.preference is not None else answer.failed or UNASKED,
+                "preference_scale": "1-2",
             }
             for item, answer in zip(self.battle.items, self._ordered(), strict=True)
             if item.model is not None
