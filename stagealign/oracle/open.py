@@ -112,7 +112,8 @@ def _recorded(name: str, access: OracleAccess) -> Oracle:
 ORACLES: Mapping[str, OracleRow] = {
     row.key: row
     for row in (
-        OracleRow("pairrm", _pairrm, "pairrm[:ID_OR_PATH]", needs_name=False, contest=conversation_contest),
+        OracleRow("pairrm", _pairrm, "pairrm[:ID_OR_PATH]", needs_name=False, contest=conversation_contest,
+                  facts=("truncated_for_oracle",)),
         OracleRow("reward", _reward, "reward:ID_OR_PATH", facts=("truncated_for_oracle", "oracle")),
         OracleRow("completion-reward", _completion_reward, "completion-reward:ID_OR_PATH",
                   facts=("truncated_for_oracle", "oracle")),
