@@ -33,17 +33,17 @@ def comparisons(path: Path, count: int) -> None:
     from stagealign.evaluate.alpaca_eval.comparisons import read_comparisons
     from stagealign.evaluate.alpaca_eval.lc_win_rate import lc_win_rates
 
-    judged = read_comparisons(str(path), dict.fromkeys(range(-5, 2000), 0.5))
-    assert sum(map(len, judged.values())) <= max(count, 1) * 2
+    judged = read_comparisons(str(path))
+    assert sum(len(given.prompts) for given in judged.values()) <= max(count, 1) * 2
     difficulty = path.parent / "difficulty.csv"
     lines = "".join(f"{n},{n / 10}\n" for n in range(-5, 10))
     difficulty.write_text(f"prompt_index,instruction_difficulty\n{lines}")
     for row in lc_win_rates(path, difficulty):
-        assert row.n + row.failed == len(judged[row.generator])
+        assert row.n + row.failed == len(judged[row.generator].prompts)
 
 
 def difficulty(path: Path, count: int) -> None:
-    from stagealign.evaluate.alpaca_eval.comparisons import read_difficulty
+    from stagealign.evaluate.alpaca_eval.difficulty import read_difficulty
 
     read_difficulty(str(path))
 

@@ -34,3 +34,25 @@ def tokens_of(answer: ChatAnswer, name: str) -> int:
     used = answer.get("usage")
     count = used.get(name) if isinstance(used, dict) else None
     return max(0, min(count, MOST_TOKENS)) if isinstance(count, int) and not isinstance(count, bool) else 0
+
+
+def first_token(answer: ChatAnswer) -> object:
+    """Likeliest tokens and log-probs of an answer's first token, as the server sends them; None without any."""
+    try:
+        top: object = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    except (KeyError, IndexError, TypeError):
+        return None
+    return top
+
+
+def with_usage_of(answer: ChatAnswer, other: ChatAnswer) -> ChatAnswer:
+    """The answer with the tokens of another one added to its own, where both were billed for one question."""
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    usage = {name: tokens_of(answer, name) + tokens_of(other, name) for name in names}
+    both: ChatAnswer = {**answer, "usage": usage}
+    return both
+
+
+def was_cut(answer: ChatAnswer) -> bool:
+    """True if the answer ended at its limit of tokens."""
+    return answer["choices"][0].get("finish_reason") == "length"

@@ -151,6 +151,16 @@ class Server:
         version = body.get("version") if isinstance(body, dict) else None
         return self.said(version) if isinstance(version, str) else None
 
+    def models(self) -> list[Mapping[str, object]]:
+        """Entries of the server's list of models (`/models`); empty if it gives none."""
+        httpx = self._httpx
+        try:
+            body = self._client.get(f"{self.url}/models", timeout=LONGEST_CONNECT).json()
+        except (httpx.HTTPError, ValueError):
+            return []
+        entries = body.get("data") if isinstance(body, dict) else None
+        return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
     def close(self) -> None:
         """Closes the connections; a request under way may still take its time-out."""
         self._client.close()

@@ -20,17 +20,31 @@ if TYPE_CHECKING:
     from stagealign.evaluate.alpaca_eval.lc_win_rate import LcWinRate
 
 
+PreferenceScale = Annotated[
+    str | None,
+    typer.Option(
+        help="Scale of recorded preferences: 1-2 (1 the baseline wins, 2 the model) or 0-1 (0 the baseline wins, "
+        "1 the model); needed where no number is above 1.",
+        metavar="1-2|0-1",
+    ),
+]
+
+
 def lc_win_rate(
     preferences: Annotated[
         Path,
         typer.Argument(
-            help="File with columns prompt_index, generator, preference (1 baseline ... 2 model), baseline_chars, "
-            "model_chars."
+            help="alpaca_eval's annotations.json, or a file with columns prompt_index, generator, preference "
+            "(1 baseline ... 2 model), baseline_chars, model_chars."
         ),
     ],
     difficulty: Annotated[
-        Path, typer.Option(help="The published file, or one with columns prompt_index, instruction_difficulty.")
-    ],
+        Path | None,
+        typer.Option(
+            help="Published, or with columns instruction (or prompt_hash, prompt_index) and instruction_difficulty; "
+            "without it that term is left out."
+        ),
+    ] = None,
     weights: Annotated[
         Path | None,
         typer.Option(help="Published weights; by default glm_weights.csv beside the difficulty file, if it exists."),
@@ -39,6 +53,7 @@ def lc_win_rate(
     official: Annotated[
         bool, typer.Option("--official", help="Call alpaca_eval's own function; needs the extra eval and the hub.")
     ] = False,
+    preference_scale: PreferenceScale = None,
     json_file: Annotated[
         str | None, typer.Option("--json", help="Write the numbers here; - is standard output.")
     ] = None,
@@ -49,7 +64,7 @@ def lc_win_rate(
     from stagealign.evaluate.alpaca_eval import lc_win_rate as rates
 
     check_folder(json_file)
-    rows = rates.lc_win_rates(preferences, difficulty, weights, fit, official)
+    rows = rates.lc_win_rates(preferences, difficulty, weights, fit, official, preference_scale)
     write_json(json_file, [asdict(row) for row in rows])
     if json_file != "-":
         lc_win_rates(rows)
@@ -72,6 +87,7 @@ def alpaca_eval(
     ] = None,
     served: Annotated[str | None, typer.Option(help="Version of the judge, as its server names it.")] = None,
     workers: Annotated[int, typer.Option(help="Requests to the judge at the same time.", min=1)] = 8,
+    preference_scale: PreferenceScale = None,
     json_file: Annotated[
         str | None, typer.Option("--json", help="Write the record here; - is standard output.")
     ] = None,
@@ -84,7 +100,9 @@ def alpaca_eval(
 
     check_json(json_file)
     alpaca.writable(annotations)
-    request = alpaca.EvaluationRequest(outputs, baseline, judge, judge_url, generator, spend, price, served, workers)
+    request = alpaca.EvaluationRequest(
+        outputs, baseline, judge, judge_url, generator, spend, price, served, workers, preference_scale=preference_scale
+    )
     with evaluating(json_file == "-") as heard:
         result = alpaca.evaluate(request, heard)
     write_json(json_file, result.plain())
@@ -95,10 +113,9 @@ def alpaca_eval(
 
 
 def lc_win_rates(rows: Sequence["LcWinRate"]) -> None:
-    """Prints one row for each generator, highest LC win rate first, then notes on methods and on what was left out."""
-    from stagealign.evaluate.alpaca_eval.lc_win_rate import FITTED, NOT_THEIRS, NOTHING, OFFICIAL, PUBLISHED
+    """A row a generator, the highest LC win rate first; below it what the numbers rest on and what was left out."""
+    from stagealign.evaluate.alpaca_eval.lc_win_rate import SHORT_METHODS
 
-    short = {PUBLISHED: "publ.", FITTED: "fit", OFFICIAL: "call", NOT_THEIRS: "fit*", NOTHING: "-"}
     methods = {row.method for row in rows}
     rows = sorted(rows, key=lambda row: -inf if row.lc_win_rate is None else row.lc_win_rate, reverse=True)
     title = "percent, standard errors after +-; sorted by LC win rate"
@@ -109,28 +126,45 @@ def lc_win_rates(rows: Sequence["LcWinRate"]) -> None:
     table.add_column("by", no_wrap=True)
     for row in rows:
         rates = [_rate(row.win_rate, row.standard_error), _rate(row.lc_win_rate, row.lc_standard_error)]
-        method = Text(short[row.method])
+        method = Text(SHORT_METHODS[row.method] + "!" * bool(row.warnings))
         table.add_row(Text(row.generator), str(row.n), *rates, _rate(None, row.lc_sampling_error), method)
     console.print(table)
     notes = [
         "n: judged prompts, the denominator of both rates. LC's error is the official one, which takes the weights as "
         "exact; `over prompts` is the error of LC with weights refitted to other prompts."
     ]
-    notes.append("by: " + "; ".join(f"{mark}, {method}" for method, mark in short.items() if method in methods) + ".")
-    for row in rows:
-        if row.failed or row.missing:
-            notes.append(f"{row.generator}: {row.failed} failed judgments and {row.missing} missing prompts left out.")
-        if row.official_lookup is None:
-            continue
-        by_row = f"{row.generator}: prompts are missing; the official function looks up difficulties by row, not prompt"
-        official_value = row.official_lookup == row.lc_win_rate
-        notes.append(
-            f"{by_row}. This value uses difficulties of other prompts; `--fit` looks them up by prompt."
-            if official_value
-            else f"{by_row}. It would give about {row.official_lookup:.2f}; here they are looked up by prompt."
-        )
+    legend = [f"{mark}, {method}" for method, mark in SHORT_METHODS.items() if method in methods]
+    legend += ["!, with a warning below"] * any(row.warnings for row in rows)
+    notes.append(f"by: {'; '.join(legend)}.")
+    notes += [line for row in rows for line in _remarks(row)]
     for line in notes:
         console.print(Text(line), soft_wrap=True)
+
+
+def _remarks(row: "LcWinRate") -> list[str]:
+    """What is to be known about one generator's numbers."""
+    say = [f"{row.generator}: {warning}." for warning in row.warnings]
+    if row.difficulty == "left out":
+        say.append(
+            f"{row.generator}: no difficulties of its prompts; the model is fitted without that term, so its LC win "
+            "rate is not comparable with published ones."
+        )
+    if row.failed or row.missing:
+        say.append(f"{row.generator}: {row.failed} failed judgments and {row.missing} missing prompts left out.")
+    notes += [f"{row.generator}: failed: {failure}." for failure in row.failures]
+    if row.missing_prompts:
+        more = ", ..." if row.missing > len(row.missing_prompts) else ""
+        say.append(f"{row.generator}: missing prompts: {', '.join(row.missing_prompts)}{more}.")
+    if row.official_lookup is None:
+        return say
+    by_row = f"{row.generator}: the official function looks difficulties up by row, not by prompt; with some missing"
+    theirs = row.official_lookup == row.lc_win_rate
+    notes.append(
+        f"{by_row}, this value has those of other prompts in it; `--fit` joins them by prompt."
+        if theirs
+        else f"{by_row}, it would give about {row.official_lookup:.2f}. Here they are joined by prompt."
+    )
+    return say
 
 
 def _rate(value: float | None, error: float | None) -> str:

@@ -1,5 +1,6 @@
 """A reward model as gold reward: builders of its weights and scores."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from stagealign.base.errors import BadData, StagealignError
@@ -35,10 +36,7 @@ def score(work: Work) -> Facts:
     ]
     prompts = list(dict.fromkeys([*groups[0], *groups[1]]))
     sides = [tuple(group.get(prompt, []) for group in groups) for prompt in prompts]
-    contests = [
-        Contest(prompt, *(tuple(candidate.completion for candidate in side) for side in both))
-        for prompt, both in zip(prompts, sides, strict=True)
-    ]
+    contests = [Contest(prompt, _texts(both[0]), _texts(both[1])) for prompt, both in zip(prompts, sides, strict=True)]
     rows: list[dict[str, object]] = []
     cut = 0
     for prompt, both, verdict in zip(prompts, sides, load(str(work.inputs["gold"])).judge(contests), strict=True):
@@ -57,3 +55,7 @@ def score(work: Work) -> Facts:
         ]
     write_rows(work.out / "rewards.jsonl", rows)
     return {"texts": len(rows), "truncated_for_gold": cut}
+
+
+def _texts(candidates: Sequence[Candidate]) -> tuple[str, ...]:
+    return tuple(candidate.completion for candidate in candidates)

@@ -90,7 +90,7 @@ ORACLES = {
     "pairrm": OracleKinds(
         ready=Kind("stagealign.pairrm:fetch", "stagealign.oracle.pairrm:fetch", price="pairrm", fetches="weights"),
         rank=Kind("stagealign.pairrm:rank", "stagealign.oracle.label:rank", price="rank"),
-        votes=Kind("stagealign.pairrm:votes", "stagealign.oracle.label:votes", price="votes"),
+        votes=Kind("stagealign.pairrm:votes", "stagealign.oracle.label:votes", version=2, price="votes"),
     ),
     "reward": _REWARD,
     "completion-reward": _REWARD,
@@ -141,7 +141,9 @@ GOLDS = {
         scorer="stagealign.evaluate.gold:vowels",
     ),
     "alpaca_eval": GoldKinds(
-        ready=Kind("stagealign.alpaca.gold:prepare", "stagealign.evaluate.alpaca_eval.gold:prepare", price="free"),
+        ready=Kind(
+            "stagealign.alpaca.gold:prepare", "stagealign.evaluate.alpaca_eval.gold:prepare", version=2, price="free"
+        ),
         scores=Kind(
             "stagealign.evaluate:score_annotated", "stagealign.evaluate.alpaca_eval.scores:score", price="scores"
         ),

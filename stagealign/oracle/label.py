@@ -39,8 +39,6 @@ class Labeller:
     def _signed(self, contest: Contest, verdict: Judged) -> Judged:
         if verdict.failed:
             raise BadData(f"prompt {contest.prompt[-60:]!r}: {verdict.failed}; look at its candidates")
-        if self.row.scores_vote:
-            verdict = replace(verdict, won=())
         if self.sign == 1:
             return verdict
         return replace(

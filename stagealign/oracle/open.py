@@ -31,7 +31,11 @@ def plain_contest(prompt: str, first: str, second: str) -> Contest:
 
 
 def conversation_contest(prompt: str, first: str, second: str) -> Contest:
-    """Contest of two candidates in a conversation of one turn. Source: the authors' labelling script for PairRM."""
+    """Contest of two candidates in a conversation of one turn, for training pairs alone.
+
+    Votes of a boundary score read the prompt as it is, in the grid as by the meter. Source: the authors' labelling
+    script for PairRM.
+    """
     return Contest(
         f"{INSTRUCTION}USER: {prompt}\nAssistant: <Response 1>",
         (f"<Response 1>: {first}",),
@@ -56,8 +60,6 @@ class OracleRow:
     """Whether something must stand after the colon."""
     contest: Callable[[str, str, str], Contest] = plain_contest
     """Builds the contest of a training pair from (prompt, first, second)."""
-    scores_vote: bool = False
-    """True if votes come from scores even if the verdict has pairs."""
     scores_all: bool = False
     """True if unusable candidates are scored, too: cheap scorers do, so that a broken scorer is noticed."""
     facts: tuple[Fact, ...] = ("truncated_for_oracle", "compared", "changed_with_order", "oracle")
@@ -111,7 +113,7 @@ ORACLES: Mapping[str, OracleRow] = {
     row.key: row
     for row in (
         OracleRow("pairrm", _pairrm, "pairrm[:ID_OR_PATH]", needs_name=False, contest=conversation_contest,
-                  scores_vote=True, facts=("truncated_for_oracle",)),
+                  facts=("truncated_for_oracle",)),
         OracleRow("reward", _reward, "reward:ID_OR_PATH", facts=("truncated_for_oracle", "oracle")),
         OracleRow("completion-reward", _completion_reward, "completion-reward:ID_OR_PATH",
                   facts=("truncated_for_oracle", "oracle")),

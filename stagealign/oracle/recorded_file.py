@@ -9,25 +9,20 @@ from stagealign.base.errors import BadData
 from stagealign.base.words import listed, short
 from stagealign.data.formats import DataRow
 from stagealign.data.picking import Pick, Shelf, Shelved, empty, positive, some
+from stagealign.data.preference_scale import PAIRS, OddPreference, PreferenceScale
 from stagealign.data.tables import Tally, digest_of, numbered_rows, table_at
 from stagealign.data.texts import Unusable, given_in, prompt_text, text_in
 from stagealign.oracle.recorded_rows import PairKey, Recorded, RecordedPair, RecordedPrompt, pair_key, pair_order
 
 RECORDED = {"pairs": ("prompt", "a", "b", "preference"), "scores": ("prompt", "source", "completion", "score")}
-ANSWERS = {"a": 1.0, "b": 0.0, "tie": 0.5}
-PREFERENCES = (
-    'write how far a is preferred, from 0.0 (b wins) over 0.5 (tie) to 1.0 (a wins), or "a", "b", "tie", or '
-    "AlpacaEval's 1 (a) to 2 (b); leave a failed judgment empty"
-)
 
 
 def read_recorded(path: str | Path, prompts: int | None = None, seed: int = 0) -> Recorded:
     """Recorded judgments of a file; the columns of its first row decide which of two forms it has.
 
-    Form `pairs` has columns prompt, a, b, preference. A preference is the share by which `a` is preferred, in [0, 1]:
-    above 0.5 `a` wins, below it `b`, 0.5 is a tie. `"a"`, `"b"` and `"tie"` mean 1, 0 and 0.5. AlpacaEval's scale
-    from 1 (`a` wins) to 2 (`b` wins) is also accepted; a file with numbers both below and above 1 is an error. Several
-    records of a pair, in either order, are averaged.
+    Form `pairs` has columns prompt, a, b, preference. `preference_scale` has the meaning of a preference: the share by
+    which `a` is preferred, `"a"`, `"b"` or `"tie"`, or AlpacaEval's scale from 1 (`a`) to 2 (`b`). Several records of a
+    pair, in either order, are averaged.
 
     Form `scores` has columns prompt, source (`on` or `off`), completion, score, and one row per candidate. A prompt
     without candidates of one source is dropped. `prompts` of them are chosen as in `read_preferences`; their texts are
@@ -65,7 +60,7 @@ class _Pairs:
         self.source, self.tally = source, tally
         self.used = 0
         self.pairs: dict[PairKey, RecordedPair] = {}
-        self.sides: dict[bool, tuple[int, Any]] = {}
+        self.scale = PreferenceScale(source, tally.unit, PAIRS)
 
     def add(self, number: int, row: DataRow) -> None:
         prompt, a, b = _prompt(row), _completion(row, "a"), _completion(row, "b")
@@ -85,23 +80,14 @@ class _Pairs:
         if "preference" not in row:
             raise Unusable("no `preference`")
         value = row["preference"]
-        where = f"{self.source}, {self.tally.unit} {number}, column 'preference'"
-        if isinstance(value, str) and value.strip().lower() in ANSWERS:
-            return ANSWERS[value.strip().lower()]
-        share = _number(value, where, PREFERENCES)
-        if share is None:
-            return None
-        if not 0 <= share <= 2:
-            raise BadData(f"{where}: {short(value)} found; {PREFERENCES}")
-        if share != 1:
-            self.sides.setdefault(share > 1, (number, value))
-            if len(self.sides) == 2:
-                (low, below), (high, above) = self.sides[False], self.sides[True]
-                raise BadData(
-                    f"{self.source}, column 'preference': {below!r} in {self.tally.unit} {low} and {above!r} in "
-                    f"{self.tally.unit} {high} belong to different scales; {PREFERENCES}"
-                )
-        return share if share <= 1 else 2 - share
+        try:
+            preference = self.scale.add(number, value)
+        except OddPreference:
+            raise BadData(
+                f"{self.source}, {self.tally.unit} {number}, column 'preference': {short(value)} found; "
+                f"{self.scale.meaning}"
+            ) from None
+        return None if preference is None else self.scale.share(preference)
 
     def result(self, given: int, digest: str) -> Recorded:
         failures = sum(verdict.sign() is None for verdict in self.pairs.values())

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from stagealign.base.errors import StagealignError
+from stagealign.data.texts import Messages
 from stagealign.store.artifact import Identity
 
 
@@ -15,6 +16,8 @@ class Contest:
     prompt: str
     on: tuple[str, ...]
     off: tuple[str, ...]
+    messages: Messages | None = None
+    """Turns of the prompt if it is a conversation; `prompt` is then their text, for oracles that read one."""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,11 @@ def test_a_price_that_is_none(ask, server):
             "2 prompts ('Task 10: explain it.' (row 11), 'Task 11: explain it.' (row 12)) not in",
         ),
         (lambda o, b: (o[:-1], b), "1 of 12 prompts have no completion ('Task 11: explain it.')"),
-        (lambda o, b: ([o[0] | {"output": None}], b), "row 1, column 'output': "),
+        (
+            lambda o, b: (o, [b[0] | {"output": None}, *b[1:]]),
+            "completion of 1 prompt ('Task 0: explain it.' (row 1)) is",
+        ),
+        (lambda o, b: ([o[0] | {"output": 3}], b), "row 1, column 'output': a number found"),
         (lambda o, b: ([o[0] | {"output": "half \ud83d"}], b), "row 1, column 'output': half a character"),
         (lambda o, b: ([{"text": "x"}], b), "row 1: no column 'instruction'"),
         (lambda o, b: (o[:6] + rows(generator="two")[6:], b), "completions of 2 generators found (outputs, two)"),

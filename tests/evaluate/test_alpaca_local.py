@@ -100,7 +100,9 @@ def test_a_local_judge_from_a_folder_is_kept(local, files, tmp_path, monkeypatch
     judge.lm.tokenizer.save_pretrained(folder)
     request = alpaca.EvaluationRequest(*files(), judge=f"local:{folder}")
     found = alpaca.evaluate(request)
-    assert found.reliable
+    assert len(found.little_mass) == found.plain()["little_mass"] == 12, "random weights spread over the vocabulary"
+    assert not found.reliable
+    assert "12 by letters that are mostly not the judge's answer: unreliable" in found.sentence
     assert found.cost_now is None
     assert found.judge["served"].startswith("sha256:")
     from stagealign.evaluate.alpaca_eval.local import LocalJudge

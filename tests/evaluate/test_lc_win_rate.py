@@ -75,9 +75,9 @@ def test_a_failed_judgment_is_counted_and_in_no_denominator(ending, tmp_path, di
 @pytest.mark.parametrize("preference", [1.0, 1.5, 2.0])
 def test_extreme_answers_have_a_value(chars, preference, tmp_path, difficulty):
     rows = [row | {"model_chars": chars, "preference": preference} for row in rows_of()]
-    (found,) = lc_win_rates(save(tmp_path / "rows.csv", rows), difficulty)
+    (found,) = lc_win_rates(save(tmp_path / "rows.csv", rows), difficulty, preference_scale="1-2")
     assert 0 <= found.lc_win_rate <= 100
-    (one,) = lc_win_rates(save(tmp_path / "one.csv", rows[:1]), difficulty)
+    (one,) = lc_win_rates(save(tmp_path / "one.csv", rows[:1]), difficulty, preference_scale="1-2")
     assert (one.n, one.standard_error, one.lc_standard_error, one.lc_sampling_error) == (1, None, None, None)
     assert 0 <= one.lc_win_rate <= 100
 
@@ -106,12 +106,6 @@ def changed(at, **values):
         ),
         ([*rows_of(), *rows_of()[:2]], r"2 rows repeat a generator's prompt: mine on prompt 0 \(row 9\), mine on pro"),
         (changed(3, prompt_index=900), "1 prompts have no difficulty: prompt_index 900; the difficulty file has 8"),
-        (changed(3, preference=2.01), r"1 of 8 rows cannot be used: preference outside 1 \(baseline\) to 2 .*row 4"),
-        (changed(3, preference=0.0), "preference outside 1"),
-        (changed(3, preference=math.inf), "preference 'inf' is not finite"),
-        (changed(3, preference="m"), "preference 'm' is not a number"),
-        (changed(3, model_chars=""), r"no model_chars: 1 \(row 4\)"),
-        (changed(3, model_chars=-1), "a negative number of characters"),
         (changed(3, prompt_index=1.5), "prompt_index 1.5 is not a whole number"),
         (changed(3, generator=" "), "no generator"),
     ],
@@ -119,6 +113,25 @@ def changed(at, **values):
 def test_what_cannot_be_used_is_named(rows, message, tmp_path, difficulty):
     with pytest.raises(BadData, match=message):
         lc_win_rates(save(tmp_path / "rows.csv", rows), difficulty)
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        ({"preference": 2.01}, "preference outside 1 (baseline) to 2 (model): 1 (row 4)"),
+        ({"preference": -1}, "preference outside 1 (baseline) to 2 (model): 1 (row 4)"),
+        ({"preference": math.inf}, "no preference: 1 (row 4)"),
+        ({"preference": None}, "no preference: 1 (row 4)"),
+        ({"preference": "left"}, "preference that is no number: 1 (row 4)"),
+        ({"model_chars": ""}, "no model_chars: 1 (row 4)"),
+        ({"model_chars": -1}, "a negative number of characters: 1 (row 4)"),
+    ],
+)
+def test_one_odd_judgment_is_counted_and_moves_no_other(odd, reason, tmp_path, difficulty):
+    (found,) = lc_win_rates(save(tmp_path / "rows.csv", changed(3, **odd)), difficulty)
+    assert (found.n, found.failed, found.missing, found.failures) == (7, 1, 0, (reason,))
+    assert found.win_rate == pytest.approx(100 * (sum((1.0, 1.9, 1.2, 2.0, 1.1, 1.4, 1.0)) / 7 - 1))
+    assert "unreliable: 1 of 8 judgments failed, more than 1%" in found.warnings
 
 
 @pytest.mark.parametrize(
@@ -144,7 +157,7 @@ def test_difficulties_and_weights_are_checked_too(tmp_path, difficulty):
     rows = save(tmp_path / "rows.csv", rows_of())
     for text, message in (
         ("index,difficulty\n0,1\n", "no column instruction_difficulty; found: index, difficulty"),
-        ("prompt,instruction_difficulty\n0,1\n", "no column prompt_index; found: prompt, instruction_difficulty"),
+        ("question,instruction_difficulty\n0,1\n", "no column prompt_index; found: question, instruction_difficulty"),
         (",instruction_difficulty\n0,1\n0,2\n", "prompt_index 0 found again"),
         ("prompt_index,instruction_difficulty\n0,1\n0,2\n", "prompt_index 0 found again"),
         ("prompt_index,instruction_difficulty\n0,nan\n", "instruction_difficulty 'nan' is not finite"),
@@ -157,9 +170,9 @@ def test_difficulties_and_weights_are_checked_too(tmp_path, difficulty):
     with pytest.raises(BadData, match=r"no column np\.tanh"):
         lc_win_rates(rows, difficulty, bad)
     with pytest.raises(BadData, match="no such file"):
-        read_comparisons(str(tmp_path / "nowhere.csv"), {0: 0.0})
+        read_comparisons(str(tmp_path / "nowhere.csv"))
     with pytest.raises(BadData, match="no such file"):
-        read_comparisons("nowhere/data", {0: 0.0})
+        read_comparisons("nowhere/data")
 
 
 @pytest.fixture
@@ -204,8 +217,9 @@ def test_the_table_is_sorted_by_lc_win_rate_and_fits_80_columns(tmp_path, diffic
     assert shown == [names[1], names[0], "nothing"]
     assert max(map(len, body)) <= 80
     (line,) = [line for line in body if names[0] in line]
-    assert line.split()[-1] == "fit"
-    assert "by: fit, fitted; -, no judged rows." in out
+    assert line.split()[-1] == "fit!"
+    assert "by: fit, fitted; -, no judged rows; !, with a warning below." in out
+    assert f"{names[0]}: LC is not usable: 8 judged prompts, fewer than 100." in out
     _, out, _ = call("--help")
     assert "sorted by the latter" in " ".join(out.split())
 
@@ -216,8 +230,8 @@ def test_a_mistake_is_one_message(tmp_path, difficulty, call):
     assert (code, "no such file" in said) == (2, True)
     code, _, said = call(rows, "--difficulty", difficulty, "--json", tmp_path / "no" / "out.json")
     assert (code, "no folder" in said) == (2, True)
-    code, _, said = call(rows)
-    assert (code, "--difficulty" in said) == (2, True)
+    code, _, said = call(rows, "--difficulty", difficulty, "--preference-scale", "0-2")
+    assert (code, "--preference-scale: '0-2' found; write 1-2" in said) == (2, True)
 
 
 @pytest.fixture

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from stagealign.evaluate.alpaca_eval.comparisons import (
-    read_difficulty,
-    read_weights,
-)
+from stagealign.evaluate.alpaca_eval.comparisons import read_weights
+from stagealign.evaluate.alpaca_eval.difficulty import read_difficulty
 from stagealign.evaluate.alpaca_eval.lc_win_rate import FITTED, NOT_THEIRS, PUBLISHED, lc_win_rates
 from stagealign.evaluate.alpaca_eval.length_control import (
     LEARNED,
@@ -146,7 +144,7 @@ def test_published_weights_give_published_values(shared_data):
     import pandas as pd
 
     folder = shared_data / "alpaca_eval"
-    difficulty = np.array(list(read_difficulty(str(folder / "instruction_difficulty.csv")).values()))
+    difficulty = np.array(list(read_difficulty(str(folder / "instruction_difficulty.csv")).by_index.values()))
     weights = read_weights(str(folder / "glm_weights.csv"))
     leaderboard = pd.read_csv(folder / "leaderboard.csv", index_col=0)
     complete = leaderboard[leaderboard["n_total"] == 805]["length_controlled_winrate"]

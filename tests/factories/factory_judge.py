@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from stagealign.scoring.served_weights import PROBE
+
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 KEY = "sk-planted-7f3a91c05d"
 ORDER = ("bad", "fair", "good")
@@ -38,7 +40,10 @@ class Judge(ThreadingHTTPServer):
         """(status, headers, body or callable of the request); taken one a request, None for a good answer."""
         self.always = None
         self.name, self.logprobs = "judge-1", False
+        self.models, self.says = [], "I am the first judge"
+        """Entries of its list of models, and its answer to the question that tells models apart."""
         self.seen = []
+        """Requests besides that question."""
         self.lock = threading.Lock()
 
     @property
@@ -63,8 +68,19 @@ class Judge(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        data = json.dumps({"object": "list", "data": getattr(self.server, "models", [])}).encode()
+        self.send_response(200 if self.path == "/v1/models" else 404)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if request["messages"] and request["messages"][-1]["content"] == PROBE:
+            choice = {"message": {"role": "assistant", "content": self.server.says}}
+            self._send(200, {}, json.dumps({"model": self.server.name, "choices": [choice]}).encode())
+            return
         with self.server.lock:
             self.server.seen.append((self.path, dict(self.headers), request))
             act = self.server.acts.pop(0) if self.server.acts else self.server.always
@@ -73,7 +89,9 @@ class Handler(BaseHTTPRequestHandler):
             body = body(request)
         if body is None:
             body = self.server.answer(request)
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self._send(status, headers, body if isinstance(body, bytes) else json.dumps(body).encode())
+
+    def _send(self, status, headers, data):
         try:
             self.send_response(status)
             for name, value in ({"Content-Length": str(len(data))} | headers).items():

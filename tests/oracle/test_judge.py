@@ -25,7 +25,7 @@ def test_scores_are_shares_of_comparisons_won(ask, server):
     assert (found.compared, found.changed, found.truncated, found.failed) == (4, 0, 0, None)
     assert judge.style == "text"
     assert len(server.seen) == 2 + 8  # a question a style, then four pairs in both orders
-    assert judge.server.requests == 10
+    assert judge.server.requests == 11  # and one that tells the model from another of its name
     assert judge.server.tokens == 70
     path, headers, request = server.seen[-1]
     assert path == "/v1/chat/completions"
@@ -58,7 +58,8 @@ def test_logprobs_are_used_where_they_are_served(ask, server):
 
 
 def test_a_judge_that_thinks_is_asked_in_its_own_way(ask, server):
-    server.acts = [(400, {}, {"error": "logprobs: unsupported"}), (400, {}, {"error": "max_tokens: unsupported"})]
+    unknown = (400, {}, {"error": "max_tokens: unsupported"})
+    server.acts = [(400, {}, {"error": "logprobs: unsupported"}), unknown, unknown]
     judge = ask()
     (found,) = judge.judge([CONTEST])
     assert judge.style == "thinking"
@@ -73,6 +74,9 @@ def test_a_judge_that_thinks_is_asked_in_its_own_way(ask, server):
         ("**B**", 0.0),
         ("Response A", 1.0),
         ("The better response is B.", 0.0),
+        ("Response B is better because it is shorter.", 0.0),
+        ('{"winner": "A"}', 1.0),
+        ("Tie", 0.5),
         ("<think>A or B? A\n</think>\n\nB", 0.0),
         ("A good question", None),
         ("A and B", None),
@@ -82,25 +86,28 @@ def test_a_judge_that_thinks_is_asked_in_its_own_way(ask, server):
     ],
 )
 def test_what_counts_as_an_answer(text, wanted):
-    assert judging._preference({"choices": [{"message": {"content": text}}]}, "text") == wanted
+    assert judging.preference({"choices": [{"message": {"content": text}}]}, "text") == wanted
 
 
 @pytest.mark.parametrize(
     ("top", "wanted"),
     [
-        ([("A", -1), ("B", -2)], 1.0),
-        ([("x", 0), ("B", -9)], 0.0),
-        ([("A", -2), (" A", -0.5), ("B", -1)], 1.0),
+        ([("A", -0.7), ("B", -2)], 1.0),
+        ([("A", -2), ("B", -0.3)], 0.0),
+        ([("A", -2), (" A", -0.9), ("B", -1.2)], 1.0),
         ([("A", -1), ("B", -1)], 0.5),
+        ([("x", -0.1), ("B", -13.8)], None),  # a millionth of the mass
+        ([("x", -0.6), ("A", -1), ("B", -3)], None),  # less than half
         ([("x", -1)], None),
-        ([("A", float("nan")), ("B", -5)], 0.0),
+        ([("A", float("nan")), ("B", -5)], None),
         ([("A", "high")], None),
         ([(3, -1)], None),
     ],
 )
 def test_the_likelier_letter_wins(top, wanted):
     logprobs = {"content": [{"top_logprobs": [{"token": token, "logprob": value} for token, value in top]}]}
-    assert judging._preference({"choices": [{"logprobs": logprobs}]}, "logprobs") == wanted
+    answer = {"choices": [{"logprobs": logprobs, "message": {"content": "A"}}]}
+    assert judging.preference(answer, "logprobs") == wanted
 
 
 def test_verdicts_keep_the_order_of_the_contests(ask):

@@ -50,7 +50,7 @@ def test_what_may_pass_is_retried(ask, server, act):
     found = list(judge.judge([CONTEST, CONTEST]))
     assert [one.failed for one in found] == [None, None]
     assert [one.on for one in found] == [(1.0, 0.0)] * 2
-    assert judge.server.requests == 2 + 16 + 2
+    assert judge.server.requests == 2 + 1 + 16 + 2
 
 
 def test_the_wait_that_a_server_asks_for_is_kept(ask, server):
@@ -144,7 +144,8 @@ def test_a_server_that_is_gone_stops_the_run(ask, server, monkeypatch):
 def test_another_model_name_is_refused(ask, server):
     judge = ask(workers=1)
     before = judge.identity
-    assert before == {"kind": "judge", "version": 2, "model": "judge", "served": "judge-1", "style": "text"}
+    known = {"kind": "judge", "version": 3, "model": "judge", "served": "judge-1", "style": "text"}
+    assert before == known | {"weights": judge.weights}
     verdicts = judge.judge([CONTEST] * 5)
     assert next(verdicts).failed is None
     server.name = "judge-2"

@@ -87,7 +87,7 @@ PAIRS = {"pairs": 4, "ties": 1, "truncated": 1, "drops": {"chosen equals rejecte
         ("tfidf", "votes", 1, "aa53b68db1a042d6", {"prompts": 6}),
         ("tfidf", "votes", -1, "441cee11635925d3", {"prompts": 6}),
         ("pairrm", "rank", 1, "6f8cacf13e05a084", PAIRS | {"ties": 0, "margin": 5.0938, "truncated_for_oracle": 0}),
-        ("pairrm", "votes", 1, "4902af18851f2161", {"prompts": 6, "truncated_for_oracle": 0}),
+        ("pairrm", "votes", 1, "42596ece07e9478e", {"prompts": 6, "truncated_for_oracle": 0}),
     ],
 )
 def test_files_and_facts_are_those_of_the_first_builders(labelled, key, kind, sign, digest, facts):

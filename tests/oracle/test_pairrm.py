@@ -16,7 +16,8 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfA
 from stagealign.base.errors import StagealignError
 from stagealign.oracle import label, pairrm
 from stagealign.oracle.disentangled import ReadingAttention
-from stagealign.oracle.open import INSTRUCTION
+from stagealign.oracle.labels import to_votes
+from stagealign.oracle.open import INSTRUCTION, row_of
 from stagealign.oracle.pairrm import verdict
 from stagealign.scoring.contest import Contest
 from stagealign.stats.votes import cross_votes, pair_votes
@@ -306,6 +307,18 @@ def test_the_published_weights_give_the_published_logits():
     assert pairrm.load(folder).logits(rows) == pytest.approx([1.9003, -1.2547], abs=2e-4)
 
 
+def test_the_grid_votes_by_pairs_as_the_meter_does():
+    """A pair is a vote (arXiv 2508.10530, Algorithm 1); votes by scores differ where pairs form a cycle."""
+    given = contests(60)
+    oracle = build()
+    signed = label.Labeller(row_of("pairrm"), oracle, 1).verdicts(given)
+    rows = [to_votes(contest.prompt, found) for contest, found in zip(given, signed, strict=True)]
+    meter = [pair_votes(found.won) for found in oracle.judge(given)]
+    assert [(row["on"], row["off"], row["ties"]) for row in rows] == meter
+    by_scores = [cross_votes(found.on, found.off) for found in oracle.judge(given)]
+    assert sum(one != other for one, other in zip(meter, by_scores, strict=True)) > 5
+
+
 def test_labels_and_votes_as_artifacts(tmp_path):
     """The builders agree with the oracle asked directly; a tie goes to the second, what cannot teach is counted."""
     from stagealign.data.records import Candidate, Pair, prompt_hash, read_dicts, read_rows, write_rows
@@ -345,8 +358,7 @@ def test_labels_and_votes_as_artifacts(tmp_path):
     assert label.votes(Work(asked, inputs, folders["votes"], tmp_path))["prompts"] == 1
     (row,) = read_dicts(folders["votes"] / "votes.jsonl")
     (found,) = oracle.judge([Contest("good film", ("bad", "odd"), ("the plot", "odd"))])
-    wins = sum((ours > theirs) + 0.5 * (ours == theirs) for ours in found.on for theirs in found.off)
-    assert (row["prompt"], row["on"], row["ties"]) == (prompt_hash("good film"), wins, 1)
+    assert (row["prompt"], row["on"], row["ties"]) == (prompt_hash("good film"), sum(found.won), 1)
     write_rows(folders["candidates"] / "candidates.jsonl", few)
     with torch.no_grad():
         oracle.model.head_layer[-1].weight.fill_(float("nan"))

@@ -77,6 +77,7 @@ def mirror(tmp_path, monkeypatch):
             "instruction": f"Task {i}: what is a {WORDS[i]}?",
             "output": f"A {WORDS[i]}. " * (1 + i % 3),
             "generator": "gpt4",
+            "prompt_index": i,
         }
         for i in range(PROMPTS)
     ]

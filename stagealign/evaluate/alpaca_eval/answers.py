@@ -8,6 +8,7 @@ from pathlib import Path
 from stagealign.base.identity import fingerprint
 from stagealign.base.shapes import NUMBER, TEXT, WHOLE, Or, misfit
 from stagealign.evaluate.alpaca_eval.rows import BattleItem
+from stagealign.scoring.verdict_text import MASS
 from stagealign.store.artifact import Identity
 from stagealign.store.kept import Row, RowFile
 
@@ -30,6 +31,20 @@ class JudgeAnswer:
     completion_tokens: int = 0
     cost: float | None = None
     """USD; None if no price is known."""
+
+    @property
+    def little_mass(self) -> bool:
+        """True if the preference rests on two letters that are mostly not the judge's answer."""
+        return self.preference is not None and self.letters is not None and self.letters < MASS
+
+
+@dataclass(frozen=True)
+class Settled:
+    """An answer that has been counted and kept."""
+
+    answer: JudgeAnswer
+    fatal: bool
+    """True if the next question would also fail."""
 
 
 SHAPE = {

@@ -3,23 +3,23 @@
 Requests are sent by the project's own client; their content is the official annotator's.
 """
 
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from math import exp, inf
 
 from stagealign.base.asking import Asking
-from stagealign.base.chat import ChatAnswer, Choice, content_of, tokens_of
+from stagealign.base.chat import ChatAnswer, Choice, content_of, tokens_of, was_cut, with_usage_of
 from stagealign.base.errors import StagealignError
 from stagealign.base.server import FIRST_ATTEMPTS, RETRIED, RequestFailed, Server
-from stagealign.evaluate.alpaca_eval.answers import JudgeAnswer
-from stagealign.evaluate.alpaca_eval.official import Official, Question
+from stagealign.evaluate.alpaca_eval.answers import JudgeAnswer, Settled
+from stagealign.evaluate.alpaca_eval.official import Official, Question, letters_of
 from stagealign.evaluate.alpaca_eval.rows import BattleItem
 from stagealign.grid.preferences import GOLDS
 from stagealign.grid.prices import TokenPrice
+from stagealign.scoring.served_weights import weights_behind
+from stagealign.scoring.verdict_text import CERTAIN, MM, verdict_in
 from stagealign.store.artifact import Identity
 
 OFFICIAL_URL = "https://api.openai.com/v1"
@@ -27,8 +27,6 @@ CHARS_PER_TOKEN = 4.0
 """Characters per token of English text; used only for estimates, as costs follow the server's count."""
 FRAME_TOKENS = 16
 """Most tokens of the chat format around the messages of a question."""
-CERTAIN = 1.01
-"""Largest sum of probabilities that is accepted, as servers round."""
 FATAL = {401, 402, 403, 404}
 """Statuses that every question would get: key, account or model is wrong."""
 Keep = Callable[[Question, JudgeAnswer], None]
@@ -51,8 +49,14 @@ class Terms:
     """Number of concurrent requests."""
 
 
-STYLES: Mapping[str, Mapping[str, object]] = {"logprobs": {}, "text": {"temperature": 0, "max_tokens": 8}}
-"""Request settings, best first: `logprobs` has the official settings, `text` is for servers without log-probs."""
+STYLES: Mapping[str, Mapping[str, object]] = {
+    "logprobs": {},
+    "text": {"temperature": 0, "max_tokens": 8},
+    "reasoned": {"temperature": 0, "max_tokens": 1024},
+}
+"""Request settings, best first: `logprobs` has the official settings, the others are for a judge without log-probs, or
+whose first token is mostly no letter. An answer of `text` that was cut is asked for again as `reasoned`.
+"""
 
 
 class ServedJudge:
@@ -68,6 +72,8 @@ class ServedJudge:
         """True once a first answer has decided the version, which may be None."""
         self.named: str | None = None
         """Version in the answer to `check`."""
+        self.weights: str | None = None
+        """What tells the model of a local server from another of its name, after `check`; None for a remote one."""
         self.reached = False
         """True once the server has answered; until then, questions are asked one at a time with few attempts."""
         self.spent = 0.0
@@ -85,9 +91,11 @@ class ServedJudge:
 
     def identity_as(self, style: str) -> Identity:
         """Identity of the judge with another style."""
+        known = {} if self.weights is None else {"weights": self.weights}
         return {
             "kind": self.kind,
-            "version": 1,
+            "version": 1 if self.kind == "official" else 2,
+            **known,
             "model": self.model,
             "style": style,
             "settings": self._settings_as(style),
@@ -115,24 +123,28 @@ class ServedJudge:
         Raises StagealignError if no style gives an answer.
         """
         (question,) = self.official.questions([BattleItem(0, "Say yes.", "Yes.", "No.")])
+        refused = said = ""
         for style in STYLES:
             self.style = style
             try:
                 answer = self._read(question, self._call(question, attempts=FIRST_ATTEMPTS))
             except RequestFailed as error:
-                reason = str(error)
+                refused = str(error)
                 if error.status not in (400, 422):  # the server does not know a setting
                     break
                 continue
             self.spent += answer.cost or 0.0
             self.reached = True
-            if answer.preference is not None:
-                self.named = answer.served
+            if answer.preference is not None and not answer.little_mass:
+                self.named, self.weights = answer.served, weights_behind(self.server, self.model)
                 return
-            reason = str(answer.failed)
+            said = answer.failed or f"has {answer.letters:.1%} of its next token on 'm' and 'M'"
+        what = f"judge {self.model!r} at {self.server.url}"
+        if said:
+            raise StagealignError(f"{what}: {said}; name a judge that answers with m or M")
         raise StagealignError(
-            f"judge {self.model!r} at {self.server.url}: {reason}; check that the server runs and serves this model, "
-            "and that the URL ends where its API starts (mostly /v1)"
+            f"{what}: {refused}; check that the server runs and serves this model, and that the URL ends where its API "
+            "starts (mostly /v1)"
         )
 
     def estimate(self, questions: Sequence[Question]) -> tuple[int, float | None]:
@@ -148,7 +160,7 @@ class ServedJudge:
         that the next question would also meet: a refused key, another version, failures in a row. Answers until then,
         and those of running requests, are kept, also after an interrupt.
         """
-        asking: Asking[Question, ChatAnswer, _Settled] = Asking(
+        asking: Asking[Question, ChatAnswer, Settled] = Asking(
             requests=self._requests,
             answer=partial(self._settled, keep=keep),
             failed=lambda settled: settled.answer.failed,
@@ -195,14 +207,18 @@ class ServedJudge:
         """Body of the server's answer. Raises RequestFailed."""
         if not question.messages:
             raise RequestFailed("the official prompt cannot carry these texts", status=0)
-        return self.server.chat(self.model, question.messages, self.settings, stop, attempts)
+        body = self.server.chat(self.model, question.messages, self.settings, stop, attempts)
+        if self.style == "text" and was_cut(body) and self._first(body["choices"][0]) is None:
+            fuller = self.server.chat(self.model, question.messages, STYLES["reasoned"], stop, attempts)
+            return with_usage_of(fuller, body)
+        return body
 
     def _read(self, question: Question, body: ChatAnswer) -> JudgeAnswer:
         """The judge's answer in a response body. Not thread-safe, as the package's parser is not."""
         choice = body["choices"][0]
         prompt, completion = (tokens_of(body, name) for name in ("prompt_tokens", "completion_tokens"))
         first, failed = self._first(choice), None
-        letters = _letters(choice) if self.style == "logprobs" else None
+        letters = letters_of(choice) if self.style == "logprobs" else None
         if letters is not None and not 0 <= letters <= CERTAIN:
             first, failed, letters = None, "gave log-probabilities that are none", None
         if first is None and failed is None:
@@ -228,10 +244,10 @@ class ServedJudge:
         if self.style == "logprobs":
             return self.official.first_preferred(choice)
         content = choice["message"].get("content")
-        letter = re.fullmatch(r"\W*([mM])\W*", content) if isinstance(content, str) else None
-        return None if letter is None else float(letter[1] == "m")
+        verdict = verdict_in(content, MM, choice.get("finish_reason") == "length") if isinstance(content, str) else None
+        return None if verdict is None else {"first": 1.0, "tie": 0.5, "second": 0.0}[verdict]
 
-    def _settled(self, question: Question, parts: Sequence[ChatAnswer | RequestFailed], keep: Keep) -> "_Settled":
+    def _settled(self, question: Question, parts: Sequence[ChatAnswer | RequestFailed], keep: Keep) -> Settled:
         """Counts and keeps the answer to a question."""
         (part,) = parts
         fatal = False
@@ -244,7 +260,7 @@ class ServedJudge:
             self.reached = True
             self.spent += answer.cost or 0.0
         keep(question, answer)
-        return _Settled(answer, fatal)
+        return Settled(answer, fatal)
 
     def _is_fatal(self, error: RequestFailed) -> bool:
         """True if the next question would also fail; sets `reached` if the server has answered."""
@@ -259,7 +275,7 @@ class ServedJudge:
             "same command again"
         )
 
-    def _check(self, settled: "_Settled") -> None:
+    def _check(self, settled: Settled) -> None:
         """Raises StagealignError for a fatal failure, and for an answer by another version than expected."""
         answer = settled.answer
         if settled.fatal:
@@ -275,24 +291,3 @@ class ServedJudge:
                 f"{answer.served!r}; verdicts of two judges are never mixed: `--served {answer.served}` asks for all "
                 "of that one"
             )
-
-
-@dataclass(frozen=True)
-class _Settled:
-    """An answer that has been counted and kept."""
-
-    answer: JudgeAnswer
-    fatal: bool
-    """True if the next question would also fail."""
-
-
-def _letters(choice: Choice) -> float | None:
-    """Probability of "m" and "M" together in the first token of an answer; None if it has no log-probs."""
-    try:
-        top = choice["logprobs"]["content"][0]["top_logprobs"]
-        probability = float(sum(exp(token["logprob"]) for token in top if token["token"] in ("m", "M")))
-    except OverflowError:
-        return inf
-    except (KeyError, IndexError, TypeError):
-        return None
-    return probability

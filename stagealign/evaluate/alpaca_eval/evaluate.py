@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from stagealign.base.errors import BadData, StagealignError
 from stagealign.base.identity import fingerprint
 from stagealign.base.words import short
+from stagealign.data.preference_scale import scale_named
 from stagealign.evaluate.alpaca_eval import rows
 from stagealign.evaluate.alpaca_eval.answers import Bill, JudgeAnswer, KeptAnswers, key_of
 from stagealign.evaluate.alpaca_eval.protocols import EvaluationListener, Judge, Silent
@@ -51,6 +52,8 @@ class EvaluationRequest:
     workers: int = 8
     keep: bool = True
     """True if answers are kept for later calls."""
+    preference_scale: str | None = None
+    """`1-2` or `0-1`: scale of recorded preferences; None to find it."""
 
 
 def evaluate(request: EvaluationRequest, heard: EvaluationListener | None = None) -> WinRateResult:
@@ -63,7 +66,7 @@ def evaluate(request: EvaluationRequest, heard: EvaluationListener | None = None
     kind, rest = check(request)
     battle = rows.read(request.outputs, request.baseline, request.generator)
     if kind == "recorded":
-        return _recorded(rest, battle, started)
+        return _recorded(rest, battle, started, request.preference_scale)
     _enough(request.outputs, battle)
     judge = _open(kind, rest, request)
     try:
@@ -88,6 +91,10 @@ def check(request: EvaluationRequest) -> tuple[str, str]:
         if given:
             option = f"--{given[0].replace('_', '-')}"
             raise StagealignError(f"{option} with --judge {request.judge!r}: it is not served; leave {option} out")
+    if request.preference_scale is not None and kind != "recorded":
+        raise StagealignError(
+            f"--preference-scale with --judge {request.judge!r}: only recorded preferences have a scale; leave it out"
+        )
     if request.spend is not None and not (math.isfinite(request.spend) and request.spend >= 0):
         raise StagealignError(f"--spend {request.spend}: not an amount; give USD, such as 12.50")
     if kind == "judge" and request.spend is not None and request.price is None:
@@ -243,10 +250,11 @@ def _place(identity: Identity) -> Path:
     return default_home() / "alpaca" / f"{identity['kind']}-{fingerprint(dict(identity))}.jsonl"
 
 
-def _recorded(source: str, battle: Battle, started: float) -> WinRateResult:
+def _recorded(source: str, battle: Battle, started: float, scale: str | None) -> WinRateResult:
     from stagealign.evaluate.alpaca_eval import recorded
 
-    answers, judges = recorded.annotations(source, battle)
+    named = None if scale is None else scale_named(scale, "--preference-scale")
+    answers, judges = recorded.annotations(source, battle, named)
     for item in battle.items:
         if item.hash not in answers:
             reason = "no completion given" if item.model is None else "no annotation recorded"

@@ -8,7 +8,10 @@ from stagealign.data.mirrors import content_of, local_copy
 from stagealign.data.records import Candidate, Prompt, read_dicts, read_rows, write_rows
 from stagealign.evaluate.alpaca_eval import evaluate as alpaca
 from stagealign.evaluate.alpaca_eval import rows
-from stagealign.evaluate.alpaca_eval.comparisons import read_difficulty
+from stagealign.evaluate.alpaca_eval.comparisons import PromptKey
+from stagealign.evaluate.alpaca_eval.difficulty import read_difficulty
+from stagealign.evaluate.alpaca_eval.official_prompts import official_index
+from stagealign.evaluate.alpaca_eval.rows import Battle, BattleItem
 from stagealign.store.artifact import Facts, Work
 
 BASELINE, DIFFICULTY = "alpaca_eval_gpt4_baseline", "instruction_difficulty"
@@ -41,10 +44,14 @@ def prepare(work: Work) -> Facts:
     battle = rows.read(str(baseline), str(baseline))
     if len(battle.items) != expected:
         raise BadData(f"{baseline}: {len(battle.items)} prompts found, {expected} expected; take the published file")
-    difficulties = read_difficulty(str(difficulty))
-    without = [item.index for item in battle.items if item.index not in difficulties]
+    known = read_difficulty(str(difficulty))
+    difficulties = {item.index: known.of(_key(item, battle)) for item in battle.items}
+    without = [index for index, value in difficulties.items() if value is None]
     if without:
-        raise BadData(f"{difficulty}: no difficulty of {len(without)} prompts, such as {without[:3]}")
+        raise BadData(
+            f"{difficulty}: no difficulty of {len(without)} prompts, such as {without[:3]}; take the published files, "
+            "or give the baseline `prompt_index`, as nothing is joined by its place"
+        )
     write_rows(work.out / "prompts.jsonl", (Prompt(item.prompt, "test") for item in battle.items))
     table = [
         {"prompt_index": item.index, "instruction": item.prompt, "output": item.baseline, "generator": battle.baseline}
@@ -82,6 +89,13 @@ def annotate(work: Work) -> Facts:
     write_rows(work.out / "annotations.jsonl", rows_with)
     record = result.plain()
     return {name: record[name] for name in RECORD_FACTS}
+
+
+def _key(item: BattleItem, battle: Battle) -> PromptKey:
+    """What is known of a prompt: its text if it is AlpacaEval's, else the number that the baseline's file gives it."""
+    if official_index(item.hash) is not None or battle.placed:
+        return PromptKey(item.hash)
+    return PromptKey(index=item.index)
 
 
 def _file(data: str, revision: str | None, name: str) -> Path:

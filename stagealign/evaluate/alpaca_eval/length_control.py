@@ -21,8 +21,8 @@ generator misses a prompt, all later rows get the difficulty of another prompt, 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -70,6 +70,8 @@ class LengthPrior:
 
 ALL_PROMPTS = 805
 LEARNED = LengthPrior(length_prior.CURVATURE, length_prior.SLOPE, length_prior.BASE_PULL)
+FEWEST_ROWS, FEWEST_EVENTS = 100, 5
+"""Judged prompts, and wins and losses, that a length-controlled win rate needs; see `too_few`."""
 PLAIN = LengthPrior(((0.0, 0.0), (0.0, 0.0)), (0.0, 0.0), 0.0)
 """Prior without effect: maximum likelihood on the generator's own rows."""
 
@@ -92,22 +94,23 @@ def score(rows: Array, outcomes: Array, weights: LengthWeights) -> Array:
     return gradient
 
 
-def fit(rows: Array, outcomes: Array, prior: LengthPrior = LEARNED) -> LengthWeights:
+def fit(rows: Array, outcomes: Array, prior: LengthPrior = LEARNED, with_difficulty: bool = True) -> LengthWeights:
     """Weights with the highest posterior; rows of shape (n, 3) from `features`, outcomes of shape (n,), in [0, 1].
 
     The base pull is an L1 penalty: the base weight is 0 if the gradient of the rows is smaller than the pull.
-    Raises ValueError without rows, for outcomes outside [0, 1], or if no optimum is found.
+    Without difficulties their weight is fixed at 0, also in the penalty. Raises ValueError without rows, for outcomes
+    outside [0, 1], or if no optimum is found.
     """
     if len(outcomes) == 0 or not ((outcomes >= 0) & (outcomes <= 1)).all():
         raise ValueError(f"{len(outcomes)} outcomes; give at least one, all in [0, 1]")
+    shared = (0, 1) if with_difficulty else (0,)
     if prior.base_pull == 0:
-        return LengthWeights(*_minimise(rows, outcomes, prior, 0.0))
-    length, difficulty = _minimise(rows[:, :2], outcomes, prior, 0.0)
-    without = LengthWeights(length, difficulty, 0.0)
+        return _minimise(rows, outcomes, prior, 0.0, (*shared, 2))
+    without = _minimise(rows, outcomes, prior, 0.0, shared)
     pull = -float(score(rows, outcomes, without)[2])
     if abs(pull) <= prior.base_pull:
         return without
-    return LengthWeights(*_minimise(rows, outcomes, prior, math.copysign(1.0, pull)))
+    return _minimise(rows, outcomes, prior, math.copysign(1.0, pull), (*shared, 2))
 
 
 def length_controlled(weights: LengthWeights, difficulty: Array) -> Array:
@@ -115,17 +118,38 @@ def length_controlled(weights: LengthWeights, difficulty: Array) -> Array:
     return 100 * _sigmoid(weights.base + weights.difficulty * difficulty)
 
 
-def sampling_error(rows: Array, outcomes: Array, weights: LengthWeights, prior: LengthPrior = LEARNED) -> float:
+def sampling_error(
+    rows: Array, outcomes: Array, weights: LengthWeights, prior: LengthPrior = LEARNED, with_difficulty: bool = True
+) -> float:
     """Standard error, in points, of a fitted length-controlled win rate over draws of the prompts.
 
     It includes the variation of the weights, which the official error leaves out. The learned prior is taken as exact.
-    Infinite for one row. Compared with random quarters of 29 models it is 15% too small. It is unreliable for a model
-    that rarely wins on fewer than 200 prompts.
+    Infinite for one row. Compared with random quarters of 29 models it is 15% too small. See `too_few` for the rows
+    that it needs.
     """
     n = len(outcomes)
     if n < 2:
         return float("inf")
-    return float(100 * np.sqrt(n / (n - 1) * (_influence(rows, outcomes, weights, prior) ** 2).sum()))
+    influence = _influence(rows, outcomes, weights, prior, with_difficulty)
+    return float(100 * np.sqrt(n / (n - 1) * (influence**2).sum()))
+
+
+def too_few(outcomes: Array) -> str | None:
+    """Reason why a length-controlled win rate of these outcomes is not to be used; None if there are enough.
+
+    Measured on random subsets of 29 published models, fitted and compared with the fit to all 805 prompts: the root
+    mean square error is 9.1 points at 10 prompts, 4.3 at 50, 3.0 at 100 and 2.2 at 200. The 95% interval by
+    `sampling_error` covers 0.55, 0.84, 0.88 and 0.91; it covers at most 0.4 with less than one win, 0.7 to 0.9 with one
+    to three, and 0.9 from about `FEWEST_EVENTS` on. The latter is also the number of events a weight of a logistic
+    model needs by Vittinghoff and McCulloch 2007 (American Journal of Epidemiology 165), half of Peduzzi et al. 1996.
+    """
+    n, wins = len(outcomes), float(np.sum(outcomes))
+    if n < FEWEST_ROWS:
+        return f"{n} judged prompts, fewer than {FEWEST_ROWS}"
+    events = min(wins, n - wins)
+    if events < FEWEST_EVENTS:
+        return f"{events:.1f} {'wins' if wins <= n - wins else 'losses'}, fewer than {FEWEST_EVENTS}"
+    return None
 
 
 def pseudo_values(rows: Array, outcomes: Array) -> Array:
@@ -140,7 +164,9 @@ def pseudo_values(rows: Array, outcomes: Array) -> Array:
     return np.asarray(rate + 100 * len(outcomes) * _influence(rows, outcomes, weights, prior))
 
 
-def _influence(rows: Array, outcomes: Array, weights: LengthWeights, prior: LengthPrior) -> Array:
+def _influence(
+    rows: Array, outcomes: Array, weights: LengthWeights, prior: LengthPrior, with_difficulty: bool = True
+) -> Array:
     """Influence of each prompt on the LC win rate as a share, shape (n,), with sum 0.
 
     Delta method with the sandwich variance (Huber 1967): the influence on the mean and, through the weights, on the
@@ -152,39 +178,43 @@ def _influence(rows: Array, outcomes: Array, weights: LengthWeights, prior: Leng
     hessian[:2, :2] += prior.curvature
     equal = length_controlled(weights, rows[:, 1]) / 100
     slope = (equal * (1 - equal)) @ (rows * [0.0, 1.0, 1.0]) / n
-    through = rows * (outcomes - chances)[:, None] @ np.linalg.pinv(hessian) @ slope
+    free = [0, 1, 2] if with_difficulty else [0, 2]
+    inverse = np.linalg.pinv(hessian[np.ix_(free, free)])
+    through = (rows * (outcomes - chances)[:, None])[:, free] @ inverse @ slope[free]
     return np.asarray((equal - equal.mean()) / n + through - through.mean())
 
 
-def _minimise(rows: Array, outcomes: Array, prior: LengthPrior, sign: float) -> Any:
-    """Weights, one per column, at the optimum of the loss with the base pull as a linear term of this sign.
+def _minimise(rows: Array, outcomes: Array, prior: LengthPrior, sign: float, free: Sequence[int]) -> LengthWeights:
+    """Weights at the optimum of the loss with the base pull as a linear term of this sign; those not `free` are 0.
 
     Raises ValueError if no optimum is found.
     """
     from scipy.optimize import minimize
 
-    count = rows.shape[1]
-    curvature, slope = np.zeros((count, count)), np.zeros(count)
-    curvature[:2, :2], slope[:2] = prior.curvature, prior.slope
-    if count == 3:
-        slope[2] = sign * prior.base_pull
+    columns = list(free)
+    own = rows[:, columns]
+    whole_curvature, whole_slope = np.zeros((3, 3)), np.array([*prior.slope, sign * prior.base_pull])
+    whole_curvature[:2, :2] = prior.curvature
+    curvature, slope = whole_curvature[np.ix_(columns, columns)], whole_slope[columns]
 
     def loss(weights: Array) -> float:
-        logits = rows @ weights
-        own = np.logaddexp(0, logits).sum() - outcomes @ logits
-        return float(own + weights @ curvature @ weights / 2 + slope @ weights)
+        logits = own @ weights
+        likelihood = np.logaddexp(0, logits).sum() - outcomes @ logits
+        return float(likelihood + weights @ curvature @ weights / 2 + slope @ weights)
 
     def gradient(weights: Array) -> Array:
-        return np.asarray(rows.T @ (_chances(rows, weights) - outcomes) + curvature @ weights + slope)
+        return np.asarray(own.T @ (_chances(own, weights) - outcomes) + curvature @ weights + slope)
 
     def hessian(weights: Array) -> Array:
-        chances = _chances(rows, weights)
-        return np.asarray((rows * (chances * (1 - chances))[:, None]).T @ rows + curvature)
+        chances = _chances(own, weights)
+        return np.asarray((own * (chances * (1 - chances))[:, None]).T @ own + curvature)
 
-    done = minimize(loss, np.zeros(count), jac=gradient, hess=hessian, method="trust-exact", options={"gtol": 1e-7})
+    start = np.zeros(len(columns))
+    done = minimize(loss, start, jac=gradient, hess=hessian, method="trust-exact", options={"gtol": 1e-7})
     if np.abs(gradient(done.x)).max() > 1e-4:
         raise ValueError(f"no optimum in {done.nit} steps; are the features finite?")
-    return done.x.tolist()
+    by_column = dict(zip(columns, done.x.tolist(), strict=True))
+    return LengthWeights(*(by_column.get(column, 0.0) for column in range(3)))
 
 
 def _chances(rows: Array, weights: Array) -> Array:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from math import isfinite
+from math import exp, inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,18 @@ class Official:
         whole = re.sub(r"\{(instruction|output_1|output_2)\}", lambda match: texts[match[1]], self.template)
         marked = any(mark in text for mark in MARKS for text in texts.values())
         return Question(item, messages, switched, marked or whole != prompt)
+
+
+def letters_of(choice: Choice) -> float | None:
+    """Probability of "m" and "M" together in the first token of an answer; None if it has no log-probs."""
+    try:
+        top = choice["logprobs"]["content"][0]["top_logprobs"]
+        probability = float(sum(exp(token["logprob"]) for token in top if token["token"] in ("m", "M")))
+    except OverflowError:
+        return inf
+    except (KeyError, IndexError, TypeError):
+        return None
+    return probability
 
 
 @cache

@@ -14,6 +14,7 @@ from stagealign.base.words import short
 from stagealign.data.formats import EXAMPLES, no_formula
 from stagealign.evaluate.alpaca_eval.answers import Bill, JudgeAnswer
 from stagealign.evaluate.alpaca_eval.rows import Battle, BattleItem
+from stagealign.scoring.verdict_text import MASS
 from stagealign.stats.statistics import Metric, mean_metric
 from stagealign.store.artifact import Facts, Identity
 from stagealign.store.facts import code_version, package_versions
@@ -39,6 +40,8 @@ class AnnotationRow(TypedDict):
     model_chars: int
     prompt_hash: str
     failed: str | None
+    preference_scale: str
+    """Always `1-2`: the scale of `preference`, so that no reader has to guess it."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,14 @@ class WinRateResult:
         return mean_metric(rates, "percent") if rates else None
 
     @property
+    def little_mass(self) -> list[BattleItem]:
+        """Prompts whose preference rests on letters with less than half of the probability of the judge's answer."""
+        return [item for item, answer in zip(self.battle.items, self._ordered(), strict=True) if answer.little_mass]
+
+    @property
     def reliable(self) -> bool:
-        return len(self.failed) <= FAILURES_ALLOWED * len(self.battle.items)
+        most = FAILURES_ALLOWED * len(self.battle.items)
+        return len(self.failed) <= most and len(self.little_mass) <= most
 
     @property
     def sentence(self) -> str:
@@ -93,11 +102,15 @@ class WinRateResult:
             return f"{names}: no win rate, none of {n} prompts has a preference"
         error = "" if metric["standard_error"] is None else f" +- {metric['standard_error']:.2f}"
         text = f"{names}: win rate {metric['value']:.2f}%{error} over {n - len(failed)} of {n} prompts"
+        if self.little_mass:
+            text += f"; {len(self.little_mass)} by letters that are mostly not the judge's answer"
+            if len(self.little_mass) > FAILURES_ALLOWED * n:
+                text += f": unreliable, as these are more than {FAILURES_ALLOWED:.0%} of the prompts"
         if not failed:
             return text
         unasked = sum(reason == UNASKED for _, reason in failed)
         text += f"; {len(failed) - unasked} failed, {unasked} not asked yet" if unasked else f"; {len(failed)} failed"
-        if not self.reliable:
+        if len(failed) > FAILURES_ALLOWED * n:
             text += f": unreliable, as more than {FAILURES_ALLOWED:.0%} of the prompts have no preference"
         return text
 
@@ -122,6 +135,13 @@ class WinRateResult:
         if first is not None and letters is not None:
             lines.append(
                 f"it prefers what is shown first in {first:.0%}; 'm' and 'M' have {letters:.0%} of its next token"
+            )
+        if self.little_mass:
+            lines.append(
+                f"'m' and 'M' have less than {MASS:.0%} of its next token: {len(self.little_mass)}; prompt "
+                f"{', '.join(f'{item.index} {short(item.prompt)}' for item in self.little_mass[:EXAMPLES])}"
+                + ", ..."
+                * (len(self.little_mass) > EXAMPLES)
             )
         if self.spent.prompt_tokens:
             lines.append(f"tokens: {self.spent.prompt_tokens:,} read, {self.spent.completion_tokens:,} written")
@@ -177,6 +197,7 @@ class WinRateResult:
             "garbled": list(self.garbled),
             "first_shown_preferred": self.first_shown_preferred,
             "letter_probability": self.letter_probability,
+            "little_mass": len(self.little_mass),
             "model_chars": _mean([len(item.model) for item in self.battle.items if item.model is not None]),
             "baseline_chars": _mean([len(item.baseline) for item in self.battle.items]),
             "tokens": {"prompt": self.spent.prompt_tokens, "completion": self.spent.completion_tokens},
@@ -202,6 +223,7 @@ class WinRateResult:
                 "model_chars": len(item.model),
                 "prompt_hash": item.hash,
                 "failed": None if answer.preference is not None else answer.failed or UNASKED,
+                "preference_scale": "1-2",
             }
             for item, answer in zip(self.battle.items, self._ordered(), strict=True)
             if item.model is not None

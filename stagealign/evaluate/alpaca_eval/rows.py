@@ -4,7 +4,7 @@ Files have AlpacaEval's own columns `instruction`, `output` and `generator`; `pr
 The baseline's file defines the prompts, and all of them stay in the denominator.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from stagealign.base.words import kind_of, listed, short
 from stagealign.data.formats import DataRow
 from stagealign.data.records import prompt_hash
 from stagealign.data.tables import digest_of, local_file, numbered_rows
+from stagealign.evaluate.alpaca_eval.official_prompts import official_index
 
 PROMPT, COMPLETION = ("instruction", "prompt"), ("output", "completion")
 NAMED = 3
@@ -25,7 +26,7 @@ class BattleItem:
     """One prompt with the two completions."""
 
     index: int
-    """The baseline's `prompt_index`, or the row's place in its file, from 0."""
+    """The baseline's `prompt_index`; without one AlpacaEval's own number, or for other prompts the row's place."""
     prompt: str
     baseline: str
     model: str | None
@@ -45,6 +46,8 @@ class Battle:
     baseline: str
     files: Mapping[str, Mapping[str, str]]
     """Name and sha256 (first 16 hex digits) of both files."""
+    placed: bool = False
+    """True if an `index` is only the row's place in the baseline's file, by which nothing may be joined."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class _Completion:
 
     number: int
     prompt: str
-    completion: str
+    completion: str | None
+    """None for a null, as some tools write for an empty answer."""
     generator: str
     index: int | None
 
@@ -70,17 +74,31 @@ def read(outputs: str, baseline: str, generator: str | None = None) -> Battle:
         raise BadData(
             f"{outputs}: {quoted(others)} not in the baseline {baseline}; give the baseline that has these prompts"
         )
-    items = []
-    for place, (key, row) in enumerate(theirs.items()):
-        index = place if row.index is None else row.index
-        items.append(BattleItem(index, row.prompt, row.completion, ours[key].completion if key in ours else None))
-    indices = [item.index for item in items]
+    empty = [row for row in theirs.values() if row.completion is None]
+    if empty:
+        raise BadData(f"{baseline}: the completion of {quoted(empty)} is null; text is expected of the baseline")
+    official = [official_index(key) for key in theirs]
+    named = [row.index for row in theirs.values()]
+    indices, placed = _numbers(named, official)
+    items = [
+        BattleItem(index, row.prompt, row.completion or "", ours[key].completion if key in ours else None)
+        for index, (key, row) in zip(indices, theirs.items(), strict=True)
+    ]
     if len(set(indices)) != len(indices):
         twice = sorted({index for index in indices if indices.count(index) > 1})
         raise BadData(f"{baseline}: prompt_index {listed(twice)} found more than once; number each prompt once")
     files = {"outputs": file_facts(outputs), "baseline": file_facts(baseline)}
     names = [next(iter(rows.values())).generator for rows in (ours, theirs)]
-    return Battle(tuple(items), names[0], names[1], files)
+    return Battle(tuple(items), names[0], names[1], files, placed)
+
+
+def _numbers(named: Sequence[int | None], official: Sequence[int | None]) -> tuple[list[int], bool]:
+    """(number of each prompt, whether some are only places): those of the file, else AlpacaEval's own, else places."""
+    for numbers in (named, official):
+        known = [number for number in numbers if number is not None]
+        if len(known) == len(numbers):
+            return known, False
+    return [place if number is None else number for place, number in enumerate(named)], True
 
 
 def file_facts(source: str) -> dict[str, str]:
@@ -137,23 +155,31 @@ def _completions(source: str, generator: str | None = None) -> dict[str, _Comple
 
 def _parsed(source: str, number: int, row: DataRow) -> _Completion:
     where = f"{source}, row {number}"
-    texts = []
-    for names in (PROMPT, COMPLETION):
-        name = column(row, names)
-        if name is None:
-            raise BadData(f"{where}: no column {names[0]!r}; AlpacaEval's are instruction, output, generator")
-        if not isinstance(row[name], str):
-            raise BadData(f"{where}, column {name!r}: {kind_of(row[name])} found; text is expected")
-        try:
-            row[name].encode()
-        except UnicodeEncodeError:
-            raise BadData(
-                f"{where}, column {name!r}: half a character (a lone surrogate) found; write the file again as UTF-8"
-            ) from None
-        texts.append(row[name])
+    prompt, completion = _text(row, PROMPT, where), _text(row, COMPLETION, where)
+    if prompt is None:
+        raise BadData(f"{where}, column {column(row, PROMPT)!r}: null found; text is expected")
     generator = row.get("generator")
     name = generator if isinstance(generator, str) and generator else Path(source).name.split(".")[0]
-    return _Completion(number, texts[0], texts[1], name, index_of(row, where))
+    return _Completion(number, prompt, completion, name, index_of(row, where))
+
+
+def _text(row: DataRow, names: tuple[str, ...], where: str) -> str | None:
+    """Text of the first of these columns; None for a null. Raises BadData."""
+    name = column(row, names)
+    if name is None:
+        raise BadData(f"{where}: no column {names[0]!r}; AlpacaEval's are instruction, output, generator")
+    text = row[name]
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise BadData(f"{where}, column {name!r}: {kind_of(text)} found; text is expected")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadData(
+            f"{where}, column {name!r}: half a character (a lone surrogate) found; write the file again as UTF-8"
+        ) from None
+    return text
 
 
 def index_of(row: DataRow, where: str) -> int | None:
