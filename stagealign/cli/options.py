@@ -33,5 +33,11 @@ Address = Annotated[
     str | None,
     typer.Option(help="The cluster's host:port, auto for one that runs here; else RAY_ADDRESS, else a Ray of our own."),
 ]
+DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".html", ".md", ".safetensors")
 DEMO = "zephyr and dpo and (1off or 1on or 2off_off or 2off_on)"
 """Cells of the demo, as `-k` takes them."""
+
+
+def is_place(name: str) -> bool:
+    """True for the name of a file or folder, where a cell is a word of letters, digits, `-`, `_` and single dots."""
+    return "/" in name or name.startswith((".", "~")) or Path(name).exists() or Path(name).suffix in DATA_SUFFIXES

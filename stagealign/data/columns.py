@@ -7,10 +7,10 @@ from typing import Any
 
 from stagealign.base.errors import BadData
 from stagealign.base.words import listed
+from stagealign.data import picking
 from stagealign.data.context import is_context, with_context
 from stagealign.data.formats import DataRow
 from stagealign.data.layouts import CHOSEN, LAYOUTS, PROMPTS, Layout
-from stagealign.data.picking import empty
 from stagealign.data.sides import Sides
 from stagealign.data.splitting import Split, repeated, split
 from stagealign.data.texts import Unusable, blank, unpacked
@@ -144,7 +144,7 @@ def parsed(text: str | None) -> Mapping[str, str]:
 def fit(source: str, rows: Sequence[DataRow], given: Mapping[str, str]) -> Reading:
     """How to read a file, by its first rows and the columns that the user named. Raises BadData if no layout fits."""
     if not rows:
-        raise BadData(empty(source))
+        raise BadData(picking.empty(source))
     seen = frozenset(column for row in rows for column in row)
     named = _named(source, seen, given)
     raw, rows = rows, [renamed(row, named) for row in rows]

@@ -1,6 +1,7 @@
 """Local copies of hub data sets. Their content is part of the identity of what is built; their path is not."""
 
 import os
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -32,10 +33,11 @@ def local_copy(data: str, split: str) -> Path | None:
     return copies[0]
 
 
-def content_of(data: str) -> str | None:
+def content_of(data: str, splits: Iterable[str] = ()) -> str | None:
     """Names and hashes of all local copies of a data set, as part of identity; None without a mirror.
 
-    Raises BadData if the mirror is set and holds no file of the data set, so that a plan never counts on the hub then.
+    Raises BadData if the mirror is set and holds no file of the data set, or none of one of `splits`: a plan with a
+    misspelt folder never counts on the hub.
 
     The hub's content is fixed by its pinned revision. A local file may hold anything, so its hash is needed.
     """
@@ -46,6 +48,8 @@ def content_of(data: str) -> str | None:
     files = sorted(path for path in folder.glob("*") if path.name.lower().removesuffix(".gz").endswith(ENDINGS))
     if not files:
         raise BadData(_no_copy(mirror, folder, data))
+    for split in splits:
+        local_copy(data, split)
     return ",".join(f"{path.name}:{_digest(path, path.stat().st_mtime_ns)}" for path in files)
 
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from stagealign.base.errors import BadData
 from stagealign.base.words import listed
 from stagealign.data.columns import FIRST, Reading, fit, parsed
 from stagealign.data.formats import DataRow

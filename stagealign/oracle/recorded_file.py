@@ -34,10 +34,10 @@ def read_recorded(path: str | Path, prompts: int | None = None, seed: int = 0) -
     """Recorded judgments of a file; the columns of its first row decide which of two forms it has.
 
     Form `pairs` has columns prompt, a, b, preference, or AlpacaEval's instruction, output_1, output_2, preference, or
-    those of a layout of `data/layouts.py` (Arena, HelpSteer 3 and others), whose preferred answer counts as 1.
-    A preference is the share by which `a` is preferred, in [0, 1]: above 0.5 `a` wins, below it `b`, 0.5 is
-    a tie. `"a"`, `"b"` and `"tie"` mean 1, 0 and 0.5. AlpacaEval's scale from 1 (`a` wins) to 2 (`b` wins) is also accepted; a file with numbers both below and above 1 is an error. Several
-    records of a pair, in either order, are averaged.
+    those of a layout of `data/layouts.py` (Arena, HelpSteer 3 and others), whose preferred answer counts as 1. A
+    preference is the share by which `a` is preferred, in [0, 1]: above 0.5 `a` wins, below it `b`, 0.5 is a tie. `"a"`,
+    `"b"` and `"tie"` mean 1, 0 and 0.5. AlpacaEval's scale from 1 (`a` wins) to 2 (`b` wins) is also accepted; a file
+    with numbers both below and above 1 is an error. Several records of a pair, in either order, are averaged.
 
     Form `scores` has columns prompt, source (`on` or `off`), completion, score, and one row per candidate. A prompt
     without candidates of one source is dropped. `prompts` of them are chosen as in `read_preferences`; their texts are
