@@ -39,8 +39,8 @@ def compared(a: str, b: str, scale: str, results: Path) -> int:
     if places:
         for name in (a, b):
             if not Path(name).is_dir():
-                found = "a file" if Path(name).exists() else "no such folder"
-                raise BadData(f"{name}: {found}; compare two results folders, or two cells such as zephyr-dpo-1off")
+                given = "a file" if Path(name).exists() else "no such folder"
+                raise BadData(f"{name}: {given}; compare two results folders, or two cells such as zephyr-dpo-1off")
         found = comparing.compare_folders(Path(a), Path(b), scale)
     else:
         cells = [registry.cell(name, scale).id for name in (a, b)]

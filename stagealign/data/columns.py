@@ -24,7 +24,8 @@ PROMPT_LIKE = re.compile(
 )
 ABOUT = re.compile(
     r"(?:.*_)?(?:ids?|idx|uuid|index|hash|source|datasets?|subset|split|category|type|domain|topic|labels?|scores?|ratings?"
-    r"|models?|lang|language|meta|metadata|timestamp|date|tokens|rank|margin|license|url)(?:_.*)?|(?:chosen|rejected)_.*"
+    r"|models?|lang|language|meta|metadata|timestamp|date|tokens|rank|margin|license|url|status|turns)(?:_.*)?"
+    r"|(?:chosen|rejected|num|is|total)_.*"
 )
 """Names of columns about a row, which hold no part of its prompt."""
 NAMED = ("prompt", "chosen", "rejected", "system", "history")
@@ -186,7 +187,7 @@ def _named(source: str, seen: frozenset[str], given: Mapping[str, str]) -> dict[
             named[name] = column
     for name, column in given.items():
         if column and column not in seen and column.partition(".")[0] not in seen:
-            raise BadData(f"{source}: --columns {name}={column}: no such column; found: {listed(seen)}")
+            raise BadData(f"{source}: --columns {name}={column}: no such column; found: {listed(sorted(seen))}")
         if column and column != name:
             named = {other: taken for other, taken in named.items() if taken != column} | {name: column}
     return named

@@ -68,7 +68,7 @@ INSIDE = re.compile(
 USER_LABELS = "Human|HUMAN|User|USER|Prompter"
 ASSISTANT_LABELS = "Assistant|ASSISTANT|Bot|BOT|Chatbot|AI|GPT|Model"
 LABEL = rf"(?:\#{{2,3}}[ ]?)?(?P<role>{USER_LABELS}|{ASSISTANT_LABELS}|System|SYSTEM):"
-BY_LINES, IN_LINES = re.compile(rf"(?:\A|\n)[ \t]*{LABEL}"), re.compile(rf"(?:\A|\s){LABEL}")
+BY_LINES, IN_LINES = re.compile(rf"(?:\A|\n)[ \t]*{LABEL}"), re.compile(rf"(?:\A|\s|(?=\#\#)){LABEL}")
 FIRST_LABEL = re.compile(
     rf"\s*(?:A chat between .{{0,300}}?\s)?(?:\#{{2,3}}[ ]?)?(?:{USER_LABELS}|System|SYSTEM):", re.DOTALL
 )
@@ -108,9 +108,15 @@ def marked_turns(text: str, column: str) -> tuple[str, Messages] | None:
     for markup in MARKUPS:
         if markup.sign in text:
             headers = list(markup.header.finditer(text))
-            if headers and not (markup.name == "Alpaca" and len(headers) < 2):
+            if headers and (markup.name != "Alpaca" or _is_alpaca(text, headers)):
                 return markup.name, _turns(text, headers, markup.name, column)
     return None
+
+
+def _is_alpaca(text: str, headers: list[re.Match[str]]) -> bool:
+    """True for the whole prompt of Alpaca's template; its headings alone are plain Markdown."""
+    lead = text[: headers[0].start()].strip()
+    return (not lead or lead.startswith(ALPACA_LEAD)) and len(headers) > 1 and headers[-1]["role"] == "Response"
 
 
 def _turns(text: str, headers: list[re.Match[str]], name: str, column: str) -> Messages:
@@ -120,7 +126,7 @@ def _turns(text: str, headers: list[re.Match[str]], name: str, column: str) -> M
     if lead:
         if name not in ("DeepSeek", "Alpaca"):
             raise Unusable(f"template markup ({name}) in the middle of `{column}`")
-        if not lead.startswith(ALPACA_LEAD):
+        if name == "DeepSeek":  # its template writes the system text without a mark
             turns.append({"role": "system", "content": lead})
     ends = [header.start() for header in headers[1:]] + [len(text)]
     for header, end in zip(headers, ends, strict=True):
@@ -134,6 +140,7 @@ def _turns(text: str, headers: list[re.Match[str]], name: str, column: str) -> M
             turns[-1]["content"] += f"\n{content}"
         else:
             turns.append({"role": role, "content": content})
+    turns = [turn for turn in turns if turn["content"] or turn["role"] != "system"]
     if len(turns) > 1 and turns[-1] == {"role": "assistant", "content": ""}:
         turns.pop()
     if any(INSIDE.search(turn["content"]) for turn in turns):
@@ -160,7 +167,7 @@ def without_ends(text: str) -> str:
     if not bare.endswith(">"):
         return text
     for end in ENDS:
-        if bare.endswith(end) and (end != "</s>" or "<s>" not in bare[1:]):
+        if bare.endswith(end) and (end != "</s>" or "<s>" not in bare):
             return without_ends(bare.removesuffix(end)).rstrip()
     return text
 

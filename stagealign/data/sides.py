@@ -102,6 +102,8 @@ def swift(rejected: str) -> Callable[[DataRow], Sides]:
         turns, bad = unpacked(given_in(row, "messages")), unpacked(given_in(row, rejected))
         if not isinstance(turns, list) or len(turns) < 2:
             raise Unusable("`messages` is not a conversation that ends with the preferred answer")
+        if isinstance(bad, list) and len(bad) > 1:
+            return Sides(None, turns, bad)
         return Sides(turns[:-1], turns[-1:], [{"role": "assistant", "content": bad}] if isinstance(bad, str) else bad)
 
     return read

@@ -123,15 +123,16 @@ def _turns_with_turns(prompt: Messages, shared: Messages, answer: Message) -> Me
     """The turns before the completions, for a prompt in turns, each turn once. Raises Unusable."""
     if len(prompt) > 1 and _same(prompt[-1], answer):
         prompt = prompt[:-1]  # the whole conversation with its chosen answer
-    if not shared or _holds(prompt, shared):
+    if not shared:
         return prompt
     if _holds(shared, prompt):
         return shared
-    for count in range(min(len(prompt), len(shared)) - 1, 0, -1):
+    for count in range(min(len(prompt), len(shared)), 0, -1):
         if all(map(_same, prompt[-count:], shared)):
             return prompt + shared[count:]
     fits = {"system": "user", "user": "assistant", "assistant": "user"}
-    if shared[0]["role"] == fits[prompt[-1]["role"]]:
+    twice = any(_same(turn, other) for turn in shared for other in prompt)
+    if not twice and shared[0]["role"] == fits[prompt[-1]["role"]]:
         return prompt + shared
     raise Unusable("the turns of `prompt` and those of `chosen` do not continue each other")
 
@@ -159,8 +160,11 @@ def _split_text(prompt: str | Messages | None, chosen: str, rejected: str, chang
     if not FIRST_LABEL.match(prompt):
         return Split(prompt, chosen, rejected)
     of_hh = bool(TURN.match(prompt)) and prompt.rstrip().endswith(ANSWER)
+    answered = ANSWER_LABEL.match(chosen) and ANSWER_LABEL.match(rejected)
     turns = None if of_hh else _labelled_turns(prompt, changed)
-    if (of_hh or turns) and ANSWER_LABEL.match(chosen) and ANSWER_LABEL.match(rejected):
+    if answered and not (of_hh or turns):
+        turns = _labelled_turns(f"{prompt}{ANSWER}", changed)  # the label stands before the answers instead
+    if answered and (of_hh or turns):
         changed.append("labels before the answers were taken off")
         chosen, rejected = ANSWER_LABEL.sub("", chosen, count=1), ANSWER_LABEL.sub("", rejected, count=1)
     return Split(turns, chosen.strip(), rejected.strip()) if turns else Split(prompt, chosen, rejected)
