@@ -43,8 +43,8 @@ def measure_boundary(
 ) -> Measurement:
     """Measures the stage of a policy with respect to preference data, and what to collect next.
 
-    `policy`: hub id or local folder of a causal language model. `data`: file or hub data set in any preference
-    format of TRL. `options`: the other fields of `BoundaryRequest` (`oracle`, `prompts`, `decide`, `sampler`, ...).
+    `policy`: hub id or local folder of a causal language model. `data`: file, folder or hub data set in any of the
+    layouts of `docs/data.md`. `options`: the other fields of `BoundaryRequest` (`oracle`, `prompts`, `decide`, ...).
     `oracle="recorded:FILE"` of scored candidates needs neither policy nor data. `heard` is called with (prompts done,
     prompts in all, score so far) after each batch.
 
@@ -121,7 +121,7 @@ def _measure(request: BoundaryRequest, oracle: Oracle | None, heard: Heard) -> M
     needs_policy_and_data(request)
     phases = Phases()
     with phases.timed("loading"):
-        rows = read_preferences(str(request.data), request.prompts, request.seed, request.split)
+        rows = read_preferences(str(request.data), request.prompts, request.seed, request.split, request.columns)
         check_policy(request)
         if oracle is None:
             oracle = open_oracle(request.oracle, OracleAccess(request.judge_url, request.max_judge_tokens))
@@ -136,7 +136,7 @@ def _measure(request: BoundaryRequest, oracle: Oracle | None, heard: Heard) -> M
         )
     facts = {**_facts(rows), **policy.facts}
     measurement = measure(items, meter, facts, request.decide, heard, _epoch_tokens(rows, policy.count))
-    return replace(measurement, notes=(*policy.notes, *measurement.notes))
+    return replace(measurement, notes=(*policy.notes, *rows.taken(), *measurement.notes))
 
 
 def _facts(rows: "PreferenceData") -> dict[str, Any]:

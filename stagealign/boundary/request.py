@@ -22,6 +22,8 @@ class BoundaryRequest:
     seed: int = 0
     decide: float | None = None
     split: str | None = None
+    columns: str | None = None
+    """Columns of `data` by what they hold, such as `prompt=question,chosen=a,rejected=b`; None to find the layout."""
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=512))
     template: str = "auto"
     sampler: str = OWN
@@ -35,7 +37,7 @@ class BoundaryRequest:
 
 
 DEFAULTS = asdict(BoundaryRequest()) | {"decoding": BoundaryRequest().decoding}
-SAMPLING = ("policy", "data", "split", "template", "sampler", "policy_url", "decoding")
+SAMPLING = ("policy", "data", "split", "columns", "template", "sampler", "policy_url", "decoding")
 """Fields that are used only if a policy is sampled."""
 DECODING = "--temperature, --top-p, --top-k or --max-new-tokens"
 

@@ -61,7 +61,7 @@ def write_pairs(
     _check(request, path, others or {})
     from stagealign.data.preferences import read_preferences
 
-    rows = read_preferences(str(request.data), request.prompts, request.seed, request.split)
+    rows = read_preferences(str(request.data), request.prompts, request.seed, request.split, request.columns)
     items, policy = MeterPrompts(rows.rows), open_policy(request)
     samples = KeptSamples(policy.sampler, samples_at(default_home(), policy.identity) if request.keep else Kept(None))
     written: list[Mapping[str, str | None]] = []
@@ -80,7 +80,13 @@ def write_pairs(
         raise BadData(f"--pairs {path}: no pair to judge, nothing was written; {why}")
     write_bytes(path, _encoded(written, path.suffix))
     return WrittenPairs(
-        path, len(written), len(items), sum(reasons.values()), policy.notes, _then(request, path), reasons=reasons
+        path,
+        len(written),
+        len(items),
+        sum(reasons.values()),
+        (*policy.notes, *rows.notes()),
+        _then(request, path),
+        reasons=reasons,
     )
 
 

@@ -151,7 +151,7 @@ def _remarks(row: "LcWinRate") -> list[str]:
         )
     if row.failed or row.missing:
         say.append(f"{row.generator}: {row.failed} failed judgments and {row.missing} missing prompts left out.")
-    notes += [f"{row.generator}: failed: {failure}." for failure in row.failures]
+    say += [f"{row.generator}: failed: {failure}." for failure in row.failures]
     if row.missing_prompts:
         more = ", ..." if row.missing > len(row.missing_prompts) else ""
         say.append(f"{row.generator}: missing prompts: {', '.join(row.missing_prompts)}{more}.")

@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 PolicyName = Annotated[
     str | None, typer.Option(help="Hub id or local folder of the policy; with --policy-url, the served model's name.")
 ]
-DataName = Annotated[str | None, typer.Option(help="File or hub data set of preferences, in any of TRL's shapes.")]
+DataName = Annotated[str | None, typer.Option(help="File, folder or hub data set of preferences (docs/data.md).")]
 OracleName = Annotated[str, typer.Option(help="pairrm, reward:ID, completion-reward:ID, judge:MODEL or recorded:FILE.")]
 PromptCount = Annotated[int, typer.Option(help="Largest number of prompts to measure.", min=1)]
 Decide = Annotated[float | None, typer.Option(help="Stop once a stage is decided at this confidence level, e.g. 0.95.")]
 Seed = Annotated[int, typer.Option(help="Seed of the choice of prompts and of sampling.")]
 Split = Annotated[str | None, typer.Option(help="Split of a hub data set.")]
+Columns = Annotated[
+    str | None,
+    typer.Option(help="Other column names: prompt=question,chosen=a,rejected=b; also system, history."),
+]
 Temperature = Annotated[float, typer.Option(help="Sampling temperature; the paper uses 0.7.")]
 TopP = Annotated[float, typer.Option(help="Nucleus sampling; the paper uses 0.9.")]
 TopK = Annotated[int, typer.Option(help="Tokens to sample from; the paper uses 50.")]
@@ -56,6 +60,7 @@ def boundary(
     decide: Decide = None,
     seed: Seed = 0,
     split: Split = None,
+    columns: Columns = None,
     temperature: Temperature = 0.7,
     top_p: TopP = 0.9,
     top_k: TopK = 50,
@@ -76,7 +81,7 @@ def boundary(
 
     check_json(json_file, html)
     request = BoundaryRequest(
-        policy, data, oracle=oracle, prompts=prompts, decide=decide, seed=seed, split=split,
+        policy, data, oracle=oracle, prompts=prompts, decide=decide, seed=seed, split=split, columns=columns,
         decoding=Decoding(temperature, top_p, top_k, max_new_tokens), template=template, sampler=sampler,
         policy_url=policy_url, judge_url=judge_url, max_judge_tokens=max_judge_tokens,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from stagealign.base.errors import BadData
 from stagealign.base.terminal import Text
-from stagealign.cli.options import Results, ScaleKey
+from stagealign.cli.options import Results, ScaleKey, is_place
 from stagealign.cli.output import console
 from stagealign.report.sections.words import count, listing
 
@@ -30,16 +30,17 @@ def compare(
 def compared(a: str, b: str, scale: str, results: Path) -> int:
     """Exit code: 0 if nothing moved by more than noise and nothing is missing, else 1.
 
-    Raises BadData for a missing folder, UnknownName for an unknown cell.
+    Raises StagealignError unless `a` and `b` are two folders or two cells of the scale.
     """
     from stagealign.grid import registry
     from stagealign.report.read import compare as comparing
 
-    places = [name for name in (a, b) if Path(name).is_dir() or "/" in name]
+    places = [name for name in (a, b) if is_place(name)]
     if places:
         for name in (a, b):
             if not Path(name).is_dir():
-                raise BadData(f"{name}: no such folder; compare two results folders, or two cells")
+                given = "a file" if Path(name).exists() else "no such folder"
+                raise BadData(f"{name}: {given}; compare two results folders, or two cells such as zephyr-dpo-1off")
         differences = comparing.compare_folders(Path(a), Path(b), scale)
     else:
         cells = [registry.cell(name, scale).id for name in (a, b)]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from stagealign.cli.options import Results, ScaleKey
+from stagealign.cli.options import Results, ScaleKey, is_place
 from stagealign.cli.output import wrote
 
 
@@ -20,7 +20,13 @@ def export(
     results: Results = Path("results"),
 ) -> None:
     """Exports a cell's policy: safetensors, tokenizer and a model card with its numbers."""
+    from stagealign.base.errors import BadData
     from stagealign.cli import exporting, variants
 
+    if is_place(cell):
+        raise BadData(
+            f"{cell}: a file or folder found; the name of a cell is expected, such as zephyr-dpo-2off_on: "
+            "`stagealign list` shows them, and only the policy of a cell that was run can be exported"
+        )
     named = variants.named(cell, scale, seed, results)
     wrote([exporting.export(named, seed, to, results, push=push)])

@@ -39,5 +39,11 @@ Address = Annotated[
         help="host:port of the Ray cluster, or auto for one that runs here; else RAY_ADDRESS, else a new local Ray."
     ),
 ]
+DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".html", ".md", ".safetensors")
 DEMO = "zephyr and dpo and (1off or 1on or 2off_off or 2off_on)"
 """Expression for `-k` that chooses the demo's cells."""
+
+
+def is_place(name: str) -> bool:
+    """True for the name of a file or folder, where a cell is a word of letters, digits, `-`, `_` and single dots."""
+    return "/" in name or name.startswith((".", "~")) or Path(name).exists() or Path(name).suffix in DATA_SUFFIXES

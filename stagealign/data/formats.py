@@ -4,7 +4,6 @@ import codecs
 import csv
 import gzip
 import json
-import re
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,6 @@ EXAMPLES = 3
 """Number of rows that a message lists."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """First characters by which a spreadsheet recognizes a formula."""
-PYTHON_TEXT = re.compile(r"\[\{\s*'(role|content|from|value)'\s*:")
 
 
 def file_ending(path: Path) -> str:
@@ -36,7 +34,7 @@ def file_ending(path: Path) -> str:
 
 
 @contextmanager
-def _opened(path: Path, source: str) -> Iterator[IO[bytes]]:
+def opened_bytes(path: Path, source: str) -> Iterator[IO[bytes]]:
     """The open file in bytes, decompressed; errors while it is read become BadData."""
     zipped = path.name.lower().endswith(".gz")
     try:
@@ -52,7 +50,7 @@ def _opened(path: Path, source: str) -> Iterator[IO[bytes]]:
 
 def _lines(path: Path, source: str) -> Iterator[tuple[int, str]]:
     """Yields numbered lines with their line ends, without a byte order mark."""
-    with _opened(path, source) as file:
+    with opened_bytes(path, source) as file:
         number = 0
         while raw := file.readline(LONGEST):
             number += 1
@@ -79,86 +77,6 @@ def jsonl_rows(path: Path, source: str) -> Numbered:
         yield number, json_object(row, where)
 
 
-def json_rows(path: Path, source: str) -> Numbered:
-    """Yields the objects of a JSON list, or of concatenated JSON, numbered from 1, while it reads. Raises BadData."""
-    decoder = json.JSONDecoder()
-    with _opened(path, source) as file:
-        text = _Text(file, source)
-        first = text.skip()
-        if not first:
-            return
-        if first not in "[{":
-            raise BadData(f"{source}: starts with {first!r}; a list of objects is expected")
-        if bracket := first == "[":
-            text.at += 1
-        number = 0
-        while (sign := text.skip()) and not (bracket and sign == "]"):
-            if bracket and number:
-                if sign != ",":
-                    raise BadData(f"{source}, after row {number}: {sign!r} found; ',' or ']' is expected")
-                text.at += 1
-                text.skip()
-            number += 1
-            yield number, json_object(text.value(decoder, number), f"{source}, row {number}")
-        if bracket:
-            if not sign:
-                raise BadData(f"{source}: ends early, after row {number}; write or copy it again")
-            text.at += 1
-            if text.skip():
-                raise BadData(f"{source}: more text after the end of the list; one list of objects is expected")
-
-
-class _Text:
-    """A JSON text that is read piece by piece; `at` is the index of the next character in `held`."""
-
-    def __init__(self, file: IO[bytes], source: str):
-        self.source, self.held, self.at = source, "", 0
-        self._file = file
-        self._decode = codecs.getincrementaldecoder("utf-8-sig")()
-        self._ended = False
-
-    def more(self) -> bool:
-        """Reads more text; False at the end. The buffer doubles each time, so a long value is parsed few times."""
-        if self._ended:
-            return False
-        self.held, self.at = self.held[self.at :], 0
-        raw = self._file.read(max(CHUNK, len(self.held)))
-        self._ended = not raw
-        try:
-            self.held += self._decode.decode(raw, final=self._ended)
-        except UnicodeDecodeError as error:
-            raise BadData(f"{self.source}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-        return True
-
-    def skip(self) -> str:
-        """The next character that is not white space; the empty string at the end."""
-        while True:
-            while self.at < len(self.held) and self.held[self.at] in " \t\n\r":
-                self.at += 1
-            if self.at < len(self.held):
-                return self.held[self.at]
-            if not self.more():
-                return ""
-
-    def value(self, decoder: json.JSONDecoder, number: int) -> Any:
-        """The JSON object that starts at `at`. Raises BadData."""
-        where = f"{self.source}, row {number}"
-        if self.at < len(self.held) and self.held[self.at] != "{":  # a number could continue in the next piece
-            raise BadData(f"{where}: starts with {self.held[self.at]!r}; an object is expected")
-        while True:
-            try:
-                value, self.at = decoder.raw_decode(self.held, self.at)
-                return value
-            except json.JSONDecodeError as error:
-                whole = len(self.held) - error.pos > 16 and not error.msg.startswith("Unterminated")
-                if len(self.held) > LONGEST:
-                    raise BadData(f"{where}: longer than {LONGEST >> 20} MiB; a list of objects is expected") from error
-                if whole or not self.more():
-                    raise BadData(f"{where}: not JSON ({why(error)}); a list of objects is expected") from error
-            except (ValueError, RecursionError) as error:
-                raise BadData(f"{where}: not JSON ({why(error)}); a list of objects is expected") from error
-
-
 def csv_rows(path: Path, source: str) -> Numbered:
     """Yields rows of a CSV file with a header, numbered from 1. Raises BadData.
 
@@ -183,20 +101,17 @@ def csv_rows(path: Path, source: str) -> Numbered:
             if len(cells) != len(header):
                 yield number, dict.fromkeys(header, MISFIT)
                 continue
-            where = f"{source}, row {number}, column"
-            yield number, {name: _cell(cell, f"{where} {name!r}") for name, cell in zip(header, cells, strict=True)}
+            yield number, {name: _cell(cell) for name, cell in zip(header, cells, strict=True)}
     except csv.Error as error:
         raise BadData(
             f"{source}, line {reader.line_num}: not CSV ({error}); put text in quotes and double the quotes in it"
         ) from error
 
 
-def _cell(text: str, where: str) -> Any:
-    """Value of a CSV cell: a conversation if the cell holds one in JSON, else its text. Raises BadData."""
+def _cell(text: str) -> Any:
+    """Value of a CSV cell: a conversation if the cell holds one in JSON, else its text."""
     if not text.startswith("["):
         return text
-    if PYTHON_TEXT.match(text):
-        raise BadData(f"{where}: a list in Python's spelling found; write it as JSON, or save as .jsonl or .parquet")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -205,8 +120,11 @@ def _cell(text: str, where: str) -> Any:
     return value if keys and all({"role", "content"} <= key or {"from", "value"} <= key for key in keys) else text
 
 
-def parquet_rows(path: Path, source: str, wanted: frozenset[str]) -> Numbered:
-    """Yields rows of a parquet file, numbered from 1. Columns not in `wanted` are unread and None. Raises BadData."""
+def parquet_rows(path: Path, source: str, wanted: frozenset[str] | None) -> Numbered:
+    """Yields rows of a parquet file, numbered from 1. Columns not in `wanted` are unread and None. Raises BadData.
+
+    `wanted`: None for all columns.
+    """
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
@@ -214,8 +132,8 @@ def parquet_rows(path: Path, source: str, wanted: frozenset[str]) -> Numbered:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            columns = [name for name in names if name in wanted]
-            others = {name: None for name in names if name not in wanted}  # their names count as present
+            columns = [name for name in names if wanted is None or name in wanted]
+            others = dict.fromkeys(name for name in names if name not in columns)  # their names count as present
             for batch in file.iter_batches(batch_size=64, columns=columns, use_threads=False):
                 for row in batch.to_pylist():
                     number += 1

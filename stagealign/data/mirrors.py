@@ -1,10 +1,12 @@
 """Local copies of hub data sets. Their content is part of the identity of what is built; their path is not."""
 
 import os
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
 from stagealign.base.errors import BadData
+from stagealign.base.words import listed
 from stagealign.data.tables import ENDINGS, digest_of
 
 MIRROR = "STAGEALIGN_DATA"
@@ -31,8 +33,11 @@ def local_copy(data: str, split: str) -> Path | None:
     return copies[0]
 
 
-def content_of(data: str) -> str | None:
+def content_of(data: str, splits: Iterable[str] = ()) -> str | None:
     """Names and hashes of all local copies of a data set, as part of identity; None without a mirror.
+
+    Raises BadData if the mirror is set and holds no file of the data set, or none of one of `splits`: a plan with a
+    misspelt folder never counts on the hub.
 
     The hub's content is fixed by its pinned revision. A local file may hold anything, so its hash is needed.
     """
@@ -41,7 +46,24 @@ def content_of(data: str) -> str | None:
         return None
     folder = Path(mirror).expanduser() / data.partition("@")[0].rpartition("/")[2]
     files = sorted(path for path in folder.glob("*") if path.name.lower().removesuffix(".gz").endswith(ENDINGS))
+    if not files:
+        raise BadData(_no_copy(mirror, folder, data))
+    for split in splits:
+        local_copy(data, split)
     return ",".join(f"{path.name}:{_digest(path, path.stat().st_mtime_ns)}" for path in files)
+
+
+def _no_copy(mirror: str, folder: Path, data: str) -> str:
+    """Error text for a mirror without the data set."""
+    if not folder.is_dir():
+        found = "no such folder" if not Path(mirror).expanduser().is_dir() else f"no folder {folder.name} in it"
+    else:
+        below = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+        found = f"no data file in {folder}; found: {listed(below)}"
+    return (
+        f"{MIRROR}={mirror}: {found}; put each split there as {folder / 'SPLIT'}.parquet (or .jsonl, .json, .csv), or "
+        f"unset {MIRROR} to read {data} from the hub"
+    )
 
 
 @lru_cache

@@ -1,22 +1,17 @@
-"""Reader of preference data from a file or the hub, in any preference format of TRL; every row is checked."""
+"""Reader of preference data from a file or the hub, in any of the layouts of `layouts.py`; every row is checked."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import takewhile
 
-from stagealign.base.errors import BadData
 from stagealign.base.words import listed
+from stagealign.data.columns import FIRST, Reading, fit, parsed
 from stagealign.data.formats import DataRow
 from stagealign.data.picking import Pick, Shelf, Shelved, positive, some
 from stagealign.data.records import Drops, prompt_hash
-from stagealign.data.tables import Tally, numbered_rows
-from stagealign.data.texts import Messages, Unusable, prompt_text, text_in
-
-TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-ANSWER = "\n\nAssistant:"
-NEEDED = "needed are `chosen` and `rejected`, and `prompt` unless it is the start of both"
+from stagealign.data.splitting import ANSWER, TURN
+from stagealign.data.tables import Tally, opened_table
+from stagealign.data.texts import Messages, Unusable, prompt_text
 
 
 @dataclass(frozen=True)
@@ -74,6 +69,12 @@ class PreferenceData:
     tally: Tally
     asked: int | None
     """Number of prompts asked for; None for all."""
+    changes: Tally = field(default_factory=lambda: Tally("row"))
+    """Rows of which something was taken off or read otherwise than it stands, by what was done."""
+    layout: str = ""
+    """Name and columns of the layout that was read."""
+    unused: tuple[str, ...] = ()
+    """Columns that were not read."""
 
     def __post_init__(self) -> None:
         self.drops.check(self.given, len(self.rows) + self.repeated + self.not_chosen)
@@ -96,125 +97,82 @@ class PreferenceData:
             notes.append(f"{self.repeated} rows repeat a prompt: merged, the candidates of its first row are used.")
         if self.drops:
             notes.append(f"{self.drops.total()} of {self.given} rows cannot be used: {self.tally}.")
+        notes += self.taken()
         if self.ties:
             notes.append(f"{self.ties} prompts have a chosen equal to their rejected.")
         return notes
 
+    def taken(self) -> list[str]:
+        """Notes on how the rows were read, one sentence each: what was taken off, and which columns were not read."""
+        notes = []
+        if self.changes.drops:
+            notes.append(f"Rows that were not taken as they stand: {self.changes}.")
+        if self.unused:
+            notes.append(f"Columns that were not read: {listed(self.unused)}; the layout is {self.layout}.")
+        return notes
+
 
 def read_preferences(
-    source: str, prompts: int | None = None, seed: int = 0, split: str | None = None
+    source: str, prompts: int | None = None, seed: int = 0, split: str | None = None, columns: str | None = None
 ) -> PreferenceData:
     """Preferences of `source` in random order: `prompts` of them chosen at random, or all for None.
 
-    `source`: a file (.jsonl, .json, .csv, also with .gz, or .parquet), else a hub data set `name[:config][@revision]`.
-    Rows may have any preference format of TRL: explicit or implicit prompt, text or conversations. In a CSV file a
-    conversation is a cell of JSON. An implicit prompt is everything before the last turn. In text without turns it is
-    the start that both share, cut at the end of a word. Chosen rows are stored on disk; memory grows by a few numbers
-    per chosen prompt. Raises BadData.
+    `source`: a file (.jsonl, .json, .csv, also with .gz, or .parquet), a folder or a pattern of such files, a folder of
+    `Dataset.save_to_disk`, else a hub data set `name[:config][@revision]`. Rows may have any of `LAYOUTS`, which is
+    found by the columns of the first rows, or columns that `columns` names (`prompt=question,chosen=a,rejected=b`).
+    An implicit prompt is everything before the last turn. In text without turns it is the start that both share, cut
+    at the end of a word. Chosen rows are stored on disk; memory grows by a few numbers per chosen prompt. Raises
+    BadData.
     Source: trl 1.16 `data_utils.maybe_extract_prompt`. Deviations: no cut inside a word; a row whose two conversations
     differ before the last turn is dropped; a prompt repeated at the start of both completions is removed.
     """
     positive(prompts)
-    unit, rows = numbered_rows(source, ("prompt", "chosen", "rejected"), split)
+    given = parsed(columns)
+    table = opened_table(source, FIRST, split)
+    reading = fit(source, table.first(), given)
     pick: Pick[_Merged] = Pick(prompts, seed)
     shelf: Shelf[PreferenceRow] = Shelf()
-    tally, given, explicit = Tally(unit), 0, False
-    for number, row in rows:
-        if not given:  # the first row names the columns, as a header does
-            for column in ("chosen", "rejected"):
-                _present(source, row, column)
-            explicit = "prompt" in row
-        given += 1
+    tally, changes, count = Tally(table.unit), Tally(table.unit), 0
+    for number, row in table.rows(reading.wanted):
+        count += 1
+        changed: list[str] = []
         try:
-            preference = _preference(row, explicit)
+            preference = _preference(reading, row, changed)
         except Unusable as error:
             tally.add(str(error), number)
             continue
+        for change in dict.fromkeys(changed):
+            changes.add(change, number)
         group = pick.group(preference.prompt_text, partial(_merged, shelf, preference))
         if group is not None:
             group.rows += 1
-    some(source, given, given - tally.drops.total(), tally)
+    some(source, count, count - tally.drops.total(), tally)
     merged = pick.in_order()
     return PreferenceData(
         source=source,
         rows=Shelved(shelf, [group.first for group in merged]),
-        given=given,
+        given=count,
         repeated=sum(group.rows for group in merged) - len(merged),
         not_chosen=pick.left_out,
         tally=tally,
         asked=prompts,
+        changes=changes,
+        layout=str(reading.layout),
+        unused=reading.unused,
     )
 
 
-def _preference(row: DataRow, explicit: bool) -> PreferenceRow:
+def _preference(reading: Reading, row: DataRow, changed: list[str]) -> PreferenceRow:
     """The row's prompt and candidates. Raises Unusable."""
-    if ("prompt" in row) != explicit:
-        raise Unusable("`prompt` is in some rows only, unlike in the first")
-    chosen, rejected = text_in(row, "chosen"), text_in(row, "rejected")
-    prompt = text_in(row, "prompt") if explicit else None
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        preference = _split_text(prompt, chosen, rejected)
-    elif isinstance(chosen, str) or isinstance(rejected, str):
-        raise Unusable("one of `chosen` and `rejected` is text, the other a conversation")
-    else:
-        preference = _split_turns(prompt, chosen, rejected)
+    sides = reading.sides(row).in_order
+    if sides.said:
+        changed.append(sides.said)
+    preference = PreferenceRow(*reading.split(sides, row, changed))
     last = preference.messages[-1]["content"] if preference.messages else preference.prompt_text
     for name, text in (("prompt", last), ("chosen", preference.chosen), ("rejected", preference.rejected)):
         if not text.strip():
             raise Unusable(f"empty `{name}`")
     return preference
-
-
-def _split_turns(prompt: str | Messages | None, chosen: Messages, rejected: Messages) -> PreferenceRow:
-    """Prompt and completions of two conversations that differ in their last turn only. Raises Unusable otherwise."""
-    if not chosen[-1]["role"] == rejected[-1]["role"] == "assistant":
-        raise Unusable("the last turn of `chosen` or `rejected` is not the assistant's")
-    shared = chosen[:-1]
-    if shared != rejected[:-1]:
-        raise Unusable("`chosen` and `rejected` part before their last turn")
-    if isinstance(prompt, tuple):
-        before = shared if shared[: len(prompt)] == prompt else prompt + shared
-    elif prompt is not None and not shared:
-        before = ({"role": "user", "content": prompt},)
-    else:  # a text prompt beside whole conversations repeats their first turn
-        before = shared
-    if not before:
-        raise Unusable("no prompt before the completions")
-    return PreferenceRow(before, chosen[-1]["content"], rejected[-1]["content"])
-
-
-def _split_text(prompt: str | Messages | None, chosen: str, rejected: str) -> PreferenceRow:
-    """Prompt and completions of two texts. Raises Unusable if an implicit prompt cannot be found."""
-    if prompt is not None:
-        turns = isinstance(prompt, str) and prompt.rstrip().endswith(ANSWER)
-        if turns and chosen.startswith(str(prompt)) and rejected.startswith(str(prompt)):
-            chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-        return PreferenceRow(prompt, chosen, rejected)
-    if ANSWER in chosen or ANSWER in rejected:
-        cut = chosen.rfind(ANSWER) + len(ANSWER)
-        if ANSWER not in chosen or chosen[:cut] != rejected[: rejected.rfind(ANSWER) + len(ANSWER)]:
-            raise Unusable("`chosen` and `rejected` part before their last turn")
-    else:
-        cut = _shared(chosen, rejected)
-        if not cut:
-            raise Unusable("no `prompt`, and no start that `chosen` and `rejected` share")
-    return PreferenceRow(chosen[:cut], chosen[cut:], rejected[cut:])
-
-
-def _shared(a: str, b: str) -> int:
-    """Length of the start that two texts share, cut at the end of a word so that both completions are not empty."""
-    if a == b:
-        return 0
-    left = min(len(a.rstrip()), len(b.rstrip())) - 1
-    end = max(0, min(sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(a, b, strict=False))), left))
-    while end > 0 and _spelled(a[end - 1]) and (_spelled(a[end]) or _spelled(b[end])):
-        end -= 1
-    return end - (end > 0 and a[end - 1] == " ")  # as in TRL, the space belongs to the completion
-
-
-def _spelled(letter: str) -> bool:
-    """True for a letter of a script with spaces between words; Thai, Chinese and other higher code points have none."""
-    return letter.isalnum() and letter < "\u0e00"
 
 
 @dataclass(slots=True)
@@ -226,8 +184,3 @@ class _Merged:
 
 def _merged(shelf: Shelf[PreferenceRow], first: PreferenceRow) -> _Merged:
     return _Merged(shelf.put(first))
-
-
-def _present(source: str, row: DataRow, column: str) -> None:
-    if column not in row:
-        raise BadData(f"{source}: column {column!r} missing; found: {listed(row)}; {NEEDED}")

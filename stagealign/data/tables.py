@@ -6,8 +6,11 @@ An unreadable row raises BadData, naming file and row. No row is skipped silentl
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 from stagealign.base.errors import BadData
@@ -15,15 +18,17 @@ from stagealign.base.identity import fingerprint
 from stagealign.base.words import listed, short, why
 from stagealign.data.formats import (
     EXAMPLES,
+    DataRow,
     Numbered,
     csv_rows,
     file_ending,
     json_object,
-    json_rows,
     jsonl_rows,
     parquet_rows,
 )
+from stagealign.data.json_text import json_rows, no_split, unwrapped
 from stagealign.data.records import Drops
+from stagealign.data.shards import Shards, saved_rows, shards_at
 
 HUB = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?")
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
@@ -84,13 +89,91 @@ def numbered_rows(source: str, columns: Iterable[str], split: str | None = None)
     path = local_file(source)
     if path is None:
         return "row", _hub_rows(source, split)
-    if split is not None:
-        raise BadData(f"{source}: a file has no split {split!r}; splits are for hub data sets, leave it out")
+    if split is not None and file_ending(path) not in (".json", ".jsonl"):
+        raise BadData(no_split(source, split))
+    return _unit(path), _file_rows(path, source, frozenset(columns), split)
+
+
+class Table:
+    """Rows of a file, of several files or of a hub data set, the first ones read ahead."""
+
+    def __init__(self, unit: str, ahead: Numbered, rest: Callable[[frozenset[str]], Numbered] | None, count: int):
+        self.unit = unit
+        """Unit of the numbers: `line` or `row`."""
+        self._ahead = deque(islice(ahead, count))
+        self._then = ahead
+        self._again = rest
+
+    def first(self) -> list[DataRow]:
+        """The first rows, with the values of all columns."""
+        return [row for _, row in self._ahead]
+
+    def rows(self, columns: frozenset[str]) -> Numbered:
+        """Yields all rows, numbered; only the values of these columns are guaranteed. To be called once, and last."""
+        if self._again:
+            self._ahead.clear()
+            yield from self._again(columns)
+        while self._ahead:
+            yield self._ahead.popleft()
+        yield from self._then
+
+
+def opened_table(source: str, count: int, split: str | None = None) -> Table:
+    """The rows of `source`, of which the first `count` are read. Raises BadData.
+
+    `source`: a file, a folder or a pattern of files, a folder of `Dataset.save_to_disk`, or a hub data set.
+    """
+    shards = shards_at(source, split)
+    if shards is None:
+        path = local_file(source)
+        if path is not None and file_ending(path) == ".parquet":
+            shards = Shards((path,))
+            if split is not None:
+                raise BadData(no_split(source, split))
+    if shards is not None and not shards.saved:
+        unit = _unit(shards.files[0]) if len(shards.files) == 1 else "row"
+        ahead = _shard_rows(shards, source, None)
+        return Table(unit, ahead, partial(_shard_rows, shards, source), count)
+    if shards is not None and shards.saved:
+        return Table("row", saved_rows(shards.saved, source), None, count)
+    unit, rows = numbered_rows(source, (), split)
+    return Table(unit, rows, None, count)
+
+
+def _unit(path: Path) -> str:
+    return "line" if file_ending(path) == ".jsonl" else "row"
+
+
+def _file_rows(path: Path, source: str, columns: frozenset[str] | None, split: str | None = None) -> Numbered:
+    """Rows of one file; of a parquet file only the values of `columns`, or all for None."""
     ending = file_ending(path)
     if ending == ".parquet":
-        return "row", parquet_rows(path, source, frozenset(columns))
-    reader = {".jsonl": jsonl_rows, ".json": json_rows, ".csv": csv_rows}[ending]
-    return "line" if ending == ".jsonl" else "row", reader(path, source)
+        return parquet_rows(path, source, columns)
+    if ending == ".json":
+        return json_rows(path, source, split)
+    return _jsonl_rows(path, source, split) if ending == ".jsonl" else csv_rows(path, source)
+
+
+def _jsonl_rows(path: Path, source: str, split: str | None) -> Numbered:
+    """Rows of a JSON-lines file; the rows that its only line holds, if it is one of the wrappers of `json_rows`."""
+    lines = jsonl_rows(path, source)
+    first = list(islice(lines, 2))
+    rows = unwrapped(first[0][1], source, split) if len(first) == 1 else None
+    if rows is None and split is not None:
+        raise BadData(no_split(source, split))
+    return chain(first, lines) if rows is None else ((number, row) for number, row in enumerate(rows, 1))
+
+
+def _shard_rows(shards: Shards, source: str, columns: frozenset[str] | None) -> Numbered:
+    """Rows of several files, numbered through; those of a single file keep its numbers."""
+    if len(shards.files) == 1:
+        yield from _file_rows(shards.files[0], source, columns)
+        return
+    number = 0
+    for path in shards.files:
+        for _, row in _file_rows(path, str(path), columns):
+            number += 1
+            yield number, row
 
 
 def table_at(source: str) -> Path:

@@ -1,28 +1,38 @@
 """Reader of recorded judgments: preferences between two texts, or scored candidates."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from stagealign.base.errors import BadData
 from stagealign.base.words import listed, short
+from stagealign.data.columns import FIRST, Reading, canonical, fit, layouts_of, renamed
 from stagealign.data.formats import DataRow
 from stagealign.data.picking import Pick, Shelf, Shelved, empty, positive, some
 from stagealign.data.preference_scale import PAIRS, OddPreference, PreferenceScale
-from stagealign.data.tables import Tally, digest_of, numbered_rows, table_at
+from stagealign.data.tables import Tally, digest_of, opened_table, table_at
 from stagealign.data.texts import Unusable, given_in, prompt_text, text_in
 from stagealign.oracle.recorded_rows import PairKey, Recorded, RecordedPair, RecordedPrompt, pair_key, pair_order
 
 RECORDED = {"pairs": ("prompt", "a", "b", "preference"), "scores": ("prompt", "source", "completion", "score")}
+ALPACA_EVAL = {"prompt": "instruction", "a": "output_1", "b": "output_2", "preference": "preference"}
+"""Columns of AlpacaEval's annotations by those of form `pairs`. Source: alpaca_eval 0.6 `annotations.json`."""
+FORMS = (
+    "a recorded file has columns prompt, a, b, preference or prompt, source, completion, score, or AlpacaEval's "
+    "instruction, output_1, output_2, preference, or a layout of docs/data.md with a verdict, such as Arena's prompt, "
+    "response_a, response_b, winner"
+)
 
 
 def read_recorded(path: str | Path, prompts: int | None = None, seed: int = 0) -> Recorded:
     """Recorded judgments of a file; the columns of its first row decide which of two forms it has.
 
-    Form `pairs` has columns prompt, a, b, preference. `preference_scale` has the meaning of a preference: the share by
-    which `a` is preferred, `"a"`, `"b"` or `"tie"`, or AlpacaEval's scale from 1 (`a`) to 2 (`b`). Several records of a
-    pair, in either order, are averaged.
+    Form `pairs` has columns prompt, a, b, preference, or AlpacaEval's instruction, output_1, output_2, preference, or
+    those of a layout of `data/layouts.py` (Arena, HelpSteer 3 and others), whose preferred answer counts as 1.
+    `preference_scale` has the meaning of a preference: the share by which `a` is preferred, `"a"`, `"b"` or `"tie"`, or
+    AlpacaEval's scale from 1 (`a`) to 2 (`b`). Several records of a pair, in either order, are averaged.
 
     Form `scores` has columns prompt, source (`on` or `off`), completion, score, and one row per candidate. A prompt
     without candidates of one source is dropped. `prompts` of them are chosen as in `read_preferences`; their texts are
@@ -34,20 +44,16 @@ def read_recorded(path: str | Path, prompts: int | None = None, seed: int = 0) -
     positive(prompts)
     source = str(path)
     local = table_at(source)
-    unit, rows = numbered_rows(source, {*RECORDED["pairs"], *RECORDED["scores"]})
-    tally = Tally(unit)
-    reader: _Pairs | _Scores | None = None
+    table = opened_table(source, FIRST)
+    tally = Tally(table.unit)
+    reader, columns = _reader(source, table.first(), tally, prompts, seed)
     given = 0
-    for number, row in rows:
-        if reader is None:
-            reader = _Pairs(source, tally) if _form(source, row) == "pairs" else _Scores(source, tally, prompts, seed)
+    for number, row in table.rows(columns):
         given += 1
         try:
             reader.add(number, row)
         except Unusable as error:
             tally.add(str(error), number)
-    if reader is None:
-        raise BadData(empty(source))
     recorded = reader.result(given, digest_of(local))
     some(source, given - recorded.not_chosen, recorded.used, tally)
     return recorded
@@ -56,15 +62,15 @@ def read_recorded(path: str | Path, prompts: int | None = None, seed: int = 0) -
 class _Pairs:
     """Reader of form `pairs`."""
 
-    def __init__(self, source: str, tally: Tally):
+    def __init__(self, source: str, tally: Tally, named: Mapping[str, str] | None = None):
         self.source, self.tally = source, tally
+        self.named = named or {}
         self.used = 0
         self.pairs: dict[PairKey, RecordedPair] = {}
         self.scale = PreferenceScale(source, tally.unit, PAIRS)
 
     def add(self, number: int, row: DataRow) -> None:
-        prompt, a, b = _prompt(row), _completion(row, "a"), _completion(row, "b")
-        share = self._share(number, row)
+        prompt, a, b, share = self.judged(number, row)
         first = pair_order(a, b)
         verdict = self.pairs.setdefault(pair_key(prompt, a, b), RecordedPair())
         if share is None:
@@ -74,6 +80,11 @@ class _Pairs:
             verdict.forward, verdict.forwards = verdict.forward + share, verdict.forwards + 1
         else:
             verdict.backward, verdict.backwards = verdict.backward + 1 - share, verdict.backwards + 1
+
+    def judged(self, number: int, row: DataRow) -> tuple[str, str, str, float | None]:
+        """Prompt, both texts and the share by which the first is preferred; None for a failed judgment."""
+        row = renamed(row, self.named)
+        return _prompt(row), _completion(row, "a"), _completion(row, "b"), self._share(number, row)
 
     def _share(self, number: int, row: DataRow) -> float | None:
         """Share by which `a` is preferred; None for a failed judgment. Raises BadData for an ambiguous scale."""
@@ -94,6 +105,23 @@ class _Pairs:
         return Recorded(
             self.source, digest, "pairs", given, self.used, 0, failures, self.tally, prompts=[], pairs=self.pairs
         )
+
+
+class _LaidOut(_Pairs):
+    """Reader of pairs in a layout of preference files."""
+
+    def __init__(self, source: str, tally: Tally, reading: Reading):
+        super().__init__(source, tally)
+        self.reading = reading
+
+    def judged(self, number: int, row: DataRow) -> tuple[str, str, str, float | None]:
+        """Prompt, both texts and the share by which the first is preferred."""
+        sides = self.reading.sides(row)
+        found = self.reading.split(sides, row, [])
+        text = prompt_text(found.prompt)
+        if not text.strip():
+            raise Unusable("empty `prompt`")
+        return text, found.chosen, found.rejected, sides.share
 
 
 class _ScoredRow(NamedTuple):
@@ -186,23 +214,30 @@ class _Scores:
         return RecordedPrompt(rows[0].prompt, sides["on"], sides["off"])
 
 
-def _form(source: str, row: DataRow) -> Literal["pairs", "scores"]:
-    """Form of a recorded file, by the columns of its first row. Raises BadData for neither and for both."""
-    missing = {form: [name for name in columns if name not in row] for form, columns in RECORDED.items()}
+def _reader(
+    source: str, first: Sequence[DataRow], tally: Tally, prompts: int | None, seed: int
+) -> tuple[_Pairs | _Scores, frozenset[str]]:
+    """Reader of a recorded file by the columns of its first row, and the columns it needs. Raises BadData."""
+    if not first:
+        raise BadData(empty(source))
+    names = first[0].keys()
+    missing = {form: [name for name in columns if name not in names] for form, columns in RECORDED.items()}
     if not missing["pairs"] and not missing["scores"]:
         raise BadData(
             f"{source}: columns of both recorded forms found; keep either prompt, a, b, preference or prompt, source, "
             "completion, score"
         )
-    if not missing["pairs"]:
-        return "pairs"
     if not missing["scores"]:
-        return "scores"
-    near = min(missing.values(), key=len)
-    raise BadData(
-        f"{source}: column {listed(near)} missing; found: {listed(row)}; a recorded file has columns prompt, a, b, "
-        "preference or prompt, source, completion, score"
-    )
+        return _Scores(source, tally, prompts, seed), frozenset(RECORDED["scores"])
+    if not missing["pairs"]:
+        return _Pairs(source, tally), frozenset(RECORDED["pairs"])
+    if names >= set(ALPACA_EVAL.values()):
+        return _Pairs(source, tally, ALPACA_EVAL), frozenset(ALPACA_EVAL.values())
+    if not layouts_of(set(map(canonical, names))):
+        near = min(missing.values(), key=len)
+        raise BadData(f"{source}: column {listed(near)} missing; found: {listed(names)}; {FORMS}")
+    reading = fit(source, first, {})
+    return _LaidOut(source, tally, reading), reading.wanted
 
 
 def _prompt(row: DataRow) -> str:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from stagealign.data.mirrors import content_of
+from stagealign.data.ultrafeedback import SFT_SPLIT, SPLITS
 from stagealign.pipeline.kinds import LINK, START, WEIGHTS
 from stagealign.pipeline.layout import Paths, make
 from stagealign.store.artifact import Artifact
@@ -16,7 +17,7 @@ def prompts(at: Paths) -> Artifact:
         "validation_prompts": evaluation.validation_prompts,
     }
     if at.scale.data:
-        sizes |= {"data": at.scale.data, "content": content_of(at.scale.data)}
+        sizes |= {"data": at.scale.data, "content": content_of(at.scale.data, SPLITS.values())}
     return make("prompts", at.task.prompts, f"{at.shared}/prompts", sizes)
 
 
@@ -69,5 +70,5 @@ def _conversations(at: Paths, films: Artifact) -> Artifact:
         drawn = {"rows": sft.rows, "rotten_share": sft.rotten_share, "seed": at.seed}
         return make("reviews", kind, f"{at.own}/reviews", drawn, films=films)
     data = f"{sft.data}@{sft.revision}"
-    every = {"data": data, "content": content_of(data), "rows": sft.rows}
+    every = {"data": data, "content": content_of(data, [SFT_SPLIT]), "rows": sft.rows}
     return make("conversations", kind, f"{at.shared}/conversations", every)

@@ -127,12 +127,11 @@ def test_content_in_parts(tmp_path):
 @pytest.mark.slow  # TRL imports torch
 @pytest.mark.parametrize("shape", ["explicit, plain", "implicit, plain", "explicit, conversations",
                                    "implicit, conversations", "implicit, several turns"])  # fmt: skip
-def test_as_trl_where_trl_is_sound(shape):
+def test_as_trl_where_trl_is_sound(tmp_path, shape):
     trl = pytest.importorskip("trl.data_utils", reason="TRL is not installed")
-    from stagealign.data.preferences import _preference
-
     for row in SHAPES[shape][0]:
-        ours, theirs = _preference(row, "prompt" in row), trl.maybe_extract_prompt(dict(row))
+        (ours,) = read_preferences(file(tmp_path, [row])).rows
+        theirs = trl.maybe_extract_prompt(dict(row))
         texts = [
             side if isinstance(side, str) else side[-1]["content"] for side in (theirs["chosen"], theirs["rejected"])
         ]
@@ -192,7 +191,7 @@ def test_rows_are_counted(tmp_path):
         "`rejected` is null": 1,
         "`chosen` is a number, not text or a list of messages": 1,
         "no `rejected`": 1,
-        "`prompt` is in some rows only, unlike in the first": 1,
+        "no `prompt`": 1,
         "`chosen` has half a character (a lone surrogate)": 1,
         "the last turn of `chosen` or `rejected` is not the assistant's": 1,
         "one of `chosen` and `rejected` is text, the other a conversation": 1,
@@ -272,11 +271,11 @@ BAD = {
     "comma.json": (b'[{"chosen": "a b", "rejected": "a c"} {}]', "after row 1: '{' found"),
     "more.json": (b'[{"chosen": "a b", "rejected": "a c"}] 3', "more text after the end"),
     "numbers.json": (b"[1, 2]", "row 1: starts with '1'"),
-    "columns.json": (b'{"chosen": ["a b"], "rejected": ["a c"]}', "`chosen` is a list, but not of messages"),
+    "columns.json": (b'{"chosen": ["a b", "a d"], "rejected": ["a c"]}', "`chosen` is a list of several texts"),
     "quote.csv": (b'chosen,rejected\n"x a,x b\n', "not CSV"),
     "cells.csv": (b"chosen,rejected\nx a,x b,c\n", "not as many cells as the header"),
     "twice.csv": (b"chosen,chosen\na,b\n", "column 'chosen' found twice"),
-    "python.csv": (b"chosen,rejected\n\"[{'role': 'user'}]\",b\n", "row 1, column 'chosen': a list in Python's"),
+    "python.csv": (b"chosen,rejected\n\"[{'role': 'user'}]\",b\n", "`chosen` is a list, but not of messages"),
     "early.jsonl.gz": (gzip.compress(b'{"chosen": "a b", "rejected": "a c"}\n' * 99)[:-9], "gzip file ends early"),
     "not.jsonl.gz": (b'{"chosen": "a b", "rejected": "a c"}\n', "not a sound gzip file"),
     "not.parquet": (b"PAR1 no", "not a sound parquet file"),
@@ -309,7 +308,8 @@ def test_bad_parquet(tmp_path):
 
 def test_bad_arguments(tmp_path):
     path = file(tmp_path, PLAIN)
-    refused(lambda: read_preferences(str(tmp_path)), "a folder found")
+    (tmp_path / "empty").mkdir()
+    refused(lambda: read_preferences(str(tmp_path / "empty")), "a folder found")
     refused(lambda: read_preferences(str(tmp_path / "none.jsonl")), "no such file")
     refused(lambda: read_preferences(str(tmp_path / "none.zip")), "unknown ending '.zip'")
     refused(lambda: read_preferences(str(tmp_path / "none")), "neither a file nor a hub data set")

@@ -125,6 +125,8 @@ def test_a_mirror_is_execution_and_its_content_identity(mirror, build, tmp_path,
         run = plan_run(registry.cell("zephyr-dpo-1off", "paper"), 0)
         return next(a for path, a in run.artifacts.items() if path == "paper/prompts")
 
+    (mirror.parent / "alpaca_eval").mkdir()
+    (mirror.parent / "alpaca_eval" / "alpaca_eval_gpt4_baseline.json").write_text("[]")
     local = prompts_now()
     (mirror.parent).rename(tmp_path / "elsewhere")
     monkeypatch.setenv(mirrors.MIRROR, str(tmp_path / "elsewhere"))
@@ -140,9 +142,30 @@ def test_a_mirror_is_execution_and_its_content_identity(mirror, build, tmp_path,
     changed.unlink()
     with pytest.raises(BadData, match=r"no .*test_prefs\.parquet \(or \.jsonl"):
         local_copy(DATA, "test_prefs")
+    with pytest.raises(BadData, match=r"no .*test_prefs\.parquet \(or \.jsonl"):
+        prompts_now()  # a plan says it, too
     monkeypatch.delenv(mirrors.MIRROR)
     assert (content_of(DATA), local_copy(DATA, "test_prefs")) == (None, None)
     assert prompts_now().params["content"] is None
+
+
+@pytest.mark.parametrize(
+    ("layout", "found"),
+    [
+        ((), "no such folder"),
+        (("ultrachat_200k/train_sft.jsonl",), "no folder ultrafeedback_binarized in it"),
+        (("ultrafeedback_binarized/data/train_prefs-00000-of-00001.jsonl",), "found: data/train_prefs-00000-of-00001"),
+        (("ultrafeedback_binarized/train_prefs.jsonl",), "test_prefs"),
+    ],
+)
+def test_a_plan_refuses_a_mirror_without_the_data(tmp_path, monkeypatch, layout, found):
+    """A misspelt folder, one without the data set, the hub's own layout, and one without a split."""
+    for name in layout:
+        (tmp_path / "mirror" / name).parent.mkdir(parents=True)
+        (tmp_path / "mirror" / name).write_text("{}\n")
+    monkeypatch.setenv(mirrors.MIRROR, str(tmp_path / "mirror"))
+    with pytest.raises(BadData, match=found):
+        plan_run(registry.cell("llama3-dpo-1off", "paper"), 0)
 
 
 def test_without_a_mirror_the_pinned_revision_of_the_hub_is_read(monkeypatch, build):
