@@ -23,7 +23,7 @@ from stagealign.boundary.sampling import (
     SampledPrompt,
 )
 from stagealign.boundary.tally import Looks, VoteTally
-from stagealign.scoring.contest import VERDICT_COLUMNS, BudgetSpent, Contest, Judged, Oracle, judged_of
+from stagealign.scoring.contest import VERDICT_COLUMNS, BudgetSpent, Judged, Oracle, judged_of
 from stagealign.store.kept import Kept
 
 FIRST_BATCH, LARGEST_BATCH = 16, 256
@@ -96,7 +96,7 @@ class Meter:
             for item, sampled in batch
         ]
         missing = [
-            Contest(item.prompt, sampled.completions, item.off)
+            item.contest(sampled.completions)
             for (item, sampled), verdict in zip(batch, kept, strict=True)
             if verdict is None
         ]

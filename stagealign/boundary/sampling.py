@@ -2,12 +2,13 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
-from stagealign.scoring.contest import Judged
+from stagealign.data.texts import Messages
+from stagealign.scoring.contest import Contest, Judged
 from stagealign.store.kept import Kept
 
 COMPLETIONS, STATIC = 2, 2
@@ -35,7 +36,12 @@ class MeterPrompt:
     """Prompt hash."""
     prompt: str
     off: tuple[str, ...]
-    messages: tuple[Mapping[str, str], ...] | None = None
+    messages: Messages | None = None
+    """Turns of the prompt; None for plain text."""
+
+    def contest(self, completions: tuple[str, ...]) -> Contest:
+        """The contest of these completions of the policy with the static candidates."""
+        return Contest(self.prompt, completions, self.off, self.messages)
 
 
 PromptSampler = Callable[[Sequence[MeterPrompt]], Iterable[SampledPrompt]]

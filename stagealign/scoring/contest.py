@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from stagealign.base.errors import StagealignError
+from stagealign.data.texts import Messages
 from stagealign.store.artifact import Identity
 
 
@@ -13,8 +14,11 @@ class Contest:
     """One prompt with its candidates: `on` are on-policy, `off` static. A training pair has one candidate in each."""
 
     prompt: str
+    """Text that identifies the prompt."""
     on: tuple[str, ...]
     off: tuple[str, ...]
+    messages: Messages | None = None
+    """Turns of the prompt, for an oracle that renders conversations; None for plain text."""
 
 
 @dataclass(frozen=True)
