@@ -130,7 +130,7 @@ def _measure(request: BoundaryRequest, oracle: Oracle | None, heard: Heard) -> M
     meter = Meter(policy.sampler, oracle, *kept, billed_by(oracle), phases)
     if isinstance(oracle, RecordedOracle):
         sampled = (pair for batch in batches(items, growing=False) for pair in meter.samples.of_prompts(batch))
-        oracle.check(item.contest(written.completions) for item, written in sampled if written.failed is None)
+        oracle.check(item.contest(written.completions) for item, written in sampled if written.unusable is None)
     facts = {**_facts(rows), **policy.facts}
     measurement = measure(items, meter, facts, request.decide, heard, _epoch_tokens(rows, policy.count))
     return replace(measurement, notes=(*policy.notes, *measurement.notes))

@@ -69,10 +69,10 @@ def write_pairs(
     done = 0
     for batch in batches(items, growing=True):
         for item, sampled in samples.of_prompts(batch):
-            if sampled.failed is None:
+            if sampled.unusable is None:
                 written += _pairs(request.seed, item.key, item.prompt, sampled.completions, item.off)
             else:
-                reasons[sampled.failed] = reasons.get(sampled.failed, 0) + 1
+                reasons[sampled.unusable] = reasons.get(sampled.unusable, 0) + 1
         done += len(batch)
         heard(done, len(items), float("nan"))
     if not written:
@@ -129,5 +129,6 @@ def _then(request: BoundaryRequest, path: Path) -> str:
     defaults = {**DEFAULTS, **asdict(DEFAULTS["decoding"])}
     for name, value in given.items():
         if name not in ("decoding", "keep", *OTHERS) and value != defaults[name]:
-            words += [f"--{name.replace('_', '-')}", str(value)]
+            text = json.dumps(value) if isinstance(value, Mapping) else str(value)
+            words += [f"--{name.replace('_', '-')}", text]
     return shlex.join([*words, "--oracle", f"recorded:{path}"])

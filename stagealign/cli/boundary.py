@@ -36,6 +36,9 @@ TopP = Annotated[float, typer.Option(help="The paper's 0.9.")]
 TopK = Annotated[int, typer.Option(help="The paper's 50.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longer completions are cut and counted.")]
 Template = Annotated[str, typer.Option(help="auto: the tokenizer's chat template; none: plain text.")]
+TemplateArgs = Annotated[
+    str | None, typer.Option(help="Arguments of the policy's chat template, in JSON: '{\"enable_thinking\": false}'.")
+]
 SamplerKey = Annotated[str, typer.Option(help="What samples: transformers (our own sampler) or vllm.")]
 PolicyServer = Annotated[str | None, typer.Option(help="OpenAI-compatible server of the policy.")]
 MaxJudgeTokens = Annotated[
@@ -62,6 +65,7 @@ def boundary(
     top_k: TopK = 50,
     max_new_tokens: MaxNewTokens = 512,
     template: Template = "auto",
+    template_args: TemplateArgs = None,
     sampler: SamplerKey = "transformers",
     policy_url: PolicyServer = None,
     judge_url: JudgeUrl = None,
@@ -72,7 +76,7 @@ def boundary(
 ) -> None:
     """Tells which stage a policy is in, and so what preference data to collect next."""
     from stagealign.boundary.measure import measure_boundary
-    from stagealign.boundary.request import BoundaryRequest
+    from stagealign.boundary.request import BoundaryRequest, template_args_in
     from stagealign.grid.spec import Decoding
 
     check_json(json_file, html)
@@ -80,6 +84,7 @@ def boundary(
         policy, data, oracle=oracle, prompts=prompts, decide=decide, seed=seed, split=split,
         decoding=Decoding(temperature, top_p, top_k, max_new_tokens), template=template, sampler=sampler,
         policy_url=policy_url, judge_url=judge_url, max_judge_tokens=max_judge_tokens,
+        template_args=template_args_in(template_args),
     )  # fmt: skip
     with measuring(json_file == "-") as heard:
         if pairs:
@@ -132,6 +137,8 @@ def measurement(found: "Measurement") -> None:
     console.print(table)
     if not found.reliable:
         said = f"unreliable: prompts that failed: {found.failures}, the first with {found.failure}"
+        if not found.failures:
+            said = "unreliable: every completion of the policy is empty"
         console.print(Text(said, style="red"), soft_wrap=True)
     if found.stopped:
         console.print(Text(f"stopped early: {found.stopped}", style="yellow"), soft_wrap=True)

@@ -124,7 +124,7 @@ def test_a_policy_that_is_not_there_is_an_error_before_any_work():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    with pytest.raises(StagealignError, match=r"policy 'p' at .*cannot connect.*see that the server runs"):
+    with pytest.raises(StagealignError, match=r"policy 'p' at .*cannot connect.*check that the server runs"):
         ServedPolicy("p", Server(url, attempts=2, backoff=0.01), DECODING, seed=0)
 
 

@@ -152,8 +152,8 @@ def test_cells_of_a_server_are_their_own_and_its_place_is_no_identity(tmp_path):
     [
         (("tgi", None), "--sampler 'tgi': unknown"),
         (("vllm", "http://127.0.0.1:9/v1"), "two samplers; name one"),
-        (("transformers", "http://127.0.0.1:9/v1"), "cannot connect.*see that the server runs"),
-        (("transformers", "127.0.0.1:9"), "not one; for example"),
+        (("transformers", "http://127.0.0.1:9/v1"), "cannot connect.*check that the server runs"),
+        (("transformers", "127.0.0.1:9"), "no HTTP address; write one such as"),
     ],
 )
 def test_a_wrong_sampler_is_named_before_work(given, words):

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from stagealign.base.errors import StagealignError
@@ -13,6 +12,7 @@ from stagealign.evaluate.alpaca_eval.asking import Keep
 from stagealign.evaluate.alpaca_eval.official import Official, Question
 from stagealign.grid.prices import TokenPrice
 from stagealign.policy.checkpoints import length_batches, padded, read_config, weights_identity
+from stagealign.policy.conversation import RefusedByTemplate
 from stagealign.policy.lm import LanguageModel, load
 from stagealign.store.artifact import Identity
 
@@ -93,7 +93,7 @@ class LocalJudge:
             return list(self.lm.tokenizer("\n\n".join(turn["content"] for turn in turns) + "\n").input_ids)
         try:
             return self.lm.prompt_ids(turns)
-        except TemplateError:
+        except RefusedByTemplate:
             return self.lm.prompt_ids([{"role": "user", "content": "\n\n".join(turn["content"] for turn in turns)}])
 
     @torch.inference_mode()

@@ -31,6 +31,10 @@ CAREFUL = {
         0.3,
         "of the oracle's verdicts change when the order is swapped; it may hardly tell them apart",
     ),
+    "empty_completions": (
+        0.1,
+        "of the policy's completions are empty; an empty text is judged like any other, so look at the policy",
+    ),
     "ties": (0.5, "of the comparisons are ties, so few votes decide"),
     "repeated_candidates": (0.1, "of the candidates repeat another of the same prompt and source"),
 }
@@ -77,6 +81,7 @@ def fact_rows(found: Measurement) -> list[tuple[str, str]]:
         ("data", str(found.data.get("data", "unknown"))),
         *(("rows", rows) for rows in [rows_in_words(found.data)] if rows),
         ("prompts", prompts_in_words(found)),
+        *(("failed", row) for row in [failed_in_words(found)] if row),
         *((name, str(value)) for name, value in found.data.items() if name not in known),
         ("interval", found.interval_kind),
         ("votes", f"{votes[0]} on, {votes[1]} off, {votes[2]} ties (half to each)"),
@@ -114,6 +119,14 @@ def prompts_in_words(found: Measurement) -> str:
     if left := chosen - found.prompts_used - failed:
         parts.append(f"{number(left)} {'not reached' if found.stopped else 'no longer needed'}")
     return ", ".join(parts)
+
+
+def failed_in_words(found: Measurement) -> str:
+    """Reasons of failed prompts with the hashes of the first of them; empty if none failed."""
+    reasons: dict[str, list[str]] = {}
+    for prompt in found.failed_prompts:
+        reasons.setdefault(prompt["reason"], []).append(prompt["prompt_hash"])
+    return "; ".join(f"{reason} (prompt {', '.join(hashes[:3])})" for reason, hashes in reasons.items())
 
 
 def cost_rows(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
