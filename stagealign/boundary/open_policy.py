@@ -85,7 +85,7 @@ def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
         groups = sample.generate(model, [prompt.ids for prompt in prompts], draws, request.decoding, names=names)
         return [
             answered(
-                [answer_of(decode(text.ids).strip(), prompt.opened) for text in group],
+                [prompt.answer(decode(text.ids).strip(), not text.ended) for text in group],
                 sum(len(text.ids) + text.ended for text in group),
                 sum(not text.ended for text in group),
             )
@@ -118,7 +118,7 @@ def sampled_by_vllm(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
         asked = [vllm_process.TokenPrompt(prompt.item.key, prompt.item.prompt, prompt.ids) for prompt in prompts]
         for prompt, group in zip(prompts, writer.write(asked, request.seed), strict=True):
             yield answered(
-                [answer_of(candidate.completion, prompt.opened) for candidate in group],
+                [prompt.answer(candidate.completion, candidate.truncated) for candidate in group],
                 sum(candidate.tokens or 0 for candidate in group),
                 sum(candidate.truncated for candidate in group),
             )

@@ -36,5 +36,6 @@ def _item(row: "PreferenceRow") -> MeterPrompt:
         tuple(answer.text for answer in answers),
         row.messages,
         reasoned=sum(answer.reasoned for answer in answers),
+        marked=sum(answer.marked for answer in answers),
         failed=f"its `{ends[0]}` ends inside its reasoning, without an answer; correct the data" if ends else None,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stagealign.base.errors import BadData, StagealignError
-from stagealign.base.reasoning import answer_of, opens_reasoning
+from stagealign.base.reasoning import Answer, answer_of, knows_marks, opens_reasoning
 from stagealign.boundary.request import BoundaryRequest
 from stagealign.boundary.sampling import MeterPrompt, SampledPrompt
 
@@ -22,6 +22,12 @@ class RenderedPrompt:
     ids: list[int]
     opened: bool
     """True if the prompt ends inside reasoning, so that its completions start there."""
+    thinks: bool
+    """True if the chat template knows marks of reasoning."""
+
+    def answer(self, text: str, cut: bool) -> Answer:
+        """The answer in one completion of this prompt; `cut` if it ended at the token limit."""
+        return answer_of(text, self.opened, self.thinks).cut_short(cut)
 
 
 def renderer(request: BoundaryRequest, model: "LanguageModel") -> Callable[[MeterPrompt], RenderedPrompt]:
@@ -33,13 +39,15 @@ def renderer(request: BoundaryRequest, model: "LanguageModel") -> Callable[[Mete
     from stagealign.policy.conversation import plain_form
 
     template = request.template == "auto" and bool(model.tokenizer.chat_template)
+    thinks = knows_marks(str(model.tokenizer.chat_template or ""))
     if request.template_args:
         _check_used(str(request.policy), model, request.template_args)
 
     def rendered(item: MeterPrompt) -> RenderedPrompt:
         prompt = (item.messages or item.prompt) if template else plain_form(item.prompt, item.messages)
         ids = model.prompt_ids(prompt, template=template, arguments=request.template_args)
-        return RenderedPrompt(item, ids, opens_reasoning(model.tokenizer.decode(ids[-16:])) or in_reasoning(item))
+        opened = opens_reasoning(model.tokenizer.decode(ids[-16:])) or in_reasoning(item)
+        return RenderedPrompt(item, ids, opened, thinks)
 
     return rendered
 

@@ -31,6 +31,8 @@ class SampledPrompt:
     """Number of completions from which reasoning was taken off."""
     unanswered: int = 0
     """Number of completions that end inside their reasoning, so that nothing is left to judge."""
+    marked: int = 0
+    """Number of completions with a mark of reasoning amid their text."""
 
     @property
     def unusable(self) -> str | None:
@@ -52,6 +54,7 @@ def answered(answers: Sequence[Answer], tokens: int, truncated: int) -> SampledP
         truncated,
         reasoned=sum(answer.reasoned for answer in answers),
         unanswered=sum(not answer.finished for answer in answers),
+        marked=sum(answer.marked for answer in answers),
     )
 
 
@@ -67,6 +70,8 @@ class MeterPrompt:
     """Turns of the prompt; None for plain text."""
     reasoned: int = 0
     """Number of static candidates from which reasoning was taken off."""
+    marked: int = 0
+    """Number of static candidates with a mark of reasoning amid their text."""
     failed: str | None = None
     """Reason why the static candidates cannot be judged; the prompt is then not sampled."""
 
@@ -147,4 +152,5 @@ class KeptSamples:
             seconds=row.get("seconds"),
             reasoned=row.get("reasoned", 0),
             unanswered=row.get("unanswered", 0),
+            marked=row.get("marked", 0),
         )

@@ -64,6 +64,7 @@ class VoteTally:
         self.counts["truncated by the policy"] += sampled.truncated
         self.counts["empty completions"] += sum(not text.strip() for text in sampled.completions) - sampled.unanswered
         self.counts["reasoning removed"] += sampled.reasoned + item.reasoned
+        self.counts["reasoning marks left"] += sampled.marked + item.marked
         self.counts["repeated candidates"] += len(texts) - len(set(texts))
         if verdict.failed is not None:
             self.counts["failures"] += 1
@@ -132,6 +133,7 @@ class VoteTally:
             "repeated_candidates": share("repeated candidates", "candidates"),
             "empty_completions": share("empty completions", "sampled"),
             "reasoning_removed": share("reasoning removed", "candidates"),
+            "reasoning_marks_left": share("reasoning marks left", "candidates"),
             "winner_characters": round(self.lengths["winners"] / pairs, 1),
             "loser_characters": round(self.lengths["losers"] / pairs, 1),
         }

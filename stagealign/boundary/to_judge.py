@@ -66,9 +66,10 @@ def write_pairs(
     samples = KeptSamples(policy.sampler, samples_at(default_home(), policy.identity) if request.keep else Kept(None))
     written: list[Mapping[str, str | None]] = []
     reasons: dict[str, int] = {}
-    done = 0
+    done = reasoned = marked = 0
     for batch in batches(items, growing=True):
         for item, sampled in samples.of_prompts(batch):
+            reasoned, marked = reasoned + sampled.reasoned + item.reasoned, marked + sampled.marked + item.marked
             if sampled.unusable is None:
                 written += _pairs(request.seed, item.key, item.prompt, sampled.completions, item.off)
             else:
@@ -79,9 +80,17 @@ def write_pairs(
         why = "; ".join(reasons) or "every candidate equals the others of its prompt"
         raise BadData(f"--pairs {path}: no pair to judge, nothing was written; {why}")
     write_bytes(path, _encoded(written, path.suffix))
+    notes = (*policy.notes, *_reasoning_notes(reasoned, marked))
     return WrittenPairs(
-        path, len(written), len(items), sum(reasons.values()), policy.notes, _then(request, path), reasons=reasons
+        path, len(written), len(items), sum(reasons.values()), notes, _then(request, path), reasons=reasons
     )
+
+
+def _reasoning_notes(reasoned: int, marked: int) -> Iterator[str]:
+    if reasoned:
+        yield f"Reasoning was taken off {reasoned} candidates."
+    if marked:
+        yield f"Careful: {marked} candidates hold marks of reasoning amid their text and are written with them."
 
 
 def _check(request: BoundaryRequest, path: Path, others: Mapping[str, object]) -> None:

@@ -77,7 +77,7 @@ def test_the_name_of_a_policy_holds_what_it_is(tmp_path):
 
 
 def test_a_server_that_answers_for_any_name_is_refused_before_work(servers, tmp_path):
-    with pytest.raises(StagealignError, match=r"it answered for .*no-such-policy, a folder that is not there"):
+    with pytest.raises(StagealignError, match=r"it answered for .*no-such-policy, a folder that does not exist"):
         served_samples.engine(servers("top_k").url, DECODING, tmp_path)
 
 

@@ -35,6 +35,10 @@ CAREFUL = {
         0.1,
         "of the policy's completions are empty; an empty text is judged like any other, so look at the policy",
     ),
+    "reasoning_marks_left": (
+        1e-6,
+        "of the candidates hold marks of reasoning amid their text and are judged with them",
+    ),
     "ties": (0.5, "of the comparisons are ties, so few votes decide"),
     "repeated_candidates": (0.1, "of the candidates repeat another of the same prompt and source"),
 }
