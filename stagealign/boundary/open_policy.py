@@ -37,8 +37,8 @@ class OpenPolicy:
 RENDERING = 2
 """Version of how prompts are rendered and answers are read; part of the identity of samples."""
 NO_TEMPLATE = (
-    "Careful: the policy's tokenizer has no chat template, so prompts are plain text; a policy that was trained on "
-    "conversations answers them differently than in use. If plain text is intended, use --template none."
+    "Careful: the policy's tokenizer has no chat template, so prompts are plain text (turns as `role: content`); a policy that was "
+    "trained on conversations answers them differently than in use. If plain text is intended, use --template none."
 )
 
 

@@ -167,9 +167,11 @@ class ServedPolicy:
         return self.server.chat(self.name, messages, fields, attempts=FIRST_ATTEMPTS)
 
     def _unusable(self, error: RequestFailed) -> StagealignError:
+        given = self.manner.template_args
+        arguments = "; leave --template-args out if it knows no `chat_template_kwargs`" if given else ""
         return StagealignError(
             f"policy {self.name!r} at {self.server.url}: {error}; check that the server runs and serves this model by "
-            "this name, and that the URL ends where its API starts (mostly /v1)"
+            f"this name, and that the URL ends where its API starts (mostly /v1){arguments}"
         )
 
     def write(self, prompts: Sequence[tuple[str, ChatMessages]], count: int) -> Iterator[ServedCompletions]:

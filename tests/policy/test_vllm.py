@@ -84,7 +84,7 @@ def test_what_a_dead_process_answered_is_not_asked_again(fake, work, monkeypatch
     one, whole = work(), work("whole")
     monkeypatch.setenv("FAKE_DIES", "2")
     with pytest.raises(
-        StagealignError, match=r"vLLM: ended with 1; what it answered is kept(.|\n)*out of memory, says"
+        StagealignError, match=r"vLLM: ended with 1; its answers so far are kept(.|\n)*out of memory, says"
     ):
         vllm_sample.build(one)
     answers = one.out / "scratch" / "vllm" / "answers-0.jsonl"
