@@ -37,8 +37,9 @@ class OpenPolicy:
 RENDERING = 2
 """Version of how prompts are rendered and answers are read; part of the identity of samples."""
 NO_TEMPLATE = (
-    "Careful: the policy's tokenizer has no chat template, so prompts are plain text (turns as `role: content`); a policy that was "
-    "trained on conversations answers them differently than in use. If plain text is intended, use --template none."
+    "Careful: the policy's tokenizer has no chat template, so prompts are plain text (turns as `role: content`); a "
+    "policy that was trained on conversations answers them differently than in use. If plain text is intended, use "
+    "--template none."
 )
 
 
@@ -112,7 +113,12 @@ def sampled_by_vllm(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
         lm.check_ends(shape, name)
     writer = vllm_process.Writer(shape, folder, request.decoding, COMPLETIONS)
 
-    render = renderer(request, shape)
+    rendered = renderer(request, shape)
+
+    def render(item: MeterPrompt) -> RenderedPrompt:
+        prompt = rendered(item)
+        lm.check_context(shape, len(prompt.ids), request.decoding.max_new_tokens)
+        return prompt
 
     def sample_rendered(prompts: Sequence[RenderedPrompt]) -> Iterator[SampledPrompt]:
         asked = [vllm_process.TokenPrompt(prompt.item.key, prompt.item.prompt, prompt.ids) for prompt in prompts]

@@ -42,7 +42,7 @@ class SampledPrompt:
 
 UNANSWERED = (
     "a completion of the policy ends inside its reasoning, without an answer; raise --max-new-tokens, or switch "
-    "reasoning off: --template-args '{\"enable_thinking\": false}'"
+    "reasoning off if the policy's template can: --template-args '{\"enable_thinking\": false}'"
 )
 
 
