@@ -29,6 +29,12 @@ def content_of(answer: ChatAnswer) -> str | None:
     return content.encode("utf-8", "replace").decode() if isinstance(content, str) else None
 
 
+def has_reasoning(answer: ChatAnswer) -> bool:
+    """True if the server took reasoning off the text and sent it in a field of its own, as a reasoning parser does."""
+    message = answer["choices"][0]["message"]
+    return any(bool(message.get(name)) for name in ("reasoning_content", "reasoning"))
+
+
 def tokens_of(answer: ChatAnswer, name: str) -> int:
     """Number of tokens in the field `name` of the server's own count, at most `MOST_TOKENS`; 0 if it gives none."""
     used = answer.get("usage")

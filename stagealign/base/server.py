@@ -142,24 +142,25 @@ class Server:
 
     def version(self) -> str | None:
         """Version that the server reports, as vLLM does; None if it reports none."""
-        httpx = self._httpx
-        try:
-            answer = self._client.get(f"{self.url.removesuffix('/v1')}/version", timeout=LONGEST_CONNECT)
-            body = answer.json()
-        except (httpx.HTTPError, ValueError):
-            return None
-        version = body.get("version") if isinstance(body, dict) else None
+        version = self._get(f"{self.url.removesuffix('/v1')}/version").get("version")
         return self.said(version) if isinstance(version, str) else None
 
     def models(self) -> list[Mapping[str, object]]:
         """Entries of the server's list of models (`/models`); empty if it gives none."""
-        httpx = self._httpx
-        try:
-            body = self._client.get(f"{self.url}/models", timeout=LONGEST_CONNECT).json()
-        except (httpx.HTTPError, ValueError):
-            return []
-        entries = body.get("data") if isinstance(body, dict) else None
+        entries = self._get(f"{self.url}/models").get("data")
         return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+    def is_vllm(self) -> bool:
+        """True if the server's list of models says that vLLM owns one of them."""
+        return any(entry.get("owned_by") == "vllm" for entry in self.models())
+
+    def _get(self, url: str) -> Mapping[str, object]:
+        """The JSON object at a URL; empty if there is none."""
+        try:
+            body = self._client.get(url, timeout=LONGEST_CONNECT).json()
+        except (self._httpx.HTTPError, ValueError):
+            return {}
+        return body if isinstance(body, dict) else {}
 
     def close(self) -> None:
         """Closes the connections; a request under way may still take its time-out."""

@@ -23,7 +23,7 @@ from stagealign.boundary.sampling import Measured, MeterPrompt, Phases, SampledP
 from stagealign.data.records import prompt_hash
 from stagealign.grid.samplers import OWN
 from stagealign.oracle.open import OracleAccess, billed_by, kind_of, open_oracle
-from stagealign.scoring.contest import Contest, Oracle
+from stagealign.scoring.contest import Oracle
 from stagealign.store.home import default_home
 from stagealign.store.kept import Kept
 
@@ -131,9 +131,7 @@ def _measure(request: BoundaryRequest, oracle: Oracle | None, heard: Heard) -> M
     meter = Meter(policy.sampler, oracle, *kept, billed_by(oracle), phases)
     if isinstance(oracle, RecordedOracle):
         sampled = (pair for batch in batches(items, growing=False) for pair in meter.samples.of_prompts(batch))
-        oracle.check(
-            Contest(item.prompt, written.completions, item.off) for item, written in sampled if written.failed is None
-        )
+        oracle.check(item.contest(written.completions) for item, written in sampled if written.unusable is None)
     facts = {**_facts(rows), **policy.facts}
     measurement = measure(items, meter, facts, request.decide, heard, _epoch_tokens(rows, policy.count))
     return replace(measurement, notes=(*policy.notes, *rows.taken(), *measurement.notes))

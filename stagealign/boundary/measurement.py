@@ -34,7 +34,7 @@ class Measurement:
     failure: str | None
     """Reason of the first failure; None if there are none."""
     reliable: bool
-    """True if at most 1% of the prompts failed."""
+    """True if at most 1% of the prompts failed, and the policy's completions are not all empty."""
     caveats: Mapping[str, float | None]
     """Shares in [0, 1] and mean lengths in characters of what could bias the score; None if unknown."""
     data: Mapping[str, Any]
@@ -48,6 +48,8 @@ class Measurement:
     """Reason why the measurement ended early without a decision; None if it did not."""
     request: Mapping[str, Any] = field(default_factory=dict)
     """Request behind the measurement: policy, data, oracle, decoding, seed, version; without secrets."""
+    failed_prompts: tuple[Mapping[str, str], ...] = ()
+    """Hash, start of the text and reason of the first 20 prompts without a verdict."""
     notes: tuple[str, ...] = ()
     """Warnings for the user, one sentence each."""
 

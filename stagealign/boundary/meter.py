@@ -23,11 +23,13 @@ from stagealign.boundary.sampling import (
     SampledPrompt,
 )
 from stagealign.boundary.tally import Looks, VoteTally
-from stagealign.scoring.contest import VERDICT_COLUMNS, BudgetSpent, Contest, Judged, Oracle, judged_of
+from stagealign.scoring.contest import VERDICT_COLUMNS, BudgetSpent, Judged, Oracle, judged_of
 from stagealign.store.kept import Kept
 
 FIRST_BATCH, LARGEST_BATCH = 16, 256
 FAILURES_ALLOWED = 0.01
+HOPELESS = 256
+"""Failures without a single vote after which a measurement ends."""
 DPO_TOKEN_COST = 4
 """Compute of one token in DPO (policy forward and backward, reference forward), in forwards of one sampled token."""
 PAPER_COST_SHARE = 0.032
@@ -91,12 +93,12 @@ class Meter:
         """Yields one verdict per prompt, kept or by the oracle. New verdicts are kept unless they failed."""
         kept = [
             self._verdict(item, sampled)
-            if sampled.failed is None
-            else Judged((), (), failed=sampled.failed, seconds=0.0)
+            if sampled.unusable is None
+            else Judged((), (), failed=sampled.unusable, seconds=0.0)
             for item, sampled in batch
         ]
         missing = [
-            Contest(item.prompt, sampled.completions, item.off)
+            item.contest(sampled.completions)
             for (item, sampled), verdict in zip(batch, kept, strict=True)
             if verdict is None
         ]
@@ -165,6 +167,8 @@ def measure(
                 heard(tally.prompts, len(items), tally.cross().score)
             if looks is not None and looks.cross.stage != "undecided":
                 break
+            if not tally.prompts and tally.counts["failures"] >= HOPELESS:
+                break
     except (KeyboardInterrupt, BudgetSpent) as error:
         if not tally.prompts:
             raise
@@ -180,11 +184,11 @@ def conclude(
     epoch_tokens: float | None,
     stopped: str | None = None,
 ) -> Measurement:
-    """The measurement for these votes. Raises BadData if the oracle failed on every prompt."""
+    """The measurement for these votes. Raises BadData if every prompt failed."""
     if not tally.prompts:
         raise BadData(
-            f"oracle: it failed on all {tally.counts['failures']} prompts, the first with {tally.failure}; check the "
-            "oracle and its candidates"
+            f"the measurement failed on all {tally.counts['failures']} prompts, the first with {tally.failure}; check "
+            "data, policy and oracle"
         )
     cross, top = tally.cross(), tally.top()
     stage = looks.cross.stage if looks else cross.stage
@@ -208,7 +212,8 @@ def conclude(
         },
         failures=failures,
         failure=tally.failure,
-        reliable=failures <= FAILURES_ALLOWED * (tally.prompts + failures),
+        failed_prompts=tuple(tally.failed),
+        reliable=failures <= FAILURES_ALLOWED * (tally.prompts + failures) and tally.answers,
         caveats=tally.caveats(),
         data={**data, **source.damage()},
         cost=_cost(tally, source, epoch_tokens),

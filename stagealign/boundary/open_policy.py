@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 from stagealign.base.errors import StagealignError
 from stagealign.base.identity import plain
 from stagealign.base.kind import code_at
+from stagealign.base.reasoning import Answer, answer_of, ends_reasoning
+from stagealign.boundary.rendering import RenderedPrompt, accepted, in_reasoning, renderer
 from stagealign.boundary.request import BoundaryRequest
-from stagealign.boundary.sampling import COMPLETIONS, MeterPrompt, PromptSampler, SampledPrompt
+from stagealign.boundary.sampling import COMPLETIONS, MeterPrompt, PromptSampler, SampledPrompt, answered
 from stagealign.grid.samplers import chosen
 from stagealign.store.artifact import Facts, Identity
 
 if TYPE_CHECKING:
     from stagealign.policy.lm import LanguageModel
+    from stagealign.policy.served_texts import ServedCompletions
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,12 @@ class OpenPolicy:
     """Warnings for the user, one sentence each."""
 
 
+RENDERING = 2
+"""Version of how prompts are rendered and answers are read; part of the identity of samples."""
 NO_TEMPLATE = (
-    "Careful: the policy's tokenizer has no chat template, so prompts are plain text; a policy that was trained on "
-    "conversations answers them differently than in use. If plain text is intended, use --template none."
+    "Careful: the policy's tokenizer has no chat template, so prompts are plain text (turns as `role: content`); a "
+    "policy that was trained on conversations answers them differently than in use. If plain text is intended, use "
+    "--template none."
 )
 
 
@@ -42,12 +48,15 @@ def open_policy(request: BoundaryRequest) -> OpenPolicy:
 
     Raises StagealignError for a policy that cannot be sampled, CannotRun for a sampler that this machine lacks.
     """
-    settings = {
+    settings: dict[str, object] = {
         "decoding": asdict(request.decoding),
         "template": request.template,
         "seed": request.seed,
         "count": COMPLETIONS,
+        "rendering": RENDERING,
     }
+    if request.template_args:
+        settings["template_args"] = dict(request.template_args)
     sampler = chosen(request.sampler, request.policy_url)
     if not sampler.meter:
         raise StagealignError(f"--sampler {sampler.key}: cannot serve the meter; leave it out")
@@ -65,7 +74,7 @@ def check_policy(request: BoundaryRequest) -> None:
 
 def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
     """Opens a policy for our own sampler."""
-    from stagealign.policy import draw, lm, sample
+    from stagealign.policy import conversation, draw, lm, sample
     from stagealign.policy.checkpoints import read_config, weights_identity
 
     name = str(request.policy)
@@ -74,23 +83,26 @@ def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
     if request.template == "auto":
         lm.check_ends(model, name)
 
-    def sampler(items: Sequence[MeterPrompt]) -> list[SampledPrompt]:
-        prompts = [
-            model.prompt_ids(item.messages or item.prompt, template=request.template == "auto") for item in items
-        ]
+    render, decode = renderer(request, model), conversation.decoder(model.tokenizer)
+
+    def sample_rendered(prompts: Sequence[RenderedPrompt]) -> list[SampledPrompt]:
+        names = [prompt.item.key for prompt in prompts]
         draws = [
-            [draw.draws(request.seed, item.key, j, request.decoding.max_new_tokens) for j in range(COMPLETIONS)]
-            for item in items
+            [draw.draws(request.seed, name, j, request.decoding.max_new_tokens) for j in range(COMPLETIONS)]
+            for name in names
         ]
-        groups = sample.generate(model, prompts, draws, request.decoding, names=[item.key for item in items])
+        groups = sample.generate(model, [prompt.ids for prompt in prompts], draws, request.decoding, names=names)
         return [
-            SampledPrompt(
-                tuple(model.tokenizer.decode(list(text.ids), skip_special_tokens=True).strip() for text in group),
+            answered(
+                [prompt.answer(decode(text.ids).strip(), not text.ended) for text in group],
                 sum(len(text.ids) + text.ended for text in group),
                 sum(not text.ended for text in group),
             )
-            for group in groups
+            for prompt, group in zip(prompts, groups, strict=True)
         ]
+
+    def sampler(items: Sequence[MeterPrompt]) -> Iterator[SampledPrompt]:
+        return accepted(items, render, sample_rendered)
 
     return OpenPolicy(sampler, {"weights": weights, **settings}, _counter(model), notes=_template_notes(request, model))
 
@@ -109,18 +121,24 @@ def sampled_by_vllm(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
         lm.check_ends(shape, name)
     writer = vllm_process.Writer(shape, folder, request.decoding, COMPLETIONS)
 
-    def sampler(items: Sequence[MeterPrompt]) -> Iterator[SampledPrompt]:
-        auto = request.template == "auto"
-        ids = [shape.prompt_ids(item.messages or item.prompt, template=auto) for item in items]
-        prompts = [
-            vllm_process.TokenPrompt(item.key, item.prompt, tokens) for item, tokens in zip(items, ids, strict=True)
-        ]
-        for group in writer.write(prompts, request.seed):
-            yield SampledPrompt(
-                tuple(candidate.completion for candidate in group),
+    rendered = renderer(request, shape)
+
+    def render(item: MeterPrompt) -> RenderedPrompt:
+        prompt = rendered(item)
+        lm.check_context(shape, len(prompt.ids), request.decoding.max_new_tokens)
+        return prompt
+
+    def sample_rendered(prompts: Sequence[RenderedPrompt]) -> Iterator[SampledPrompt]:
+        asked = [vllm_process.TokenPrompt(prompt.item.key, prompt.item.prompt, prompt.ids) for prompt in prompts]
+        for prompt, group in zip(prompts, writer.write(asked, request.seed), strict=True):
+            yield answered(
+                [prompt.answer(candidate.completion, candidate.truncated) for candidate in group],
                 sum(candidate.tokens or 0 for candidate in group),
                 sum(candidate.truncated for candidate in group),
             )
+
+    def sampler(items: Sequence[MeterPrompt]) -> Iterator[SampledPrompt]:
+        return accepted(items, render, sample_rendered)
 
     return OpenPolicy(
         sampler,
@@ -148,12 +166,32 @@ def served(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
     """Opens a policy behind a server."""
     from stagealign.policy.served import connect
 
-    policy = connect(str(request.policy), str(request.policy_url), request.decoding, request.seed)
+    name, arguments = str(request.policy), request.template_args or {}
+    policy = connect(name, str(request.policy_url), request.decoding, request.seed, arguments)
 
     def sampler(items: Sequence[MeterPrompt]) -> Iterator[SampledPrompt]:
         prompts = [(item.key, item.messages or [{"role": "user", "content": item.prompt}]) for item in items]
-        for written in policy.write(prompts, COMPLETIONS):
-            yield SampledPrompt(written.completions, written.tokens, written.truncated, written.failed)
+        for item, written in zip(items, policy.write(prompts, COMPLETIONS), strict=True):
+            if written.failed:
+                yield SampledPrompt((), 0, 0, written.failed)
+            else:
+                yield answered(served_answers(written, in_reasoning(item)), written.tokens, written.truncated)
 
-    decoding = "its own top_k: the server cannot be told one" if policy.style == "plain" else "as asked"
-    return OpenPolicy(sampler, {**policy.identity, **settings}, facts={"policy decodes with": decoding})
+    facts = {
+        "policy decodes with": "its own top_k: the server cannot be told one" if policy.style == "plain" else "as asked"
+    }
+    if arguments:
+        facts["template arguments"] = "sent to the server, which may ignore names that it does not know"
+    return OpenPolicy(sampler, {**policy.identity, **settings}, facts=facts)
+
+
+def served_answers(written: "ServedCompletions", opened: bool) -> list[Answer]:
+    """The answers in a server's texts; `opened` if the prompt ended inside reasoning.
+
+    A server does not tell whether its template opened reasoning; one completion that closes it tells for all.
+    """
+    opened = opened or any(ends_reasoning(text.text) for text in written.texts)
+    return [
+        Answer(text.text.strip(), True, bool(text.text.strip())) if text.apart else answer_of(text.text.strip(), opened)
+        for text in written.texts
+    ]

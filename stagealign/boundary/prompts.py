@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, overload
 
+from stagealign.base.reasoning import answer_in_data
 from stagealign.boundary.sampling import MeterPrompt
 
 if TYPE_CHECKING:
@@ -27,4 +28,14 @@ class MeterPrompts(Sequence[MeterPrompt]):
 
 
 def _item(row: "PreferenceRow") -> MeterPrompt:
-    return MeterPrompt(row.hash, row.prompt_text, (row.chosen, row.rejected), row.messages)
+    answers = [answer_in_data(text) for text in (row.chosen, row.rejected)]
+    ends = [name for name, answer in zip(("chosen", "rejected"), answers, strict=True) if not answer.finished]
+    return MeterPrompt(
+        row.hash,
+        row.prompt_text,
+        tuple(answer.text for answer in answers),
+        row.messages,
+        reasoned=sum(answer.reasoned for answer in answers),
+        marked=sum(answer.marked for answer in answers),
+        failed=f"its `{ends[0]}` ends inside its reasoning, without an answer; correct the data" if ends else None,
+    )

@@ -1,6 +1,7 @@
 """A request to the meter, and its checks."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 
@@ -26,6 +27,8 @@ class BoundaryRequest:
     """Columns of `data` by what they hold, such as `prompt=question,chosen=a,rejected=b`; None to find the layout."""
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=512))
     template: str = "auto"
+    template_args: Mapping[str, object] | None = None
+    """Arguments of the policy's chat template, such as `{"enable_thinking": False}`; identity of the samples."""
     sampler: str = OWN
     """Key of `SAMPLERS`; part of the identity of kept samples."""
     policy_url: str | None = None
@@ -37,7 +40,7 @@ class BoundaryRequest:
 
 
 DEFAULTS = asdict(BoundaryRequest()) | {"decoding": BoundaryRequest().decoding}
-SAMPLING = ("policy", "data", "split", "columns", "template", "sampler", "policy_url", "decoding")
+SAMPLING = ("policy", "data", "split", "columns", "template", "template_args", "sampler", "policy_url", "decoding")
 """Fields that are used only if a policy is sampled."""
 DECODING = "--temperature, --top-p, --top-k or --max-new-tokens"
 
@@ -61,9 +64,43 @@ def check(request: BoundaryRequest) -> None:
         raise StagealignError(
             "--template none: a served policy puts its own chat template around a prompt; leave it out"
         )
+    _check_template_args(request)
     decoding = request.decoding
     if decoding.temperature < 0 or not 0 < decoding.top_p <= 1 or decoding.top_k < 1 or decoding.max_new_tokens < 1:
         raise StagealignError(f"decoding {asdict(decoding)}: temperature >= 0, 0 < top_p <= 1, the others at least 1")
+
+
+OURS = ("messages", "conversation", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message")
+"""Arguments of a chat template that stagealign sets."""
+
+
+def _check_template_args(request: BoundaryRequest) -> None:
+    given = request.template_args
+    if given is None:
+        return
+    ours = [name for name in given if name in OURS]
+    if ours:
+        raise StagealignError(f"--template-args: names {ours[0]!r}, which stagealign sets; leave it out")
+    try:
+        json.dumps(given)
+    except TypeError as error:
+        raise StagealignError(
+            f"--template-args {given!r}: no JSON values ({error}); give text, numbers, lists"
+        ) from error
+    if request.template == "none":
+        raise StagealignError("--template-args with --template none: no template is used; leave one out")
+
+
+def template_args_in(text: str | None) -> Mapping[str, object] | None:
+    """The value of `--template-args`, a JSON object. Raises StagealignError for other text."""
+    try:
+        given = None if text is None else json.loads(text)
+    except ValueError:
+        given = text
+    if given is not None and not isinstance(given, dict):
+        example = '{"enable_thinking": false}'
+        raise StagealignError(f"--template-args {text!r}: no JSON object; write one such as '{example}'")
+    return given
 
 
 def _unknown(kind: str) -> str:

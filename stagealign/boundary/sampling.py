@@ -2,12 +2,14 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
-from stagealign.scoring.contest import Judged
+from stagealign.base.reasoning import Answer
+from stagealign.data.texts import Messages
+from stagealign.scoring.contest import Contest, Judged
 from stagealign.store.kept import Kept
 
 COMPLETIONS, STATIC = 2, 2
@@ -25,6 +27,35 @@ class SampledPrompt:
     """Reason of a failure; there are then no completions, and the next call samples the prompt again."""
     seconds: float | None = None
     """Spent on sampling; None if not timed."""
+    reasoned: int = 0
+    """Number of completions from which reasoning was taken off."""
+    unanswered: int = 0
+    """Number of completions that end inside their reasoning, so that nothing is left to judge."""
+    marked: int = 0
+    """Number of completions with a mark of reasoning amid their text."""
+
+    @property
+    def unusable(self) -> str | None:
+        """Reason why these completions cannot be judged; None if they can."""
+        return self.failed or (UNANSWERED if self.unanswered else None)
+
+
+UNANSWERED = (
+    "a completion of the policy ends inside its reasoning, without an answer; raise --max-new-tokens, or switch "
+    "reasoning off if the policy's template can: --template-args '{\"enable_thinking\": false}'"
+)
+
+
+def answered(answers: Sequence[Answer], tokens: int, truncated: int) -> SampledPrompt:
+    """The samples of one prompt from the answers in their texts."""
+    return SampledPrompt(
+        tuple(answer.text for answer in answers),
+        tokens,
+        truncated,
+        reasoned=sum(answer.reasoned for answer in answers),
+        unanswered=sum(not answer.finished for answer in answers),
+        marked=sum(answer.marked for answer in answers),
+    )
 
 
 @dataclass(frozen=True)
@@ -35,7 +66,18 @@ class MeterPrompt:
     """Prompt hash."""
     prompt: str
     off: tuple[str, ...]
-    messages: tuple[Mapping[str, str], ...] | None = None
+    messages: Messages | None = None
+    """Turns of the prompt; None for plain text."""
+    reasoned: int = 0
+    """Number of static candidates from which reasoning was taken off."""
+    marked: int = 0
+    """Number of static candidates with a mark of reasoning amid their text."""
+    failed: str | None = None
+    """Reason why the static candidates cannot be judged; the prompt is then not sampled."""
+
+    def contest(self, completions: tuple[str, ...]) -> Contest:
+        """The contest of these completions of the policy with the static candidates."""
+        return Contest(self.prompt, completions, self.off, self.messages)
 
 
 PromptSampler = Callable[[Sequence[MeterPrompt]], Iterable[SampledPrompt]]
@@ -87,8 +129,8 @@ class KeptSamples:
 
     def of_prompts(self, items: Sequence[MeterPrompt]) -> list[tuple[MeterPrompt, SampledPrompt]]:
         """Each prompt with the policy's completions, in order; samples and keeps missing ones."""
-        missing = [item for item in items if item.key not in self.kept]
-        failed: dict[str, SampledPrompt] = {}
+        failed = {item.key: SampledPrompt((), 0, 0, item.failed, seconds=0.0) for item in items if item.failed}
+        missing = [item for item in items if item.key not in self.kept and item.key not in failed]
         if missing:
             laps = self.phases.laps("sampling", lambda: self.sampler(missing), len(missing))
             for item, (written, seconds) in zip(missing, laps, strict=True):
@@ -103,4 +145,12 @@ class KeptSamples:
     def _sampled(self, key: str) -> SampledPrompt:
         row = self.kept.get(key)
         assert row is not None, key
-        return SampledPrompt(tuple(row["completions"]), row["tokens"], row["truncated"], seconds=row.get("seconds"))
+        return SampledPrompt(
+            tuple(row["completions"]),
+            row["tokens"],
+            row["truncated"],
+            seconds=row.get("seconds"),
+            reasoned=row.get("reasoned", 0),
+            unanswered=row.get("unanswered", 0),
+            marked=row.get("marked", 0),
+        )

@@ -15,6 +15,8 @@ from stagealign.stats.votes import BoundaryScore, boundary_score, cross_votes, p
 
 POINTS = 200
 """Most points of the running score in a measurement."""
+FAILED_SHOWN = 20
+"""Most failed prompts that a measurement names."""
 
 
 @dataclass
@@ -29,6 +31,8 @@ class VoteTally:
     sample: list[Mapping[str, Any]] = field(default_factory=list)
     failure: str | None = None
     """Reason of the first failed prompt."""
+    failed: list[Mapping[str, str]] = field(default_factory=list)
+    """Hash, start and reason of the first `FAILED_SHOWN` failed prompts."""
     spent: Counter[str] = field(default_factory=Counter)
     """Tokens: `sampled_tokens` by the policy, `oracle_tokens` billed by the oracle."""
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -37,6 +41,11 @@ class VoteTally:
     def prompts(self) -> int:
         """Number of prompts that have voted."""
         return len(self.votes) // 2
+
+    @property
+    def answers(self) -> bool:
+        """False if every completion of the policy is empty."""
+        return self.counts["empty completions"] < self.counts["sampled"] or not self.counts["sampled"]
 
     def cross(self) -> BoundaryScore:
         """Score by all comparisons across sources."""
@@ -53,11 +62,15 @@ class VoteTally:
         self.counts["candidates"] += len(texts)
         self.counts["sampled"] += len(sampled.completions)
         self.counts["truncated by the policy"] += sampled.truncated
-        self.counts["empty completions"] += sum(not text.strip() for text in sampled.completions)
+        self.counts["empty completions"] += sum(not text.strip() for text in sampled.completions) - sampled.unanswered
+        self.counts["reasoning removed"] += sampled.reasoned + item.reasoned
+        self.counts["reasoning marks left"] += sampled.marked + item.marked
         self.counts["repeated candidates"] += len(texts) - len(set(texts))
         if verdict.failed is not None:
             self.counts["failures"] += 1
             self.failure = self.failure or verdict.failed
+            if len(self.failed) < FAILED_SHOWN:
+                self.failed.append({"prompt_hash": item.key, "prompt": item.prompt[:80], "reason": verdict.failed})
             return False
         on, off, ties = pair_votes(verdict.won) if verdict.won else cross_votes(verdict.on, verdict.off)
         self.counts["ties"] += ties
@@ -119,6 +132,8 @@ class VoteTally:
             "ties": share("ties", "comparisons"),
             "repeated_candidates": share("repeated candidates", "candidates"),
             "empty_completions": share("empty completions", "sampled"),
+            "reasoning_removed": share("reasoning removed", "candidates"),
+            "reasoning_marks_left": share("reasoning marks left", "candidates"),
             "winner_characters": round(self.lengths["winners"] / pairs, 1),
             "loser_characters": round(self.lengths["losers"] / pairs, 1),
         }

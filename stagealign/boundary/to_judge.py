@@ -66,28 +66,37 @@ def write_pairs(
     samples = KeptSamples(policy.sampler, samples_at(default_home(), policy.identity) if request.keep else Kept(None))
     written: list[Mapping[str, str | None]] = []
     reasons: dict[str, int] = {}
-    done = 0
+    done = reasoned = marked = 0
     for batch in batches(items, growing=True):
         for item, sampled in samples.of_prompts(batch):
-            if sampled.failed is None:
+            reasoned, marked = reasoned + sampled.reasoned + item.reasoned, marked + sampled.marked + item.marked
+            if sampled.unusable is None:
                 written += _pairs(request.seed, item.key, item.prompt, sampled.completions, item.off)
             else:
-                reasons[sampled.failed] = reasons.get(sampled.failed, 0) + 1
+                reasons[sampled.unusable] = reasons.get(sampled.unusable, 0) + 1
         done += len(batch)
         heard(done, len(items), float("nan"))
     if not written:
         why = "; ".join(reasons) or "every candidate equals the others of its prompt"
         raise BadData(f"--pairs {path}: no pair to judge, nothing was written; {why}")
     write_bytes(path, _encoded(written, path.suffix))
+    notes = (*policy.notes, *_reasoning_notes(reasoned, marked))
     return WrittenPairs(
         path,
         len(written),
         len(items),
         sum(reasons.values()),
-        (*policy.notes, *rows.notes()),
+        (*notes, *rows.notes()),
         _then(request, path),
         reasons=reasons,
     )
+
+
+def _reasoning_notes(reasoned: int, marked: int) -> Iterator[str]:
+    if reasoned:
+        yield f"Reasoning was taken off {reasoned} candidates."
+    if marked:
+        yield f"Careful: {marked} candidates hold marks of reasoning amid their text and are written with them."
 
 
 def _check(request: BoundaryRequest, path: Path, others: Mapping[str, object]) -> None:
@@ -135,5 +144,6 @@ def _then(request: BoundaryRequest, path: Path) -> str:
     defaults = {**DEFAULTS, **asdict(DEFAULTS["decoding"])}
     for name, value in given.items():
         if name not in ("decoding", "keep", *OTHERS) and value != defaults[name]:
-            words += [f"--{name.replace('_', '-')}", str(value)]
+            text = json.dumps(value) if isinstance(value, Mapping) else str(value)
+            words += [f"--{name.replace('_', '-')}", text]
     return shlex.join([*words, "--oracle", f"recorded:{path}"])

@@ -39,6 +39,9 @@ TopP = Annotated[float, typer.Option(help="Nucleus sampling; the paper uses 0.9.
 TopK = Annotated[int, typer.Option(help="Tokens to sample from; the paper uses 50.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of a completion; longer ones are cut and counted.")]
 Template = Annotated[str, typer.Option(help="Prompt format. auto: the tokenizer's chat template; none: plain text.")]
+TemplateArgs = Annotated[
+    str | None, typer.Option(help="Arguments of the policy's chat template, in JSON: '{\"enable_thinking\": false}'.")
+]
 SamplerKey = Annotated[str, typer.Option(help="Sampling engine: transformers (our own sampler) or vllm.")]
 PolicyServer = Annotated[str | None, typer.Option(help="OpenAI-compatible server of the policy.")]
 MaxJudgeTokens = Annotated[
@@ -66,6 +69,7 @@ def boundary(
     top_k: TopK = 50,
     max_new_tokens: MaxNewTokens = 512,
     template: Template = "auto",
+    template_args: TemplateArgs = None,
     sampler: SamplerKey = "transformers",
     policy_url: PolicyServer = None,
     judge_url: JudgeUrl = None,
@@ -76,7 +80,7 @@ def boundary(
 ) -> None:
     """Measures which stage a policy is in, and so which preference data to collect next."""
     from stagealign.boundary.measure import measure_boundary
-    from stagealign.boundary.request import BoundaryRequest
+    from stagealign.boundary.request import BoundaryRequest, template_args_in
     from stagealign.grid.spec import Decoding
 
     check_json(json_file, html)
@@ -84,6 +88,7 @@ def boundary(
         policy, data, oracle=oracle, prompts=prompts, decide=decide, seed=seed, split=split, columns=columns,
         decoding=Decoding(temperature, top_p, top_k, max_new_tokens), template=template, sampler=sampler,
         policy_url=policy_url, judge_url=judge_url, max_judge_tokens=max_judge_tokens,
+        template_args=template_args_in(template_args),
     )  # fmt: skip
     with measuring(json_file == "-") as heard:
         if pairs:
@@ -138,6 +143,8 @@ def measurement(measured: "Measurement") -> None:
     console.print(table)
     if not measured.reliable:
         warning = f"unreliable: prompts that failed: {measured.failures}, the first with {measured.failure}"
+        if not measured.failures:
+            warning = "unreliable: every completion of the policy is empty"
         console.print(Text(warning, style="red"), soft_wrap=True)
     if measured.stopped:
         console.print(Text(f"stopped early: {measured.stopped}", style="yellow"), soft_wrap=True)

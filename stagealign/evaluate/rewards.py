@@ -6,7 +6,7 @@ from pathlib import Path
 from stagealign.base.errors import BadData, StagealignError
 from stagealign.data.records import Candidate, by_prompt, prompt_hash, read_rows, write_rows
 from stagealign.data.tables import folder_digest
-from stagealign.scoring.contest import Contest
+from stagealign.scoring.contest import Contest, answers
 from stagealign.scoring.reward_model import load
 from stagealign.store.artifact import Facts, Work
 
@@ -35,8 +35,10 @@ def score(work: Work) -> Facts:
         by_prompt(read_rows(work.inputs[name] / "candidates.jsonl", Candidate)) for name in ("completions", "static")
     ]
     prompts = list(dict.fromkeys([*groups[0], *groups[1]]))
-    sides = [tuple(group.get(prompt, []) for group in groups) for prompt in prompts]
-    contests = [Contest(prompt, _texts(both[0]), _texts(both[1])) for prompt, both in zip(prompts, sides, strict=True)]
+    sides = [(groups[0].get(prompt, []), groups[1].get(prompt, [])) for prompt in prompts]
+    contests = [
+        Contest(prompt, answers(own), answers(static)) for prompt, (own, static) in zip(prompts, sides, strict=True)
+    ]
     rows: list[dict[str, object]] = []
     cut = 0
     for prompt, both, verdict in zip(prompts, sides, load(str(work.inputs["gold"])).judge(contests), strict=True):

@@ -67,8 +67,10 @@ SCORED_RANK = Kind("stagealign.oracle:rank", "stagealign.oracle.label:rank", pri
 SCORED_VOTES = Kind("stagealign.oracle:votes", "stagealign.oracle.label:votes", price="free", light=0.3)
 _REWARD = OracleKinds(
     ready=Kind("stagealign.oracle.ready:fetch_reward", price="reward_model", fetches="weights"),
-    rank=Kind("stagealign.oracle.label:rank_scored", "stagealign.oracle.label:rank", price="scored_pairs"),
-    votes=Kind("stagealign.oracle.label:votes_scored", "stagealign.oracle.label:votes", price="scored_votes"),
+    rank=Kind("stagealign.oracle.label:rank_scored", "stagealign.oracle.label:rank", version=2, price="scored_pairs"),
+    votes=Kind(
+        "stagealign.oracle.label:votes_scored", "stagealign.oracle.label:votes", version=2, price="scored_votes"
+    ),
     named=True,
 )
 ORACLES = {
@@ -167,7 +169,7 @@ GOLDS = {
         scores=_SCORES,
         unit="points of the reward model",
         named=True,
-        rewards=Kind("stagealign.rewards:score", "stagealign.evaluate.rewards:score", price="rewards"),
+        rewards=Kind("stagealign.rewards:score", "stagealign.evaluate.rewards:score", version=2, price="rewards"),
     ),
 }
 """By the key that a preference names, alone or before a colon. To add one: `docs/extending.md`."""

@@ -14,7 +14,7 @@ from stagealign.data.records import Candidate, by_prompt, read_rows, write_rows
 from stagealign.oracle.labels import to_pairs, to_votes, unusable
 from stagealign.oracle.open import OracleAccess, OracleRow, kind_of, opened, row_of
 from stagealign.oracle.ready import said_of
-from stagealign.scoring.contest import VERDICT_COLUMNS, Contest, Judged, Oracle, judged_of
+from stagealign.scoring.contest import VERDICT_COLUMNS, Contest, Judged, Oracle, answer, answers, judged_of
 from stagealign.store.artifact import Facts, Work
 from stagealign.store.folder import SCRATCH
 from stagealign.store.kept import Kept
@@ -108,7 +108,7 @@ def rank(work: Work) -> Facts:
             if all_groups or not unusable(first, second)
         ]
         verdicts = labeller.verdicts(
-            [contest(first.prompt, first.completion, second.completion) for first, second in groups]
+            [contest(first.prompt, answer(first).text, answer(second).text) for first, second in groups]
         )
         verdict_facts = labeller.facts(verdicts)
     scores = {}
@@ -125,14 +125,10 @@ def votes(work: Work) -> Facts:
     """Builder of `votes`: each prompt's on-policy completions against its static candidates."""
     on = by_prompt(read_rows(work.inputs["completions"] / "candidates.jsonl", Candidate))
     off = by_prompt(read_rows(work.inputs["static"] / "candidates.jsonl", Candidate))
-    contests = [Contest(prompt, _texts(group), _texts(off[prompt])) for prompt, group in on.items()]
+    contests = [Contest(prompt, answers(group), answers(off[prompt])) for prompt, group in on.items()]
     with labeller_of(work) as labeller:
         verdicts = labeller.verdicts(contests)
         verdict_facts = labeller.facts(verdicts)
     rows = [to_votes(contest.prompt, verdict) for contest, verdict in zip(contests, verdicts, strict=True)]
     write_rows(work.out / "votes.jsonl", rows)
     return {"prompts": len(rows), **verdict_facts}
-
-
-def _texts(candidates: Sequence[Candidate]) -> tuple[str, ...]:
-    return tuple(candidate.completion for candidate in candidates)

@@ -6,7 +6,7 @@ import numpy as np
 
 from stagealign.base.errors import BadData
 from stagealign.data.records import Candidate, CandidateKey, Drops, Pair, by_prompt, prompt_hash
-from stagealign.scoring.contest import Judged
+from stagealign.scoring.contest import Judged, answer
 from stagealign.stats.votes import cross_votes, pair_votes, top_vote
 from stagealign.store.artifact import Facts
 
@@ -18,6 +18,8 @@ def unusable(first: Candidate, second: Candidate) -> str | None:
     """Reason why two candidates are no training pair; None if they are one."""
     if not first.completion or not second.completion:
         return "empty completion"
+    if not (answer(first).finished and answer(second).finished):
+        return "a completion ends inside its reasoning"
     return "chosen equals rejected" if first.completion == second.completion else None
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from stagealign.base.errors import BadData, Damaged, StagealignError
 from stagealign.data.records import Pair
 from stagealign.policy.checkpoints import READING, read_config, read_headers, read_tokenizer, unreadable, weights_of
+from stagealign.policy.conversation import Conversation, TemplateArguments, joint_ids, plain_prompt, rendered_prompt
 from stagealign.policy.layers import FROZEN, TRAINED, layer_count, norm_name
 from stagealign.policy.logps import PairTokens
 from stagealign.policy.roles import check_causal
@@ -41,17 +42,18 @@ class LanguageModel:
         """The decoder without its head."""
         return self.model.base_model
 
-    def prompt_ids(self, prompt: str | Sequence[Mapping[str, str]], template: bool = True) -> list[int]:
+    def prompt_ids(
+        self, prompt: Conversation, template: bool = True, arguments: TemplateArguments | None = None
+    ) -> list[int]:
         """Token ids of a prompt (text or conversation) up to the start of the completion.
 
-        Applies the tokenizer's chat template if it has one and `template` is True.
+        Applies the tokenizer's chat template, with `arguments`, if it has one and `template` is True; else the prompt
+        is plain text. Raises RefusedByTemplate for a conversation that the template does not accept.
         """
-        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         if template and self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text = rendered_prompt(self.tokenizer, prompt, arguments)
             return list(self.tokenizer(text, add_special_tokens=False).input_ids)
-        ids = self.tokenizer("\n\n".join(turn["content"] for turn in turns)).input_ids
-        return without_end(self.tokenizer, ids)
+        return without_end(self.tokenizer, joint_ids(self.tokenizer, plain_prompt(prompt)))
 
     def completion_ids(self, completion: str, ended: bool) -> list[int]:
         """Token ids of a completion, followed by EOS if it `ended` before the token limit."""

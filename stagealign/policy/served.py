@@ -12,20 +12,18 @@ import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Protocol
 
 from stagealign.base.asking import GIVE_UP, Asking
-from stagealign.base.chat import ChatAnswer, content_of, tokens_of
+from stagealign.base.chat import ChatAnswer, content_of, has_reasoning, tokens_of
 from stagealign.base.errors import StagealignError
 from stagealign.base.identity import fingerprint, stream
 from stagealign.base.server import FIRST_ATTEMPTS, POLICY_KEYS, RequestFailed, Server
-from stagealign.base.shapes import FLAG, TEXT, WHOLE, misfit
 from stagealign.grid.spec import Decoding
+from stagealign.policy.served_texts import KeptCompletions, ServedCompletions, ServedText
 from stagealign.store.artifact import Identity
-from stagealign.store.kept import RowFile
 
 TIMEOUT = 600.0
 """Seconds for one completion, including the wait for earlier ones: some servers write one at a time."""
@@ -38,69 +36,6 @@ ChatMessages = Sequence[Mapping[str, str]]
 
 RequestFields = Mapping[str, object]
 """Fields of a request besides model and messages."""
-
-
-@dataclass(frozen=True)
-class ServedText:
-    """One completion as the server returned it."""
-
-    text: str
-    tokens: int
-    """Number of tokens by the server's count."""
-    cut: bool
-    """True if it ended at the token limit."""
-
-
-@dataclass(frozen=True)
-class ServedCompletions:
-    """Completions of one prompt, or the reason of a failure."""
-
-    texts: tuple[ServedText, ...] = ()
-    failed: str | None = None
-
-    @property
-    def completions(self) -> tuple[str, ...]:
-        """Texts without white space around them."""
-        return tuple(text.text.strip() for text in self.texts)
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens by the server's count."""
-        return sum(text.tokens for text in self.texts)
-
-    @property
-    def truncated(self) -> int:
-        """Number of completions that ended at the token limit."""
-        return sum(text.cut for text in self.texts)
-
-
-class KeptCompletions:
-    """Completions by prompt hash and index, written to disk as they arrive; thread-safe."""
-
-    def __init__(self, path: Path | None):
-        """Reads completions that earlier calls kept at `path`; with None, nothing is kept."""
-        self._file = None if path is None else RowFile(path, lambda row: misfit(row, KEPT) is None)
-        self._texts = {
-            (row["key"], row["index"]): ServedText(row["text"], row["tokens"], row["cut"])
-            for _, row in (self._file.read() if self._file else ())
-        }
-
-    def __len__(self) -> int:
-        return len(self._texts)
-
-    def get(self, key: str, index: int) -> ServedText | None:
-        """The kept completion of a prompt at `index`; None if there is none."""
-        return self._texts.get((key, index))
-
-    def add(self, key: str, index: int, text: ServedText) -> None:
-        """Keeps a completion. Raises CannotRun if it cannot be written to disk."""
-        if self._file:
-            self._file.add({"key": key, "index": index, **asdict(text)})
-            self._texts[key, index] = text
-
-
-KEPT = {"key": TEXT, "index": WHOLE, "text": TEXT, "tokens": WHOLE, "cut": FLAG}
-"""Shape of a row of `KeptCompletions`."""
 
 
 class Style(Protocol):
@@ -157,6 +92,12 @@ class Manner:
     """Key of `STYLES`; None tries them in turn."""
     ends: tuple[int, ...] = ()
     """End tokens of the policy, for a style that can send them."""
+    template_args: Mapping[str, object] = field(default_factory=dict)
+    """Arguments of the chat template, sent as `chat_template_kwargs`."""
+
+
+class NotAsked(RequestFailed):
+    """A request that this server would answer wrongly, and so is not sent."""
 
 
 class ServedPolicy:
@@ -176,7 +117,7 @@ class ServedPolicy:
     ):
         """`kept`: store of completions of earlier calls and of new ones; None keeps nothing."""
         self.name, self.server, self.decoding, self.seed = name, server, decoding, seed
-        self.ends, self.kept = manner.ends, KeptCompletions(None) if kept is None else kept
+        self.manner, self.kept = manner, KeptCompletions(None) if kept is None else kept
         self.style, self.served = self._first(STYLES if manner.style is None else {manner.style: STYLES[manner.style]})
 
     @cached_property
@@ -184,6 +125,23 @@ class ServedPolicy:
         """Name, style, and a hash of one greedy answer, which distinguishes policies of the same name."""
         text = content_of(self._ask(PROBE, _plain(Decoding(temperature=0.0), 16))) or ""
         return {"served": self.name, "as": self.served, "style": self.style, "says": fingerprint({"text": text})}
+
+    @cached_property
+    def continues(self) -> bool:
+        """True if the server can continue a turn of the assistant; only vLLM is known to."""
+        return self.server.is_vllm()
+
+    def _template(self, messages: ChatMessages) -> RequestFields:
+        """Request fields for the chat template of vLLM and others. Raises NotAsked."""
+        arguments = self.manner.template_args
+        fields: RequestFields = {"chat_template_kwargs": dict(arguments)} if arguments else {}
+        if messages[-1]["role"] != "assistant":
+            return fields
+        if not self.continues:
+            raise NotAsked(
+                "the prompt ends in a turn of the assistant, which this server would not continue; use `vllm serve`"
+            )
+        return {**fields, "add_generation_prompt": False, "continue_final_message": True}
 
     def _first(self, styles: Mapping[str, Style]) -> tuple[str, str | None]:
         """(first of `styles` that the server accepts, the model's name by the server)."""
@@ -204,12 +162,16 @@ class ServedPolicy:
             raise self._unusable(error) from error
 
     def _chat(self, prompt: str, settings: RequestFields) -> ChatAnswer:
-        return self.server.chat(self.name, [{"role": "user", "content": prompt}], settings, attempts=FIRST_ATTEMPTS)
+        messages = [{"role": "user", "content": prompt}]
+        fields = {**settings, **self._template(messages)}
+        return self.server.chat(self.name, messages, fields, attempts=FIRST_ATTEMPTS)
 
     def _unusable(self, error: RequestFailed) -> StagealignError:
+        given = self.manner.template_args
+        arguments = "; leave --template-args out if it knows no `chat_template_kwargs`" if given else ""
         return StagealignError(
             f"policy {self.name!r} at {self.server.url}: {error}; check that the server runs and serves this model by "
-            "this name, and that the URL ends where its API starts (mostly /v1)"
+            f"this name, and that the URL ends where its API starts (mostly /v1){arguments}"
         )
 
     def write(self, prompts: Sequence[tuple[str, ChatMessages]], count: int) -> Iterator[ServedCompletions]:
@@ -222,7 +184,7 @@ class ServedPolicy:
         asking: Asking[tuple[str, ChatMessages], ServedText, ServedCompletions] = Asking(
             requests=lambda prompt: [partial(self._complete, prompt[0], prompt[1], index) for index in range(count)],
             answer=lambda prompt, parts: self._written(parts),
-            failed=lambda written: written.failed,
+            failed=lambda written: None if written.refused else written.failed,
             error=lambda reason: self._stopped(f"{GIVE_UP} prompts in a row failed, the last with {reason}"),
             workers=WORKERS,
             give_up=GIVE_UP,
@@ -233,9 +195,12 @@ class ServedPolicy:
 
     def _written(self, parts: Sequence[ServedText | RequestFailed]) -> ServedCompletions:
         for part in parts:
+            if isinstance(part, NotAsked):
+                return ServedCompletions(failed=str(part), refused=True)
             if isinstance(part, RequestFailed):
                 if part.status is not None:
-                    return ServedCompletions(failed=f"the policy's server answered {part}")
+                    refused = part.status in {*REFUSED, 200}
+                    return ServedCompletions(failed=f"the policy's server answered {part}", refused=refused)
                 raise self._stopped(str(part)) from part
         return ServedCompletions(tuple(part for part in parts if not isinstance(part, RequestFailed)))
 
@@ -250,7 +215,10 @@ class ServedPolicy:
         kept = self.kept.get(key, index)
         if kept is not None:
             return kept
-        settings = STYLES[self.style](self.decoding, self.decoding.max_new_tokens, self.ends)
+        settings = {
+            **STYLES[self.style](self.decoding, self.decoding.max_new_tokens, self.manner.ends),
+            **self._template(messages),
+        }
         seed = stream(self.seed, "sample", key, index) % 2**31
         answer = self.server.chat(self.name, messages, {**settings, "seed": seed}, over)
         name = self.server.name_in(answer)
@@ -259,18 +227,21 @@ class ServedPolicy:
                 f"policy {self.name!r}: the server named its model {self.served!r} and now {name!r}; "
                 "samples of two policies are never mixed: name one exact version and start again"
             )
-        choice, text = answer["choices"][0], content_of(answer)
-        if text is None and choice["message"].get("content") is not None:
+        text, apart = content_of(answer), has_reasoning(answer)
+        if text is None and not apart:
             raise RequestFailed("no text in the answer", status=200)
-        cut = choice.get("finish_reason") == "length"
-        completion = ServedText(text or "", tokens_of(answer, "completion_tokens"), cut)
+        cut = answer["choices"][0].get("finish_reason") == "length"
+        completion = ServedText(text or "", tokens_of(answer, "completion_tokens"), cut, apart)
         self.kept.add(key, index, completion)
         return completion
 
 
-def connect(name: str, url: str, decoding: Decoding, seed: int) -> ServedPolicy:
+def connect(
+    name: str, url: str, decoding: Decoding, seed: int, template_args: Mapping[str, object] | None = None
+) -> ServedPolicy:
     """A served policy that has answered a first question; its key comes from the environment (`server.POLICY_KEYS`).
 
     Raises StagealignError if the URL is invalid or the model does not answer.
     """
-    return ServedPolicy(name, Server(url, POLICY_KEYS, timeout=TIMEOUT), decoding, seed)
+    manner = Manner(template_args=template_args or {})
+    return ServedPolicy(name, Server(url, POLICY_KEYS, timeout=TIMEOUT), decoding, seed, manner)

@@ -12,7 +12,8 @@ from stagealign.base.errors import StagealignError
 from stagealign.base.server import POLICY_KEYS, RequestFailed, Server
 from stagealign.data.records import Candidate, asked_prompts, sampled_facts, write_rows
 from stagealign.grid.spec import Decoding, Engine
-from stagealign.policy.served import REFUSED, STYLES, TIMEOUT, KeptCompletions, Manner, ServedPolicy, ServedText
+from stagealign.policy.served import REFUSED, STYLES, TIMEOUT, Manner, ServedPolicy
+from stagealign.policy.served_texts import KeptCompletions, ServedText
 from stagealign.store.artifact import Facts, Work
 from stagealign.store.folder import SCRATCH
 from stagealign.store.record import read_record
@@ -88,6 +89,11 @@ def build(work: Work) -> Facts:
         for index, text in enumerate(answer.texts)
     ]
     texts = [text for answer in written for text in answer.texts]
+    if any(text.apart for text in texts):
+        raise StagealignError(
+            f"policy {policy.name} at {policy.server.url}: the server takes reasoning off what the policy writes, so "
+            "that its tokens are not known; start the server without a reasoning parser"
+        )
     recounted = sum(text.tokens != candidate.tokens for text, candidate in zip(texts, candidates, strict=True))
     write_rows(work.out / "candidates.jsonl", candidates)
     return {**sampled_facts(candidates), "recounted": recounted, "kept": before, "served": policy.served}

@@ -16,6 +16,7 @@ from stagealign.base.processes import end_process
 from stagealign.data.records import Candidate, Prompt
 from stagealign.grid.spec import Decoding
 from stagealign.policy import vllm_sample
+from stagealign.policy.conversation import decoder
 from stagealign.policy.lm import LanguageModel, check_context, context_of, end_ids
 from stagealign.policy.vllm_worker import AskedRow
 
@@ -31,7 +32,8 @@ class TokenPrompt:
 
 
 class Writer:
-    """Samples `count` completions per prompt with vLLM on one GPU; token ids and text are as in `vllm_sample`."""
+    """Samples `count` completions per prompt with vLLM on one GPU; token ids are as in `vllm_sample`, text
+    keeps the marks of reasoning."""
 
     def __init__(self, shape: LanguageModel, folder: Path, decoding: Decoding, count: int):
         """`shape`: tokenizer and architecture of the policy; `folder`: its checkpoint with weights."""
@@ -58,7 +60,7 @@ class Writer:
         for prompt in prompts:
             if prompt.key not in answers:
                 raise StagealignError(f"vLLM: prompt {prompt.key} has no answer; run the same command again")
-            named, decode = Prompt(prompt.text, ""), self.shape.tokenizer.decode
+            named, decode = Prompt(prompt.text, ""), decoder(self.shape.tokenizer)
             yield list(vllm_sample.read(named, answers[prompt.key], self.count, ends, decode))
 
     def _answers(self, rows: list[AskedRow], length: int, ends: list[int]) -> vllm_sample.AnswersByKey:

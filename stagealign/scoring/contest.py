@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
-from stagealign.base.errors import StagealignError
+from stagealign.base.errors import BadData, StagealignError
+from stagealign.base.reasoning import Answer, answer_in_data, answer_of
+from stagealign.data.records import Candidate
 from stagealign.data.texts import Messages
 from stagealign.store.artifact import Identity
 
@@ -14,10 +16,11 @@ class Contest:
     """One prompt with its candidates: `on` are on-policy, `off` static. A training pair has one candidate in each."""
 
     prompt: str
+    """Text that identifies the prompt."""
     on: tuple[str, ...]
     off: tuple[str, ...]
     messages: Messages | None = None
-    """Turns of the prompt if it is a conversation; `prompt` is then their text, for oracles that read one."""
+    """Turns of the prompt, for an oracle that renders conversations; None for plain text."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,24 @@ class Judged:
     """Tokens billed by a served oracle."""
     seconds: float | None = None
     """Spent on judging; None if not timed."""
+
+
+def answer(candidate: Candidate) -> Answer:
+    """The part of a completion that is judged: without the reasoning before it."""
+    read = answer_of if candidate.source == "on" else answer_in_data
+    return read(candidate.completion)
+
+
+def answers(candidates: Sequence[Candidate]) -> tuple[str, ...]:
+    """The parts of completions that are judged. Raises BadData for one that ends inside its reasoning."""
+    judged = [answer(candidate) for candidate in candidates]
+    for candidate, one in zip(candidates, judged, strict=True):
+        if not one.finished:
+            raise BadData(
+                f"prompt {candidate.prompt[-60:]!r}: its candidate {candidate.index} ({candidate.source}) ends inside "
+                "its reasoning, without an answer; raise the scale's max_new_tokens"
+            )
+    return tuple(one.text for one in judged)
 
 
 VERDICT_COLUMNS = tuple(field.name for field in fields(Judged))

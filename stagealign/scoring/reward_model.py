@@ -24,32 +24,21 @@ from stagealign.policy.checkpoints import (
 from stagealign.policy.roles import check_reward
 from stagealign.policy.templates import prepare_template
 from stagealign.scoring.contest import Contest, Judged
+from stagealign.scoring.reward_rows import RowWriter, TextForm, TokenRow
 from stagealign.store.artifact import Identity
 
-TextForm = Literal["chat", "pair", "completion"]
-"""Form of a scored text: `chat` is one turn of user and assistant by the chat template, `pair` is prompt and completion
-as the tokenizer's text pair, `completion` is the completion alone."""
 LONGEST = 4096
 """Most tokens of a text if neither tokenizer nor config sets a limit."""
 WINDOW = 64
 """Number of contests that are tokenized and sorted together; not part of identity."""
 
 
-@dataclass(frozen=True)
-class TokenRow:
-    """Token ids of one scored text, at most `max_length`."""
-
-    ids: list[int]
-    cut: bool = False
-    lost: bool = False
-    """True if nothing of the completion is left."""
-
-
 class RewardOracle:
     """Oracle that scores each candidate on its own, so equal texts always tie.
 
     A text of more than `max_length` tokens is cut at the end of its completion. If nothing of the completion is left,
-    the verdict is a failure, as the score would depend on the prompt only.
+    the verdict is a failure, as the score would depend on the prompt only; so is a conversation that the chat template
+    refuses.
     """
 
     def __init__(
@@ -63,14 +52,24 @@ class RewardOracle:
     ):
         """`weights`: identity of the loaded weights. `batch_tokens`: most tokens of a batch, padding included."""
         self.model, self.tokenizer, self.weights = model, tokenizer, weights
-        self.text, self.max_length = text, max_length
+        self.writer = RowWriter(tokenizer, text, max_length)
         self.batch_tokens = batch_tokens or (65_536 if model.device.type == "cuda" else 1_024)
+
+    @property
+    def text(self) -> TextForm:
+        """Form of a scored text."""
+        return self.writer.text
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a scored text."""
+        return self.writer.max_length
 
     @property
     def identity(self) -> Identity:
         return {
             "kind": "reward",
-            "version": 1,
+            "version": 2,
             "weights": self.weights,
             "text": self.text,
             "max_length": self.max_length,
@@ -83,70 +82,64 @@ class RewardOracle:
             yield from self._judge(contests[start : start + WINDOW])
 
     def _judge(self, contests: Sequence[Contest]) -> Iterator[Judged]:
-        places: dict[tuple[str, str], int] = {}  # equal texts are scored once
+        rows: dict[ScoredText, TokenRow | RefusedByTemplate] = {}  # equal texts are scored once
         for contest in contests:
-            for completion in (*contest.on, *contest.off):
-                places.setdefault((contest.prompt, completion), len(places))
-        rows = [self._row(prompt, completion) for prompt, completion in places]
-        scores = self._run([row.ids for row in rows])
+            for text in _texts(contest):
+                if text not in rows:
+                    rows[text] = self._row(contest, text.completion)
+        scored = [text for text, row in rows.items() if isinstance(row, TokenRow)]
+        scores = dict(zip(scored, self._run([_readable(rows[text]) for text in scored]), strict=True))
         for contest in contests:
-            own = [places[contest.prompt, completion] for completion in (*contest.on, *contest.off)]
-            values = tuple(scores[i] for i in own)
-            failed = None
-            if any(rows[i].lost for i in own):
-                failed = f"the prompt alone fills the reward model's {self.max_length} tokens"
-            elif not all(map(isfinite, values)):
-                failed = "the reward model gave a number that is not finite"
+            own = _texts(contest)
+            failed = self._failure([rows[text] for text in own], [scores.get(text, 0.0) for text in own])
             if failed:
                 yield Judged((), (), failed=failed)
             else:
-                cut = sum(rows[i].cut for i in own)
+                values = tuple(scores[text] for text in own)
+                cut = sum(_readable(rows[text]).cut for text in own)
                 yield Judged(values[: len(contest.on)], values[len(contest.on) :], truncated=cut)
 
-    def _row(self, prompt: str, completion: str) -> "TokenRow":
-        if self.text == "chat":
-            ids = self._tokens(_conversation(self.tokenizer, prompt, completion), special=False)
-            if len(ids) <= self.max_length:
-                return TokenRow(ids)
-            asked = self._tokens(_conversation(self.tokenizer, prompt, None), special=False)
-            return TokenRow(ids[: self.max_length], cut=True, lost=len(asked) >= self.max_length)
-        texts = (prompt, completion) if self.text == "pair" else (completion,)
-        ids = self._tokens(*texts)
-        over = len(ids) - self.max_length
-        if over <= 0:
-            return TokenRow(ids)
-        if over >= len(self._tokens(completion, special=False)):
-            return TokenRow([], cut=True, lost=True)
-        side = "only_second" if self.text == "pair" else "only_first"  # keeps the separator at the end
-        return TokenRow(self._tokens(*texts, truncation=side, max_length=self.max_length), cut=True)
+    def _row(self, contest: Contest, completion: str) -> TokenRow | RefusedByTemplate:
+        try:
+            return self.writer.row(contest.prompt, contest.messages, completion)
+        except RefusedByTemplate as error:
+            return error
 
-    def _tokens(self, *texts: str, special: bool = True, **limits: Any) -> list[int]:
-        return list(self.tokenizer(*texts, add_special_tokens=special, verbose=False, **limits).input_ids)
+    def _failure(self, rows: Sequence[TokenRow | RefusedByTemplate], scores: Sequence[float]) -> str | None:
+        """Reason why the scores of one contest cannot be used; None if they can."""
+        refused = next((row for row in rows if isinstance(row, RefusedByTemplate)), None)
+        if refused is not None:
+            return f"the reward model cannot read the prompt: {refused}"
+        if any(isinstance(row, TokenRow) and row.lost for row in rows):
+            return f"the prompt alone fills the reward model's {self.max_length} tokens"
+        return None if all(map(isfinite, scores)) else "the reward model gave a number that is not finite"
 
     @torch.inference_mode()
-    def _run(self, rows: Sequence[list[int]]) -> list[float]:
+    def _run(self, rows: Sequence[TokenRow]) -> list[float]:
         out = [0.0] * len(rows)
-        for places in length_batches([len(row) for row in rows], self.batch_tokens):
+        for places in length_batches([len(row.ids) for row in rows], self.batch_tokens):
             for i, value in zip(places, self._logits([rows[i] for i in places]).tolist(), strict=True):
                 out[i] = value
         return out
 
-    def _logits(self, rows: Sequence[list[int]]) -> Tensor:
+    def _logits(self, rows: Sequence[TokenRow]) -> Tensor:
         """Scores of one batch, shape (B,).
 
         A decoder reads its score at the last token that is not `config.pad_token_id`. Without a configured one, the
         batch is padded with an id that its rows do not contain. Padding with EOS would read rows that end in EOS one
-        token early.
+        token early. Segments go to models that embed them.
         """
         text = self.model.config.get_text_config()  # transformers reads it there
         configured = getattr(text, "pad_token_id", None)
-        seen = {token for row in rows for token in row}
+        seen = {token for row in rows for token in row.ids}
         unused = (token for token in range(text.vocab_size) if token not in seen)
         pad = next(unused, 0) if configured is None else int(configured)
         try:
             text.pad_token_id = pad
-            ids, mask = padded([row or [pad] for row in rows], pad, self.model.device)
-            logits: Tensor = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float()
+            ids, mask = padded([row.ids or [pad] for row in rows], pad, self.model.device)
+            types, _ = padded([row.types or [0] for row in rows], 0, self.model.device)
+            segments = {"token_type_ids": types} if _embeds_segments(self.model.config) else {}
+            logits: Tensor = self.model(input_ids=ids, attention_mask=mask, **segments).logits[:, 0].float()
         finally:
             text.pad_token_id = configured
         return logits
@@ -234,10 +227,26 @@ def parameters_of(name: str, config: Any) -> float:
         raise unreadable(name, error) from error
 
 
-def _conversation(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str | None) -> str:
-    """Text of one turn by the chat template; without a completion, the text up to its start."""
-    turns = [{"role": "user", "content": prompt}]
-    if completion is not None:
-        turns.append({"role": "assistant", "content": completion})
-    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=completion is None)
-    return text
+@dataclass(frozen=True)
+class ScoredText:
+    """A text that is scored once, however often it comes."""
+
+    prompt: str
+    turns: tuple[tuple[str, str], ...]
+    """Role and content of each turn of the prompt; empty for plain text."""
+    completion: str
+
+
+def _texts(contest: Contest) -> list[ScoredText]:
+    turns = tuple((turn["role"], turn["content"]) for turn in contest.messages or ())
+    return [ScoredText(contest.prompt, turns, completion) for completion in (*contest.on, *contest.off)]
+
+
+def _readable(row: TokenRow | RefusedByTemplate) -> TokenRow:
+    assert isinstance(row, TokenRow), row
+    return row
+
+
+def _embeds_segments(config: Any) -> bool:
+    """True for a model with an embedding of segments, as BERT has; XLNet has one of its own kind."""
+    return getattr(config, "type_vocab_size", 0) > 1 or config.model_type == "xlnet"

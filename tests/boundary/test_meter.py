@@ -173,7 +173,7 @@ def test_failures_are_counted_and_never_votes():
 
 
 def test_all_failures_are_an_error():
-    with pytest.raises(BadData, match="failed on all 400 prompts"):
+    with pytest.raises(BadData, match="failed on all 256 prompts"):
         measure(ITEMS, meter(Coin(0.7, [item.prompt for item in ITEMS])), {})
 
 

@@ -34,7 +34,7 @@ class Fake(ThreadingHTTPServer):
     def __init__(self, knows=("top_k",)):
         super().__init__(("127.0.0.1", 0), Handler)
         self.knows = {"model", "messages", "temperature", "top_p", "max_tokens", "seed", *knows}
-        self.name, self.weights = "policy-1", "A"
+        self.name, self.weights, self.owner = "policy-1", "A", "library"
         self.seen, self.down_after, self.down_from, self.lock = [], None, None, threading.Lock()
 
     @property
@@ -67,6 +67,13 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.seen.append((dict(self.headers), request))
             status, body = self.server.answer(request)
+        self.send(status, body)
+
+    def do_GET(self):
+        models = {"data": [{"id": self.server.name, "owned_by": self.server.owner}]}
+        self.send(*((200, models) if self.path.endswith("/models") else (404, {})))
+
+    def send(self, status, body):
         data = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))

@@ -4,6 +4,7 @@ import json
 from typing import ClassVar
 
 import pytest
+from factory_models import CHAT
 from factory_vllm import DECODING
 
 from stagealign.base.errors import StagealignError
@@ -41,6 +42,22 @@ def test_vllm_serves_the_meter_and_its_version_is_identity(fake, work, tmp_path,
     facts = fake / "vllm-0.30.0.dist-info" / "METADATA"
     facts.write_text(facts.read_text().replace("0.30.0", "0.31.0"))
     assert measure_boundary(policy, str(data), **options).cost["this_call"]["sampled_tokens"] > 0
+
+
+def test_a_prompt_that_is_refused_or_too_long_is_a_failure_of_its_own(fake, work, tmp_path, monkeypatch):
+    monkeypatch.setenv("STAGEALIGN_HOME", str(tmp_path / "home"))
+    folder = work().inputs["policy"]
+    refuses = "{% if messages[0].content == 'no' %}{{ raise_exception('not this') }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(CHAT + refuses)
+    prompts = ["no", "long " * 200, *(f"Review {i}." for i in range(6))]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps({"prompt": p, "chosen": "good", "rejected": "bad"}) + "\n" for p in prompts))
+    monkeypatch.setattr("stagealign.boundary.measure.open_oracle", lambda *_: Longest())
+    found = measure_boundary(str(folder), str(data), oracle="reward:longest", sampler="vllm", decoding=DECODING)
+    assert (found.prompts_used, found.failures) == (6, 2)
+    reasons = {prompt["prompt"]: prompt["reason"] for prompt in found.failed_prompts}
+    assert "the chat template refuses the conversation (not this)" in reasons["no"]
+    assert "the context is 512" in reasons[("long " * 200)[:80]]
 
 
 def test_a_process_of_the_meter_that_dies_says_why(fake, work, monkeypatch):

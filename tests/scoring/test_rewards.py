@@ -73,7 +73,8 @@ def test_rows_that_end_in_eos_are_read_at_it_though_it_pads(tmp_path):
     assert oracle.tokenizer.pad_token == oracle.tokenizer.eos_token
     texts = ("Good.<|endoftext|>", "Good.", "A longer one<|endoftext|>", "Bad")
     (found,) = oracle.judge([Contest("p", texts[:2], texts[2:])])
-    assert (*found.on, *found.off) == pytest.approx([alone(oracle, text) for text in texts], abs=1e-5)
+    ended = [text.removesuffix("<|endoftext|>") + "<|endoftext|>" for text in texts]
+    assert (*found.on, *found.off) == pytest.approx([alone(oracle, text) for text in ended], abs=1e-5)
     assert oracle.model.config.pad_token_id is None
 
 

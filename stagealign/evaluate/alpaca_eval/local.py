@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from stagealign.base.errors import StagealignError
@@ -13,6 +12,7 @@ from stagealign.evaluate.alpaca_eval.asking import Keep
 from stagealign.evaluate.alpaca_eval.official import Official, Question
 from stagealign.grid.prices import TokenPrice
 from stagealign.policy.checkpoints import length_batches, padded, read_config, weights_identity
+from stagealign.policy.conversation import RefusedByTemplate
 from stagealign.policy.lm import LanguageModel, context_of, load
 from stagealign.policy.templates import without_end
 from stagealign.store.artifact import Identity
@@ -95,7 +95,7 @@ class LocalJudge:
             return without_end(self.lm.tokenizer, plain)
         try:
             return self.lm.prompt_ids(turns)
-        except TemplateError:
+        except RefusedByTemplate:
             return self.lm.prompt_ids([{"role": "user", "content": "\n\n".join(turn["content"] for turn in turns)}])
 
     @torch.inference_mode()

@@ -31,6 +31,14 @@ CAREFUL = {
         0.3,
         "of the oracle's verdicts change when the order is swapped; it may hardly tell them apart",
     ),
+    "empty_completions": (
+        0.1,
+        "of the policy's completions are empty; an empty text is judged like any other, so look at the policy",
+    ),
+    "reasoning_marks_left": (
+        1e-6,
+        "of the candidates hold marks of reasoning amid their text and are judged with them",
+    ),
     "ties": (0.5, "of the comparisons are ties, so few votes decide"),
     "repeated_candidates": (0.1, "of the candidates repeat another of the same prompt and source"),
 }
@@ -77,6 +85,7 @@ def fact_rows(measured: Measurement) -> list[tuple[str, str]]:
         ("data", str(measured.data.get("data", "unknown"))),
         *(("rows", rows) for rows in [rows_in_words(measured.data)] if rows),
         ("prompts", prompts_in_words(measured)),
+        *(("failed", row) for row in [failed_in_words(measured)] if row),
         *((name, str(value)) for name, value in measured.data.items() if name not in known),
         ("interval", measured.interval_kind),
         ("votes", f"{votes[0]} on, {votes[1]} off, {votes[2]} ties (half to each)"),
@@ -114,6 +123,14 @@ def prompts_in_words(measured: Measurement) -> str:
     if left := chosen - measured.prompts_used - failed:
         parts.append(f"{number(left)} {'not reached' if measured.stopped else 'no longer needed'}")
     return ", ".join(parts)
+
+
+def failed_in_words(found: Measurement) -> str:
+    """Reasons of failed prompts with the hashes of the first of them; empty if none failed."""
+    reasons: dict[str, list[str]] = {}
+    for prompt in found.failed_prompts:
+        reasons.setdefault(prompt["reason"], []).append(prompt["prompt_hash"])
+    return "; ".join(f"{reason} (prompt {', '.join(hashes[:3])})" for reason, hashes in reasons.items())
 
 
 def cost_rows(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
