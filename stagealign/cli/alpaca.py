@@ -159,7 +159,7 @@ def _remarks(row: "LcWinRate") -> list[str]:
         return say
     by_row = f"{row.generator}: the official function looks difficulties up by row, not by prompt; with some missing"
     theirs = row.official_lookup == row.lc_win_rate
-    notes.append(
+    say.append(
         f"{by_row}, this value has those of other prompts in it; `--fit` joins them by prompt."
         if theirs
         else f"{by_row}, it would give about {row.official_lookup:.2f}. Here they are joined by prompt."

@@ -21,6 +21,7 @@ from stagealign.policy.checkpoints import (
     unreadable,
     weights_identity,
 )
+from stagealign.policy.conversation import RefusedByTemplate
 from stagealign.policy.roles import check_reward
 from stagealign.policy.templates import prepare_template
 from stagealign.scoring.contest import Contest, Judged
@@ -207,7 +208,7 @@ def _positions(model: PreTrainedModel) -> int:
 def _try(oracle: RewardOracle, name: str) -> None:
     """Raises StagealignError for a reward model that cannot score two short texts of unequal lengths."""
     try:
-        oracle._logits([[1], [1, 2, 3]])
+        oracle._logits([TokenRow([1]), TokenRow([1, 2, 3])])
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise StagealignError(
             f"checkpoint {name!r}: {type(oracle.model).__name__} does not score a short text "
