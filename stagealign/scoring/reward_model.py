@@ -208,7 +208,7 @@ def _positions(model: PreTrainedModel) -> int:
 def _try(oracle: RewardOracle, name: str) -> None:
     """Raises StagealignError for a reward model that cannot score two short texts of unequal lengths."""
     try:
-        oracle._logits([TokenRow([1]), TokenRow([1, 2, 3])])
+        oracle._logits([TokenRow([1], [0]), TokenRow([1, 2, 3], [0, 0, 0])])
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise StagealignError(
             f"checkpoint {name!r}: {type(oracle.model).__name__} does not score a short text "
