@@ -105,7 +105,7 @@ def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
 
     identity = {"weights": weights, "ends": lm.end_ids(model), "sampler": [paths.VERSION, path.name], **settings}
     notes = (*_template_notes(request, model), *_path_notes(path), *_decoding_notes(model))
-    return OpenPolicy(sampler, identity, _counter(model), {"policy sampled by": path.words}, notes)
+    return OpenPolicy(sampler, identity, _counter(model), {"policy sampled by": path.sampler}, notes)
 
 
 def sampled_by_vllm(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
@@ -161,10 +161,9 @@ def _decoding_notes(model: "LanguageModel") -> tuple[str, ...]:
     """A warning for each penalty of generation_config.json that a sampler of ours does not apply."""
     config = model.model.generation_config
     asked = [name for name in IGNORED if getattr(config, name, None) not in (None, 0, 1.0, [])]
-    named = ", ".join(asked)
-    return (
-        (f"Careful: generation_config.json sets {named}; samples are the policy's own, without it.",) if asked else ()
-    )
+    if not asked:
+        return ()
+    return (f"Careful: generation_config.json sets {', '.join(asked)}; samples are the policy's own, without it.",)
 
 
 def served(request: BoundaryRequest, settings: Identity) -> OpenPolicy:

@@ -36,8 +36,8 @@ class SampledIds:
 def room(lm: LanguageModel, prompt_tokens: int, decoding: Decoding) -> int:
     """New tokens that a prompt may get: as asked, and as the model's context leaves."""
     config = lm.model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
-    return decoding.max_new_tokens if limit is None else min(decoding.max_new_tokens, limit - prompt_tokens)
+    limit = getattr(config, "max_position_embeddings", None) or 0
+    return min(decoding.max_new_tokens, limit - prompt_tokens) if limit > 0 else decoding.max_new_tokens
 
 
 @dataclass

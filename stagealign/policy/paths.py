@@ -24,7 +24,7 @@ from stagealign.policy.miniature import miniature
 
 VERSION = 2
 """Of what our sampler writes; part of the identity of samples that the meter keeps."""
-STEPS = 6
+STEPS = 4
 """Tokens of each continuation whose logits are compared."""
 SAME = 1e-3
 """Largest difference of the miniature's logits, in their standard deviations; rounding stays below 1e-4."""
@@ -61,9 +61,9 @@ class SamplingPath:
         return "fast" if self.fast else "general"
 
     @property
-    def words(self) -> str:
-        """The path for a record: its name, and the reason for the general one."""
-        return "fast" if self.fast else f"general: {self.why}"
+    def sampler(self) -> str:
+        """What writes the samples, in words."""
+        return "our own sampler" if self.fast else "transformers' own generate"
 
 
 _PATHS: WeakKeyDictionary[nn.Module, SamplingPath] = WeakKeyDictionary()
@@ -126,7 +126,7 @@ def _proved(config: PreTrainedConfig) -> SamplingPath:
     except Exception as error:  # each architecture has errors of its own
         return SamplingPath(False, f"no miniature of the architecture can be sampled ({first_line(error)})", "single")
     why = structure(case)
-    return SamplingPath(not why, why, _batches(case), _longest(config))
+    return SamplingPath(not why, why, _batches(case) if why else "single", _longest(config))
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ class Case:
     @property
     def sharp(self) -> bool:
         """Whether a token of the shared prefix moves the logits enough for equal ones to prove anything."""
-        other = [[*SHARED[:-4], 90, *SHARED[-3:], *tail] for tail in TAILS]
-        moved = (_alone(self.lm, other) - self.logits[0]).abs().max().item()
+        other = [*SHARED[:-4], 90, *SHARED[-3:], *TAILS[1]]
+        moved = (_forced(self.lm, [other], [GIVEN[1]])[0] - self.logits[0][1]).abs().max().item()
         return moved >= SEEN * self.logits[0].std().item()
 
 
@@ -168,8 +168,8 @@ def structure(case: Case) -> str:
     for place, shared in enumerate((SHARED, ())):
         try:
             ours = fast_logits(case.lm, shared, TAILS, GIVEN)
-        except Exception as error:  # what a model does to an unknown cache
-            return f"the architecture does not take our cache ({first_line(error)})"
+        except Exception as error:  # whatever a model does to an unknown cache
+            return f"the architecture does not take our cache ({type(error).__name__})"
         if case.differs(ours, place):
             return "the architecture computes something that our attention does not"
     return "" if case.sharp else "its miniature depends too little on what it reads to prove anything"

@@ -106,4 +106,4 @@ def build(work: Work) -> Facts:
     decoding = Decoding(**work.params["decoding"])
     candidates = sample(lm, chosen, decoding, work.params["count"], work.params["seed"])
     write_rows(work.out / "candidates.jsonl", candidates)
-    return {**sampled_facts(candidates), "path": path_of(lm).words}
+    return {**sampled_facts(candidates), "path": path_of(lm).name}
