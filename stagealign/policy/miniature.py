@@ -51,9 +51,17 @@ KEY_HEADS = ("num_key_value_heads", "num_kv_heads")
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 PERIODS = ("attn_layer_period", "expert_layer_period", "full_attention_interval")
 """Layers after which a kind of layer comes again."""
-PLACES = ("attn_layer_indices", "full_attn_idxs")
+PLACES = ("attn_layer_indices",)
 """Lists of places of layers."""
-LEFT_OUT = ("model_type", "transformers_version", "architectures", "dtype", "torch_dtype", "quantization_config")
+LEFT_OUT = (
+    "model_type",
+    "transformers_version",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "quantization_config",
+    "full_attn_idxs",
+)
 LARGEST = 12_000_000
 """Most weights of a miniature; an architecture that keeps more has sizes that this file does not know."""
 SPREAD = 6.0
@@ -140,7 +148,12 @@ def _cut(found: dict[str, Any], copies: int) -> None:
     depth = next((found[name] for name in DEPTHS if isinstance(found.get(name), int)), None)
     if depth is None:
         return
-    lists = {name: value for name, value in found.items() if isinstance(value, list) and len(value) == depth > 0}
+    everywhere = list(range(depth))  # a list of places, not of kinds
+    lists = {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, list) and len(value) == depth > 0 and value != everywhere
+    }
     own = {int(place): values for place, values in (found.get("per_layer_config") or {}).items()}
     kept = list(_kept(depth, lists, own, copies))
     if not lists and not own:

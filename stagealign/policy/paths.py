@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import SimpleNamespace
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -109,17 +110,17 @@ def key_of(config: PreTrainedConfig) -> str:
 @lru_cache
 def proved(key: str) -> SamplingPath:
     """The path that a miniature of the config, given as JSON, proves; the guard is not asked."""
-    raw = json.loads(key)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small tensors: more threads only wait for each other
     try:
-        return _proved(AutoConfig.for_model(raw.pop("model_type"), **raw))
+        return _proved(json.loads(key))
     finally:
         torch.set_num_threads(threads)
 
 
-def _proved(config: PreTrainedConfig) -> SamplingPath:
+def _proved(raw: dict[str, Any]) -> SamplingPath:
     try:
+        config = AutoConfig.for_model(raw.pop("model_type"), **raw)
         small = miniature(config)
         lm = LanguageModel(small, SimpleNamespace(eos_token_id=2, pad_token_id=0))
         case = _case(lm)
@@ -169,7 +170,8 @@ def structure(case: Case) -> str:
         try:
             ours = fast_logits(case.lm, shared, TAILS, GIVEN)
         except Exception as error:  # whatever a model does to an unknown cache
-            return f"the architecture does not take our cache ({type(error).__name__})"
+            detail = str(error) if isinstance(error, StagealignError) else type(error).__name__
+            return f"the architecture does not take our cache ({detail})"
         if case.differs(ours, place):
             return "the architecture computes something that our attention does not"
     return "" if case.sharp else "its miniature depends too little on what it reads to prove anything"
