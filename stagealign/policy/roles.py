@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stagealign.base.errors import StagealignError
+from stagealign.policy.architectures import not_causal
 from stagealign.policy.weight_files import HeaderEntry
 
 HEAD = re.compile(
@@ -20,28 +21,18 @@ WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForSpecula
 
 def check_causal(name: str, config: Any, tensors: Mapping[str, HeaderEntry]) -> None:
     """Raises StagealignError unless a config and the header of the weights are of a causal language model."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
-
-    kind, made_as = config.model_type, _made_as(config)
-    advice = "a policy is a causal language model: name one"
-    head = head_of(tensors)
+    made_as, head = _made_as(config), head_of(tensors)
     if made_as.endswith(CLASSIFIERS) or REWARDS.search(made_as):
         raise _a_classifier(name, made_as)
-    if getattr(config, "is_encoder_decoder", False):
-        raise StagealignError(f"checkpoint {name!r}: of type {kind!r}, an encoder with a decoder; {advice}")
-    reads_ahead = not (getattr(config, "is_decoder", False) or getattr(config, "causal", False))
-    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and reads_ahead:
-        raise StagealignError(f"checkpoint {name!r}: of type {kind!r}, an encoder that reads ahead; {advice}")
     if head is not None and not made_as.endswith(WRITERS):
         raise _a_classifier(name, head[0])
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        wrapper = " with parts for images or sound" if config.get_text_config() is not config else ""
+    why = not_causal(config)
+    if why:
+        wrapper = config.get_text_config() is not config
+        advice = "name the language model inside" if wrapper else "a policy is a causal language model: name one"
         raise StagealignError(
-            f"checkpoint {name!r}: of type {kind!r}{wrapper}, which transformers has no causal language model for; "
-            + ("name the language model inside" if wrapper else advice)
+            f"checkpoint {name!r}: of type {config.model_type!r}, {why}; {advice}, or serve the checkpoint and give "
+            "--policy-url"
         )
 
 
