@@ -9,7 +9,7 @@ from transformers.models.auto.modeling_auto import (
 
 
 def not_causal(config: Any) -> str:
-    """What a config is instead of a language model that writes text from text alone, left to right; empty if it is one."""
+    """What a config is instead of a model that writes text from text alone, left to right; empty if it is one."""
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         return "an encoder with a decoder"
