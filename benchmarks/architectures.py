@@ -1,125 +1,148 @@
 """Every causal architecture of the installed transformers: fast, general or refused.
 
-`python -m benchmarks.architectures --write` writes the table of `docs/architectures.md`. A miniature of each (`policy.
-miniature`) is sampled by the path that it would take, and held against `generate` on one unpadded prompt, and against
-the model's own forward.
+`python -m benchmarks.architectures --write` writes the table of `docs/architectures.md`, by each architecture's default
+config. `--speed` times the general path against plain batches of `generate`.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from stagealign.grid.spec import Decoding
+from stagealign.policy.architectures import not_causal
 from stagealign.policy.general import general_rows
 from stagealign.policy.lm import LanguageModel
-from stagealign.policy.miniature import miniature
-from stagealign.policy.paths import key_of, structure
+from stagealign.policy.paths import SamplingPath, first_line, key_of, proved
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "architectures.md"
 START, END = "<!-- architectures: made by `python -m benchmarks.architectures --write` -->", "<!-- /architectures -->"
-PROMPTS = tuple(tuple((7 * i + 11 * n) % 90 + 5 for i in range(40)) for n in range(3))
-STEPS = 8
-FAST, GENERAL, UNPROVED, REFUSED = "fast", "general", "general, unproved", "refused"
 MEANING = {
-    FAST: "our batched sampler; a miniature proves that it equals `generate`",
-    GENERAL: "`generate` with the model's own cache; a miniature proves that a batch changes no text",
-    UNPROVED: "`generate` with the model's own cache; no miniature could be built here to try it",
-    REFUSED: "cannot be a policy",
+    "fast": "our batched sampler: a miniature has the logits of `generate`",
+    "general": "`generate` with the model's own cache, in batches: a miniature has the logits of one prompt alone",
+    "general, not proved": "no miniature could be tried, so a loaded policy is tried itself: `generate` on rows of one "
+    "length, or one row at a time; refused by name if `generate` fails on text alone",
+    "refused": "cannot be a policy",
 }
+"""What a path of the table means."""
+FULL, CONV, SLIDING = "full_attention", "conv", "sliding_attention"
+ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+MISSING: Mapping[str, Mapping[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
+    "cohere_compass_text": {"rope_parameters": {FULL: ROPE, SLIDING: ROPE}},
+    "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16, "num_hidden_layers": 32},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128},
+    "lfm2_moe": {"layer_types": [CONV, FULL] * 16, "num_hidden_layers": 32},
+    "ministral": {"head_dim": 128},
+    "nemotron": {"num_key_value_heads": 8},
+    "reformer": {"is_decoder": True},
+}
+"""Values without which the default config of an architecture makes no model."""
 
 
 @dataclass(frozen=True)
-class Found:
+class Architecture:
     """How one architecture is sampled."""
 
     name: str
     path: str
-    why: str
+    """A key of `MEANING`."""
+    why: str = ""
 
 
-def config_of(name: str) -> PreTrainedConfig:
-    """The architecture's default config, as a decoder."""
-    return AutoConfig.for_model(name)
+def config_of(name: str, **values: Any) -> PreTrainedConfig:
+    """The architecture's default config, with these values. Raises what transformers raises."""
+    return AutoConfig.for_model(name, **{**MISSING.get(name, {}), **values})
 
 
-def look(name: str) -> Found:
-    """The path of one architecture, by its default config."""
+def look(name: str) -> Architecture:
+    """The path of one architecture."""
     try:
         config = config_of(name)
-    except Exception as error:  # a config that needs values of its own
-        return Found(name, UNPROVED, _first_line(error))
-    if config.is_encoder_decoder:
-        return Found(name, REFUSED, "an encoder and a decoder")
-    if getattr(config, "is_decoder", None) is False and hasattr(config, "add_cross_attention"):
-        return Found(name, REFUSED, "an encoder, unless its config says is_decoder")
-    why = structure(key_of(config))
-    if not why:
-        return Found(name, FAST, "")
-    try:
-        lm = LanguageModel(miniature(config), SimpleNamespace(eos_token_id=2, pad_token_id=0))  # type: ignore[arg-type]
-    except Exception as error:
-        return Found(name, UNPROVED, _first_line(error))
-    try:
-        same = general_is_generate(lm)
-    except Exception as error:
-        return Found(name, REFUSED, f"generate fails on it: {_first_line(error)}")
-    return Found(name, GENERAL, why) if same else Found(name, REFUSED, "a batch changes what it writes")
+    except Exception as error:  # a config that has no defaults
+        return Architecture(name, "general, not proved", first_line(error))
+    why = not_causal(config)
+    return Architecture(name, "refused", why) if why else Architecture(name, *row_of(proved(key_of(config))))
 
 
-def generated(lm: LanguageModel, prompt: Sequence[int], steps: int = STEPS) -> tuple[int, ...]:
-    """Greedy tokens of `generate` on one unpadded prompt."""
-    ids = torch.tensor([list(prompt)])
-    config = GenerationConfig(max_new_tokens=steps, do_sample=False, eos_token_id=2, pad_token_id=0)
-    with torch.inference_mode():
-        out = lm.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
-    return tuple(token for token in out[0, len(prompt) :].tolist() if token != 2)
+def row_of(path: SamplingPath) -> tuple[str, str]:
+    """Row of the table that a path belongs to, and the reason."""
+    if path.fast:
+        return "fast", ""
+    return ("general, not proved" if path.batches == "single" else "general"), path.why
 
 
-def general_is_generate(lm: LanguageModel) -> bool:
-    """Whether the general path, in one batch, writes what `generate` writes of each prompt alone."""
-    greedy = Decoding(temperature=0.0, max_new_tokens=STEPS)
-    chance = [[torch.zeros(STEPS, dtype=torch.float64)] for _ in PROMPTS]
-    ours = dict(general_rows(lm, PROMPTS, chance, greedy))
-    return all(ours[i][0].ids == generated(lm, prompt) for i, prompt in enumerate(PROMPTS))
-
-
-def every() -> Iterator[Found]:
+def every() -> Iterator[Architecture]:
     """Each causal architecture of the installed transformers."""
     yield from map(look, sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 
 
-def table(found: Sequence[Found]) -> str:
+def table(found: Sequence[Architecture]) -> str:
     """Markdown: a row a path, with the number and names of its architectures."""
-    lines = ["| path | architectures | which |", "|---|---:|---|"]
+    lines = [f"With transformers {transformers.__version__}:", "", "| path | architectures | which |", "|---|---:|---|"]
     for path, meaning in MEANING.items():
-        names = [one.name for one in found if one.path == path]
-        lines.append(f"| **{path}**: {meaning} | {len(names)} | {', '.join(f'`{name}`' for name in names)} |")
+        names = [f"`{one.name}`" for one in found if one.path == path]
+        lines.append(f"| **{path}**: {meaning} | {len(names)} | {', '.join(names)} |")
     return "\n".join(lines)
 
 
-def written(text: str, found: Sequence[Found]) -> str:
+def written(text: str, found: Sequence[Architecture]) -> str:
     """`text` with the table between its two marks."""
     before, _, rest = text.partition(START)
     return f"{before}{START}\n{table(found)}\n{END}{rest.partition(END)[2]}"
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
+def speed(prompts: int = 48, steps: int = 32, batch: int = 16) -> tuple[float, float]:
+    """Seconds of the general path and of plain padded batches of `generate`, for the same prompts and tokens."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "stablelm", hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=8, vocab_size=8192
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    lm = LanguageModel(model, SimpleNamespace(eos_token_id=8191))
+    asked = [[3 + (i * j) % 8000 for j in range(1, 20 + 3 * i % 60)] for i in range(prompts)]
+    chance = [[torch.rand(steps, dtype=torch.float64)] for _ in asked]
+    decoding = Decoding(temperature=1.0, max_new_tokens=steps)
+    plain = GenerationConfig(
+        max_new_tokens=steps, do_sample=True, top_p=0.95, top_k=50, pad_token_id=0, eos_token_id=8191
+    )
+    start = time.perf_counter()
+    for _ in general_rows(lm, asked, chance, decoding, batches="padded"):
+        pass
+    middle = time.perf_counter()
+    for first in range(0, prompts, batch):
+        rows = asked[first : first + batch]
+        width = max(map(len, rows))
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+        seen = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        model.generate(ids, attention_mask=seen, generation_config=plain)
+    return middle - start, time.perf_counter() - middle
 
 
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__)
     words.add_argument("--write", action="store_true", help=f"refresh {DOCS.name}")
+    words.add_argument("--speed", action="store_true", help="time the general path only")
+    asked = words.parse_args()
+    if asked.speed:
+        ours, plain = speed()
+        print(f"general path {ours:.1f} s, plain batches of generate {plain:.1f} s: ratio {ours / plain:.2f}")
+        return
     found = list(every())
     for one in found:
-        print(f"{one.path:18} {one.name:24} {one.why}")
-    if words.parse_args().write:
+        print(f"{one.path:20} {one.name:24} {one.why}")
+    if asked.write:
         DOCS.write_text(written(DOCS.read_text(encoding="utf-8"), found), encoding="utf-8")
 
 

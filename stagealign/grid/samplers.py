@@ -34,7 +34,7 @@ SAMPLERS = {
         Sampler(
             "transformers",
             "our own sampler",
-            Kind("stagealign.sample:build", "stagealign.policy.sample:build", price="sample"),
+            Kind("stagealign.sample:build", "stagealign.policy.sample:build", version=2, price="sample"),
             meter="stagealign.boundary.open_policy:loaded",
         ),
         Sampler(

@@ -1,4 +1,4 @@
-"""Training without dropout: the policy that is trained computes what the reference model computes, up to its weights."""
+"""Training without dropout: a policy computes what the reference model computes, up to its weights."""
 
 from collections.abc import Iterator
 from typing import Any

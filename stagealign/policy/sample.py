@@ -3,7 +3,8 @@
 Chance comes from one stream a candidate, never from the batch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from math import isfinite
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from stagealign.data.records import Candidate, Prompt, asked_prompts, sampled_fa
 from stagealign.grid.spec import Decoding
 from stagealign.policy.draw import draws
 from stagealign.policy.fast import fast_rows
-from stagealign.policy.general import SampledIds, general_rows, room
+from stagealign.policy.general import SINGLE, SampledIds, general_rows, room
 from stagealign.policy.lm import LanguageModel, check_ends, load, on_gpu
 from stagealign.policy.paths import path_of
 from stagealign.store.artifact import Facts, Work
@@ -38,16 +39,46 @@ def generate(
     """
     for i, prompt in enumerate(prompts):
         if room(lm, len(prompt), decoding) < 1:
-            name = names[i] if names else f"number {i + 1}"
-            raise BadData(f"prompt {name}: its {len(prompt)} tokens fill the model's context; drop or shorten it")
-    written = fast_rows if path_of(lm).fast else general_rows
+            raise BadData(
+                f"prompt {_name(names, i)}: its {len(prompt)} tokens fill the model's context; drop or shorten it"
+            )
     results: list[list[SampledIds]] = [[] for _ in prompts]
-    for i, sampled in written(lm, prompts, uniforms, decoding, rows):
-        results[i] = sampled
-        if not all(isfinite(row.logp) for row in sampled):
-            name = names[i] if names else f"number {i + 1}"
-            raise BadNumbers(f"sampling: the policy's log-probs are not finite for prompt {name}; look at its weights")
+    with closing(_sampled(lm, prompts, uniforms, decoding, rows)) as written:  # an error leaves the model as it was
+        for i, sampled in written:
+            results[i] = sampled
+            if not all(isfinite(row.logp) for row in sampled):
+                raise BadNumbers(
+                    f"sampling: the policy's log-probs are not finite for prompt {_name(names, i)}; look at its weights"
+                )
     return results
+
+
+def _name(names: Sequence[str], place: int) -> str:
+    return names[place] if names else f"number {place + 1}"
+
+
+def _sampled(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    uniforms: Sequence[Sequence[Tensor]],
+    decoding: Decoding,
+    rows: int,
+) -> Generator[tuple[int, list[SampledIds]]]:
+    """Candidates of each prompt by the path of the model; a text that is too long for a batch is sampled alone."""
+    path = path_of(lm)
+    longest = [len(prompt) + room(lm, len(prompt), decoding) for prompt in prompts]
+    together = [i for i, tokens in enumerate(longest) if tokens <= path.longest]
+    alone = [i for i, tokens in enumerate(longest) if tokens > path.longest]
+    for places, fast, batches in ((together, path.fast, path.batches), (alone, False, SINGLE)):
+        if not places:
+            continue
+        some, chance = [prompts[i] for i in places], [uniforms[i] for i in places]
+        if fast:
+            written = fast_rows(lm, some, chance, decoding, rows)
+        else:
+            written = general_rows(lm, some, chance, decoding, rows, batches)
+        with closing(written):
+            yield from ((places[i], sampled) for i, sampled in written)
 
 
 def sample(
@@ -75,4 +106,4 @@ def build(work: Work) -> Facts:
     decoding = Decoding(**work.params["decoding"])
     candidates = sample(lm, chosen, decoding, work.params["count"], work.params["seed"])
     write_rows(work.out / "candidates.jsonl", candidates)
-    return sampled_facts(candidates)
+    return {**sampled_facts(candidates), "path": path_of(lm).name}
