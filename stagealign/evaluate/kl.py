@@ -6,6 +6,7 @@ import torch
 
 from stagealign.data.records import Candidate
 from stagealign.policy import lm
+from stagealign.policy.forward import layout_of, scored_logits
 from stagealign.policy.logps import Packed, PairTokens, pack, to_device
 
 
@@ -23,9 +24,10 @@ def kl_to(reference: lm.LanguageModel, policy: lm.LanguageModel, completions: Se
         tokens.append(PairTokens(tuple(reference.prompt_ids(candidate.prompt)), candidate.token_ids + end, ()))
     out = [0.0] * len(tokens)
     order = sorted(range(len(tokens)), key=lambda i: -tokens[i].tokens)
+    dtype = str(reference.model.dtype).removeprefix("torch.")
     for start in range(0, len(order), 8):
         places = order[start : start + 8]
-        packed = pack([tokens[i] for i in places], reference.model.config.hidden_size)
+        packed = pack([tokens[i] for i in places], layout_of(reference.model, dtype))
         for i, value in zip(places, divergences(policy, reference, packed).tolist(), strict=True):
             out[i] = round(value, 4)
     return out
@@ -34,16 +36,7 @@ def kl_to(reference: lm.LanguageModel, policy: lm.LanguageModel, completions: Se
 def divergences(policy: lm.LanguageModel, reference: lm.LanguageModel, packed: Packed) -> torch.Tensor:
     """KL(policy || reference) summed over each first completion's tokens, shape (pairs,), in nats."""
     packed = to_device(packed, policy.model.device)
-    ours, theirs = (_completion_logps(model, packed) for model in (policy, reference))
+    ours, theirs = (scored_logits(lm.model, packed).float().log_softmax(-1) for lm in (policy, reference))
     divergence = (ours.exp() * (ours - theirs)).sum(-1)
     sums = torch.zeros(len(packed.lengths), device=divergence.device).index_add(0, packed.segment, divergence)
     return sums.view(-1, 2)[:, 0]
-
-
-def _completion_logps(model: lm.LanguageModel, packed: Packed) -> torch.Tensor:
-    """Log-probs of the whole vocabulary at each scored position, shape (M, vocabulary)."""
-    hidden = model.body(
-        input_ids=packed.input_ids, position_ids=packed.position_ids, attention_mask=packed.mask, use_cache=False
-    ).last_hidden_state
-    logits: torch.Tensor = model.head(hidden.flatten(0, 1)[packed.predictor])
-    return logits.float().log_softmax(-1)

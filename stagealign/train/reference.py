@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from stagealign.base.batching import MICRO_BATCH
 from stagealign.data.records import Pair, prompt_hash, read_rows
+from stagealign.policy.forward import arithmetic, attention_of, completion_logps, hidden_states, layout_of
 from stagealign.policy.layers import top_of, trunk_of
 from stagealign.policy.lm import LanguageModel, load, on_gpu, tensor
-from stagealign.policy.logps import Packed, PairTokens, completion_logps, pack, repack, to_device, unpack
+from stagealign.policy.logps import PairTokens, pack, to_device, unpack
 from stagealign.stats.finite import check_finite
 from stagealign.store.artifact import Facts, Work
 
@@ -48,46 +48,47 @@ def by_length(tokens: Sequence[PairTokens], size: int = MICRO_BATCH) -> Iterator
         yield order[start : start + size]
 
 
-def hidden_states(body: PreTrainedModel, packed: Packed, trunk: Tensor | None = None) -> Tensor:
-    """Last hidden state, shape (B, N, d); starts from the trunk's output, shape (tokens, d), if given."""
-    given = {"input_ids": packed.input_ids} if trunk is None else {"inputs_embeds": repack(trunk, packed)}
-    out = body(**given, position_ids=packed.position_ids, attention_mask=packed.mask, use_cache=False)
-    hidden: Tensor = out.last_hidden_state
-    return hidden
-
-
 @torch.inference_mode()
-def trunk_states(lm: LanguageModel, tokens: Sequence[PairTokens], trained_layers: int) -> Tensor:
+def trunk_states(
+    lm: LanguageModel, tokens: Sequence[PairTokens], trained_layers: int, dtype: str = "float32"
+) -> Tensor:
     """Output of all but the top layers for every token of every pair, shape (tokens of all pairs, d)."""
-    trunk = trunk_of(lm.model, trained_layers)
+    trunk, layout = trunk_of(lm.model, trained_layers), layout_of(lm.model, dtype)
     parts: list[Tensor] = [torch.empty(0)] * len(tokens)
-    for places in by_length(tokens):
-        group = [tokens[i] for i in places]
-        packed = to_device(pack(group, lm.model.config.hidden_size), lm.model.device)
-        states = unpack(hidden_states(trunk, packed), packed).split([pair.tokens for pair in group])
-        for i, state in zip(places, states, strict=True):
-            parts[i] = state.cpu()
+    with arithmetic(dtype, lm.model.device), attention_of(lm.model, layout):
+        for places in by_length(tokens):
+            group = [tokens[i] for i in places]
+            packed = to_device(pack(group, layout, share=dtype == "float32"), lm.model.device)
+            states = unpack(hidden_states(trunk, packed), packed).split([pair.tokens for pair in group])
+            for i, state in zip(places, states, strict=True):
+                parts[i] = state.cpu()
     return torch.cat(parts)
 
 
 @torch.inference_mode()
 def reference_logps(
-    lm: LanguageModel, tokens: Sequence[PairTokens], trunk: Tensor | None, trained_layers: int | None
+    lm: LanguageModel,
+    tokens: Sequence[PairTokens],
+    trunk: Tensor | None,
+    trained_layers: int | None,
+    dtype: str = "float32",
 ) -> Tensor:
     """Log-probs of chosen and rejected under the reference model, shape (pairs, 2), in nats, on the CPU.
 
-    `trunk` may be on another device than the model.
+    `dtype` is that of training: weights are as loaded and products are autocast, as they are for the policy. `trunk` may
+    be on another device than the model.
     """
-    device = lm.model.device
+    device, layout = lm.model.device, layout_of(lm.model, dtype)
     model = lm.model if trunk is None or trained_layers is None else top_of(lm.model, trained_layers)
     inputs = TrainingSet(list(tokens), torch.empty(0), trunk)
     offsets = token_offsets(tokens)
     out = torch.empty(len(tokens), 2)
-    for places in by_length(tokens):
-        packed = to_device(pack([tokens[i] for i in places], lm.model.config.hidden_size), device)
-        states = inputs.trunk_of(places, offsets)
-        hidden = hidden_states(model.base_model, packed, None if states is None else states.to(device))
-        out[places] = completion_logps(hidden, model.get_output_embeddings(), packed).view(-1, 2).cpu()
+    with arithmetic(dtype, device), attention_of(lm.model, layout):
+        for places in by_length(tokens):
+            packed = to_device(pack([tokens[i] for i in places], layout, share=dtype == "float32"), device)
+            states = inputs.trunk_of(places, offsets)
+            logps = completion_logps(model, packed, None if states is None else states.to(device))
+            out[places] = logps.view(-1, 2).cpu()
     return out
 
 
@@ -101,20 +102,20 @@ def token_offsets(tokens: Sequence[PairTokens]) -> list[int]:
 
 def build_trunk(work: Work) -> Facts:
     """Builder of `trunk`: output of the frozen layers for every token of a set of pairs."""
-    lm = on_gpu(load(work.inputs["weights"], dtype=work.params["dtype"]))
+    lm = on_gpu(load(work.inputs["weights"], dtype="float32"))
     pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
     tokens = tokenize(lm, pairs, work.params["max_length"])
-    states = trunk_states(lm, tokens, work.params["trained_layers"])
+    states = trunk_states(lm, tokens, work.params["trained_layers"], work.params["dtype"])
     save_file({"trunk": states}, work.out / "trunk.safetensors")
     return {"pairs": len(pairs), "tokens": len(states)}
 
 
 def build_reference(work: Work) -> Facts:
     """Builder of `reference`: the reference model's log-probs of a set of pairs, shared by all rounds on them."""
-    lm = on_gpu(load(work.inputs["policy"], dtype=work.params["dtype"]))
+    lm = on_gpu(load(work.inputs["policy"], dtype="float32"))
     pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
     tokens = tokenize(lm, pairs, work.params["max_length"])
-    logps = reference_logps(lm, tokens, trunk_input(work), work.params["trained_layers"])
+    logps = reference_logps(lm, tokens, trunk_input(work), work.params["trained_layers"], work.params["dtype"])
     prompts = [prompt_hash(pair.prompt) for pair in pairs]
     check_finite(logps.sum(1).tolist(), prompts, "reference log-probs", "check the policy that the round starts from")
     save_file({"reference": logps}, work.out / "reference.safetensors")

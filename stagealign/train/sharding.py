@@ -6,14 +6,15 @@ import torch
 from transformers import Trainer
 
 
-def keep_logps_whole(trainer: Trainer) -> None:
-    """Leaves the dtype of a split model's outputs unchanged, and averages gradients in float32.
+def keep_arithmetic(trainer: Trainer) -> None:
+    """Leaves weights, gradients and log-probs of a split model in float32; products are in bfloat16 by autocast.
 
-    Accelerate's own policy casts outputs of modules to bfloat16, which resolves a log-prob of -300 nats to 2 nats.
+    A whole model and the reference model compute so. Accelerate's own policy gathers weights in bfloat16, which moves
+    log-probs by a nat, and casts outputs of modules to bfloat16, which resolves a log-prob of -300 nats to 2 nats.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32)
     trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
 
 

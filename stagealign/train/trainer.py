@@ -16,8 +16,10 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from stagealign.base.errors import BadNumbers
+from stagealign.base.errors import BadNumbers, CannotRun
 from stagealign.grid.spec import Lora, Method
+from stagealign.policy.dropout import without_dropout
+from stagealign.policy.forward import layout_of
 from stagealign.policy.layers import freeze_below, top_of
 from stagealign.policy.lm import LanguageModel
 from stagealign.policy.logps import pack, to_device
@@ -29,7 +31,7 @@ from stagealign.train.losses import Constants, Logps, log_ratio_margin, loss_of
 from stagealign.train.packed_forward import packed_forward
 from stagealign.train.reference import TrainingSet, token_offsets
 from stagealign.train.resume import CHECKPOINT_STEPS, WHOLE, last_checkpoint, remove_checkpoints
-from stagealign.train.sharding import allow_fsdp_on_cpu, keep_logps_whole, model_split
+from stagealign.train.sharding import allow_fsdp_on_cpu, keep_arithmetic, model_split
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class PreferenceTrainer(Trainer):
         self.shortest = min(range(len(data.tokens)), key=lambda i: data.tokens[i].tokens)
         multiple = self.args.per_device_train_batch_size * self.args.world_size
         self.order = BatchOrder(data.tokens, settings.batch, settings.order_seed, multiple)
-        self.width: int = self.model.config.hidden_size
+        self.layout = layout_of(self.model, settings.dtype)
         self.add_callback(EpochOf(self.order))
         self.sums = dict.fromkeys(NOTED, 0.0)
         self.step_places: list[int] = []
@@ -98,7 +100,8 @@ class PreferenceTrainer(Trainer):
         places = places or [self.shortest]  # a process without pairs still takes part in every forward
         self.step_places += places if counts else []
         device = self.args.device
-        packed = to_device(pack([self.data.tokens[i] for i in places], self.width), device)
+        share = self.settings.dtype == "float32"
+        packed = to_device(pack([self.data.tokens[i] for i in places], self.layout, share), device)
         trunk = self.data.trunk_of(places, self.offsets)
         policy = model(packed, None if trunk is None else trunk.to(device)).float()
         reference = self.data.reference[places].to(device)
@@ -207,13 +210,20 @@ def train(
     if arguments.device.type == "cpu":
         allow_fsdp_on_cpu()
     model.train()
+    without_dropout(model)
     if settings.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    with packed_forward(model):
+    layout = layout_of(model, settings.dtype)
+    if layout == "plain" and model_split() != "whole":
+        raise CannotRun(
+            f"--sharding {model_split()}: {type(model).__name__} trains by its own forward, which is called once for "
+            "each length and cannot be split; use --sharding replicate"
+        )
+    with packed_forward(model, layout):
         trainer = PreferenceTrainer(data, method, settings, model=model, args=arguments, callbacks=list(callbacks))
         trainer.remove_callback(PrinterCallback)
         if trainer.is_fsdp_enabled and settings.dtype == "bfloat16":
-            keep_logps_whole(trainer)
+            keep_arithmetic(trainer)
         trainer.train(resume_from_checkpoint=last_checkpoint(scratch) if settings.resume else None)
     split = settings.gather and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if split else None

@@ -8,28 +8,18 @@ import torch
 from stagealign.base.errors import BadData
 from stagealign.data.records import Pair
 from stagealign.policy import logps
+from stagealign.policy.branches import BLOCK, Branches, branches_of
+from stagealign.policy.forward import attention_of, completion_logps, hidden_states
 from stagealign.policy.layers import top_of, trunk_of
-from stagealign.policy.logps import (
-    PairTokens,
-    _cost,
-    completion_logps,
-    into_rows,
-    pack,
-    pack_rows,
-    pack_trees,
-    repack,
-    to_device,
-    token_logps,
-    unpack,
-)
-from stagealign.train.reference import hidden_states, reference_logps, trunk_states
+from stagealign.policy.logps import PairTokens, pack, repack, to_device, unpack
+from stagealign.train.reference import reference_logps, trunk_states
 
 SHAPES = ("llama", "neox")
 LAYOUTS = {
-    "rows": pack_rows,
-    "one tree": lambda pairs: pack_trees(pairs, [range(len(pairs))]),
-    "two trees": lambda pairs: pack_trees(pairs, into_rows([one.tokens for one in pairs], min(2, len(pairs)))),
-    "a tree a pair": lambda pairs: pack_trees(pairs, [[number] for number in range(len(pairs))]),
+    "plain": lambda pairs: pack(pairs, "plain"),
+    "rows": lambda pairs: pack(pairs, "rows"),
+    "branches": pack,
+    "branches, each pair alone": lambda pairs: pack(pairs, share=False),
 }
 
 
@@ -86,7 +76,7 @@ def near(gradient, expected, tolerance=1e-5):
 def test_layouts_equal_one_sequence_at_a_time(shape, layout, case, tiny):
     lm, pairs = tiny(shape), CASES[case]
     packed = LAYOUTS[layout](pairs)
-    found = completion_logps(hidden_states(lm.body, packed), lm.head, packed)
+    found = completion_logps(lm.model, packed)
     assert close(found, plainly(lm, pairs))
     assert packed.lengths.tolist() == [len(c) for p in pairs for c in (p.chosen, p.rejected)]
 
@@ -95,17 +85,14 @@ def test_layouts_equal_one_sequence_at_a_time(shape, layout, case, tiny):
 def test_layouts_give_equal_gradients(shape, tiny):
     pairs, found = CASES["shared prefix"], {}
     weights = torch.tensor([1.0, -1.0, 0.5, -0.5, 2.0, -2.0])
-    for name in (*LAYOUTS, "plain"):
+    for name in (*LAYOUTS, "one sequence at a time"):
         lm = tiny(shape)
-        if name == "plain":
-            sums = plainly(lm, pairs)
-        else:
-            packed = LAYOUTS[name](pairs)
-            sums = completion_logps(hidden_states(lm.body, packed), lm.head, packed)
+        alone = name == "one sequence at a time"
+        sums = plainly(lm, pairs) if alone else completion_logps(lm.model, LAYOUTS[name](pairs))
         (sums * weights).sum().backward()
         found[name] = {key: weight.grad for key, weight in lm.model.named_parameters()}
     for name in LAYOUTS:
-        for key, expected in found["plain"].items():
+        for key, expected in found["one sequence at a time"].items():
             assert near(found[name][key], expected), (name, key)
 
 
@@ -121,14 +108,15 @@ def test_only_completion_tokens_are_scored(layout):
     assert packed.input_ids.flatten()[packed.predictor].tolist() == [token for one in before for token in one]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_prompt_and_padding_positions_get_no_gradient(layout, tiny):
-    lm, pairs = tiny(), CASES["unequal prompts"]
+@pytest.mark.parametrize("layout", ["rows", "branches", "branches, each pair alone"])
+def test_the_head_sees_only_what_precedes_a_scored_token(layout, tiny):
+    lm, pairs, asked = tiny(), CASES["unequal prompts"], []
     packed = LAYOUTS[layout](pairs)
-    hidden = hidden_states(lm.body, packed).detach().requires_grad_()
-    completion_logps(hidden, lm.head, packed).sum().backward()
-    touched = hidden.grad.abs().sum(-1).flatten().nonzero()[:, 0].tolist()
-    assert touched == sorted(set(packed.predictor.tolist()))
+    lm.head.register_forward_pre_hook(lambda _, given: asked.append(given[0]))
+    completion_logps(lm.model, packed)
+    with attention_of(lm.model, packed.layout):
+        hidden = hidden_states(lm.body, packed).flatten(0, 1)
+    assert torch.equal(torch.cat(asked), hidden[packed.predictor])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -142,7 +130,7 @@ def test_unpack_and_repack(layout, case):
     back = repack(end_to_end[:, None], packed)[..., 0]
     real = packed.origin >= 0
     assert torch.equal(back[real], packed.input_ids[real])
-    assert real.all() or layout != "one tree"
+    assert real.all() or "branches" not in layout
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -180,9 +168,7 @@ def test_chunks_equal_the_whole_and_so_do_gradients(chunk, tiny):
     pairs, found = CASES["unequal prompts"], []
     for size in (chunk, 1024):
         lm = tiny()
-        packed = pack_rows(pairs)
-        hidden = hidden_states(lm.body, packed)
-        sums = completion_logps(hidden, lm.head, packed, chunk=size)
+        sums = completion_logps(lm.model, pack(pairs), chunk=size)
         (sums * torch.arange(1.0, 7.0)).sum().backward()
         found.append((sums.detach(), {name: weight.grad for name, weight in lm.model.named_parameters()}))
     assert close(found[0][0], found[1][0])
@@ -194,71 +180,41 @@ def test_logits_exist_for_a_chunk_at_a_time(tiny, monkeypatch):
     sizes = []
     plain = logps._token_logps
     monkeypatch.setattr(logps, "_token_logps", lambda h, t, head: sizes.append(len(t)) or plain(h, t, head))
-    lm, packed = tiny(), pack_rows(CASES["unequal prompts"])
     with torch.no_grad():
-        completion_logps(hidden_states(lm.body, packed), lm.head, packed, chunk=10)
+        completion_logps(tiny().model, pack(CASES["unequal prompts"]), chunk=10)
     assert sizes == [10, 10, 5]
 
 
-def test_a_head_may_take_all_positions_in_one_call(tiny):
-    """As it does in training: what splits a model over processes hooks into one call a module."""
-    lm, packed, asked = tiny(), pack_rows(CASES["unequal prompts"]), []
-
-    def whole(scored, target, chunk):
-        asked.append((scored.shape, target.tolist(), chunk))
-        return token_logps(scored, target, lm.head, chunk)
-
-    with torch.no_grad():
-        hidden = hidden_states(lm.body, packed)
-        found = completion_logps(hidden, whole, packed, chunk=7, whole=True)
-        assert close(found, completion_logps(hidden, lm.head, packed))
-    assert asked == [((25, hidden.shape[-1]), packed.target.tolist(), 7)]
+def test_every_token_is_computed_once():
+    """Prompt, chosen and rejected once a pair, and what all prompts share once for all pairs; nothing is padded."""
+    pairs = CASES["shared prefix"]
+    assert pack(pairs).input_ids.shape == (1, 11 + sum(pair.tokens - 11 for pair in pairs))
+    assert pack(pairs, share=False).input_ids.shape == (1, sum(pair.tokens for pair in pairs))
+    assert pack(pairs, "rows").input_ids.shape == (6, 28)
 
 
-def test_the_cheaper_layout_is_taken():
-    long_prompts = tokens_of(1, (200, 10, 10), (180, 10, 10))
-    assert pack(long_prompts, hidden_size=768).mask is not None
-    long_completions = tokens_of(1, *[(3, 200, 200)] * 4)
-    assert pack(long_completions, hidden_size=64).mask is None
-
-
-def test_long_pairs_get_rows_of_their_own_and_short_ones_share():
-    """Attention grows with the square of a row, padding with the number of rows."""
-    assert pack(tokens_of(1, *[(400, 99, 99)] * 4), hidden_size=576).input_ids.shape == (4, 598)
-    assert pack(tokens_of(1, (40, 9, 9), *[(3, 2, 2)] * 3), hidden_size=576).input_ids.shape == (1, 79)
-    unequal = tokens_of(1, (600, 9, 9), (290, 9, 9), (290, 9, 9))
-    assert pack(unequal, hidden_size=576).input_ids.shape == (2, 618)
-    assert into_rows([618, 308, 308], 2) == [[0], [1, 2]]
-    assert into_rows([5, 10, 7, 6], 2) == [[1, 0], [2, 3]]
-    shared = tokens_of(1, (58, 1, 1), *[(18, 1, 1)] * 3, shared=30)
-    assert pack(shared, hidden_size=16).input_ids.shape == (2, 90), "rows are evened out by what is a pair's own"
-
-
-def test_cost_of_a_layout_by_hand():
-    """Tokens, and of each row's square of attention what it is to a token's linear layers: 4 x N to 24 x width."""
-    assert _cost(2, 60, 1.2, 10) == 2 * 60 * (1 + 1.2)
-    assert _cost(1, 30, 1.0, 5) == 60
-
-
-def test_what_prompts_share_counts_once_a_row():
-    """Eight rows of 212 cost more than one of 208, which only a layout that stores the prefix once has."""
-    pairs = tokens_of(2, *[(1, 1, 1)] * 4, shared=200)
-    assert pack(pairs, hidden_size=576).input_ids.shape == (1, 212)
-    assert pack(tokens_of(2, (2, 30, 30)), hidden_size=64).mask is None, "two rows of 32 against one of 62"
-    assert pack(tokens_of(2, (20, 30, 30)), hidden_size=64).mask is not None
-
-
-def test_positions_and_padding_by_hand():
+def test_branches_by_hand():
     """Two pairs of (prompt, chosen, rejected) lengths (2, 2, 1) and (1, 1, 1)."""
-    pairs = tokens_of(3, (2, 2, 1), (1, 1, 1))
-    rows = pack_rows(pairs)
-    assert rows.position_ids.tolist() == [[0, 1, 2, 3]] * 4
+    packed = pack(tokens_of(3, (2, 2, 1), (1, 1, 1)))
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 2, 0, 1, 1]]
+    assert packed.origin.tolist() == [[*range(8)]]
+    assert packed.predictor.tolist() == [1, 2, 1, 5, 5]
+    (group,) = packed.branches.groups
+    assert group.shape == (4, BLOCK)
+    assert [row[:length] for row, length in zip(group.tolist(), (4, 3, 2, 2), strict=True)] == [
+        [0, 1, 2, 3], [0, 1, 4], [5, 6], [5, 7]
+    ]  # fmt: skip
+    assert packed.branches.first.tolist() == [0, 1, 2, 3, BLOCK + 2, 2 * BLOCK, 2 * BLOCK + 1, 3 * BLOCK + 1]
+    rows = pack(tokens_of(3, (2, 2, 1), (1, 1, 1)), "rows")
     assert rows.origin.tolist() == [[0, 1, 2, 3], [0, 1, 4, -1], [5, 6, -1, -1], [5, 7, -1, -1]]
-    trees = pack_trees(pairs, [[0], [1]])
-    assert trees.position_ids.tolist() == [[0, 1, 2, 3, 2], [0, 1, 1, 0, 0]]
-    assert trees.origin.tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, -1, -1]]
-    see = [[True, False, False, False, False], [True, True, False, False, False], [True, False, True, False, False]]
-    assert trees.mask[1, 0].tolist() == [*see, [False] * 3 + [True, False], [False] * 4 + [True]]
+
+
+def test_sequences_of_one_block_length_are_a_group():
+    sequences = [torch.arange(n) for n in (5, BLOCK, BLOCK + 1, 3 * BLOCK)]
+    found = branches_of(sequences, 3 * BLOCK)
+    assert [tuple(group.shape) for group in found.groups] == [(1, 3 * BLOCK), (1, 2 * BLOCK), (2, BLOCK)]
+    assert found.first[:5].tolist() == [5 * BLOCK + n for n in range(5)], "the first sequence computes what all have"
+    assert found.first[-1] == 3 * BLOCK - 1
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -267,7 +223,12 @@ def test_a_layout_moves_to_a_device_as_a_whole(layout):
     moved = to_device(packed, torch.device("meta"))
     for name, value in vars(packed).items():
         there = getattr(moved, name)
-        assert (there is None) if value is None else (there.device.type == "meta"), name
+        if isinstance(value, Branches):
+            assert {part.device.type for part in (*there.groups, there.first)} == {"meta"}
+        elif isinstance(value, torch.Tensor):
+            assert there.device.type == "meta", name
+        else:
+            assert there == value
 
 
 PAIR = Pair("Is it good?", " Yes.", " No, not at all.", "off", 1.0)

@@ -5,6 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from stagealign.evaluate import kl
+from stagealign.policy.forward import layout_of
 from stagealign.policy.logps import PairTokens, pack
 from stagealign.train import reference
 
@@ -15,12 +16,13 @@ TOKENS = [PairTokens((1, 2, 3), (4, 5, 6), (7, 8)), PairTokens((1, 2, 9), (4, 5,
 def elsewhere(tiny, monkeypatch):
     """A tiny model on a device that is not the CPU; rows are laid out on the CPU, as they are for a real one."""
 
-    def on_cpu(*given):
+    def on_cpu(*given, **named):
         with unset_fake_temporarily():
-            return pack(*given)
+            return pack(*given, **named)
 
     monkeypatch.setattr(reference, "pack", on_cpu)
     lm = tiny()
+    assert layout_of(lm.model) == "branches"  # proved on the CPU, before tensors lose their values
     with FakeTensorMode(allow_non_fake_inputs=True):
         lm.model.to("meta")
         yield lm
@@ -36,7 +38,7 @@ def test_reference_and_trunk_come_back_to_the_cpu(elsewhere):
 
 
 def test_divergences_are_on_the_models_device(elsewhere):
-    packed = reference.pack(TOKENS, 64)
+    packed = reference.pack(TOKENS)
     found = kl.divergences(elsewhere, elsewhere, packed)
     assert (found.shape, found.device.type) == ((2,), "meta")
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from stagealign.data.records import Pair
-from stagealign.policy.logps import completion_logps, pack
+from stagealign.policy.forward import completion_logps
+from stagealign.policy.logps import pack
 from stagealign.train.losses import LOSSES, Constants, Logps, log_ratio_margin
-from stagealign.train.reference import hidden_states, reference_logps, tokenize
+from stagealign.train.reference import reference_logps, tokenize
 
 CONSTANTS = Constants(beta=0.25, delta=1.0, sft_weight=0.1)
 
@@ -107,9 +108,9 @@ def test_equals_trl_on_the_same_batch(form, shape, tiny, trl_dpo):
     ]
     policy, reference = tiny(shape, seed=1), tiny(shape, seed=2)
     tokens = tokenize(policy, pairs, 512)
-    packed = pack(tokens, 64)
+    packed = pack(tokens)
     with torch.no_grad():
-        ours = completion_logps(hidden_states(policy.body, packed), policy.head, packed).view(-1, 2)
+        ours = completion_logps(policy.model, packed).view(-1, 2)
     theirs = reference_logps(reference, tokens, None, None)
     logps = Logps(*ours.T, *theirs.T, *packed.lengths.view(-1, 2).T)
     loss = LOSSES[form](logps, Constants(beta=0.1)).mean().item()
