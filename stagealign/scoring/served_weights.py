@@ -21,7 +21,7 @@ from stagealign.base.server import FIRST_ATTEMPTS, RequestFailed, Server
 
 PROBE = "Continue this list of ten words, each on its own line: lantern, verdict, marble, otter, quartz"
 """Question whose greedy answer differs between most models."""
-PROBE_SETTINGS = {"temperature": 0, "max_tokens": 48}
+PROBE_SETTINGS = {"temperature": 0, "max_tokens": 24}
 REPORTED = ("root", "parent", "max_model_len", "meta", "created")
 """Fields of a list of models that depend on the weights; vLLM and SGLang give `root`, llama.cpp gives `meta`."""
 SETTLED = 60.0

@@ -8,12 +8,15 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import exp, isfinite
 from typing import Any, Literal, TypeAlias
 
 Verdict: TypeAlias = Literal["first", "second", "tie"]
 MASS = 0.5
 """Least probability of the two letters together for which they are the judge's answer."""
+MOST_BRACES = 100
+"""Braces of a text at which a JSON answer is looked for."""
 CERTAIN = 1.01
 """Largest sum of probabilities that is accepted, as servers round."""
 KEYS = (
@@ -226,7 +229,8 @@ def _plain(line: str) -> str:
 
 def _json_in(text: str) -> tuple[Mapping[str, Any] | None, str]:
     """(the one JSON object in a text, what stands around it); None without one."""
-    for start in (place for place, sign in enumerate(text) if sign == "{"):
+    starts = (place for place, sign in enumerate(text) if sign == "{")
+    for start in islice(starts, MOST_BRACES):
         try:
             value, end = json.JSONDecoder().raw_decode(text, start)
         except (ValueError, RecursionError):
