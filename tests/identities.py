@@ -97,7 +97,10 @@ def _oracles() -> dict[str, dict[str, Any]]:
     stubs: dict[str, tuple[type, dict[str, Any]]] = {
         "pairrm": (PairRMOracle, {"model": model, "weights": "org/pairrm@1"}),
         "reward": (RewardOracle, {"model": model, "weights": "org/rm@1", "text": "chat", "max_length": 512}),
-        "judge": (LLMJudge, {"model": "judge", "served": "judge-1", "style": "logprobs", "check": lambda: None}),
+        "judge": (
+            LLMJudge,
+            {"model": "judge", "served": "judge-1", "style": "logprobs", "check": lambda: None, "weights": None},
+        ),
         "recorded": (RecordedOracle, {"recorded": SimpleNamespace(digest="0" * 64)}),
     }
     return {kind: dict(of.identity.fget(SimpleNamespace(**fields))) for kind, (of, fields) in stubs.items()}
@@ -107,7 +110,7 @@ def _judges() -> dict[str, dict[str, Any]]:
     official = SimpleNamespace(identity={"prompt": "1"}, settings={"temperature": 0, "max_tokens": 1})
     lm = SimpleNamespace(model=SimpleNamespace(dtype="torch.float32"))
     served = object.__new__(ServedJudge)
-    served.__dict__.update(kind="official", model="gpt", official=official, style="logprobs")
+    served.__dict__.update(kind="official", model="gpt", official=official, style="logprobs", weights=None)
     local = object.__new__(LocalJudge)
     local.__dict__.update(lm=lm, named="org/judge@1", official=official)
     return {"served": served.identity, "local": local.identity}

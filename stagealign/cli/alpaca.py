@@ -136,6 +136,11 @@ def lc_win_rates(rows: Sequence["LcWinRate"]) -> None:
     legend = [f"{mark}, {method}" for method, mark in SHORT_METHODS.items() if method in methods]
     legend += ["!, with a warning below"] * any(row.warnings for row in rows)
     notes.append(f"by: {'; '.join(legend)}.")
+    if any(row.difficulty == "by prompt_index" for row in rows):
+        notes.append(
+            "difficulties: joined by prompt_index, as rows do not name their prompts; it must be AlpacaEval's own "
+            "number."
+        )
     notes += [line for row in rows for line in _remarks(row)]
     for line in notes:
         console.print(Text(line), soft_wrap=True)
@@ -143,6 +148,8 @@ def lc_win_rates(rows: Sequence["LcWinRate"]) -> None:
 
 def _remarks(row: "LcWinRate") -> list[str]:
     """What is to be known about one generator's numbers."""
+    from stagealign.evaluate.alpaca_eval.lc_win_rate import BY_ROW
+
     say = [f"{row.generator}: {warning}." for warning in row.warnings]
     if row.difficulty == "left out":
         say.append(
@@ -157,12 +164,10 @@ def _remarks(row: "LcWinRate") -> list[str]:
         say.append(f"{row.generator}: missing prompts: {', '.join(row.missing_prompts)}{more}.")
     if row.official_lookup is None:
         return say
-    by_row = f"{row.generator}: the official function looks difficulties up by row, not by prompt; with some missing"
-    theirs = row.official_lookup == row.lc_win_rate
+    gives = "gives {:.2f}, as published" if row.method == BY_ROW else "would give about {:.2f}"
     say.append(
-        f"{by_row}, this value has those of other prompts in it; `--fit` joins them by prompt."
-        if theirs
-        else f"{by_row}, it would give about {row.official_lookup:.2f}. Here they are joined by prompt."
+        f"{row.generator}: the official function looks difficulties up by row, not by prompt; with some missing, it "
+        f"{gives.format(row.official_lookup)}. Here they are joined by prompt."
     )
     return say
 

@@ -141,10 +141,10 @@ class LLMJudge:
             )
 
     def _gone(self, reason: str) -> StagealignError:
-        return StagealignError(
-            f"judge {self.model!r} at {self.server.url}: {GIVE_UP} prompts in a row failed, the last "
-            f"with {reason}; run the same command again when the judge is back"
-        )
+        last = f"judge {self.model!r} at {self.server.url}: {GIVE_UP} prompts in a row failed, the last "
+        if ONE_LETTER in reason:
+            return StagealignError(f"{last}as it {self._advice('', reason)}")
+        return StagealignError(f"{last}with {reason}; run the same command again when the judge is back")
 
     def _spent(self) -> bool:
         """True if the budget is used up; requests that are running still finish and may exceed it."""

@@ -16,12 +16,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from stagealign.base.chat import content_of
+from stagealign.base.errors import StagealignError
 from stagealign.base.identity import fingerprint
-from stagealign.base.server import FIRST_ATTEMPTS, RequestFailed, Server
+from stagealign.base.server import RequestFailed, Server
 
 PROBE = "Continue this list of ten words, each on its own line: lantern, verdict, marble, otter, quartz"
 """Question whose greedy answer differs between most models."""
-PROBE_SETTINGS = {"temperature": 0, "max_tokens": 48}
+PROBE_SETTINGS = {"temperature": 0, "max_tokens": 24}
 REPORTED = ("root", "parent", "max_model_len", "meta", "created")
 """Fields of a list of models that depend on the weights; vLLM and SGLang give `root`, llama.cpp gives `meta`."""
 SETTLED = 60.0
@@ -64,10 +65,19 @@ def _files(entry: Mapping[str, object]) -> list[list[object]]:
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(found)]
 
 
-def _says(server: Server, model: str) -> str | None:
-    """The model's greedy answer to the fixed question; None if the server refuses its settings."""
+def _says(server: Server, model: str) -> list[str] | None:
+    """The model's greedy answer to the fixed question, reasoning included; None if the server refuses its settings.
+
+    Raises StagealignError if no answer comes, as the model would then be taken for another.
+    """
     try:
-        answer = server.chat(model, [{"role": "user", "content": PROBE}], PROBE_SETTINGS, attempts=FIRST_ATTEMPTS)
-    except RequestFailed:
-        return None
-    return content_of(answer)
+        answer = server.chat(model, [{"role": "user", "content": PROBE}], PROBE_SETTINGS)
+    except RequestFailed as error:
+        if error.status in (400, 404, 422):
+            return None
+        raise StagealignError(
+            f"judge {model!r} at {server.url}: {error}; run the command again when it answers"
+        ) from None
+    message = answer["choices"][0]["message"]
+    parts = (content_of(answer), message.get("reasoning_content"), message.get("reasoning"))
+    return [part.encode("utf-8", "replace").decode() for part in parts if isinstance(part, str)]

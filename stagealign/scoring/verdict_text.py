@@ -8,12 +8,15 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import exp, isfinite
 from typing import Any, Literal, TypeAlias
 
 Verdict: TypeAlias = Literal["first", "second", "tie"]
 MASS = 0.5
 """Least probability of the two letters together for which they are the judge's answer."""
+MOST_BRACES = 100
+"""Braces of a text at which a JSON answer is looked for."""
 CERTAIN = 1.01
 """Largest sum of probabilities that is accepted, as servers round."""
 KEYS = (
@@ -30,7 +33,7 @@ _BETTER = r"(?i:better|best|stronger|superior|preferred|preferable|winner|more (
 _MARK = (
     r"(?i:(?:so|therefore|thus|hence|overall|in conclusion|conclusion|in summary)[,:]? )?(?i:my |the )?"
     r"(?i:(?:final|best|better|preferred|correct|overall|stronger|winning) )*"
-    rf"(?:{_NOUN}|(?i:verdict|winner|decision|judge?ment|preference|pick))(?: is|:| ?=| -) ?"
+    rf"(?:{_NOUN}|(?i:verdict|winner|decision|judge?ment|preference|pick))(?: is:?|:| ?=| [-\u2013\u2014]) ?"
 )
 """Words before a marked answer, such as `My final answer is`."""
 _AGAINST = re.compile(
@@ -57,6 +60,8 @@ _QUOTES = str.maketrans(
     dict.fromkeys('"`*_#~\u2018\u201b\u201a“”„‟«»‹›「」『』《》〈〉【】', " ") | {"：": ":", "。": ".", "．": "."}
 )
 """Quotes of several languages and marks of markdown, which say nothing."""
+_SPECIAL = re.compile(r"<\|[\w ]{1,30}\|>|</?s>")
+"""End tokens that a server leaves in a text."""
 _BRACKETED = re.compile(r"\\boxed\{\s*(?:\\text\{)?\s*(\w+)\s*\}?\s*\}|\[\[\s*(\w+)\s*\]\]")
 
 
@@ -169,9 +174,10 @@ def _is_claim(text: str, letters: Letters) -> bool:
     """True for a text that names a letter as its verdict, and says no more."""
     if _alone(text, letters) is not None or _marked(text, letters) is not None:
         return True
-    one = _one(letters)
+    one, other = _one(letters), rf"(?i: than the other(?: one)?(?: {_NOUN})?)?"
     forms = (
-        rf"{one}(?i: is|'s| seems| looks)(?: {_SURE})* {_BETTER}(?i: one)?(?: {_NOUN})?(?i: overall)?",
+        rf"(?:{_SURE}[, ]+)+{one}",
+        rf"{one}(?i: is|'s| seems| looks)(?: {_SURE})* {_BETTER}(?i: one)?(?: {_NOUN})?(?i: overall)?{other}",
         rf"{one}(?: {_SURE})* (?i:wins?)",
         rf"(?i:i|we)(?i: would|'d)?(?: {_SURE})* (?i:prefer|choose|pick|select|vote for|go with|favou?r) {one}",
     )
@@ -220,13 +226,14 @@ def _unboxed(text: str) -> str:
 
 def _plain(line: str) -> str:
     """A line without quotes and marks of markdown, in single spaces; apostrophes inside words stay."""
-    kept = re.sub(r"(?<=\w)['\u2019](?=\w)", "\x01", line)
+    kept = re.sub(r"(?<=\w)['\u2019](?=\w)", "\x01", _SPECIAL.sub(" ", line))
     return " ".join(re.sub(r"['\u2019]", " ", kept.translate(_QUOTES)).replace("\x01", "'").split())
 
 
 def _json_in(text: str) -> tuple[Mapping[str, Any] | None, str]:
     """(the one JSON object in a text, what stands around it); None without one."""
-    for start in (place for place, sign in enumerate(text) if sign == "{"):
+    starts = (place for place, sign in enumerate(text) if sign == "{")
+    for start in islice(starts, MOST_BRACES):
         try:
             value, end = json.JSONDecoder().raw_decode(text, start)
         except (ValueError, RecursionError):
@@ -239,7 +246,7 @@ def _json_in(text: str) -> tuple[Mapping[str, Any] | None, str]:
 def _in_fields(fields: Mapping[str, Any], letters: Letters) -> Verdict | None:
     """Verdict of the fields of a JSON answer; None without one, or if two fields disagree."""
     found = set(_values(fields))
-    verdicts = {_alone(_plain(value), letters) for value in found}
+    verdicts = {_claimed([_plain(value)], letters, False) or _alone(_plain(value), letters) for value in found}
     return verdicts.pop() if len(verdicts) == 1 else None
 
 

@@ -151,6 +151,19 @@ def test_a_time_that_is_that_of_the_answer_is_no_identity(ask, server):
     assert ask().identity == one
 
 
+def test_a_server_that_does_not_say_who_it_is_stops_the_work(ask, server, monkeypatch):
+    from stagealign.scoring import served_weights
+
+    judge = ask()
+    known = judge.identity["weights"]
+    monkeypatch.setattr(served_weights, "PROBE", "another question")  # the server takes it for one about two texts
+    server.acts = [(400, {}, b"unknown setting")]
+    assert weights_behind(judge.server, "judge") not in (known, None)
+    server.acts = [(500, {}, b"no")] * 3
+    with pytest.raises(StagealignError, match=r"judge 'judge' at .*HTTP 500: no \(3 attempts\); run the command again"):
+        weights_behind(judge.server, "judge")
+
+
 @pytest.mark.parametrize(
     ("url", "local"),
     [

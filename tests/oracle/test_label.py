@@ -135,8 +135,9 @@ def test_a_judge_labels_a_round(asked, server, sign, chosen):
     assert [(pair.chosen, pair.margin) for pair in pairs] == [(text, 1.0) for text in chosen]
     ours = [(row["on"], row["off"], row["ties"]) for row in votes]
     assert ours == ([(3.0, 1.0, 2), (2.0, 2.0, 0)] if sign == 1 else [(1.0, 3.0, 2), (2.0, 2.0, 0)])
-    said = {"kind": "judge", "version": 2, "model": "judge", "served": "judge-1", "style": "text"}
-    assert [facts[name]["oracle"] for name in ("ready", "rank", "votes")] == [said] * 3
+    said = {"kind": "judge", "version": 3, "model": "judge", "served": "judge-1", "style": "text"}
+    oracles = [facts[name]["oracle"] for name in ("ready", "rank", "votes")]
+    assert oracles == [said | {"weights": oracles[0]["weights"]}] * 3
     assert (facts["rank"]["compared"], facts["votes"]["compared"]) == (2, 8)
 
 
@@ -144,9 +145,10 @@ def test_labels_of_two_judges_are_never_mixed(asked, server, tmp_path):
     context = Context(judge_url=server.url)
     asked("judge:judge", context)
     work = Work({"oracle": "judge:judge", "sign": 1}, {"oracle": tmp_path / "oracle"}, tmp_path, tmp_path, context)
-    server.name = "judge-2"
-    with pytest.raises(StagealignError, match=r"served': 'judge-2'.*was.*'judge-1'.*never mixed"):
-        label.rank(replace(work, inputs={**work.inputs, "candidates": tmp_path / "candidates"}))
+    for changed, message in (("says", "never mixed"), ("name", r"served': 'judge-2'.*was.*'judge-1'.*never mixed")):
+        setattr(server, changed, "judge-2")
+        with pytest.raises(StagealignError, match=message):
+            label.rank(replace(work, inputs={**work.inputs, "candidates": tmp_path / "candidates"}))
 
 
 def test_verdicts_that_a_stopped_build_was_given_are_not_asked_for_again(asked, server):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PUBLISHED, FITTED, OFFICIAL = "published weights", "fitted", "official function"
 NOT_THEIRS = "fitted; the published weights of this name are of other rows"
+BY_ROW = "fitted; the published value has difficulties of other prompts in it"
 NOTHING = "no judged rows"
 NO_DIFFICULTY = "fitted without difficulties"
 SHORT_METHODS = {
@@ -25,6 +26,7 @@ SHORT_METHODS = {
     FITTED: "fit",
     OFFICIAL: "call",
     NOT_THEIRS: "fit*",
+    BY_ROW: "fit+",
     NO_DIFFICULTY: "fit-",
     NOTHING: "-",
 }
@@ -57,14 +59,14 @@ class LcWinRate:
     """Standard error of the win rate as a mean over prompts; the leaderboard's column of this name."""
     lc_win_rate: float | None
     lc_standard_error: float | None
-    """Official error, for exact weights: standard deviation of the probabilities at equal length over sqrt(n)."""
+    """Official error, for exact weights: standard deviation of the probabilities at equal length over sqrt(n); None
+    without difficulties."""
     lc_sampling_error: float | None
     """Standard error over draws of the prompts, with refitted weights; None for weights that were not fitted here."""
     method: str
     official_lookup: float | None
     """LC win rate with difficulties joined by row position, as in the official function; None if equal to a join by
-    prompt. Published values of generators that miss prompts are of this kind. They can be points away from our fit,
-    which joins by prompt."""
+    prompt. It is the published value for a generator that misses prompts, and can be points away from the join."""
     difficulty: str = "by prompt_index"
     """How difficulties were joined: `by prompt`, `by prompt_index` if rows do not name their prompts, or `left out`."""
     failures: tuple[str, ...] = ()
@@ -87,10 +89,10 @@ def lc_win_rates(
 
     Difficulties are joined by prompt. Without a difficulty file, or if it has none of the file's prompts, their term is
     left out of the model. `weights`: published weights in the official format; the default is `glm_weights.csv` in the
-    folder of the difficulty file, if it exists. A generator whose rows agree with its published weights gets the
-    published value; all others are fitted. `fit_all` fits every generator. `use_official` calls alpaca_eval's function,
-    which needs the hub. `preference_scale`: `1-2` or `0-1`; the default is to find it. Raises BadData, also if only
-    some prompts have a difficulty, and CannotRun.
+    folder of the difficulty file, if it exists. A complete generator whose rows agree with its published weights gets
+    the published value; all others are fitted. `fit_all` fits every generator. `use_official` calls alpaca_eval's
+    function, which needs the hub. `preference_scale`: `1-2` or `0-1`; the default is to find it. Raises BadData, also
+    if only some prompts have a difficulty, and CannotRun.
     """
     scale = None if preference_scale is None else scale_named(preference_scale, "--preference-scale")
     comparisons = read_comparisons(str(preferences), scale)
@@ -235,12 +237,14 @@ def _controlled(
         off = 100 * abs(score(by_place[judged], outcomes, published)[2]) / len(outcomes)
         near = float(chances.mean()) if lookup is None else lookup
         whole = len(every) >= (1 - FAILURES_ALLOWED) * len(difficulties)
-        if whole and off <= SAME_WIN_RATE and abs(float(theirs.mean()) - near) <= SAME_LC:
-            chances, method, error = theirs, PUBLISHED, math.inf
-            lookup = None if lookup is None else float(theirs.mean())
-        else:
+        if not (whole and off <= SAME_WIN_RATE and abs(float(theirs.mean()) - near) <= SAME_LC):
             method = NOT_THEIRS
-    spread = float(chances.std(ddof=1) / math.sqrt(len(chances))) if len(chances) > 1 else None
+        elif lookup is None:
+            chances, method, error = theirs, PUBLISHED, math.inf
+        else:
+            method, lookup = BY_ROW, float(theirs.mean())
+    several = len(chances) > 1 and difficulties is not None  # without them all prompts have the same probability
+    spread = float(chances.std(ddof=1) / math.sqrt(len(chances))) if several else None
     return {
         "lc_win_rate": float(chances.mean()),
         "lc_standard_error": spread,
