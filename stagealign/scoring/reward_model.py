@@ -23,6 +23,7 @@ from stagealign.policy.checkpoints import (
 )
 from stagealign.policy.roles import check_reward
 from stagealign.policy.templates import prepare_template
+from stagealign.policy.weight_files import hub_header
 from stagealign.scoring.contest import Contest, Judged
 from stagealign.store.artifact import Identity
 
@@ -70,7 +71,7 @@ class RewardOracle:
     def identity(self) -> Identity:
         return {
             "kind": "reward",
-            "version": 1,
+            "version": 2,
             "weights": self.weights,
             "text": self.text,
             "max_length": self.max_length,
@@ -188,7 +189,10 @@ def check(
     tokenizer has ids outside of the embedding, or if the chat template that it is asked with fails.
     """
     config = read_config(name, revision)
-    check_reward(name, config, read_headers(name, config, revision))
+    tensors = read_headers(name, config, revision)
+    if not tensors and config.num_labels != 1:
+        tensors = hub_header(name, revision)
+    check_reward(name, config, tensors)
     tokenizer = read_tokenizer(name, revision, config)
     chosen: TextForm = text if text != "auto" else "chat" if tokenizer.chat_template else "pair"
     if chosen == "chat":
@@ -214,7 +218,7 @@ def _positions(model: PreTrainedModel) -> int:
 def _try(oracle: RewardOracle, name: str) -> None:
     """Raises StagealignError for a reward model that cannot score two short texts of unequal lengths."""
     try:
-        oracle._logits([[1], [1, 2, 3]])
+        list(oracle.judge([Contest("Hello", ("Hi",), ("Hi there",))]))
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise StagealignError(
             f"checkpoint {name!r}: {type(oracle.model).__name__} does not score a short text "
