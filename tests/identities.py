@@ -7,7 +7,9 @@ version, the CHANGELOG says so, and `python -m tests.identities` prints the dige
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -82,7 +84,8 @@ def _kept() -> Iterator[tuple[str, str, str]]:
     item = MeterPrompt("key", "a prompt", ("chosen", "rejected"))
     for name, policy in policies.items():
         for kind, oracle in _oracles().items():
-            samples, verdicts = kept_at(Path("home"), policy, oracle)
+            with TemporaryDirectory() as folder, chdir(folder):
+                samples, verdicts = kept_at(Path("home"), policy, oracle)
             yield "kept samples", str(samples.path), name
             yield "kept verdicts", str(verdicts.path), f"{name}, {kind}"
     yield "kept verdicts", texts_of(item, SampledPrompt(("one", "two"), 2, 0)), "texts of a verdict"

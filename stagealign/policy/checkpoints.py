@@ -235,6 +235,10 @@ def unreadable(name: str, error: Exception) -> StagealignError:
             f"checkpoint {name!r}: neither a folder here nor in the hub's cache, and the hub cannot be reached; "
             + (f"nearest in the cache: {', '.join(near)}" if near else "check the name, or name a local folder")
         )
+    if "is not a valid model identifier" in str(error):
+        return StagealignError(
+            f"checkpoint {name!r}: neither a folder here nor on the hub; check the name, and HF_TOKEN for a private one"
+        )
     if isinstance(error, ImportError):
         return CannotRun(f"checkpoint {name!r}: {first[:300]}")
     return StagealignError(f"checkpoint {name!r}: {first[:300]}; {hint}")

@@ -53,7 +53,7 @@ def file_of(name: str, file: str, revision: str | None, out_of_reach: bool = Fal
         file,
         revision=revision,
         _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_missing_entries=out_of_reach,
         _raise_exceptions_for_connection_errors=out_of_reach,
     )
     return path

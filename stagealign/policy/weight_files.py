@@ -57,11 +57,44 @@ def check_weights(name: str, revision: str | None = None) -> None:
 
 
 def header(name: str, revision: str | None = None) -> Mapping[str, HeaderEntry]:
-    """Tensors of a checkpoint's weights by name, from the headers; empty if the weights are not on this machine."""
-    index = None if (Path(name) / WHOLE).is_file() else file_of(name, INDEX, revision)
-    names = sorted(_shards(name, Path(index))) if index else [WHOLE]
-    paths = [file_of(name, file, revision) for file in names]
-    return {key: entry for path in paths if path for key, entry in _entries(Path(path)).items()}
+    """Tensors of a checkpoint's weights by name, from the headers; empty if the weights are not on this machine.
+
+    Nothing is downloaded. Raises StagealignError for a file that is not safetensors.
+    """
+    index = None if _here(name, WHOLE, revision) else _here(name, INDEX, revision)
+    names = sorted(_shards(name, index)) if index else [WHOLE]
+    tensors: dict[str, HeaderEntry] = {}
+    for path in filter(None, (_here(name, file, revision) for file in names)):
+        wrong = _not_safetensors(path)
+        if wrong:
+            raise StagealignError(f"checkpoint {name!r}: {path.name} {wrong}; download it again")
+        tensors |= _entries(path)
+    return tensors
+
+
+def hub_header(name: str, revision: str | None = None) -> Mapping[str, HeaderEntry]:
+    """Tensors of a checkpoint on the hub, by a few requests for its headers; empty if they cannot be had."""
+    from huggingface_hub import get_safetensors_metadata
+    from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError, OfflineModeIsEnabled
+
+    try:
+        files = get_safetensors_metadata(name, revision=revision).files_metadata.values()
+    except (HfHubHTTPError, NotASafetensorsRepoError, OfflineModeIsEnabled, OSError, ValueError):
+        return {}
+    return {
+        key: HeaderEntry(str(entry.dtype), tuple(entry.shape)) for file in files for key, entry in file.tensors.items()
+    }
+
+
+def _here(name: str, file: str, revision: str | None) -> Path | None:
+    """One file of a checkpoint in its folder or in the hub's cache; None if it is not on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(name).is_dir():
+        path = Path(name) / file
+        return path if path.is_file() else None
+    found = try_to_load_from_cache(name, file, revision=revision)
+    return Path(found) if isinstance(found, str) else None
 
 
 def _entries(path: Path) -> dict[str, HeaderEntry]:

@@ -24,6 +24,7 @@ from stagealign.policy.checkpoints import (
 from stagealign.policy.conversation import RefusedByTemplate
 from stagealign.policy.roles import check_reward
 from stagealign.policy.templates import prepare_template
+from stagealign.policy.weight_files import hub_header
 from stagealign.scoring.contest import Contest, Judged
 from stagealign.scoring.reward_rows import RowWriter, TextForm, TokenRow
 from stagealign.store.artifact import Identity
@@ -182,7 +183,10 @@ def check(
     tokenizer has ids outside of the embedding, or if the chat template that it is asked with fails.
     """
     config = read_config(name, revision)
-    check_reward(name, config, read_headers(name, config, revision))
+    tensors = read_headers(name, config, revision)
+    if not tensors and config.num_labels != 1:
+        tensors = hub_header(name, revision)
+    check_reward(name, config, tensors)
     tokenizer = read_tokenizer(name, revision, config)
     chosen: TextForm = text if text != "auto" else "chat" if tokenizer.chat_template else "pair"
     if chosen == "chat":
@@ -208,7 +212,7 @@ def _positions(model: PreTrainedModel) -> int:
 def _try(oracle: RewardOracle, name: str) -> None:
     """Raises StagealignError for a reward model that cannot score two short texts of unequal lengths."""
     try:
-        oracle._logits([TokenRow([1], [0]), TokenRow([1, 2, 3], [0, 0, 0])])
+        list(oracle.judge([Contest("Hello", ("Hi",), ("Hi there",))]))
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise StagealignError(
             f"checkpoint {name!r}: {type(oracle.model).__name__} does not score a short text "

@@ -125,8 +125,11 @@ def test_a_template_for_contents_in_parts_is_given_parts(saved):
     assert text == "\n<|start|>system\nBe kind.<|eos|>\n<|start|>user\nHi<|eos|>\n"
     lm.check_ends(policy, "c")
     reward = reward_model.load(saved(REWARD, with_marks(PARTS), name="r"))
-    ids = reward._row("Say it.", "Yes").ids
-    assert reward.tokenizer.decode(ids) == "\n<|start|>user\nSay it.<|eos|>\n<|start|>assistant\nYes<|eos|>\n"
+    turns = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "Yes"}]
+    assert (
+        reward.tokenizer.apply_chat_template(turns, tokenize=False)
+        == "\n<|start|>user\nSay it.<|eos|>\n<|start|>assistant\nYes<|eos|>\n"
+    )
 
 
 def turns(end, start="{% if add_generation_prompt %}<|start|>{% endif %}"):

@@ -135,10 +135,10 @@ def test_checkpoints_that_are_no_reward_model_are_refused(tmp_path, tiny):
     lm = tiny()
     lm.model.save_pretrained(tmp_path / "causal")
     lm.tokenizer.save_pretrained(tmp_path / "causal")
-    with pytest.raises(StagealignError, match="num_labels=2"):
+    with pytest.raises(StagealignError, match="has LlamaForCausalLM, a language model.*a reward model has one logit"):
         rewards.load(str(tmp_path / "causal"))
     path = tmp_path / "causal" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"id2label": {"0": "reward"}}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"id2label": {"0": "reward"}, "architectures": None}))
     with pytest.raises(
         StagealignError, match=r"1 weights of LlamaForSequenceClassification are missing.*score\.weight"
     ):
@@ -151,6 +151,32 @@ def test_checkpoints_that_are_no_reward_model_are_refused(tmp_path, tiny):
         rewards.load(folder)
     with pytest.raises(StagealignError, match="checkpoint"):
         rewards.load(save(tmp_path / "no-config", weights=False))
+
+
+def test_a_head_on_the_hub_is_read_by_its_header(tmp_path, monkeypatch):
+    """Source: OpenRLHF issue 1039, a reward model whose config.json has no num_labels."""
+    from huggingface_hub.utils import SafetensorsFileMetadata, SafetensorsRepoMetadata, TensorInfo
+
+    folder = save(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": {"0": "a", "1": "b"}}))
+    expected = rewards.check(folder)[0].num_labels
+    asked = []
+
+    def metadata(rows):
+        head = TensorInfo("F32", (rows, 32), (0, rows * 128))
+        files = {"model.safetensors": SafetensorsFileMetadata({}, {"score.weight": head})}
+        return lambda name, revision=None: asked.append(name) or SafetensorsRepoMetadata({}, False, {}, files)
+
+    monkeypatch.setattr(rewards, "read_headers", lambda *_: {})
+    for rows, ends in ((1, False), (2, True)):
+        monkeypatch.setattr("huggingface_hub.get_safetensors_metadata", metadata(rows))
+        if ends:
+            with pytest.raises(StagealignError, match="score.weight has 2 rows"):
+                rewards.check(folder)
+        else:
+            assert rewards.check(folder)[0].num_labels == expected == 1
+    assert asked == [folder, folder]
 
 
 def test_options_that_cannot_be_used_are_refused(tmp_path):

@@ -48,7 +48,7 @@ class LocalJudge:
     def identity(self) -> Identity:
         return {
             "kind": "local",
-            "version": 1,
+            "version": 2,
             "model": self.named,
             "dtype": str(self.lm.model.dtype).removeprefix("torch."),
             **self.official.identity,
