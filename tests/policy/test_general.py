@@ -1,4 +1,4 @@
-"""The general path: batches of `generate` that are as large as they may be, and nothing of the checkpoint's decoding."""
+"""The general path: batches of `generate` as large as they may be, and nothing of the checkpoint's own decoding."""
 
 from types import SimpleNamespace
 

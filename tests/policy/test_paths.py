@@ -27,7 +27,13 @@ def lm_of(config):
 
 
 def small(name, **values):
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "pad_token_id": 0,
+    }
     return config_of(name, **{**sizes, "vocab_size": 96, "head_dim": 8, "num_key_value_heads": 2, **values})
 
 
@@ -67,6 +73,7 @@ def test_a_miniature_that_reads_nothing_proves_nothing(monkeypatch):
 def test_the_guard_can_only_demote(monkeypatch):
     lm = lm_of(small("llama"))
     assert guard(lm) == ""
+    assert proved(key_of(lm.model.config)).fast
     monkeypatch.setattr(
         paths, "fast_logits", lambda *given: torch.zeros(1, 1, 96).index_fill(2, torch.tensor([3]), 5.0)
     )
@@ -84,6 +91,7 @@ def test_the_guard_allows_for_the_rounding_of_a_dtype(dtype):
     lm = lm_of(small("gemma2"))
     lm.model.to(dtype)
     assert guard(lm) == ""
+    assert proved(key_of(lm.model.config)).fast
 
 
 def test_the_path_is_found_once_and_the_model_stays_as_it_was(monkeypatch):
@@ -109,15 +117,15 @@ def test_a_model_that_generate_fails_on_is_refused_in_one_line(monkeypatch):
 def test_rotary_frequencies_that_change_with_length_are_sampled_alone_beyond_it(monkeypatch):
     """Phi-3's longrope: a row beyond the original context has other frequencies, also for what stands beside it."""
     long = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [9.0] * 4}
-    original = {"original_max_position_embeddings": 24}
-    config = small("phi3", rope_parameters={**long, **original}, max_position_embeddings=96, **original)
+    original = {"original_max_position_embeddings": 64}
+    config = small("phi3", rope_parameters={**long, **original}, max_position_embeddings=256, **original)
     lm = lm_of(config)
     with torch.no_grad():
         for weight in lm.model.parameters():
             weight.mul_(4 if weight.dim() > 1 else 1)
     path = path_of(lm)
-    assert (path.fast, path.longest) == (True, 24)
-    prompts = [[5, 6, 7], [(7 * i) % 90 + 4 for i in range(30)], [5, 6, 9, 8], [(5 * i) % 90 + 4 for i in range(21)]]
+    assert (path.fast, path.longest) == (True, 64)
+    prompts = [[5, 6, 7], [(7 * i) % 90 + 4 for i in range(70)], [5, 6, 9, 8], [(5 * i) % 90 + 4 for i in range(61)]]
     zeros = [[torch.zeros(6)]]
     together = generate(lm, prompts, zeros * 4, GREEDY)
     for prompt, (row,) in zip(prompts, together, strict=True):
