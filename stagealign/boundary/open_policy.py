@@ -74,7 +74,6 @@ def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
     model = lm.on_gpu(lm.load(name))
     if request.template == "auto":
         lm.check_ends(model, name)
-
     render, decode = renderer(request, model), conversation.decoder(model.tokenizer)
 
     def sample_rendered(prompts: Sequence[RenderedPrompt]) -> list[SampledPrompt]:
@@ -93,8 +92,8 @@ def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
             for prompt, group in zip(prompts, groups, strict=True)
         ]
 
-    def sampler(items: Sequence[MeterPrompt]) -> Iterator[SampledPrompt]:
-        return accepted(items, render, sample_rendered)
+    def sampler(items: Sequence[MeterPrompt]) -> list[SampledPrompt]:
+        return list(accepted(items, render, sample_rendered))
 
     return OpenPolicy(sampler, {"weights": weights, **settings}, _counter(model), notes=_template_notes(request, model))
 
