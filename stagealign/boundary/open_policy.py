@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from stagealign.base.errors import StagealignError
 from stagealign.base.identity import plain
 from stagealign.base.kind import code_at
+from stagealign.boundary.rendering import RenderedPrompt, accepted, renderer
 from stagealign.boundary.request import BoundaryRequest
 from stagealign.boundary.sampling import COMPLETIONS, MeterPrompt, PromptSampler, SampledPrompt
 from stagealign.grid.samplers import chosen
@@ -66,23 +67,27 @@ def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
     if request.template == "auto":
         lm.check_ends(model, name)
 
-    def sampler(items: Sequence[MeterPrompt]) -> list[SampledPrompt]:
-        prompts = [
-            model.prompt_ids(item.messages or item.prompt, template=request.template == "auto") for item in items
-        ]
+    render = renderer(request, model)
+
+    def sample_rendered(prompts: Sequence[RenderedPrompt]) -> list[SampledPrompt]:
+        names = [prompt.item.key for prompt in prompts]
         draws = [
-            [draw.draws(request.seed, item.key, j, request.decoding.max_new_tokens) for j in range(COMPLETIONS)]
-            for item in items
+            [draw.draws(request.seed, name, j, request.decoding.max_new_tokens) for j in range(COMPLETIONS)]
+            for name in names
         ]
-        groups = sample.generate(model, prompts, draws, request.decoding, names=[item.key for item in items])
+        groups = sample.generate(model, [prompt.ids for prompt in prompts], draws, request.decoding, names=names)
         return [
             SampledPrompt(
                 tuple(model.tokenizer.decode(list(text.ids), skip_special_tokens=True).strip() for text in group),
                 sum(len(text.ids) + text.ended for text in group),
                 sum(not text.ended for text in group),
+                capped=prompt.capped * len(group),
             )
-            for group in groups
+            for prompt, group in zip(prompts, groups, strict=True)
         ]
+
+    def sampler(items: Sequence[MeterPrompt]) -> Iterator[SampledPrompt]:
+        return accepted(items, render, sample_rendered)
 
     return OpenPolicy(sampler, {"weights": weights, **settings}, _counter(model), notes=_template_notes(request, model))
 
@@ -101,18 +106,20 @@ def sampled_by_vllm(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
         lm.check_ends(shape, name)
     writer = vllm_process.Writer(shape, folder, request.decoding, COMPLETIONS)
 
-    def sampler(items: Sequence[MeterPrompt]) -> Iterator[SampledPrompt]:
-        auto = request.template == "auto"
-        ids = [shape.prompt_ids(item.messages or item.prompt, template=auto) for item in items]
-        prompts = [
-            vllm_process.TokenPrompt(item.key, item.prompt, tokens) for item, tokens in zip(items, ids, strict=True)
-        ]
-        for group in writer.write(prompts, request.seed):
+    render = renderer(request, shape)
+
+    def sample_rendered(prompts: Sequence[RenderedPrompt]) -> Iterator[SampledPrompt]:
+        asked = [vllm_process.TokenPrompt(prompt.item.key, prompt.item.prompt, prompt.ids) for prompt in prompts]
+        for prompt, group in zip(prompts, writer.write(asked, request.seed), strict=True):
             yield SampledPrompt(
                 tuple(candidate.completion for candidate in group),
                 sum(candidate.tokens or 0 for candidate in group),
                 sum(candidate.truncated for candidate in group),
+                capped=prompt.capped * len(group),
             )
+
+    def sampler(items: Sequence[MeterPrompt]) -> Iterator[SampledPrompt]:
+        return accepted(items, render, sample_rendered)
 
     return OpenPolicy(
         sampler,
@@ -141,7 +148,9 @@ def served(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
     def sampler(items: Sequence[MeterPrompt]) -> Iterator[SampledPrompt]:
         prompts = [(item.key, item.messages or [{"role": "user", "content": item.prompt}]) for item in items]
         for written in policy.write(prompts, COMPLETIONS):
-            yield SampledPrompt(written.completions, written.tokens, written.truncated, written.failed)
+            yield SampledPrompt(
+                written.completions, written.tokens, written.truncated, written.failed, capped=written.capped
+            )
 
     decoding = "its own top_k: the server cannot be told one" if policy.style == "plain" else "as asked"
     return OpenPolicy(sampler, {**policy.identity, **settings}, facts={"policy decodes with": decoding})

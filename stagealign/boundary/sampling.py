@@ -25,6 +25,8 @@ class SampledPrompt:
     """Reason of a failure; there are then no completions, and the next call samples the prompt again."""
     seconds: float | None = None
     """Spent on sampling; None if not timed."""
+    capped: int = 0
+    """Number of completions for which the policy's context left fewer new tokens than were asked for."""
 
 
 @dataclass(frozen=True)
@@ -103,4 +105,10 @@ class KeptSamples:
     def _sampled(self, key: str) -> SampledPrompt:
         row = self.kept.get(key)
         assert row is not None, key
-        return SampledPrompt(tuple(row["completions"]), row["tokens"], row["truncated"], seconds=row.get("seconds"))
+        return SampledPrompt(
+            tuple(row["completions"]),
+            row["tokens"],
+            row["truncated"],
+            seconds=row.get("seconds"),
+            capped=row.get("capped", 0),
+        )

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from stagealign.grid.spec import Decoding
+from stagealign.policy.context import room
 from stagealign.policy.draw import choose
 from stagealign.policy.lm import LanguageModel, end_ids
 
@@ -51,13 +52,6 @@ class SampledIds:
     ids: tuple[int, ...]
     ended: bool
     logp: float
-
-
-def room(lm: LanguageModel, prompt_tokens: int, decoding: Decoding) -> int:
-    """New tokens that a prompt may get: as asked, and as the model's context leaves."""
-    config = lm.model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
-    return decoding.max_new_tokens if limit is None else min(decoding.max_new_tokens, limit - prompt_tokens)
 
 
 def general_rows(

@@ -209,16 +209,6 @@ def end_ids(lm: LanguageModel) -> list[int]:
     return sorted({lm.tokenizer.eos_token_id, *(token for token in others if token is not None)})
 
 
-def check_context(lm: LanguageModel, prompt_tokens: int, new_tokens: int) -> None:
-    """Raises BadData if prompt and new tokens together exceed the model's context."""
-    limit = lm.model.config.max_position_embeddings
-    if prompt_tokens + new_tokens > limit:
-        raise BadData(
-            f"a prompt of {prompt_tokens} tokens and {new_tokens} new ones: the context is {limit}; drop long prompts "
-            "or lower max_new_tokens"
-        )
-
-
 def save(lm: LanguageModel, folder: Path, start: Path | None = None, top_layers: int | None = None) -> None:
     """Writes a checkpoint that `from_pretrained` reads.
 

@@ -12,9 +12,8 @@ import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Protocol
 
 from stagealign.base.asking import GIVE_UP, Asking
@@ -22,10 +21,9 @@ from stagealign.base.chat import ChatAnswer, content_of, tokens_of
 from stagealign.base.errors import StagealignError
 from stagealign.base.identity import fingerprint, stream
 from stagealign.base.server import FIRST_ATTEMPTS, POLICY_KEYS, RequestFailed, Server
-from stagealign.base.shapes import FLAG, TEXT, WHOLE, misfit
 from stagealign.grid.spec import Decoding
+from stagealign.policy.served_texts import KeptCompletions, ServedCompletions, ServedText
 from stagealign.store.artifact import Identity
-from stagealign.store.kept import RowFile
 
 TIMEOUT = 600.0
 """Seconds for one completion, including the wait for earlier ones: some servers write one at a time."""
@@ -38,69 +36,6 @@ ChatMessages = Sequence[Mapping[str, str]]
 
 RequestFields = Mapping[str, object]
 """Fields of a request besides model and messages."""
-
-
-@dataclass(frozen=True)
-class ServedText:
-    """One completion as the server returned it."""
-
-    text: str
-    tokens: int
-    """Number of tokens by the server's count."""
-    cut: bool
-    """True if it ended at the token limit."""
-
-
-@dataclass(frozen=True)
-class ServedCompletions:
-    """Completions of one prompt, or the reason of a failure."""
-
-    texts: tuple[ServedText, ...] = ()
-    failed: str | None = None
-
-    @property
-    def completions(self) -> tuple[str, ...]:
-        """Texts without white space around them."""
-        return tuple(text.text.strip() for text in self.texts)
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens by the server's count."""
-        return sum(text.tokens for text in self.texts)
-
-    @property
-    def truncated(self) -> int:
-        """Number of completions that ended at the token limit."""
-        return sum(text.cut for text in self.texts)
-
-
-class KeptCompletions:
-    """Completions by prompt hash and index, written to disk as they arrive; thread-safe."""
-
-    def __init__(self, path: Path | None):
-        """Reads completions that earlier calls kept at `path`; with None, nothing is kept."""
-        self._file = None if path is None else RowFile(path, lambda row: misfit(row, KEPT) is None)
-        self._texts = {
-            (row["key"], row["index"]): ServedText(row["text"], row["tokens"], row["cut"])
-            for _, row in (self._file.read() if self._file else ())
-        }
-
-    def __len__(self) -> int:
-        return len(self._texts)
-
-    def get(self, key: str, index: int) -> ServedText | None:
-        """The kept completion of a prompt at `index`; None if there is none."""
-        return self._texts.get((key, index))
-
-    def add(self, key: str, index: int, text: ServedText) -> None:
-        """Keeps a completion. Raises CannotRun if it cannot be written to disk."""
-        if self._file:
-            self._file.add({"key": key, "index": index, **asdict(text)})
-            self._texts[key, index] = text
-
-
-KEPT = {"key": TEXT, "index": WHOLE, "text": TEXT, "tokens": WHOLE, "cut": FLAG}
-"""Shape of a row of `KeptCompletions`."""
 
 
 class Style(Protocol):
@@ -212,15 +147,20 @@ class ServedPolicy:
             "this name, and that the URL ends where its API starts (mostly /v1)"
         )
 
-    def write(self, prompts: Sequence[tuple[str, ChatMessages]], count: int) -> Iterator[ServedCompletions]:
+    def write(
+        self, prompts: Sequence[tuple[str, ChatMessages]], count: int, most: Mapping[str, int] | None = None
+    ) -> Iterator[ServedCompletions]:
         """Yields `count` completions of each (hash, messages), in order; requests run concurrently.
+
+        `most`: new tokens by hash, where the context leaves fewer than asked for; None if the context is not known.
+        Then a server that refuses so many new tokens is asked again without a limit of ours, and its own cap counts.
 
         A prompt that the server refuses (too long, for example), or fails on after all attempts, yields a failure with
         its reason. Raises StagealignError if the server cannot be reached, fails on `GIVE_UP` prompts in a row, or
         gives its model another name than before; completions until then are kept.
         """
         asking: Asking[tuple[str, ChatMessages], ServedText, ServedCompletions] = Asking(
-            requests=lambda prompt: [partial(self._complete, prompt[0], prompt[1], index) for index in range(count)],
+            requests=lambda prompt: [partial(self._complete, prompt, index, most) for index in range(count)],
             answer=lambda prompt, parts: self._written(parts),
             failed=lambda written: written.failed,
             error=lambda reason: self._stopped(f"{GIVE_UP} prompts in a row failed, the last with {reason}"),
@@ -245,14 +185,19 @@ class ServedPolicy:
             "command again when the server is back"
         )
 
-    def _complete(self, key: str, messages: ChatMessages, index: int, over: threading.Event) -> ServedText:
+    def _complete(
+        self, prompt: tuple[str, ChatMessages], index: int, most: Mapping[str, int] | None, over: threading.Event
+    ) -> ServedText:
         """One completion, from those kept or from the server. Raises RequestFailed, StagealignError."""
+        key, messages = prompt
         kept = self.kept.get(key, index)
         if kept is not None:
             return kept
-        settings = STYLES[self.style](self.decoding, self.decoding.max_new_tokens, self.ends)
+        asked = self.decoding.max_new_tokens
+        tokens = asked if most is None else most[key]
+        settings = STYLES[self.style](self.decoding, tokens, self.ends)
         seed = stream(self.seed, "sample", key, index) % 2**31
-        answer = self.server.chat(self.name, messages, {**settings, "seed": seed}, over)
+        answer, capped = self._asked(messages, {**settings, "seed": seed}, most is None, over)
         name = self.server.name_in(answer)
         if name != self.served:
             raise StagealignError(
@@ -263,9 +208,27 @@ class ServedPolicy:
         if text is None and choice["message"].get("content") is not None:
             raise RequestFailed("no text in the answer", status=200)
         cut = choice.get("finish_reason") == "length"
-        completion = ServedText(text or "", tokens_of(answer, "completion_tokens"), cut)
+        completion = ServedText(text or "", tokens_of(answer, "completion_tokens"), cut, capped or tokens < asked)
         self.kept.add(key, index, completion)
         return completion
+
+    def _asked(
+        self, messages: ChatMessages, settings: RequestFields, again: bool, over: threading.Event
+    ) -> tuple[ChatAnswer, bool]:
+        """(answer, whether the server's context capped it); `again`: whether a refused limit is left out once.
+
+        vLLM answers 400 where prompt and `max_tokens` exceed the context, and without it takes what the context leaves.
+        """
+        try:
+            return self.server.chat(self.name, messages, settings, over), False
+        except RequestFailed as error:
+            if not again or error.status not in REFUSED or self.style == "generation_config":
+                raise
+        free = {name: value for name, value in settings.items() if name != "max_tokens"}
+        answer = self.server.chat(self.name, messages, free, over)
+        if tokens_of(answer, "completion_tokens") > self.decoding.max_new_tokens:
+            raise RequestFailed("it refused `max_tokens`, and without it writes more than was asked for", status=400)
+        return answer, True
 
 
 def connect(name: str, url: str, decoding: Decoding, seed: int) -> ServedPolicy:
