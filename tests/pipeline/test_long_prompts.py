@@ -16,10 +16,10 @@ from stagealign.store.folder import Store
 from stagealign.store.results import SHAPE
 from tests.pipeline.test_paper_path import PROMPTS, chat, judge, mirror, paper  # noqa: F401
 
-LONG = "Say it again: " + "word " * 110
-"""Fills the tiny policy's context of 512 bytes."""
-LONGER_THAN_TRAINING = "Name a sea, please: " + "word " * 20
-"""Fits the context, and fills the 96 tokens of training with its 120 bytes."""
+LONG, LONG_TEST, LONG_TASK = (f"{name}: say it again{' and again' * 60}" for name in ("Train", "Test", "Task"))
+"""Fill the tiny policy's context of 512 bytes."""
+LONGER_THAN_TRAINING = "Name a sea, please" + ", please" * 13
+"""Fits the context, and fills the 96 tokens of training with its 122 bytes."""
 
 
 def with_rows(folder, name, prompts):
@@ -31,10 +31,10 @@ def with_rows(folder, name, prompts):
 @pytest.mark.parametrize("parts", [1, 2])
 def test_long_prompts_are_counted_drops_of_every_step(parts, paper, judge, mirror, monkeypatch):  # noqa: F811
     with_rows(mirror, "train_prefs", [LONG, LONGER_THAN_TRAINING])
-    with_rows(mirror, "test_prefs", [LONG])
+    with_rows(mirror, "test_prefs", [LONG_TEST])
     baseline = mirror / "alpaca_eval/alpaca_eval_gpt4_baseline.json"
     tasks = json.loads(baseline.read_text())
-    tasks[3]["instruction"] = LONG
+    tasks[3]["instruction"] = LONG_TASK
     baseline.write_text(json.dumps(tasks))
     training = replace(paper.training, pairs=10)
     changed = replace(paper, training=training, evaluation=replace(paper.evaluation, test_prompts=5), parts=parts)
@@ -62,7 +62,7 @@ def test_long_prompts_are_counted_drops_of_every_step(parts, paper, judge, mirro
     test = on["rungs"][0]["metrics"]["test"]
     assert test["boundary"]["prompts"] == 4
     assert test["gold"]["n"] == PROMPTS - 1
-    assert names[LONG] not in test["prompts"]
+    assert prompt_hash(LONG_TASK) not in test["prompts"]
     assert on["rungs"][0]["gain"]["test"]["n"] == PROMPTS - 1
     annotations = store.record(step.scores.inputs["annotations"])["facts"]
     assert (annotations["n"], annotations["dropped"], annotations["failed"]) == (PROMPTS - 1, 1, [])
