@@ -15,6 +15,7 @@ from stagealign.store.artifact import Facts, Identity
 
 if TYPE_CHECKING:
     from stagealign.policy.lm import LanguageModel
+    from stagealign.policy.paths import SamplingPath
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,20 @@ class OpenPolicy:
     """Warnings for the user, one sentence each."""
 
 
+IGNORED = (
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "min_new_tokens",
+    "min_length",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "sequence_bias",
+    "exponential_decay_length_penalty",
+)
+"""Settings of generation_config.json that change texts at any temperature."""
 NO_TEMPLATE = (
     "Careful: the policy's tokenizer has no chat template, so prompts are plain text; a policy that was trained on "
     "conversations answers them differently than in use. If plain text is intended, use --template none."
@@ -57,8 +72,11 @@ def open_policy(request: BoundaryRequest) -> OpenPolicy:
 
 
 def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
-    """Opens a policy for our own sampler."""
-    from stagealign.policy import draw, lm, sample
+    """Opens a policy for our own sampler; its path is part of the samples' identity, and so are the end tokens.
+
+    Decoding that the checkpoint's generation_config.json asks for is not used: the request says it all.
+    """
+    from stagealign.policy import draw, lm, paths, sample
     from stagealign.policy.checkpoints import read_config, weights_identity
 
     name = str(request.policy)
@@ -66,6 +84,7 @@ def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
     model = lm.on_gpu(lm.load(name))
     if request.template == "auto":
         lm.check_ends(model, name)
+    path = paths.path_of(model)
 
     render = renderer(request, model)
 
@@ -89,7 +108,9 @@ def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
     def sampler(items: Sequence[MeterPrompt]) -> Iterator[SampledPrompt]:
         return accepted(items, render, sample_rendered)
 
-    return OpenPolicy(sampler, {"weights": weights, **settings}, _counter(model), notes=_template_notes(request, model))
+    identity = {"weights": weights, "ends": lm.end_ids(model), "sampler": [paths.VERSION, path.name], **settings}
+    notes = (*_template_notes(request, model), *_path_notes(path), *_decoding_notes(model))
+    return OpenPolicy(sampler, identity, _counter(model), {"policy sampled by": path.words}, notes)
 
 
 def sampled_by_vllm(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
@@ -123,7 +144,7 @@ def sampled_by_vllm(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
 
     return OpenPolicy(
         sampler,
-        {"weights": weights, "engine": plain(engine), **settings},
+        {"weights": weights, "ends": lm.end_ids(shape), "engine": plain(engine), **settings},
         _counter(shape),
         {"policy sampled by": f"{engine.key} {engine.version}"},
         _template_notes(request, shape),
@@ -137,6 +158,20 @@ def _counter(model: "LanguageModel") -> Callable[[str], int]:
 
 def _template_notes(request: BoundaryRequest, model: "LanguageModel") -> tuple[str, ...]:
     return (NO_TEMPLATE,) if request.template == "auto" and not model.tokenizer.chat_template else ()
+
+
+def _path_notes(path: "SamplingPath") -> tuple[str, ...]:
+    return () if path.fast else (f"The policy is sampled by transformers' own generate: {path.why}.",)
+
+
+def _decoding_notes(model: "LanguageModel") -> tuple[str, ...]:
+    """A warning for each penalty of generation_config.json that a sampler of ours does not apply."""
+    config = model.model.generation_config
+    asked = [name for name in IGNORED if getattr(config, name, None) not in (None, 0, 1.0, [])]
+    named = ", ".join(asked)
+    return (
+        (f"Careful: generation_config.json sets {named}; samples are the policy's own, without it.",) if asked else ()
+    )
 
 
 def served(request: BoundaryRequest, settings: Identity) -> OpenPolicy:

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from factory_paper import PROMPTS, chat
 
 from stagealign.base.shapes import misfit
 from stagealign.data.records import Candidate, Pair, prompt_hash, read_dicts, read_rows
@@ -14,7 +15,6 @@ from stagealign.policy.context import FILLED, TOO_LONG
 from stagealign.store.artifact import Context
 from stagealign.store.folder import Store
 from stagealign.store.results import SHAPE
-from tests.pipeline.test_paper_path import PROMPTS, chat, judge, mirror, paper  # noqa: F401
 
 LONG, LONG_TEST, LONG_TASK = (f"{name}: say it again{' and again' * 60}" for name in ("Train", "Test", "Task"))
 """Fill the tiny policy's context of 512 bytes."""
@@ -29,7 +29,7 @@ def with_rows(folder, name, prompts):
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_long_prompts_are_counted_drops_of_every_step(parts, paper, judge, mirror, monkeypatch):  # noqa: F811
+def test_long_prompts_are_counted_drops_of_every_step(parts, paper, judge, mirror, monkeypatch):
     with_rows(mirror, "train_prefs", [LONG, LONGER_THAN_TRAINING])
     with_rows(mirror, "test_prefs", [LONG_TEST])
     baseline = mirror / "alpaca_eval/alpaca_eval_gpt4_baseline.json"
