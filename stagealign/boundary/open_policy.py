@@ -16,6 +16,7 @@ from stagealign.store.artifact import Facts, Identity
 
 if TYPE_CHECKING:
     from stagealign.policy.lm import LanguageModel
+    from stagealign.policy.paths import SamplingPath
     from stagealign.policy.served_texts import ServedCompletions
 
 
@@ -34,6 +35,20 @@ class OpenPolicy:
     """Warnings for the user, one sentence each."""
 
 
+IGNORED = (
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "min_new_tokens",
+    "min_length",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "sequence_bias",
+    "exponential_decay_length_penalty",
+)
+"""Settings of generation_config.json that change texts at any temperature."""
 RENDERING = 2
 """Version of how prompts are rendered and answers are read; part of the identity of samples."""
 NO_TEMPLATE = (
@@ -65,8 +80,11 @@ def open_policy(request: BoundaryRequest) -> OpenPolicy:
 
 
 def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
-    """Opens a policy for our own sampler."""
-    from stagealign.policy import conversation, draw, lm, sample
+    """Opens a policy for our own sampler; its path is part of the samples' identity, and so are the end tokens.
+
+    Decoding that the checkpoint's generation_config.json asks for is not used: the request says it all.
+    """
+    from stagealign.policy import conversation, draw, lm, paths, sample
     from stagealign.policy.checkpoints import read_config, weights_identity
 
     name = str(request.policy)
@@ -74,6 +92,7 @@ def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
     model = lm.on_gpu(lm.load(name))
     if request.template == "auto":
         lm.check_ends(model, name)
+    path = paths.path_of(model)
     render, decode = renderer(request, model), conversation.decoder(model.tokenizer)
 
     def sample_rendered(prompts: Sequence[RenderedPrompt]) -> list[SampledPrompt]:
@@ -88,6 +107,7 @@ def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
                 [prompt.answer(decode(text.ids).strip(), not text.ended) for text in group],
                 sum(len(text.ids) + text.ended for text in group),
                 sum(not text.ended for text in group),
+                prompt.capped * len(group),
             )
             for prompt, group in zip(prompts, groups, strict=True)
         ]
@@ -95,7 +115,9 @@ def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
     def sampler(items: Sequence[MeterPrompt]) -> list[SampledPrompt]:
         return list(accepted(items, render, sample_rendered))
 
-    return OpenPolicy(sampler, {"weights": weights, **settings}, _counter(model), notes=_template_notes(request, model))
+    identity = {"weights": weights, "ends": lm.end_ids(model), "sampler": [paths.VERSION, path.name], **settings}
+    notes = (*_template_notes(request, model), *_path_notes(path), *_decoding_notes(model))
+    return OpenPolicy(sampler, identity, _counter(model), {"policy sampled by": path.words}, notes)
 
 
 def sampled_by_vllm(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
@@ -112,12 +134,7 @@ def sampled_by_vllm(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
         lm.check_ends(shape, name)
     writer = vllm_process.Writer(shape, folder, request.decoding, COMPLETIONS)
 
-    rendered = renderer(request, shape)
-
-    def render(item: MeterPrompt) -> RenderedPrompt:
-        prompt = rendered(item)
-        lm.check_context(shape, len(prompt.ids), request.decoding.max_new_tokens)
-        return prompt
+    render = renderer(request, shape)
 
     def sample_rendered(prompts: Sequence[RenderedPrompt]) -> Iterator[SampledPrompt]:
         asked = [vllm_process.TokenPrompt(prompt.item.key, prompt.item.prompt, prompt.ids) for prompt in prompts]
@@ -126,6 +143,7 @@ def sampled_by_vllm(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
                 [prompt.answer(candidate.completion, candidate.truncated) for candidate in group],
                 sum(candidate.tokens or 0 for candidate in group),
                 sum(candidate.truncated for candidate in group),
+                prompt.capped * len(group),
             )
 
     def sampler(items: Sequence[MeterPrompt]) -> Iterator[SampledPrompt]:
@@ -133,7 +151,7 @@ def sampled_by_vllm(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
 
     return OpenPolicy(
         sampler,
-        {"weights": weights, "engine": plain(engine), **settings},
+        {"weights": weights, "ends": lm.end_ids(shape), "engine": plain(engine), **settings},
         _counter(shape),
         {"policy sampled by": f"{engine.key} {engine.version}"},
         _template_notes(request, shape),
@@ -149,6 +167,20 @@ def _template_notes(request: BoundaryRequest, model: "LanguageModel") -> tuple[s
     return (NO_TEMPLATE,) if request.template == "auto" and not model.tokenizer.chat_template else ()
 
 
+def _path_notes(path: "SamplingPath") -> tuple[str, ...]:
+    return () if path.fast else (f"The policy is sampled by transformers' own generate: {path.why}.",)
+
+
+def _decoding_notes(model: "LanguageModel") -> tuple[str, ...]:
+    """A warning for each penalty of generation_config.json that a sampler of ours does not apply."""
+    config = model.model.generation_config
+    asked = [name for name in IGNORED if getattr(config, name, None) not in (None, 0, 1.0, [])]
+    named = ", ".join(asked)
+    return (
+        (f"Careful: generation_config.json sets {named}; samples are the policy's own, without it.",) if asked else ()
+    )
+
+
 def served(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
     """Opens a policy behind a server."""
     from stagealign.policy.served import connect
@@ -162,7 +194,8 @@ def served(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
             if written.failed:
                 yield SampledPrompt((), 0, 0, written.failed)
             else:
-                yield answered(served_answers(written, in_reasoning(item)), written.tokens, written.truncated)
+                found = served_answers(written, in_reasoning(item))
+                yield answered(found, written.tokens, written.truncated, written.capped)
 
     facts = {
         "policy decodes with": "its own top_k: the server cannot be told one" if policy.style == "plain" else "as asked"

@@ -78,6 +78,7 @@ def plan(
 def priced_plan(found: "Plan", lacks: Sequence[str]) -> None:
     """What would be built, by kind, with its cost; then why, what sharing saves, and what this machine lacks."""
     from stagealign.plan.plan import CHANGED, READY
+    from stagealign.plan.remarks import remarks
 
     totals, on = found.totals, found.processor
     console.print(Text(f"scale {found.scale.key}: {found.scale.name}; {len(found.runs)} runs (cell x seed)"))
@@ -114,6 +115,8 @@ def priced_plan(found: "Plan", lacks: Sequence[str]) -> None:
         dollars = f"{totals.gpu_dollars:,.0f} dollars at {on.dollars:g} an hour"
         shares = listing([f"{kind} {share:.2f}" for kind, share in on.reached.items()], 9)
         console.print(Text(f"assumed: {dollars}; shares of peak {shares}"), soft_wrap=True)
+    for remark in remarks(found.to_build):
+        console.print(Text(remark), soft_wrap=True)
     for lack in lacks:
         console.print(Text(f"this machine lacks {lack}", style="red"), soft_wrap=True)
     if not lacks:
@@ -124,6 +127,8 @@ def _costs(items: Sequence["PricedArtifact"], on: "Processor") -> list[str]:
     """Number, tokens, FLOPs, time, peak memory, disk and dollars of building these."""
     seconds = sum(item.seconds for item in items)
     dollars = sum(item.cost.judge_dollars for item in items)
+    unknown = " + ?" if dollars else "?"
+    judge = (f"{dollars:.0f}" if dollars else "") + (unknown if any(item.cost.unpriced for item in items) else "")
     return [
         str(len(items)),
         brief(sum(item.cost.tokens for item in items)),
@@ -131,5 +136,5 @@ def _costs(items: Sequence["PricedArtifact"], on: "Processor") -> list[str]:
         f"{seconds / 3600:,.1f}" if on.gpu else clock(seconds),
         f"{max((item.cost.memory for item in items), default=0.0) / 2**30:.1f}",
         f"{sum(item.cost.disk for item in items) / 2**30:,.1f}",
-        f"{dollars:.0f}" if dollars else "",
+        judge,
     ]

@@ -4,7 +4,7 @@ What all prompts share is prefilled once, each prompt once for all its candidate
 `paths.py` says which models may take it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from stagealign.grid.spec import Decoding
+from stagealign.policy.context import room
 from stagealign.policy.draw import additive, choose
-from stagealign.policy.general import SampledIds, room
+from stagealign.policy.general import SampledIds
 from stagealign.policy.lm import LanguageModel, end_ids
 from stagealign.policy.logps import shared_prefix
 from stagealign.policy.prefix_cache import ATTENTION, PrefixCache, shared_prefix_attention
@@ -28,8 +29,8 @@ def fast_rows(
     uniforms: Sequence[Sequence[Tensor]],
     decoding: Decoding,
     rows: int = 256,
-) -> Iterator[tuple[int, list[SampledIds]]]:
-    """(place of the prompt, its candidates), one for each of its streams of draws, longest prompts first."""
+) -> Generator[tuple[int, list[SampledIds]]]:
+    """Yields (place of the prompt, its candidates), one for each of its streams of draws, longest prompts first."""
     with _our_attention(lm):
         prefix = list(prompts[0][: shared_prefix([prompt[:-1] for prompt in prompts])])
         cache = _prefill_shared(lm, prefix)
@@ -38,44 +39,54 @@ def fast_rows(
         for start in range(0, len(order), width):
             places = order[start : start + width]
             tails = [list(prompts[i][len(prefix) :]) for i in places]
-            yield from zip(
-                places, _batch(lm, cache, prefix, tails, [uniforms[i] for i in places], decoding), strict=True
-            )
+            sampled = _batch(lm, cache, prefix, tails, [uniforms[i] for i in places], decoding)
+            yield from zip(places, sampled, strict=True)
 
 
 @torch.inference_mode()
-def fast_logits(lm: LanguageModel, ids: Sequence[int]) -> Tensor:
-    """Logits after these tokens, shape (vocabulary,), half of them read as a shared prefix."""
+def fast_logits(
+    lm: LanguageModel, prefix: Sequence[int], tails: Sequence[Sequence[int]], given: Sequence[Sequence[int]] = ()
+) -> Tensor:
+    """Logits after each prompt and after each token of its continuation but the last, shape (B, steps, vocabulary).
+
+    A prompt is `prefix` and its tail; `given` has its continuation, and none stands for one step. The rows change their
+    order after the first step, as they do when a prompt has several candidates.
+    """
+    steps, width = max(1, *map(len, given), 0) if given else 1, max(map(len, tails))
     with _our_attention(lm):
-        half = len(ids) // 2
-        cache = _prefill_shared(lm, list(ids[:half]))
-        cache.open_rows(len(ids) - half)
-        logits, _ = _prefill_tails(lm, cache, half, [list(ids[half:])], len(ids) - half)
-        return logits[0]
+        cache = _prefill_shared(lm, list(prefix))
+        cache.open_rows(width + steps)
+        logits, pads = _prefill_tails(lm, cache, len(prefix), [list(tail) for tail in tails], width)
+        rows = torch.arange(len(tails) - 1, -1, -1, device=lm.model.device)
+        cache.pick(rows)
+        found, pads = [logits[rows]], pads[rows]
+        for step in range(steps - 1):
+            token = torch.tensor([ids[step] for ids in given], device=lm.model.device)[rows]
+            found.append(_step(lm, cache, len(prefix), token, pads))
+        return torch.stack(found, 1)[rows]
 
 
 @contextmanager
 def _our_attention(lm: LanguageModel) -> Iterator[None]:
-    before = lm.model.config._attn_implementation
+    """Our attention in each part of the model; afterwards each has its own again."""
+    configs = {id(part.config): part.config for part in lm.model.modules() if hasattr(part, "config")}
+    before = {place: getattr(config, "_attn_implementation", None) for place, config in configs.items()}
     lm.model.set_attn_implementation(ATTENTION)
     try:
         yield
     finally:
-        lm.model.set_attn_implementation(before)
+        for place, config in configs.items():
+            if before[place] is not None:
+                config._attn_implementation = before[place]
 
 
 def _prefill_shared(lm: LanguageModel, prefix: list[int]) -> PrefixCache:
-    """A cache that holds the prefix; an empty one has no keys."""
-    config = lm.model.config.get_text_config()
-    cache = PrefixCache(config.num_hidden_layers)
+    """A cache with the keys and values of the start that all prompts share; the start may be empty."""
+    cache = PrefixCache()
     if prefix:
         ids = torch.tensor([prefix], device=lm.model.device)
+        cache.tokens = len(prefix)
         lm.model(input_ids=ids, past_key_values=cache, shared=cache, logits_to_keep=1)
-    else:
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        empty = torch.zeros(heads, 0, width, dtype=lm.model.dtype, device=lm.model.device)
-        cache.prefix = [(empty, empty)] * cache.layers
     return cache
 
 
@@ -142,8 +153,8 @@ def _prefill_tails(
     # A padded query looks at itself, so that no row of the softmax is empty.
     seen = (columns >= pads[:, None])[:, None] | torch.eye(width, dtype=torch.bool, device=device)
     seen = seen & torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    cache.queries = cache.positions = positions
-    logits = _logits(lm, cache, ids, positions, additive(seen, lm))
+    cache.read(positions, positions, shared + width)
+    logits = _logits(lm, cache, ids, additive(seen, lm))
     cache.filled = width
     return logits, pads
 
@@ -151,19 +162,18 @@ def _prefill_tails(
 def _step(lm: LanguageModel, cache: PrefixCache, shared: int, token: Tensor, pads: Tensor) -> Tensor:
     """Logits, shape (B, vocabulary), after one more token a row."""
     columns = torch.arange(cache.filled + 1, device=token.device)
-    cache.queries = (shared + cache.filled - pads)[:, None]
-    cache.positions = shared + columns - pads[:, None]
-    mask = additive((columns >= pads[:, None])[:, None], lm)
-    logits = _logits(lm, cache, token[:, None], cache.queries, mask)
+    positions = shared + columns - pads[:, None]
+    cache.read(positions[:, -1:], positions, shared + cache.filled + 1)
+    logits = _logits(lm, cache, token[:, None], additive((columns >= pads[:, None])[:, None], lm))
     cache.filled += 1
     return logits
 
 
-def _logits(lm: LanguageModel, cache: PrefixCache, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+def _logits(lm: LanguageModel, cache: PrefixCache, ids: Tensor, mask: Tensor) -> Tensor:
     """Logits after the last of these tokens, shape (B, vocabulary), as the model gives them: scaled and capped."""
     out = lm.model(
         input_ids=ids,
-        position_ids=positions,
+        position_ids=cache.queries,
         attention_mask=mask,
         past_key_values=cache,
         shared=cache,

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from stagealign.base.errors import BadData, Damaged, StagealignError
 from stagealign.data.records import Pair
+from stagealign.policy.architectures import check_causal
 from stagealign.policy.checkpoints import check_missing, check_weights, read_config, read_tokenizer, unreadable
 from stagealign.policy.conversation import Conversation, TemplateArguments, joint_ids, plain_prompt, rendered_prompt
 from stagealign.policy.layers import FROZEN, TRAINED, layer_count, norm_name
@@ -81,7 +82,7 @@ def load(folder: str | Path, revision: str | None = None, dtype: str = "float32"
     Raises StagealignError if the checkpoint lacks an EOS token, a weight or safetensors, or asks for remote code.
     """
     name = str(folder)
-    read_config(name, revision)
+    check_causal(read_config(name, revision), name)
     check_weights(name, revision)
     tokenizer = read_tokenizer(name, revision)
     try:
@@ -122,10 +123,12 @@ def load_shape(folder: str | Path) -> LanguageModel:
 
     Raises StagealignError if the checkpoint lacks an EOS token.
     """
+    config = read_config(str(folder))
+    check_causal(config, str(folder))
     tokenizer = read_tokenizer(str(folder))
     check_tokenizer(tokenizer, str(folder))
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(read_config(str(folder)), trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     if (Path(folder) / "generation_config.json").exists():  # holds end tokens: see `end_ids`
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return LanguageModel(model, tokenizer)
@@ -210,16 +213,6 @@ def end_ids(lm: LanguageModel) -> list[int]:
     configured = getattr(lm.model.generation_config, "eos_token_id", None)
     others = configured if isinstance(configured, list) else [configured]
     return sorted({lm.tokenizer.eos_token_id, *(token for token in others if token is not None)})
-
-
-def check_context(lm: LanguageModel, prompt_tokens: int, new_tokens: int) -> None:
-    """Raises BadData if prompt and new tokens together exceed the model's context."""
-    limit = lm.model.config.max_position_embeddings
-    if prompt_tokens + new_tokens > limit:
-        raise BadData(
-            f"a prompt of {prompt_tokens} tokens and {new_tokens} new ones: the context is {limit}; drop long prompts "
-            "or lower max_new_tokens"
-        )
 
 
 def save(lm: LanguageModel, folder: Path, start: Path | None = None, top_layers: int | None = None) -> None:

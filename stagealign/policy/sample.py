@@ -3,17 +3,19 @@
 Chance comes from one stream a candidate, never from the batch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from math import isfinite
 
 from torch import Tensor
 
-from stagealign.base.errors import BadData, BadNumbers
+from stagealign.base.errors import BadNumbers
 from stagealign.data.records import Candidate, Prompt, asked_prompts, sampled_facts, write_rows
 from stagealign.grid.spec import Decoding
+from stagealign.policy.context import check_fits, fitting, room
 from stagealign.policy.draw import draws
 from stagealign.policy.fast import fast_rows
-from stagealign.policy.general import SampledIds, general_rows, room
+from stagealign.policy.general import SINGLE, SampledIds, general_rows
 from stagealign.policy.lm import LanguageModel, check_ends, load, on_gpu
 from stagealign.policy.paths import path_of
 from stagealign.store.artifact import Facts, Work
@@ -36,18 +38,44 @@ def generate(
     at most the tokens that the model's context leaves. Raises BadData, naming the prompt, where it leaves none, and
     BadNumbers where log-probs are not finite.
     """
-    for i, prompt in enumerate(prompts):
-        if room(lm, len(prompt), decoding) < 1:
-            name = names[i] if names else f"number {i + 1}"
-            raise BadData(f"prompt {name}: its {len(prompt)} tokens fill the model's context; drop or shorten it")
-    written = fast_rows if path_of(lm).fast else general_rows
+    if not prompts:
+        return []
+    names = names or [f"number {i + 1}" for i in range(len(prompts))]
+    for name, prompt in zip(names, prompts, strict=True):
+        check_fits(lm, name, len(prompt), decoding)
     results: list[list[SampledIds]] = [[] for _ in prompts]
-    for i, sampled in written(lm, prompts, uniforms, decoding, rows):
-        results[i] = sampled
-        if not all(isfinite(row.logp) for row in sampled):
-            name = names[i] if names else f"number {i + 1}"
-            raise BadNumbers(f"sampling: the policy's log-probs are not finite for prompt {name}; look at its weights")
+    with closing(_sampled(lm, prompts, uniforms, decoding, rows)) as written:  # an error leaves the model as it was
+        for i, sampled in written:
+            results[i] = sampled
+            if not all(isfinite(row.logp) for row in sampled):
+                raise BadNumbers(
+                    f"sampling: the policy's log-probs are not finite for prompt {names[i]}; look at its weights"
+                )
     return results
+
+
+def _sampled(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    uniforms: Sequence[Sequence[Tensor]],
+    decoding: Decoding,
+    rows: int,
+) -> Generator[tuple[int, list[SampledIds]]]:
+    """Candidates of each prompt by the path of the model; a text that is too long for a batch is sampled alone."""
+    path = path_of(lm)
+    longest = [len(prompt) + room(lm, len(prompt), decoding) for prompt in prompts]
+    together = [i for i, tokens in enumerate(longest) if tokens <= path.longest]
+    alone = [i for i, tokens in enumerate(longest) if tokens > path.longest]
+    for places, fast, batches in ((together, path.fast, path.batches), (alone, False, SINGLE)):
+        if not places:
+            continue
+        some, chance = [prompts[i] for i in places], [uniforms[i] for i in places]
+        if fast:
+            written = fast_rows(lm, some, chance, decoding, rows)
+        else:
+            written = general_rows(lm, some, chance, decoding, rows, batches)
+        with closing(written):
+            yield from ((places[i], sampled) for i, sampled in written)
 
 
 def sample(
@@ -68,11 +96,17 @@ def sample(
 
 
 def build(work: Work) -> Facts:
-    """Builder of `candidates`: samples of a policy on the prompts of a file."""
+    """Builder of `candidates`: samples of a policy on the prompts of a file.
+
+    Prompts that fill the policy's context are dropped; the facts count and name them.
+    """
     lm = on_gpu(load(work.inputs["policy"], dtype=work.params["dtype"]))
     check_ends(lm, str(work.inputs["policy"]))
     chosen = asked_prompts(work.inputs["prompts"], work.params["splits"], work.params.get("part"))
     decoding = Decoding(**work.params["decoding"])
-    candidates = sample(lm, chosen, decoding, work.params["count"], work.params["seed"])
+    ids = {prompt.hash: lm.prompt_ids(prompt.text) for prompt in chosen}
+    rooms = fitting(lm, ids, decoding, str(work.inputs["prompts"]), "part" in work.params)
+    kept = [prompt for prompt in chosen if prompt.hash in rooms.most]
+    candidates = sample(lm, kept, decoding, work.params["count"], work.params["seed"])
     write_rows(work.out / "candidates.jsonl", candidates)
-    return sampled_facts(candidates)
+    return {**sampled_facts(candidates), **rooms.facts, "path": path_of(lm).words}

@@ -12,6 +12,7 @@ from stagealign.base.errors import CannotRun, StagealignError
 from stagealign.base.identity import stream
 from stagealign.data import assets, download
 from stagealign.data.records import read_dicts
+from stagealign.policy.architectures import check_causal
 from stagealign.policy.checkpoints import read_config, read_tokenizer
 from stagealign.policy.layers import freeze_below
 from stagealign.policy.lm import LanguageModel, check_ends, check_tokenizer, link, load, load_shape, save, turn_end
@@ -81,7 +82,7 @@ def check_checkpoint(name: str, revision: str | None, as_is: bool) -> None:
     with one of its end tokens.
     """
     folder = str(_snapshot(name, revision, SMALL_FILES))
-    read_config(folder)
+    check_causal(read_config(folder), name)
     check_tokenizer(read_tokenizer(folder), name, chat=as_is)
     if as_is:
         check_ends(load_shape(folder), name)

@@ -1,4 +1,4 @@
-"""Nothing planted steers: what the package calls, what listens, and texts of models in terminal, table and page."""
+"""Planted text has no effect: calls of the package, open ports, and model texts in terminal, table and page."""
 
 import ast
 import io
@@ -135,7 +135,7 @@ def test_markdown_of_a_text_is_that_text(text, shown):
 
 
 def test_names_in_a_message_stay_on_one_line():
-    """Generator names and columns come out of people's files: no new line, no escape code, no reversed text."""
+    """Generator names and columns come from users' files: no new line, escape code or reversed text may pass."""
     from stagealign.base.words import listed
 
     assert listed(["g", "two words", 3]) == "g, two words, 3"

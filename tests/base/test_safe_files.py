@@ -1,4 +1,4 @@
-"""Nothing planted runs: checkpoints by any name, and archives."""
+"""Planted code never runs: checkpoints of any name, and archives."""
 
 import io
 import json

@@ -47,7 +47,7 @@ def call(folder, *words, **more):
 
 
 def leaks(folder, out):
-    """Names of what holds a secret: the output, and every file below the folder."""
+    """Places that hold a secret: `output`, and the files below the folder."""
     found = ["output"] if any(one in out for one in SECRETS.values()) else []
     for path in folder.rglob("*"):
         if path.is_file() and any(one.encode() in path.read_bytes() for one in (*SECRETS.values(), "hunter2")):

@@ -46,7 +46,7 @@ def test_remarks_are_not_identity():
 
 
 def test_a_later_field_is_identity_only_where_it_differs():
-    """So what was built before the field was there keeps its fingerprint, and another value is another artifact."""
+    """Artifacts built before the field existed keep their fingerprint; another value is another artifact."""
     method = Method("dpo", "DPO", form="sigmoid", beta=0.1)
     assert plain(method) == {
         "key": "dpo",

@@ -151,7 +151,7 @@ def test_a_second_call_builds_nothing(smoke, results):
 
 
 def test_what_stands_in_the_results_is_not_planned_again(smoke):
-    """Not even with an empty store: results travel, artifacts need not."""
+    """Nothing is built, even with an empty store: results travel, artifacts need not."""
     code, out, _ = smoke[1]("run", "-k", "2off_on or 2on_off or pythia-dpo-1off", "--dry-run")
     assert code == 0, out
     assert "1 runs" in out
@@ -177,7 +177,7 @@ def test_the_report_is_written_and_current(smoke):
 
 
 def test_capability_is_added_where_asked_for_and_stays(smoke):
-    """To a result that stands, from the policies that are there; a later run that does not ask leaves it."""
+    """Capability is added to an existing result from its built policies; a later run without the option keeps it."""
     if importlib.util.find_spec("lm_eval") is None:
         pytest.skip("lm-eval is not installed: `pip install 'stagealign[eval]'`")
     folder, call, *_ = smoke
@@ -198,7 +198,7 @@ def test_capability_is_added_where_asked_for_and_stays(smoke):
 
 
 def test_no_record_result_report_or_log_holds_a_secret(smoke):
-    """Of those that stood in the environment of every command above; weights are left out, as numbers alone."""
+    """No file holds a secret of the environment above. Weights are skipped, as they hold only numbers."""
     folder, _, out, _ = smoke
     assert not any(one in out for one in SECRETS.values())
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".safetensors"]

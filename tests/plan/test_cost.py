@@ -93,7 +93,7 @@ def test_what_is_known_of_real_models():
 
 @pytest.mark.parametrize("scale", list(scales.SCALES))
 def test_every_kind_of_work_is_priced(scale):
-    """What the paper's cost is made of is not zero; what is free is text and counts."""
+    """Kinds that cost something at paper scale are not free; text and counts are."""
     free = {"prompts", "reviews", "conversations", "ratings", "data", "oracle", "static1", "gold"}
     for cell in select.select(scale, "pythia and 2off_on"):
         for artifact in plan_run(cell, 0).artifacts.values():

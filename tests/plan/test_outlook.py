@@ -1,4 +1,4 @@
-"""What would be built, why, and at what cost: states, reasons, totals, and a store of ten thousand artifacts."""
+"""Plans of artifacts to build, with reason and cost: states, reasons, totals, and a store of ten thousand artifacts."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def lacking(store, cells=CELLS):
 
 
 def pretend(store, artifact, **changes):
-    """Puts a record where the artifact would stand, as its builder would."""
+    """Writes the record of the artifact, as its builder would."""
     identity = artifact.identity | changes
     folder = store.folder(artifact)
     folder.mkdir(parents=True, exist_ok=True)

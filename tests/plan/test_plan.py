@@ -1,4 +1,4 @@
-"""Cells become unique artifacts: shared prefixes, one spec a path, and what a machine lacks said before any work."""
+"""Cells become unique artifacts: shared prefixes, one spec a path, and a machine's missing requirements come first."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ def empty(tmp_path):
 
 
 def kinds(plan):
-    """How many artifacts of each builder a plan has."""
+    """Number of artifacts of each builder in a plan."""
     names = [artifact.kind.function.partition(":")[2] for artifact in plan.artifacts.values()]
     return {name: names.count(name) for name in sorted(set(names))}
 
@@ -118,7 +118,7 @@ def test_later_rounds_start_from_the_recorded_rate():
 
 
 def test_what_a_round_was_trained_on_is_a_goal_and_no_part_of_a_rung(empty):
-    """So that results of before it was measured keep their rungs; static texts are embedded once for all models."""
+    """Older results, without this measurement, keep their rungs; static texts are embedded once for all models."""
     cells = select.select("lab", "dpo and 2off_on")
     for cell in cells:
         run = plan_run(cell, 0)
@@ -213,7 +213,7 @@ def test_a_store_of_another_spec_is_refused_before_work(empty):
 
 
 def check(store, cells, devices=None):
-    """Checks this machine for all that the cells need."""
+    """Requirements of the cells that this machine does not meet."""
     check_machine(make_plan(cells, (0,), store), store, Execution(devices=devices or Devices()))
 
 

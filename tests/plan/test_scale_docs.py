@@ -1,4 +1,4 @@
-"""What `docs/scale.md` says is what the plan says now; nothing of it is typed by hand."""
+"""The tables of `docs/scale.md` equal those of the current plan."""
 
 import re
 from pathlib import Path

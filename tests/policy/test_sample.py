@@ -9,9 +9,11 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 from stagealign.base.errors import BadData
 from stagealign.data.records import Prompt, prompt_hash
 from stagealign.grid.spec import Decoding
-from stagealign.policy import sample as sampler
+from stagealign.policy import fast as fast_path
+from stagealign.policy import paths
 from stagealign.policy.draw import choose, draws, penalised
 from stagealign.policy.logps import PairTokens, completion_logps, pack_rows
+from stagealign.policy.paths import SamplingPath, path_of
 from stagealign.policy.sample import generate, sample
 from stagealign.train.reference import hidden_states
 
@@ -130,8 +132,9 @@ def test_chat_template_is_what_the_model_sees(tiny):
 
 def test_finished_rows_leave_the_batch(tiny, monkeypatch):
     lm, sizes = ending_early(tiny()), []
-    step = sampler._step
-    monkeypatch.setattr(sampler, "_step", lambda *given: sizes.append(len(given[3])) or step(*given))
+    path_of(lm)  # its guard steps too
+    step = fast_path._step
+    monkeypatch.setattr(fast_path, "_step", lambda *given: sizes.append(len(given[3])) or step(*given))
     found = sample(lm, OTHERS, DECODING, 4, seed=3)
     alive = [sum(len(c.token_ids) > done for c in found) for done in range(11)]
     assert sizes == [count for count in alive if count]
@@ -209,10 +212,15 @@ def test_frequencies_match_probabilities():
     assert ((counts - expected) ** 2 / expected).sum() < 24.3
 
 
-def test_a_prompt_beyond_the_context_is_refused(tiny):
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "general"])
+def test_a_completion_has_what_the_context_leaves(fast, tiny, monkeypatch):
+    """505 tokens of 512 leave 7 of 12; 512 leave none, and the prompt is named."""
     lm = tiny()
-    with pytest.raises(BadData, match=r"505 tokens and 12 new ones: the .*context is 512"):
-        generate(lm, [[1] * 505], [[torch.zeros(12)]], DECODING)
+    monkeypatch.setitem(paths._PATHS, lm.model, SamplingPath(fast))
+    chance = [[torch.zeros(12)]]
+    assert [len(row.ids) for (row,) in generate(lm, [[1] * 505, [1] * 9], chance * 2, GREEDY)] == [7, 12]
+    with pytest.raises(BadData, match=r"prompt 'film': its 512 tokens fill the policy's context of 512"):
+        generate(lm, [[1] * 512], chance, DECODING, names=["film"])
 
 
 def test_penalties_are_taken_off_what_a_completion_holds(tiny):

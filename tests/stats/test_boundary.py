@@ -1,4 +1,4 @@
-"""The boundary meter: votes and scores by hand, coverage and error rate in small, symmetry, recorded preferences."""
+"""The boundary meter: votes and scores by hand, coverage and error rate in small samples, symmetry, recorded data."""
 
 import math
 import os
@@ -300,7 +300,7 @@ def test_prompts_needed_is_said_when_the_budget_ends():
     ],
 )
 def test_prompts_needed_are_the_least_that_would_do(votes, most, alpha):
-    """Against counting up from one: capital of the same votes, `prompts` of them, on the better side."""
+    """Capital on the better side after `prompts` equal votes, to compare with a search that counts up from one."""
     decision = Decision(most, alpha)
     for one in votes:
         decision.update(*one)

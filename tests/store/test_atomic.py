@@ -1,4 +1,4 @@
-"""A file is whole or as before, whoever dies while it is written."""
+"""A file is complete or unchanged if its writer dies."""
 
 import os
 import subprocess

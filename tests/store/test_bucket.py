@@ -1,4 +1,4 @@
-"""A bucket behind the store: machines without a common folder share what they built, whole or not at all."""
+"""A bucket behind the store: machines without a common folder share complete artifacts."""
 
 import errno
 import json
@@ -60,7 +60,7 @@ def test_a_file_is_fetched_alone_and_once(shared, monkeypatch):
 
 
 def test_what_was_not_sent_whole_is_sent_again(shared, monkeypatch):
-    """Killed between its files and its record: it stands here, not there."""
+    """Killed between files and record: the artifact is in the folder, and not in the bucket."""
     one, two, _ = shared
     monkeypatch.setattr(type(one._bucket[0]), "pipe_file", lambda *_: (_ for _ in ()).throw(OSError("cut")))
     with pytest.raises(CannotRun, match=r"STAGEALIGN_BUCKET=file://.*: OSError: cut"):
@@ -74,7 +74,7 @@ def test_what_was_not_sent_whole_is_sent_again(shared, monkeypatch):
 
 
 def test_what_was_built_before_the_bucket_is_sent_by_a_plan(shared, tmp_path):
-    """It is there for this machine, and to be sent for the others: a plan counts it, nothing is built."""
+    """The artifact is built on this machine and must be sent for the others: a plan counts it, nothing is built."""
     alone, two = Store(tmp_path / "one"), shared[1]
     cells = select.select("smoke", "pythia-dpo-1off")
     first = make_plan(cells, (0,), alone).missing[0]

@@ -1,4 +1,4 @@
-"""Kept rows: whole lines come back, others are counted, many threads may add, and files of before are read."""
+"""Kept rows: whole lines come back, others are counted, many threads may add, and files of old versions are read."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""One builder at a time, also where locks are refused or lie; a dead holder is replaced, a silent one gives way."""
+"""One builder at a time, even if locks are refused or have no effect; dead and silent holders are replaced."""
 
 import errno
 import fcntl

@@ -1,4 +1,4 @@
-"""One file a run: written whole, read back, rungs kept, damage named."""
+"""One file a run: atomic writes, reading, kept rungs, errors for damage."""
 
 import copy
 import json
