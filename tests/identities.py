@@ -15,6 +15,7 @@ from typing import Any
 
 from stagealign.base.identity import fingerprint, plain, stream
 from stagealign.boundary.meter import kept_at, texts_of
+from stagealign.boundary.open_policy import RENDERING
 from stagealign.boundary.sampling import MeterPrompt, SampledPrompt
 from stagealign.evaluate.alpaca_eval.answers import key_of
 from stagealign.evaluate.alpaca_eval.asking import ServedJudge
@@ -70,7 +71,13 @@ def _artifacts(group: str, cells: list[Cell], capability: bool = False) -> Itera
 
 def _kept() -> Iterator[tuple[str, str, str]]:
     """Keys of what the meter and AlpacaEval keep: samples, verdicts, answers."""
-    settings = {"decoding": vars(Decoding(max_new_tokens=512)), "template": "auto", "seed": 0, "count": 2}
+    settings = {
+        "decoding": vars(Decoding(max_new_tokens=512)),
+        "template": "auto",
+        "seed": 0,
+        "count": 2,
+        "rendering": RENDERING,
+    }
     policies: dict[str, dict[str, Any]] = {
         "loaded": {"weights": "org/model@0123456789abcdef", **settings},
         "served": {

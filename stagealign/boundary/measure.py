@@ -111,7 +111,8 @@ def measure_recorded(recorded: "Recorded", decide: float | None, heard: Heard) -
         "prompts without a score": recorded.failures,
     }
     measurement = measure(recorded.prompts, Remembered(recorded), data, decide, heard)
-    return replace(measurement, caveats={**measurement.caveats, "truncated_by_policy": None, "cut_for_oracle": None})
+    unknown = dict.fromkeys(("truncated_by_policy", "capped_by_context", "cut_for_oracle"))
+    return replace(measurement, caveats={**measurement.caveats, **unknown})
 
 
 def _measure(request: BoundaryRequest, oracle: Oracle | None, heard: Heard) -> Measurement:

@@ -35,8 +35,6 @@ class OpenPolicy:
     """Warnings for the user, one sentence each."""
 
 
-RENDERING = 2
-"""Version of how prompts are rendered and answers are read; part of the identity of samples."""
 IGNORED = (
     "repetition_penalty",
     "no_repeat_ngram_size",
@@ -51,6 +49,8 @@ IGNORED = (
     "exponential_decay_length_penalty",
 )
 """Settings of generation_config.json that change texts at any temperature."""
+RENDERING = 2
+"""Version of how prompts are rendered and answers are read; part of the identity of samples."""
 NO_TEMPLATE = (
     "Careful: the policy's tokenizer has no chat template, so prompts are plain text (turns as `role: content`); a "
     "policy that was trained on conversations answers them differently than in use. If plain text is intended, use "
@@ -101,7 +101,6 @@ def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
     if request.template == "auto":
         lm.check_ends(model, name)
     path = paths.path_of(model)
-
     render, decode = renderer(request, model), conversation.decoder(model.tokenizer)
 
     def sample_rendered(prompts: Sequence[RenderedPrompt]) -> list[SampledPrompt]:
@@ -116,6 +115,7 @@ def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
                 [prompt.answer(decode(text.ids).strip(), not text.ended) for text in group],
                 sum(len(text.ids) + text.ended for text in group),
                 sum(not text.ended for text in group),
+                prompt.capped * len(group),
             )
             for prompt, group in zip(prompts, groups, strict=True)
         ]
@@ -142,12 +142,7 @@ def sampled_by_vllm(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
         lm.check_ends(shape, name)
     writer = vllm_process.Writer(shape, folder, request.decoding, COMPLETIONS)
 
-    rendered = renderer(request, shape)
-
-    def render(item: MeterPrompt) -> RenderedPrompt:
-        prompt = rendered(item)
-        lm.check_context(shape, len(prompt.ids), request.decoding.max_new_tokens)
-        return prompt
+    render = renderer(request, shape)
 
     def sample_rendered(prompts: Sequence[RenderedPrompt]) -> Iterator[SampledPrompt]:
         asked = [vllm_process.TokenPrompt(prompt.item.key, prompt.item.prompt, prompt.ids) for prompt in prompts]
@@ -156,6 +151,7 @@ def sampled_by_vllm(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
                 [prompt.answer(candidate.completion, candidate.truncated) for candidate in group],
                 sum(candidate.tokens or 0 for candidate in group),
                 sum(candidate.truncated for candidate in group),
+                prompt.capped * len(group),
             )
 
     def sampler(items: Sequence[MeterPrompt]) -> Iterator[SampledPrompt]:
@@ -209,7 +205,8 @@ def served(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
             if written.failed:
                 yield SampledPrompt((), 0, 0, written.failed)
             else:
-                yield answered(served_answers(written, in_reasoning(item)), written.tokens, written.truncated)
+                found = served_answers(written, in_reasoning(item))
+                yield answered(found, written.tokens, written.truncated, written.capped)
 
     facts = {
         "policy decodes with": "its own top_k: the server cannot be told one" if policy.style == "plain" else "as asked"

@@ -1,4 +1,4 @@
-"""Prompts of the meter as token ids of a policy; those that its chat template refuses are failures, not the end."""
+"""Prompts of the meter as token ids of a policy; those that it cannot read are failures, not the end."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +24,8 @@ class RenderedPrompt:
     """True if the prompt ends inside reasoning, so that its completions start there."""
     thinks: bool
     """True if the chat template knows marks of reasoning."""
+    capped: bool
+    """True if the policy's context leaves fewer new tokens than are asked for."""
 
     def answer(self, text: str, cut: bool) -> Answer:
         """The answer in one completion of this prompt; `cut` if it ended at the token limit."""
@@ -31,11 +33,12 @@ class RenderedPrompt:
 
 
 def renderer(request: BoundaryRequest, model: "LanguageModel") -> Callable[[MeterPrompt], RenderedPrompt]:
-    """Function from a prompt to its token ids, which raises BadData for one that the chat template refuses.
+    """Function from a prompt to its token ids, which raises BadData for one that the policy cannot read.
 
-    A policy without a template reads text as it is. Raises StagealignError for template arguments that the template
-    does not use.
+    That is a conversation that the chat template refuses, or a prompt that fills the context. A policy without a
+    template reads text as it is. Raises StagealignError for template arguments that the template does not use.
     """
+    from stagealign.policy.context import check_fits, room
     from stagealign.policy.conversation import plain_form
 
     template = request.template == "auto" and bool(model.tokenizer.chat_template)
@@ -47,7 +50,9 @@ def renderer(request: BoundaryRequest, model: "LanguageModel") -> Callable[[Mete
         prompt = (item.messages or item.prompt) if template else plain_form(item.prompt, item.messages)
         ids = model.prompt_ids(prompt, template=template, arguments=request.template_args)
         opened = opens_reasoning(model.tokenizer.decode(ids[-16:])) or in_reasoning(item)
-        return RenderedPrompt(item, ids, opened, thinks)
+        check_fits(model, item.prompt, len(ids), request.decoding)
+        capped = room(model, len(ids), request.decoding) < request.decoding.max_new_tokens
+        return RenderedPrompt(item, ids, opened, thinks, capped)
 
     return rendered
 

@@ -33,6 +33,8 @@ class SampledPrompt:
     """Number of completions that end inside their reasoning, so that nothing is left to judge."""
     marked: int = 0
     """Number of completions with a mark of reasoning amid their text."""
+    capped: int = 0
+    """Number of completions for which the policy's context left fewer new tokens than were asked for."""
 
     @property
     def unusable(self) -> str | None:
@@ -46,8 +48,8 @@ UNANSWERED = (
 )
 
 
-def answered(answers: Sequence[Answer], tokens: int, truncated: int) -> SampledPrompt:
-    """The samples of one prompt from the answers in their texts."""
+def answered(answers: Sequence[Answer], tokens: int, truncated: int, capped: int) -> SampledPrompt:
+    """The samples of one prompt from the answers in their texts; counts as in `SampledPrompt`."""
     return SampledPrompt(
         tuple(answer.text for answer in answers),
         tokens,
@@ -55,6 +57,7 @@ def answered(answers: Sequence[Answer], tokens: int, truncated: int) -> SampledP
         reasoned=sum(answer.reasoned for answer in answers),
         unanswered=sum(not answer.finished for answer in answers),
         marked=sum(answer.marked for answer in answers),
+        capped=capped,
     )
 
 
@@ -153,4 +156,5 @@ class KeptSamples:
             reasoned=row.get("reasoned", 0),
             unanswered=row.get("unanswered", 0),
             marked=row.get("marked", 0),
+            capped=row.get("capped", 0),
         )

@@ -62,6 +62,7 @@ class VoteTally:
         self.counts["candidates"] += len(texts)
         self.counts["sampled"] += len(sampled.completions)
         self.counts["truncated by the policy"] += sampled.truncated
+        self.counts["capped by the context"] += sampled.capped
         self.counts["empty completions"] += sum(not text.strip() for text in sampled.completions) - sampled.unanswered
         self.counts["reasoning removed"] += sampled.reasoned + item.reasoned
         self.counts["reasoning marks left"] += sampled.marked + item.marked
@@ -127,6 +128,7 @@ class VoteTally:
         pairs = max(1, self.lengths["pairs"])
         return {
             "truncated_by_policy": share("truncated by the policy", "sampled"),
+            "capped_by_context": share("capped by the context", "sampled"),
             "cut_for_oracle": share("cut for the oracle", "candidates"),
             "changed_with_order": share("changed with the order", "asked in both orders"),
             "ties": share("ties", "comparisons"),

@@ -80,6 +80,7 @@ def plan(
 def priced_plan(priced: "Plan", lacks: Sequence[str]) -> None:
     """Prints what would be built with its cost, by role, then why, what sharing saves, and what this machine lacks."""
     from stagealign.plan.plan import CHANGED, READY
+    from stagealign.plan.remarks import remarks
 
     totals, on = priced.totals, priced.processor
     console.print(Text(f"scale {priced.scale.key}: {priced.scale.name}; {len(priced.runs)} runs (cell x seed)"))
@@ -116,6 +117,8 @@ def priced_plan(priced: "Plan", lacks: Sequence[str]) -> None:
         dollars = f"{totals.gpu_dollars:,.0f} dollars at {on.dollars:g} an hour"
         shares = listing([f"{kind} {share:.2f}" for kind, share in on.reached.items()], 9)
         console.print(Text(f"assumed: {dollars}; shares of peak {shares}"), soft_wrap=True)
+    for remark in remarks(priced.to_build):
+        console.print(Text(remark), soft_wrap=True)
     for lack in lacks:
         console.print(Text(f"this machine lacks {lack}", style="red"), soft_wrap=True)
     if not lacks:
@@ -126,6 +129,8 @@ def _costs(items: Sequence["PricedArtifact"], on: "Processor") -> list[str]:
     """Table cells: number, tokens, FLOPs, time, peak memory, disk and judge dollars of these artifacts."""
     seconds = sum(item.seconds for item in items)
     dollars = sum(item.cost.judge_dollars for item in items)
+    unknown = " + ?" if dollars else "?"
+    judge = (f"{dollars:.0f}" if dollars else "") + (unknown if any(item.cost.unpriced for item in items) else "")
     return [
         str(len(items)),
         brief(sum(item.cost.tokens for item in items)),
@@ -133,5 +138,5 @@ def _costs(items: Sequence["PricedArtifact"], on: "Processor") -> list[str]:
         f"{seconds / 3600:,.1f}" if on.gpu else clock(seconds),
         f"{max((item.cost.memory for item in items), default=0.0) / 2**30:.1f}",
         f"{sum(item.cost.disk for item in items) / 2**30:,.1f}",
-        f"{dollars:.0f}" if dollars else "",
+        judge,
     ]

@@ -13,6 +13,7 @@ from stagealign.base.errors import BadData
 from stagealign.data import assets, download
 from stagealign.data.records import Candidate, Drops, Pair, by_prompt, prompt_hash, read_dicts, read_rows
 from stagealign.policy import lm
+from stagealign.policy.context import trainable
 from stagealign.stats.diversity import distinct, mean_distance, rank_agreement, self_bleu, words
 from stagealign.stats.statistics import Metric, mean_metric, proportion
 from stagealign.store.artifact import Facts, Work
@@ -153,15 +154,16 @@ def distances(
 
 
 def surprises(work: Work, pairs: Sequence[Pair]) -> dict[str, PromptValues]:
-    """Surprise of each pair's completions under the start policy, in nats per token, from the reference log-probs.
+    """Surprise of each trained pair's completions under the start policy, in nats per token, from reference log-probs.
 
     `surprise` is the mean of minus the log-prob per token over chosen and rejected; `surprise_gap` is their distance.
     Raises BadData if log-probs and pairs do not match.
     """
     logps = lm.tensor(work.inputs["reference"] / "reference.safetensors", "reference")
+    shape = lm.load_shape(work.inputs["policy"])
+    pairs, _ = trainable(shape, pairs, work.params["max_length"])
     if len(logps) != len(pairs):
         raise BadData(f"reference log-probs of {len(logps)} pairs beside {len(pairs)} pairs: not of one set")
-    shape = lm.load_shape(work.inputs["policy"])
     values: dict[str, PromptValues] = {"surprise": {}, "surprise_gap": {}}
     for pair, (chosen, rejected) in zip(pairs, logps.tolist(), strict=True):
         tokens = shape.pair_tokens(pair, work.params["max_length"])

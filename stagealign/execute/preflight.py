@@ -11,7 +11,7 @@ from stagealign.base.processes import gpu_count
 from stagealign.execute.executors import Execution
 from stagealign.execute.processes import worker_count
 from stagealign.plan.flops import GIB
-from stagealign.plan.machine import free_disk, judges_of, lacking
+from stagealign.plan.machine import free_disk, lacking, paid_models
 from stagealign.plan.needs import needs_of, side_by_side
 from stagealign.plan.plan import CHANGED, Plan
 from stagealign.store.artifact import Artifact
@@ -101,18 +101,24 @@ def workers_of(plan: Plan, how: Execution) -> int:
 
 
 def spend_each(plan: Plan, spend: float | None) -> float | None:
-    """Most USD that the judge may cost for each policy, so that all stay within `spend`; None without a paid judge.
+    """USD that the judge may cost for each policy that it evaluates, so that all together stay within `spend`.
 
-    Raises CannotRun if policies wait for a paid judge and `spend` is None.
+    What a judge costs that labels is known by estimate only, and taken off first. Raises CannotRun where work waits for
+    a paid judge and no limit is named, or one that the estimate of the labels exceeds.
     """
-    dollars = [item.cost.judge_dollars for item in plan.to_build if item.cost.judge_dollars]
-    if dollars and spend is None:
-        models = ", ".join(judge.model for judge in judges_of(plan.to_build))
+    paid = [item for item in plan.to_build if item.cost.judge_dollars]
+    if not paid:
+        return None
+    evaluated = [item for item in paid if item.artifact.role == "annotations"]
+    dollars, labels = (sum(item.cost.judge_dollars for item in paid if item not in left) for left in ([], evaluated))
+    if spend is None or spend < labels:
+        what = f"{len(evaluated)} policies" if len(evaluated) == len(paid) else f"{len(paid)} sets of texts"
+        limit = "" if spend is None else f", and --spend {spend:g} is less than its labels alone (${labels:.2f})"
         raise CannotRun(
-            f"the judge {models} will evaluate {len(dollars)} policies, for about ${sum(dollars):.2f}; "
-            f"name the most that it may cost, such as --spend {1.2 * sum(dollars):.2f}"
+            f"the judge {', '.join(paid_models(paid))} is asked about {what}, for about ${dollars:.2f}{limit}; "
+            f"name the most that it may cost, such as --spend {1.2 * dollars:.2f}"
         )
-    return spend / len(dollars) if dollars and spend is not None else None
+    return (spend - labels) / len(evaluated) if evaluated else None
 
 
 def check_room(plan: Plan, home: Path) -> None:

@@ -37,6 +37,7 @@ def _stand_in(share: float, real: str) -> Checkpoint:
         stand_in_for=real,
         parameters=134.5e6,
         shape=Shape(layers=30, width=576, vocabulary=49_152, key_width=192, tied=True),
+        context=8192,
     )
 
 
@@ -48,6 +49,7 @@ CHECKPOINTS = {
             gated=True,
             parameters=8.03e9,
             shape=Shape(layers=32, width=4096, vocabulary=128_256, key_width=1024),
+            context=8192,
             licence="llama3",
             assumed={"source": INFERRED + ", strongly"},
         ),
@@ -55,6 +57,7 @@ CHECKPOINTS = {
             "alignment-handbook/zephyr-7b-sft-full",  # its files changed once, so the newest commit must be looked up
             parameters=7.24e9,
             shape=Shape(layers=32, width=4096, vocabulary=32_000, key_width=1024),
+            context=32_768,
             licence="apache-2.0",
             assumed={"source": INFERRED + ", fairly strongly"},
         ),
@@ -65,6 +68,7 @@ CHECKPOINTS = {
             parameters=2.78e9,
             template="zephyr",
             shape=Shape(layers=32, width=2560, vocabulary=51_200, key_width=2560),
+            context=2048,
             licence="mit",
             assumed={"source": INFERRED, "template": HANDBOOK},
         ),
@@ -74,6 +78,7 @@ CHECKPOINTS = {
             sft=PAPER_SFT,
             parameters=7.72e9,
             shape=Shape(layers=32, width=4096, vocabulary=151_936, key_width=4096),
+            context=32_768,
             licence="other",
             assumed={"source": "version and size not found"},
         ),
@@ -84,6 +89,7 @@ CHECKPOINTS = {
             parameters=2.78e9,
             template="zephyr",
             shape=Shape(layers=32, width=2560, vocabulary=50_304, key_width=2560),
+            context=2048,
             licence="apache-2.0",
             assumed={"source": "size not found", "template": HANDBOOK},
         ),
@@ -102,6 +108,7 @@ CHECKPOINTS = {
             "50f5173d932e8e61f858120bcb800b97af589f46",
             parameters=162e6,
             shape=Shape(layers=12, width=768, vocabulary=50_304, key_width=768),
+            context=2048,
             licence="apache-2.0",
         )
     },

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from stagealign.base.errors import BadSpec
 from stagealign.base.kind import Kind
-from stagealign.grid.prices import PaidJudge, TokenPrice
+from stagealign.grid.prices import PAID, PaidJudge
 from stagealign.grid.spec import Decoding, Judging
 
 
@@ -117,7 +117,7 @@ _SCORES = Kind("stagealign.evaluate:score", "stagealign.evaluate.scores:score", 
 _FITTED: Mapping[str, object] = {"batch": 32, "learning_rate": 1e-4, "seed": 0}
 _GPT4 = PaidJudge(
     "gpt-4-1106-preview",
-    TokenPrice(10.0, 30.0, "OpenAI's price list for gpt-4-1106-preview; alpaca-eval 0.6.6 counts all tokens at $10"),
+    PAID["gpt-4-1106-preview"],
     frame_tokens=200,
     instruction_tokens=40,
     baseline_tokens=470,
@@ -195,6 +195,8 @@ class Preference:
     """+1 asks for a high rating, -1 for a low one."""
     gold_parameters: float = field(default=0.0, compare=False, metadata={"identity": False})
     """Number of weights of a classifier that evaluates, for cost estimates; 0 if unknown."""
+    oracle_parameters: float = field(default=0.0, compare=False, metadata={"identity": False})
+    """Number of weights of a classifier that labels, for cost estimates; 0 if unknown."""
 
     def __post_init__(self) -> None:
         if self.oracle == self.gold or (self.gold_named and self.oracle_named == self.gold_named):

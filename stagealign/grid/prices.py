@@ -16,6 +16,14 @@ class TokenPrice:
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
 
 
+PAID = {
+    "gpt-4-1106-preview": TokenPrice(
+        10.0, 30.0, "OpenAI's price list for gpt-4-1106-preview; alpaca-eval 0.6.6 counts all tokens at $10"
+    )
+}
+"""Prices of models behind paid servers, by name; the price of any other model is unknown, which is not free."""
+
+
 @dataclass(frozen=True)
 class PaidJudge:
     """A paid judge behind a server: its price and the length of its requests. The lengths are assumed."""

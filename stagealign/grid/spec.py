@@ -82,6 +82,8 @@ class Checkpoint:
     """Chat template that a base model gets before SFT, a key of `policy.start.TEMPLATES`; None: the tokenizer's own."""
     shape: Shape | None = field(default=None, metadata={"identity": False})
     """Sizes for cost estimates, as the weights are not read for these."""
+    context: int | None = field(default=None, metadata={"identity": False})
+    """Tokens that it reads at most, prompt and completion together (`max_position_embeddings`); None if unknown."""
     licence: str = field(default="", metadata={"identity": False})
     """The base's licence, by the hub's name; empty if it is not known, or if an asset brings its own."""
     assumed: Mapping[str, str] = remarks_field()

@@ -36,6 +36,8 @@ FACTS = ("seconds", "peak_memory_mib", "hardware", "threads", "commit", "dirty",
 """Fields of a record that a result repeats for each artifact; none of them is identity."""
 SCORER_FACTS = ("spearman", "learned_from", "held_out")
 PAIRS_FACTS = ("pairs", "ties", "margin", "truncated", "drops")
+LEFT_OUT = ("capped", "drops", "dropped")
+"""Facts about long prompts that a result repeats for each artifact that samples or scores them, where there are any."""
 SAMPLES = 20
 """Test prompts whose completions a result shows."""
 SPLITS: tuple[Split, ...] = ("validation", "test")
@@ -122,6 +124,7 @@ def _artifact(record: Record) -> ArtifactEntry:
     entry: Any = {"fingerprint": record["fingerprint"], **{key: facts.get(key) for key in FACTS}}
     if facts.get("revision"):
         entry["revision"] = facts["revision"]
+    entry |= {name: facts[name] for name in LEFT_OUT if facts.get(name)} if "dropped" in facts else {}
     origin: ArtifactEntry = entry
     return origin
 
@@ -183,6 +186,10 @@ def _round(steps: tuple[Step, ...], recorded: float, store: Store, fresh: set[st
     first = steps[0]
     start = _scores(first.start_scores, store)
     pairs: Any = _facts(first.pairs, PAIRS_FACTS, store)
+    for artifact in (first.pairs.inputs["candidates"], first.reference):
+        facts: Mapping[str, Any] = store.facts(artifact)
+        if facts.get("dropped"):  # drops by other names are not of long prompts
+            pairs["drops"] = {**pairs.get("drops", {}), **facts["drops"]}
     entry: PairsEntry = pairs
     return {
         "round": first.number,

@@ -32,13 +32,17 @@ Formula = Callable[[Artifact, Scale], Part]
 
 def weights_of(artifact: Artifact, scale: Scale) -> ModelSize | None:
     """Size of the language model behind an artifact; None if it has none, or the shape is unknown."""
-    source = _source(artifact)
-    named = {known.asset or known.source: known for known in models.CHECKPOINTS[scale.key].values()}
-    checkpoint: Checkpoint | None = named.get(source or "")
+    checkpoint = checkpoint_of(artifact, scale)
     if checkpoint is None or checkpoint.shape is None:
         return None
     half = scale.training.dtype != "float32"
     return ModelSize(checkpoint.parameters, checkpoint.shape, half, scale.training.trained_layers)
+
+
+def checkpoint_of(artifact: Artifact, scale: Scale) -> Checkpoint | None:
+    """The scale's checkpoint whose weights an artifact reads; None if it reads none of them."""
+    named = {known.asset or known.source: known for known in models.CHECKPOINTS[scale.key].values()}
+    return named.get(_source(artifact) or "")
 
 
 def _source(artifact: Artifact) -> str | None:
@@ -221,36 +225,6 @@ def _pairrm(artifact: Artifact, scale: Scale) -> Part:
     return {"loaded": 4 * PAIRRM.parameters, "memory": 4 * PAIRRM.parameters, "disk": 4 * PAIRRM.parameters}
 
 
-def gold_model(scale: Scale) -> ModelSize:
-    """Size of the classifier that evaluates, in float32.
-
-    Its shape is that of the scale's model that is nearest in size. A classifier of unknown size counts as large as the
-    scale's largest model.
-    """
-    known = [checkpoint for checkpoint in models.CHECKPOINTS[scale.key].values() if checkpoint.shape is not None]
-    parameters = scale.preference.gold_parameters or max(checkpoint.parameters for checkpoint in known)
-    nearest = min(known, key=lambda checkpoint: abs(checkpoint.parameters - parameters))
-    assert nearest.shape is not None
-    return ModelSize(parameters, nearest.shape)
-
-
-def _reward_model(artifact: Artifact, scale: Scale) -> Part:
-    """A classifier's weights, read and written in float32."""
-    weights = gold_model(scale).bytes
-    return {"loaded": weights, "memory": weights, "disk": weights}
-
-
-def _rewards(artifact: Artifact, scale: Scale) -> Part:
-    """A classifier over every completion and static candidate of the held-out prompts."""
-    model, lengths = gold_model(scale), LENGTHS[scale.key]
-    prompts, count, mean = candidate_texts(artifact.inputs["completions"], scale)
-    tokens = prompts * (count * (lengths.prompt + mean) + 2 * (lengths.prompt + lengths.static))
-    work = flops.body_flops(model, tokens, (lengths.prompt + mean) / 2)
-    memory = model.bytes + 34 * model.shape.width * model.size / 2 * (lengths.prompt + mean)
-    return {"tokens": tokens, "flops": {"forward": work}, "loaded": model.bytes, "memory": memory,
-            "disk": prompts * 200.0}  # fmt: skip
-
-
 def _capability(artifact: Artifact, scale: Scale) -> Part:
     """lm-eval over the spec's tasks; it holds the weights twice while it loads them."""
     lm = weights_of(artifact, scale)
@@ -280,8 +254,6 @@ FORMULAS: Mapping[str, Formula] = {
     "votes": _votes,
     "embed": _embed,
     "fit_gold": _gold,
-    "reward_model": _reward_model,
-    "rewards": _rewards,
     "scores": _scores,
     "annotations": _annotations,
     "capability": _capability,

@@ -29,18 +29,31 @@ def lacking(plan: Plan, home: Path, devices: Devices = Devices(), gpu_here: bool
     gated = sorted({run.cell.checkpoint.source for run in plan.runs if run.cell.checkpoint.gated})
     if gated and not os.environ.get("HF_TOKEN"):
         missing.append(f"access to gated weights: {', '.join(gated)} (accept the licence, then set HF_TOKEN)")
+    if not any(os.environ.get(name, "").strip() for name in KEYS):
+        names = " or ".join(KEYS)
+        missing += [f"a key for the judge {model}: set {names}" for model in paid_models(plan.to_build)]
     for judge in judges_of(plan.to_build):
-        if not any(os.environ.get(name, "").strip() for name in KEYS):
-            missing.append(f"a key for the judge {judge.model}: set {' or '.join(KEYS)}")
         if not all(map(find_spec, judge.packages)):
             missing.append(f"packages for the judge: pip install 'stagealign[{judge.extras}]'")
     return missing + [f"{name}: not part of this version" for name in absent(plan.missing)]
 
 
 def judges_of(items: Iterable[PricedArtifact]) -> list[PaidJudge]:
-    """Judges that have to be paid to build these artifacts, each once."""
-    rows = [item.scale.preference.gold_kinds.judge for item in items if item.cost.judge_dollars]
+    """Judges that have to be paid to evaluate with these artifacts, each once."""
+    rows = [item.scale.preference.gold_kinds.judge for item in items if _evaluates(item)]
     return list(dict.fromkeys(judge for judge in rows if judge is not None))
+
+
+def paid_models(items: Iterable[PricedArtifact]) -> list[str]:
+    """Names of the judges that have to be paid to build these artifacts, each once."""
+    items = [item for item in items if item.cost.judge_dollars]
+    labelling = [item.scale.preference.oracle_named for item in items if not _evaluates(item)]
+    names = [*(judge.model for judge in judges_of(items)), *labelling]
+    return list(dict.fromkeys(name for name in names if name is not None))
+
+
+def _evaluates(item: PricedArtifact) -> bool:
+    return bool(item.cost.judge_dollars) and item.artifact.role == "annotations"
 
 
 def _memory(plan: Plan, gpu_here: bool, devices: Devices) -> Iterator[str]:

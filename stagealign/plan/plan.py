@@ -11,6 +11,7 @@ from stagealign.pipeline.run import Run
 from stagealign.plan import flops
 from stagealign.plan.flops import GIB, Processor
 from stagealign.plan.price import CostEstimate, estimate
+from stagealign.plan.remarks import remarks
 from stagealign.store.artifact import Artifact
 from stagealign.store.folder import Store
 
@@ -59,7 +60,7 @@ class PricedArtifact:
             "cpu_seconds": 0.0 if processor.gpu else round(self.seconds, 1),
             "peak_memory_gib": round(self.cost.memory / GIB, 2),
             "disk_gib": round(self.cost.disk / GIB, 4),
-            "judge_dollars": round(self.cost.judge_dollars, 2),
+            "judge_dollars": dollars_of([self.cost]),
         }
 
 
@@ -81,7 +82,16 @@ class Totals:
     gpu_dollars: float
     peak_memory_gib: float
     disk_gib: float
-    judge_dollars: float
+    judge_dollars: float | None
+    """Of judges of known price; None if judges are asked and no price is known."""
+    unpriced_judges: tuple[str, ...] = ()
+    """Judges that are asked and whose price is unknown."""
+
+
+def dollars_of(costs: Sequence[CostEstimate]) -> float | None:
+    """USD for judges of known price; None if judges are asked and no price is known."""
+    known = sum(cost.judge_dollars for cost in costs)
+    return None if not known and any(cost.unpriced for cost in costs) else round(known, 2)
 
 
 @dataclass(frozen=True)
@@ -174,7 +184,8 @@ class Plan:
             gpu_dollars=round(hours * self.processor.dollars, 2),
             peak_memory_gib=round(max((cost.memory for cost in costs), default=0.0) / GIB, 2),
             disk_gib=round(sum(cost.disk for cost in costs) / GIB, 2),
-            judge_dollars=round(sum(cost.judge_dollars for cost in costs), 2),
+            judge_dollars=dollars_of(costs),
+            unpriced_judges=tuple(sorted({cost.unpriced for cost in costs if cost.unpriced})),
         )
 
     def plain(self, lacks: Sequence[str]) -> dict[str, object]:
@@ -184,6 +195,7 @@ class Plan:
             "processor": self.processor.key,
             "artifacts": [item.plain(self.processor) for item in self.items],
             "totals": vars(self.totals),
+            "remarks": list(remarks(self.to_build)),
             "machine_lacks": list(lacks),
             "unpinned": dict(self.revisions),
         }

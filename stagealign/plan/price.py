@@ -28,6 +28,9 @@ class CostEstimate:
     disk: float = 0.0
     """Bytes written."""
     judge_dollars: float = 0.0
+    """USD for a judge of known price."""
+    unpriced: str = ""
+    """Judge whose price is unknown; empty if there is none."""
     light: float = 0.0
     """Seconds on a CPU for work without counted FLOPs."""
 

@@ -93,7 +93,7 @@ def _by_kind(plan: Plan) -> str:
     totals = plan.totals
     rows.append(
         ["all", str(totals.artifacts), f"{totals.tokens / 1e6:,.0f}", f"{totals.gpu_hours:,.1f}",
-         f"{totals.peak_memory_gib:.0f}", f"{totals.disk_gib:,.0f}", f"{totals.judge_dollars:,.0f}"]
+         f"{totals.peak_memory_gib:.0f}", f"{totals.disk_gib:,.0f}", f"{totals.judge_dollars or 0:,.0f}"]
     )  # fmt: skip
     headings = ("artifacts", "number", "million tokens", "GPU-hours", "peak GiB", "disk GiB", "judge, dollars")
     return _table(headings, rows)
@@ -156,7 +156,8 @@ def _breaks() -> str:
          f"{cost.sampling_memory(small, 64, lengths.prompt + lengths.sampled) / GIB:.0f}", f"{whole:.0f}",
          "the same", f"70B: {whole:.0f} against {h200.memory_gib:.0f}: tensor parallel over two GPUs"],
         ["sampling a round, GPU-hours", f"{sampling(small, pairs):.1f}", f"{sampling(large, pairs):.0f}",
-         f"{sampling(small, MANY):.0f}", "a round's candidates are one artifact: it would be cut in parts"],
+         f"{sampling(small, MANY):.0f}",
+         f"a round's candidates are {scale.parts} artifacts, so {scale.parts} GPUs share a round; more parts for more"],
         ["PairRM labels of a round, GPU-hours", f"{h200.seconds({'encode': ranked}) / 3600:.2f}", "the same",
          f"{h200.seconds({'encode': ranked * MANY / pairs}) / 3600:.1f}", "it reads texts, not weights; data-parallel"],
         ["disk of one model's policies, GiB", f"{policies * 2 * small.parameters / GIB:,.0f}",
@@ -173,8 +174,8 @@ def _of_prompts(scale: Scale, per_pair: float) -> list[list[str]]:
     return [
         ["a round's token ids in memory, GiB", f"{pairs * per_pair * TOKEN_BYTES / GIB:.1f}", "the same",
          f"{MANY * per_pair * TOKEN_BYTES / GIB:.0f}",
-         f"`train.tokenize` keeps tuples, {TOKEN_BYTES} bytes a token, in every process: arrays of 4 bytes would be "
-         f"{MANY * per_pair * 4 / GIB:.1f}"],
+         f"`train.reference.tokenize` keeps tuples, {TOKEN_BYTES} bytes a token, in every process: arrays of 4 "
+         f"bytes would be {MANY * per_pair * 4 / GIB:.1f}"],
         ["rows in one file, million", f"{2 * pairs / 1e6:.2f}", "the same", f"{2 * MANY / 1e6:.0f}",
          "`read_rows` holds a file; it would have to be read in parts"],
         ["reference log-probs, MiB", f"{pairs * 8 / 2**20:.1f}", "the same", f"{MANY * 8 / 2**20:.1f}",

@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from stagealign.grid.spec import Decoding
+from stagealign.policy.context import room
 from stagealign.policy.draw import additive, choose
-from stagealign.policy.general import SampledIds, room
+from stagealign.policy.general import SampledIds
 from stagealign.policy.lm import LanguageModel, end_ids
 from stagealign.policy.logps import shared_prefix
 from stagealign.policy.prefix_cache import ATTENTION, PrefixCache, shared_prefix_attention

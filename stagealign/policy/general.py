@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from stagealign.grid.spec import Decoding
+from stagealign.policy.context import room
 from stagealign.policy.draw import choose
 from stagealign.policy.lm import LanguageModel, end_ids
 
@@ -31,13 +32,6 @@ class SampledIds:
     ids: tuple[int, ...]
     ended: bool
     logp: float
-
-
-def room(lm: LanguageModel, prompt_tokens: int, decoding: Decoding) -> int:
-    """New tokens that a prompt may get: as asked, and as the model's context leaves."""
-    config = lm.model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None) or 0
-    return min(decoding.max_new_tokens, limit - prompt_tokens) if limit > 0 else decoding.max_new_tokens
 
 
 @dataclass

@@ -180,21 +180,6 @@ def end_ids(lm: LanguageModel) -> list[int]:
     return sorted({lm.tokenizer.eos_token_id, *within})
 
 
-def context_of(lm: LanguageModel) -> int | None:
-    """Most tokens that the model reads; None if its config has no limit."""
-    return getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-
-
-def check_context(lm: LanguageModel, prompt_tokens: int, new_tokens: int) -> None:
-    """Raises BadData if prompt and new tokens together exceed the model's context."""
-    limit = context_of(lm)
-    if limit is not None and prompt_tokens + new_tokens > limit:
-        raise BadData(
-            f"a prompt of {prompt_tokens} tokens and {new_tokens} new ones: the context is {limit}; drop long prompts "
-            "or lower max_new_tokens"
-        )
-
-
 def save(lm: LanguageModel, folder: Path, start: Path | None = None, top_layers: int | None = None) -> None:
     """Writes a checkpoint that `from_pretrained` reads.
 

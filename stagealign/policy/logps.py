@@ -151,7 +151,8 @@ def _packed(
 def to_device(packed: Packed, device: torch.device) -> Packed:
     """The same layout on another device."""
     moved: dict[str, Any] = {
-        name: value.to(device) if isinstance(value, Tensor | Branches) else value for name, value in vars(packed).items()
+        name: value.to(device) if isinstance(value, Tensor | Branches) else value
+        for name, value in vars(packed).items()
     }
     return Packed(**moved)
 

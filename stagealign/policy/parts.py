@@ -18,10 +18,12 @@ from stagealign.store.record import read_record
 
 
 def join_candidates(work: Work) -> Facts:
-    """Builder of `candidates` from their parts; facts as in the sampler's builder."""
+    """Builder of `candidates` from their parts; facts as in the sampler's builder. Raises BadData without any."""
     rows = [
         row for name in _ordered(work.inputs) for row in read_rows(work.inputs[name] / "candidates.jsonl", Candidate)
     ]
+    if not rows:
+        raise BadData(f"{work.out}: no prompt of any part fits the policy's context; choose shorter prompts")
     write_rows(work.out / "candidates.jsonl", rows)
     return {**_summed(work.inputs), **sampled_facts(rows)}
 

@@ -9,12 +9,13 @@ from math import isfinite
 
 from torch import Tensor
 
-from stagealign.base.errors import BadData, BadNumbers
+from stagealign.base.errors import BadNumbers
 from stagealign.data.records import Candidate, Prompt, asked_prompts, sampled_facts, write_rows
 from stagealign.grid.spec import Decoding
+from stagealign.policy.context import check_fits, fitting, room
 from stagealign.policy.draw import draws
 from stagealign.policy.fast import fast_rows
-from stagealign.policy.general import SINGLE, SampledIds, general_rows, room
+from stagealign.policy.general import SINGLE, SampledIds, general_rows
 from stagealign.policy.lm import LanguageModel, check_ends, load, on_gpu
 from stagealign.policy.paths import path_of
 from stagealign.store.artifact import Facts, Work
@@ -37,24 +38,20 @@ def generate(
     at most the tokens that the model's context leaves. Raises BadData, naming the prompt, where it leaves none, and
     BadNumbers where log-probs are not finite.
     """
-    for i, prompt in enumerate(prompts):
-        if room(lm, len(prompt), decoding) < 1:
-            raise BadData(
-                f"prompt {_name(names, i)}: its {len(prompt)} tokens fill the model's context; drop or shorten it"
-            )
+    if not prompts:
+        return []
+    names = names or [f"number {i + 1}" for i in range(len(prompts))]
+    for name, prompt in zip(names, prompts, strict=True):
+        check_fits(lm, name, len(prompt), decoding)
     results: list[list[SampledIds]] = [[] for _ in prompts]
     with closing(_sampled(lm, prompts, uniforms, decoding, rows)) as written:  # an error leaves the model as it was
         for i, sampled in written:
             results[i] = sampled
             if not all(isfinite(row.logp) for row in sampled):
                 raise BadNumbers(
-                    f"sampling: the policy's log-probs are not finite for prompt {_name(names, i)}; look at its weights"
+                    f"sampling: the policy's log-probs are not finite for prompt {names[i]}; look at its weights"
                 )
     return results
-
-
-def _name(names: Sequence[str], place: int) -> str:
-    return names[place] if names else f"number {place + 1}"
 
 
 def _sampled(
@@ -99,11 +96,17 @@ def sample(
 
 
 def build(work: Work) -> Facts:
-    """Builder of `candidates`: samples of a policy on the prompts of a file."""
+    """Builder of `candidates`: samples of a policy on the prompts of a file.
+
+    Prompts that fill the policy's context are dropped; the facts count and name them.
+    """
     lm = on_gpu(load(work.inputs["policy"], dtype=work.params["dtype"]))
     check_ends(lm, str(work.inputs["policy"]))
     chosen = asked_prompts(work.inputs["prompts"], work.params["splits"], work.params.get("part"))
     decoding = Decoding(**work.params["decoding"])
-    candidates = sample(lm, chosen, decoding, work.params["count"], work.params["seed"])
+    ids = {prompt.hash: lm.prompt_ids(prompt.text) for prompt in chosen}
+    rooms = fitting(lm, ids, decoding, str(work.inputs["prompts"]), "part" in work.params)
+    kept = [prompt for prompt in chosen if prompt.hash in rooms.most]
+    candidates = sample(lm, kept, decoding, work.params["count"], work.params["seed"])
     write_rows(work.out / "candidates.jsonl", candidates)
-    return {**sampled_facts(candidates), "path": path_of(lm).name}
+    return {**sampled_facts(candidates), **rooms.facts, "path": path_of(lm).name}

@@ -174,15 +174,20 @@ class ServedPolicy:
             f"this name, and that the URL ends where its API starts (mostly /v1){arguments}"
         )
 
-    def write(self, prompts: Sequence[tuple[str, ChatMessages]], count: int) -> Iterator[ServedCompletions]:
+    def write(
+        self, prompts: Sequence[tuple[str, ChatMessages]], count: int, most: Mapping[str, int] | None = None
+    ) -> Iterator[ServedCompletions]:
         """Yields `count` completions of each (hash, messages), in order; requests run concurrently.
+
+        `most`: new tokens by hash, where the context leaves fewer than asked for; None if the context is not known.
+        Then a server that refuses so many new tokens is asked again without a limit of ours, and its own cap counts.
 
         A prompt that the server refuses (too long, for example), or fails on after all attempts, yields a failure with
         its reason. Raises StagealignError if the server cannot be reached, fails on `GIVE_UP` prompts in a row, or
         gives its model another name than before; completions until then are kept.
         """
         asking: Asking[tuple[str, ChatMessages], ServedText, ServedCompletions] = Asking(
-            requests=lambda prompt: [partial(self._complete, prompt[0], prompt[1], index) for index in range(count)],
+            requests=lambda prompt: [partial(self._complete, prompt, index, most) for index in range(count)],
             answer=lambda prompt, parts: self._written(parts),
             failed=lambda written: None if written.refused else written.failed,
             error=lambda reason: self._stopped(f"{GIVE_UP} prompts in a row failed, the last with {reason}"),
@@ -210,17 +215,19 @@ class ServedPolicy:
             "command again when the server is back"
         )
 
-    def _complete(self, key: str, messages: ChatMessages, index: int, over: threading.Event) -> ServedText:
+    def _complete(
+        self, prompt: tuple[str, ChatMessages], index: int, most: Mapping[str, int] | None, over: threading.Event
+    ) -> ServedText:
         """One completion, from those kept or from the server. Raises RequestFailed, StagealignError."""
+        key, messages = prompt
         kept = self.kept.get(key, index)
         if kept is not None:
             return kept
-        settings = {
-            **STYLES[self.style](self.decoding, self.decoding.max_new_tokens, self.manner.ends),
-            **self._template(messages),
-        }
+        asked = self.decoding.max_new_tokens
+        tokens = asked if most is None else most[key]
+        settings = {**STYLES[self.style](self.decoding, tokens, self.manner.ends), **self._template(messages)}
         seed = stream(self.seed, "sample", key, index) % 2**31
-        answer = self.server.chat(self.name, messages, {**settings, "seed": seed}, over)
+        answer, capped = self._asked(messages, {**settings, "seed": seed}, most is None, over)
         name = self.server.name_in(answer)
         if name != self.served:
             raise StagealignError(
@@ -231,9 +238,28 @@ class ServedPolicy:
         if text is None and not apart:
             raise RequestFailed("no text in the answer", status=200)
         cut = answer["choices"][0].get("finish_reason") == "length"
-        completion = ServedText(text or "", tokens_of(answer, "completion_tokens"), cut, apart)
+        used = tokens_of(answer, "completion_tokens")
+        completion = ServedText(text or "", used, cut, capped or tokens < asked, apart)
         self.kept.add(key, index, completion)
         return completion
+
+    def _asked(
+        self, messages: ChatMessages, settings: RequestFields, again: bool, over: threading.Event
+    ) -> tuple[ChatAnswer, bool]:
+        """(answer, whether the server's context capped it); `again`: whether a refused limit is left out once.
+
+        vLLM answers 400 where prompt and `max_tokens` exceed the context, and without it takes what the context leaves.
+        """
+        try:
+            return self.server.chat(self.name, messages, settings, over), False
+        except RequestFailed as error:
+            if not again or error.status not in REFUSED or self.style == "generation_config":
+                raise
+        free = {name: value for name, value in settings.items() if name != "max_tokens"}
+        answer = self.server.chat(self.name, messages, free, over)
+        if tokens_of(answer, "completion_tokens") > self.decoding.max_new_tokens:
+            raise RequestFailed("it refused `max_tokens`, and without it writes more than was asked for", status=400)
+        return answer, True
 
 
 def connect(

@@ -63,19 +63,22 @@ def build(work: Work) -> Facts:
     failed, asks only for the rest when it runs again. Raises StagealignError.
     """
     from stagealign.policy import lm
+    from stagealign.policy.context import fitting
 
     if work.context.policy_url is None:
         raise StagealignError("samples of a served policy: no server is named; add --policy-url URL")
     decoding, shape = Decoding(**work.params["decoding"]), lm.load_shape(work.inputs["policy"])
     _check(work.inputs["policy"], shape)
     prompts = asked_prompts(work.inputs["prompts"], work.params["splits"], work.params.get("part"))
-    lm.check_context(shape, max(len(shape.prompt_ids(prompt.text)) for prompt in prompts), decoding.max_new_tokens)
+    ids = {prompt.hash: shape.prompt_ids(prompt.text) for prompt in prompts}
+    rooms = fitting(shape, ids, decoding, str(work.inputs["prompts"]), "part" in work.params)
+    prompts = [prompt for prompt in prompts if prompt.hash in rooms.most]
     (work.out / SCRATCH).mkdir(exist_ok=True)
     kept = KeptCompletions(work.out / SCRATCH / "answers.jsonl")
     before, manner = len(kept), Manner(work.params["engine"]["settings"]["style"], tuple(lm.end_ids(shape)))
     policy = _opened(work, manner, kept)
     asked = [(prompt.hash, [{"role": "user", "content": prompt.text}]) for prompt in prompts]
-    written = list(policy.write(asked, work.params["count"]))
+    written = list(policy.write(asked, work.params["count"], rooms.most))
     answered = list(zip(prompts, written, strict=True))
     failed = [f"{prompt.hash}: {answer.failed}" for prompt, answer in answered if answer.failed]
     if failed:
@@ -96,7 +99,7 @@ def build(work: Work) -> Facts:
         )
     recounted = sum(text.tokens != candidate.tokens for text, candidate in zip(texts, candidates, strict=True))
     write_rows(work.out / "candidates.jsonl", candidates)
-    return {**sampled_facts(candidates), "recounted": recounted, "kept": before, "served": policy.served}
+    return {**sampled_facts(candidates), **rooms.facts, "recounted": recounted, "kept": before, "served": policy.served}
 
 
 def _check(folder: Path, shape: "LanguageModel") -> None:

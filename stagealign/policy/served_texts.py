@@ -16,6 +16,8 @@ class ServedText:
     """Number of tokens by the server's count."""
     cut: bool
     """True if it ended at the token limit."""
+    capped: bool = False
+    """True if the context left fewer new tokens than were asked for."""
     apart: bool = False
     """True if the server took reasoning off and sent it in a field of its own."""
 
@@ -44,6 +46,11 @@ class ServedCompletions:
         """Number of completions that ended at the token limit."""
         return sum(text.cut for text in self.texts)
 
+    @property
+    def capped(self) -> int:
+        """Number of completions for which the context left fewer new tokens than were asked for."""
+        return sum(text.capped for text in self.texts)
+
 
 class KeptCompletions:
     """Completions by prompt hash and index, written to disk as they arrive; thread-safe."""
@@ -52,7 +59,9 @@ class KeptCompletions:
         """Reads completions that earlier calls kept at `path`; with None, nothing is kept."""
         self._file = None if path is None else RowFile(path, lambda row: misfit(row, KEPT) is None)
         self._texts = {
-            (row["key"], row["index"]): ServedText(row["text"], row["tokens"], row["cut"], row.get("apart", False))
+            (row["key"], row["index"]): ServedText(
+                row["text"], row["tokens"], row["cut"], row.get("capped", False), row.get("apart", False)
+            )
             for _, row in (self._file.read() if self._file else ())
         }
 
@@ -70,5 +79,5 @@ class KeptCompletions:
             self._texts[key, index] = text
 
 
-KEPT = {"key": TEXT, "index": WHOLE, "text": TEXT, "tokens": WHOLE, "cut": FLAG, "apart?": FLAG}
+KEPT = {"key": TEXT, "index": WHOLE, "text": TEXT, "tokens": WHOLE, "cut": FLAG, "capped?": FLAG, "apart?": FLAG}
 """Shape of a row of `KeptCompletions`."""

@@ -16,8 +16,9 @@ from stagealign.base.processes import end_process
 from stagealign.data.records import Candidate, Prompt
 from stagealign.grid.spec import Decoding
 from stagealign.policy import vllm_sample
+from stagealign.policy.context import check_fits, context_of, room
 from stagealign.policy.conversation import decoder
-from stagealign.policy.lm import LanguageModel, check_context, context_of, end_ids
+from stagealign.policy.lm import LanguageModel, end_ids
 from stagealign.policy.vllm_worker import AskedRow
 
 
@@ -47,16 +48,21 @@ class Writer:
     def write(self, prompts: Sequence[TokenPrompt], seed: int) -> Iterator[list[Candidate]]:
         """Candidates of each prompt, in order.
 
-        Raises BadData for a prompt that does not fit the context, StagealignError with the log if vLLM fails.
+        Raises BadData for a prompt that fills the context, StagealignError with the log if vLLM fails.
         """
-        longest = max(len(prompt.ids) for prompt in prompts)
-        check_context(self.shape, longest, self.decoding.max_new_tokens)
+        for prompt in prompts:
+            check_fits(self.shape, prompt.text, len(prompt.ids), self.decoding)
         rows: list[AskedRow] = [
-            {"key": prompt.key, "ids": prompt.ids, "seed": stream(seed, "sample", prompt.key) >> 1}
+            {
+                "key": prompt.key,
+                "ids": prompt.ids,
+                "seed": stream(seed, "sample", prompt.key) >> 1,
+                "most": room(self.shape, len(prompt.ids), self.decoding),
+            }
             for prompt in prompts
         ]
         ends = end_ids(self.shape)
-        answers = self._answers(rows, longest + self.decoding.max_new_tokens, ends)
+        answers = self._answers(rows, max(map(vllm_sample.longest, rows)), ends)
         for prompt in prompts:
             if prompt.key not in answers:
                 raise StagealignError(f"vLLM: prompt {prompt.key} has no answer; run the same command again")

@@ -93,8 +93,9 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def build(work: Work) -> Facts:
-    """Builder of `candidates` by vLLM: a policy's samples for the prompts of a file; facts as in `sample.build`."""
+    """Builder of `candidates` by vLLM: a policy's samples for the prompts of a file; caps and facts as in `sample`."""
     from stagealign.policy import lm
+    from stagealign.policy.context import fitting
 
     _check_planned(work)
     shape = lm.load_shape(work.inputs["policy"])
@@ -102,26 +103,31 @@ def build(work: Work) -> Facts:
     prompts = asked_prompts(work.inputs["prompts"], work.params["splits"], work.params.get("part"))
     ids = {prompt.hash: shape.prompt_ids(prompt.text) for prompt in prompts}
     decoding, count, ends = Decoding(**work.params["decoding"]), work.params["count"], lm.end_ids(shape)
-    longest = max(map(len, ids.values()))
-    lm.check_context(shape, longest, decoding.max_new_tokens)
+    rooms = fitting(shape, ids, decoding, str(work.inputs["prompts"]), "part" in work.params)
     folder = work.out / SCRATCH / "vllm"
     folder.mkdir(parents=True, exist_ok=True)
     kept = dict(answers(folder))
     rows: list[AskedRow] = [
-        {"key": key, "ids": tokens, "seed": stream(work.params["seed"], "sample", key) >> 1}
-        for key, tokens in ids.items()
+        {"key": key, "ids": ids[key], "seed": stream(work.params["seed"], "sample", key) >> 1, "most": most}
+        for key, most in rooms.most.items()
         if key not in kept
     ]
     if rows:
-        length, sampling = longest + decoding.max_new_tokens, wishes(decoding, count, ends)
+        length, sampling = max(map(longest, rows)), wishes(decoding, count, ends)
         description = described(work.inputs["policy"], work.params["dtype"], length, sampling)
         _run(description, rows, folder, work.context.devices.count)
     outputs, decode = dict(answers(folder)), shape.tokenizer.decode
+    fitted = [prompt for prompt in prompts if prompt.hash in rooms.most]
     candidates = [
-        candidate for prompt in prompts for candidate in read(prompt, outputs[prompt.hash], count, ends, decode)
+        candidate for prompt in fitted for candidate in read(prompt, outputs[prompt.hash], count, ends, decode)
     ]
     write_rows(work.out / "candidates.jsonl", candidates)
-    return {**sampled_facts(candidates), "kept": len(kept)}
+    return {**sampled_facts(candidates), **rooms.facts, "kept": len(kept)}
+
+
+def longest(row: AskedRow) -> int:
+    """Most tokens of a prompt with its completion."""
+    return len(row["ids"]) + row["most"]
 
 
 def _check_planned(work: Work) -> None:
@@ -140,7 +146,7 @@ def described(model: Path, dtype: str, length: int, sampling: Mapping[str, objec
 
 
 def wishes(decoding: Decoding, count: int, ends: Sequence[int]) -> Mapping[str, object]:
-    """Arguments of `SamplingParams` without the seed; greedy decoding asks for one completion, vLLM's limit."""
+    """Arguments of `SamplingParams` but a prompt's seed and cap; greedy decoding has one completion, vLLM's limit."""
     return {
         "n": count if decoding.temperature > 0 else 1,
         "temperature": decoding.temperature,

@@ -20,6 +20,8 @@ class AskedRow(TypedDict):
     ids: list[int]
     """Token ids of the prompt."""
     seed: int
+    most: int
+    """Most new tokens: as asked, and as the context leaves."""
 
 
 class SampledText(TypedDict):
@@ -77,7 +79,9 @@ def sample(work: SamplingWork, llm: Any = None) -> int:
         for start in range(0, len(rows), work["chunk"]):
             some = rows[start : start + work["chunk"]]
             prompts = [{"prompt_token_ids": row["ids"]} for row in some]
-            wishes = [SamplingParams(**work["sampling"], seed=row["seed"]) for row in some]
+            wishes = [
+                SamplingParams(**{**work["sampling"], "seed": row["seed"], "max_tokens": row["most"]}) for row in some
+            ]
             outputs = llm.generate(prompts, wishes, use_tqdm=False)
             for row, output in zip(some, outputs, strict=True):
                 file.write(json.dumps(answer(row, output)).encode() + b"\n")

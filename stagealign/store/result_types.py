@@ -137,7 +137,7 @@ class PairsEntry(TypedDict):
     ties: NotRequired[int]
     truncated: NotRequired[int]
     drops: NotRequired[dict[str, int]]
-    """Rows left out, by reason."""
+    """Prompts and pairs left out, by reason, from sampling to training."""
 
 
 class DataEntry(TypedDict):
@@ -188,6 +188,12 @@ class ArtifactEntry(TypedDict):
     commit: NotRequired[str | None]
     revision: NotRequired[str]
     """Commit of the downloaded data set or model."""
+    capped: NotRequired[Annotated[int, UNCHECKED]]
+    """Prompts whose completions the policy's context caps below the tokens that were asked for."""
+    drops: NotRequired[Annotated[dict[str, int], UNCHECKED]]
+    """Prompts left out because they are too long, by reason."""
+    dropped: NotRequired[Annotated[dict[str, int], UNCHECKED]]
+    """Tokens of each of them, by prompt hash."""
     hardware: NotRequired[Annotated[str | None, UNCHECKED]]
     threads: NotRequired[Annotated[int | None, UNCHECKED]]
     dirty: NotRequired[Annotated[bool | None, UNCHECKED]]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stagealign.base.batching import MICRO_BATCH
 from stagealign.data.records import Pair, prompt_hash, read_rows
+from stagealign.policy.context import left_out, trainable
 from stagealign.policy.forward import arithmetic, attention_of, completion_logps, hidden_states, layout_of
 from stagealign.policy.layers import top_of, trunk_of
 from stagealign.policy.lm import LanguageModel, load, on_gpu, tensor
@@ -103,7 +104,8 @@ def token_offsets(tokens: Sequence[PairTokens]) -> list[int]:
 def build_trunk(work: Work) -> Facts:
     """Builder of `trunk`: output of the frozen layers for every token of a set of pairs."""
     lm = on_gpu(load(work.inputs["weights"], dtype="float32"))
-    pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
+    every = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
+    pairs, _ = trainable(lm, every, work.params["max_length"])
     tokens = tokenize(lm, pairs, work.params["max_length"])
     states = trunk_states(lm, tokens, work.params["trained_layers"], work.params["dtype"])
     save_file({"trunk": states}, work.out / "trunk.safetensors")
@@ -111,15 +113,20 @@ def build_trunk(work: Work) -> Facts:
 
 
 def build_reference(work: Work) -> Facts:
-    """Builder of `reference`: the reference model's log-probs of a set of pairs, shared by all rounds on them."""
+    """Builder of `reference`: the reference model's log-probs of a set of pairs, shared by all rounds on them.
+
+    Pairs whose prompt leaves no room within `max_length` are left out here and in training; facts count and name them.
+    """
     lm = on_gpu(load(work.inputs["policy"], dtype="float32"))
-    pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
+    every = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
+    pairs, dropped = trainable(lm, every, work.params["max_length"])
     tokens = tokenize(lm, pairs, work.params["max_length"])
     logps = reference_logps(lm, tokens, trunk_input(work), work.params["trained_layers"], work.params["dtype"])
     prompts = [prompt_hash(pair.prompt) for pair in pairs]
     check_finite(logps.sum(1).tolist(), prompts, "reference log-probs", "check the policy that the round starts from")
     save_file({"reference": logps}, work.out / "reference.safetensors")
-    return {"forwards": 2 * len(pairs), "tokens": sum(p.tokens for p in tokens), "cut": sum(p.cut for p in tokens)}
+    counts = {"forwards": 2 * len(pairs), "tokens": sum(p.tokens for p in tokens), "cut": sum(p.cut for p in tokens)}
+    return {**counts, **left_out(dropped)}
 
 
 def trunk_input(work: Work) -> Tensor | None:

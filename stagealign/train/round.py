@@ -14,6 +14,7 @@ from torch import Tensor
 from stagealign.base.errors import CannotRun
 from stagealign.data.records import Pair, prompt_hash, read_rows
 from stagealign.grid.spec import Lora, Method
+from stagealign.policy.context import trainable
 from stagealign.policy.lm import LanguageModel, load, save, tensor
 from stagealign.store.artifact import Facts, Work
 from stagealign.store.folder import SCRATCH
@@ -98,10 +99,11 @@ def train_round(work: Work) -> Facts | None:
 
     With dtype bfloat16, compute is in bfloat16; the optimizer updates float32 weights, as 16 bits lose steps of 5e-7.
     """
-    pairs = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
+    every = read_rows(work.inputs["pairs"] / "pairs.jsonl", Pair)
     settings, method = _settings(work), Method(**work.params["method"])
-    lm = _start(work)
-    tokens = tokenize(lm, pairs, work.params["training"]["max_length"])
+    lm, max_length = _start(work), work.params["training"]["max_length"]
+    pairs, _ = trainable(lm, every, max_length)
+    tokens = tokenize(lm, pairs, max_length)
     reference = tensor(work.inputs["reference"] / "reference.safetensors", "reference")
     data = TrainingSet(tokens, reference, trunk_input(work), [prompt_hash(pair.prompt) for pair in pairs])
     scratch = work.out / SCRATCH / model_split()  # a sharded checkpoint cannot be loaded into a whole model

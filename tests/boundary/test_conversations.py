@@ -158,7 +158,7 @@ def test_a_text_cut_in_its_reasoning_is_truncated_not_empty_and_never_judged(tmp
     with pytest.raises(BadData, match=r"no pair to judge.*ends inside its reasoning"):
         write_pairs(request, tmp_path / "out.jsonl")
     item = MeterPrompt("k", "p", ("a", "b"))
-    (sampled,) = open_policy(request).sampler([item])
+    (sampled,) = open_policy(request).sampler([item])  # a list, whose time is shared by its prompts
     assert (sampled.truncated, sampled.unanswered, sampled.failed) == (2, 1, None)
 
 

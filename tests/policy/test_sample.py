@@ -219,7 +219,7 @@ def test_a_completion_has_what_the_context_leaves(fast, tiny, monkeypatch):
     monkeypatch.setitem(paths._PATHS, lm.model, SamplingPath(fast))
     chance = [[torch.zeros(12)]]
     assert [len(row.ids) for (row,) in generate(lm, [[1] * 505, [1] * 9], chance * 2, GREEDY)] == [7, 12]
-    with pytest.raises(BadData, match=r"prompt film: its 512 tokens fill the model's context"):
+    with pytest.raises(BadData, match=r"prompt 'film': its 512 tokens fill the policy's context of 512"):
         generate(lm, [[1] * 512], chance, DECODING, names=["film"])
 
 

@@ -48,6 +48,30 @@ def test_the_best_way_that_a_server_takes_is_used(servers, knows, style):
         assert (request["temperature"], request["top_p"], request.get("top_k")) == (0.7, 0.9, 50 if knows else None)
 
 
+def test_a_server_whose_context_refuses_so_many_tokens_caps_them_itself(servers):
+    """As vLLM does: 400 where prompt and `max_tokens` exceed the context, and without it what the context leaves."""
+    server = servers("top_k")
+    free = type(server).answer
+
+    def answer(request):
+        long = "full" in request["messages"][-1]["content"]
+        if long and "max_tokens" in request:
+            return 400, {"error": "This model's maximum context length is 9 tokens. However, you requested 12"}
+        return free(server, request)
+
+    server.answer = answer
+    short, capped = policy(server).write(asks("a", "full"), 2)
+    assert (short.failed, capped.failed, short.capped, capped.capped) == (None, None, 0, 2)
+    refused = asks("full")
+    assert next(iter(policy(server).write(refused, 1, {refused[0][0]: 5}))).failed, "where the cap is known, it is sent"
+    assert server.seen[-1][1]["max_tokens"] == 5
+    server.answer = lambda request: answer(request) if "max_tokens" in request else (
+        200, free(server, request)[1] | {"usage": {"completion_tokens": 7, "total_tokens": 9}}
+    )  # fmt: skip
+    (longer,) = policy(server).write(asks("full"), 1)
+    assert "without it writes more than was asked for" in longer.failed
+
+
 def test_penalties_are_asked_for_where_a_server_has_them_and_refused_elsewhere(servers):
     decoding = replace(DECODING, presence_penalty=0.1, frequency_penalty=0.2)
 

@@ -23,6 +23,7 @@ from stagealign.plan import machine
 from stagealign.plan import plan as planning
 from stagealign.policy import served as serving
 from stagealign.policy import served_samples
+from stagealign.policy.context import FILLED
 from stagealign.store.artifact import Artifact
 
 pytestmark = pytest.mark.usefixtures("no_proxy")
@@ -109,6 +110,22 @@ def test_failed_prompts_are_asked_again_and_no_other(loads, servers, tmp_path, t
     assert facts["kept"] == 8
     assert sorted({text for text, _ in again}) == [f"too long prompt {i}" for i in range(4)]
     assert len(again) == 8
+
+
+def test_new_tokens_are_capped_by_the_context_and_long_prompts_are_dropped(loads, servers, tmp_path, tiny):
+    """The context is known from the policy's folder, so the server is asked for what it leaves, prompt by prompt."""
+    server, policy = servers("top_k"), tiny(chat=True)
+    policy.model.config.max_position_embeddings = 46
+    work = cell_work(tmp_path, server.url, policy, 2, ("prompt", "a prompt of some length", "prompt " * 9))
+    facts = served_samples.build(work)
+    assert (facts["candidates"], facts["capped"], facts["drops"]) == (8, 2, {FILLED: 2})
+    asked = {r["messages"][-1]["content"]: r["max_tokens"] for _, r in server.seen if "prompt" in str(r["messages"])}
+    lengths = {text: len(policy.prompt_ids(text)) for text in asked}
+    assert asked == {text: min(6, 46 - length) for text, length in lengths.items()}
+    assert len(set(asked.values())) == 2
+    found = read_rows(work.out / "candidates.jsonl", Candidate)
+    assert set(facts["dropped"]) == {prompt_hash(f"{'prompt ' * 9} {i}") for i in range(2)}
+    assert not {prompt_hash(c.prompt) for c in found} & set(facts["dropped"])
 
 
 def test_a_build_that_was_killed_goes_on(loads, servers, tmp_path, tiny, monkeypatch):

@@ -16,11 +16,12 @@ from factory_vllm import DECODING, ENDS, PROMPTS
 
 from stagealign.base.errors import BadData, BadNumbers, CannotRun, StagealignError
 from stagealign.base.identity import plain, stream
-from stagealign.data.records import Candidate, read_rows
+from stagealign.data.records import Candidate, Prompt, read_rows, write_rows
 from stagealign.grid import registry, variants
 from stagealign.grid.spec import Decoding, Engine
 from stagealign.pipeline.rounds import plan_run
 from stagealign.policy import lm, vllm_sample, vllm_worker
+from stagealign.policy.context import FILLED
 from stagealign.policy.sample import sample
 
 
@@ -51,6 +52,9 @@ def test_candidates_are_as_our_own_sampler_gives_them(fake, work):
         "tokens": sum(c.tokens for c in found),
         "truncated": sum(c.truncated for c in found),
         "empty": sum(not c.completion for c in found),
+        "capped": 0,
+        "drops": {},
+        "dropped": {},
         "kept": 0,
     }
 
@@ -114,9 +118,33 @@ def test_greedy_completions_are_one_and_the_same(fake, work):
     assert len({c.token_ids for c in found[:3]}) == 1
 
 
-def test_a_prompt_beyond_the_context_is_refused_before_vllm_starts(fake, work):
+def test_new_tokens_are_capped_by_the_context_prompt_by_prompt(fake, work):
+    """The stand-in refuses more than its length; a completion that reaches its own cap is cut."""
     one = work(decoding=replace(DECODING, max_new_tokens=500))
-    with pytest.raises(BadData, match=r"a prompt of \d+ tokens and 500 new ones: the context is 512"):
+    facts = vllm_sample.build(one)
+    assert facts["capped"] == len(PROMPTS)
+    shape = lm.load_shape(one.inputs["policy"])
+    job = json.loads((one.out / "scratch/vllm/work-0.json").read_text())
+    assert job["llm"]["max_model_len"] == 512
+    assert {row["key"]: row["most"] for row in job["rows"]} == {
+        prompt.hash: 512 - len(shape.prompt_ids(prompt.text)) for prompt in PROMPTS
+    }
+    assert all(len(c.token_ids) <= 512 - len(shape.prompt_ids(c.prompt)) for c in rows_of(one))
+
+
+def test_a_prompt_that_fills_the_context_is_a_counted_drop(fake, work):
+    one, long = work(), Prompt("word " * 120, "train")
+    write_rows(one.inputs["prompts"] / "prompts.jsonl", [long, *PROMPTS])
+    facts = vllm_sample.build(one)
+    assert facts["drops"] == {FILLED: 1}
+    assert list(facts["dropped"]) == [long.hash]
+    assert [c.prompt for c in rows_of(one)] == [p.text for p in PROMPTS for _ in range(3)]
+
+
+def test_nothing_but_long_prompts_is_refused_before_vllm_starts(fake, work):
+    one = work()
+    write_rows(one.inputs["prompts"] / "prompts.jsonl", [Prompt("word " * 120, "train")])
+    with pytest.raises(BadData, match=r"each of 1 prompts fills the policy's context of 512 tokens"):
         vllm_sample.build(one)
     assert not (one.out / "scratch").exists()
 

@@ -57,7 +57,7 @@ def test_a_prompt_that_is_refused_or_too_long_is_a_failure_of_its_own(fake, work
     assert (found.prompts_used, found.failures) == (6, 2)
     reasons = {prompt["prompt"]: prompt["reason"] for prompt in found.failed_prompts}
     assert "the chat template refuses the conversation (not this)" in reasons["no"]
-    assert "the context is 512" in reasons[("long " * 200)[:80]]
+    assert "context of 512" in reasons[("long " * 200)[:80]]
 
 
 def test_a_process_of_the_meter_that_dies_says_why(fake, work, monkeypatch):

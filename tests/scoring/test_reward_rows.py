@@ -54,6 +54,8 @@ def test_a_conversation_that_the_template_refuses_is_a_failure_and_the_others_co
     failed, fine = oracle.judge([Contest(TEXT, ("a",), ("b",), TURNS), same])
     assert "the chat template refuses the conversation (no system role)" in failed.failed
     assert fine.failed is None
+    (alone,) = oracle.judge([Contest(TEXT, ("a",), ("b",), TURNS)])
+    assert alone == failed
 
 
 def bos_and_eos(oracle, pieces):

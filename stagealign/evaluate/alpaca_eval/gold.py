@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from stagealign.base.errors import BadData, CannotRun, StagealignError
 from stagealign.data.mirrors import content_of, local_copy
-from stagealign.data.records import Candidate, Prompt, read_dicts, read_rows, write_rows
+from stagealign.data.records import Candidate, Prompt, prompt_hash, read_dicts, read_rows, write_rows
 from stagealign.evaluate.alpaca_eval import evaluate as alpaca
 from stagealign.evaluate.alpaca_eval import rows
 from stagealign.evaluate.alpaca_eval.comparisons import PromptKey
@@ -13,6 +14,7 @@ from stagealign.evaluate.alpaca_eval.difficulty import read_difficulty
 from stagealign.evaluate.alpaca_eval.official_prompts import official_index
 from stagealign.evaluate.alpaca_eval.rows import Battle, BattleItem
 from stagealign.store.artifact import Facts, Work
+from stagealign.store.record import read_record
 
 BASELINE, DIFFICULTY = "alpaca_eval_gpt4_baseline", "instruction_difficulty"
 """Names of the files in the hub data set and in its local copy, without endings."""
@@ -69,14 +71,15 @@ def prepare(work: Work) -> Facts:
 def annotate(work: Work) -> Facts:
     """Builder of `annotations`: the official judge's preference between each answer of a policy and the baseline's.
 
-    Answers are kept, so a run that a limit or a failure stopped continues from there. Raises StagealignError if more
-    than 1% of the prompts have no preference.
+    Answers are kept, so a run that a limit or a failure stopped continues from there. An instruction that fills the
+    policy's context has no answer: it is left out of `n` and counted as dropped. Raises StagealignError if more than 1%
+    of the other prompts have no preference.
     """
     answers = read_rows(work.inputs["answers"] / "candidates.jsonl", Candidate)
     outputs = work.out / "outputs.json"
     named = [{"instruction": answer.prompt, "output": answer.completion, "generator": "policy"} for answer in answers]
     outputs.write_text(json.dumps(named, indent=1), encoding="utf-8")
-    baseline = work.inputs["gold"] / "baseline.json"
+    baseline, dropped = _baseline(work)
     result = alpaca.evaluate(
         alpaca.EvaluationRequest(str(outputs), str(baseline), work.params["judge"], spend=work.context.spend)
     )
@@ -88,7 +91,20 @@ def annotate(work: Work) -> Facts:
     rows_with = [{**row, "difficulty": difficulty[row["prompt_index"]]} for row in result.table()]
     write_rows(work.out / "annotations.jsonl", rows_with)
     record = result.plain()
-    return {name: record[name] for name in RECORD_FACTS}
+    return {**{name: record[name] for name in RECORD_FACTS}, "dropped": dropped}
+
+
+def _baseline(work: Work) -> tuple[Path, int]:
+    """(file of the baseline's completions of the instructions that were sampled, number of those that were dropped)."""
+    baseline, record = work.inputs["gold"] / "baseline.json", read_record(work.inputs["answers"])
+    dropped: Any = record["facts"].get("dropped", {}) if record else {}
+    if not dropped:
+        return baseline, 0
+    rows = json.loads(baseline.read_text(encoding="utf-8"))
+    sampled = work.out / "baseline.json"
+    kept = [row for row in rows if prompt_hash(row["instruction"]) not in dropped]
+    sampled.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    return sampled, len(rows) - len(kept)
 
 
 def _key(item: BattleItem, battle: Battle) -> PromptKey:

@@ -12,8 +12,9 @@ from stagealign.evaluate.alpaca_eval.asking import Keep
 from stagealign.evaluate.alpaca_eval.official import Official, Question
 from stagealign.grid.prices import TokenPrice
 from stagealign.policy.checkpoints import length_batches, padded, read_config, weights_identity
+from stagealign.policy.context import context_of
 from stagealign.policy.conversation import RefusedByTemplate
-from stagealign.policy.lm import LanguageModel, context_of, load
+from stagealign.policy.lm import LanguageModel, load
 from stagealign.policy.templates import without_end
 from stagealign.store.artifact import Identity
 

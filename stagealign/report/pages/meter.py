@@ -26,6 +26,10 @@ def page(measured: Measurement) -> str:
 
 
 CAREFUL = {
+    "capped_by_context": (
+        1e-9,
+        "of the policy's completions had fewer new tokens than asked for: its context leaves no more after the prompt",
+    ),
     "truncated_by_policy": (0.1, "of the policy's completions were cut at the token limit; raise --max-new-tokens"),
     "changed_with_order": (
         0.3,
