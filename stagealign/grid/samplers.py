@@ -40,14 +40,14 @@ SAMPLERS = {
         Sampler(
             "vllm",
             "vLLM on this machine's GPUs (extra vllm)",
-            Kind("stagealign.vllm_sample:build", "stagealign.policy.vllm_sample:build", price="sample"),
+            Kind("stagealign.vllm_sample:build", "stagealign.policy.vllm_sample:build", version=2, price="sample"),
             probe="stagealign.policy.vllm_sample:engine",
             meter="stagealign.boundary.open_policy:sampled_by_vllm",
         ),
         Sampler(
             "served",
             "an OpenAI-compatible server",
-            Kind("stagealign.served:build", "stagealign.policy.served_samples:build", price="sample"),
+            Kind("stagealign.served:build", "stagealign.policy.served_samples:build", version=2, price="sample"),
             probe="stagealign.policy.served_samples:engine",
             meter="stagealign.boundary.open_policy:served",
             by_url=True,

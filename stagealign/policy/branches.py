@@ -4,7 +4,7 @@ A sequence attends in a block of its own length, rounded up to `BLOCK`. What els
 neither its keys nor the order in which a kernel sums them. Windows, soft caps and sinks are the layer's own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,23 +58,20 @@ def branch_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float | None = None,
-    branches: Branches | None = None,
-    position_bias: Tensor | None = None,
-    **quirks: Any,
+    **given: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each branch, shape (1, N, heads, d). Called by transformers.
 
     Raises StagealignError where the model does not pass the branches on, or has a mask or a bias of its own.
     """
-    if branches is None or attention_mask is not None or position_bias is not None:
+    branches: Branches | None = given.get("branches")
+    if branches is None or attention_mask is not None or given.get("position_bias") is not None:
         raise StagealignError(f"{type(module).__name__}: its attention cannot be given branches")
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     parts = [_tokens(part) for part in (query, key, value)]
     out = []
     for group in branches.groups:
         rows = [_gathered(part, group, heads) for part, heads in zip(parts, _heads(query, key, value), strict=True)]
-        out.append(_causal(*rows, scaling, quirks).transpose(1, 2).flatten(0, 1).flatten(1))
+        out.append(_causal(rows, given).transpose(1, 2).flatten(0, 1).flatten(1))
     whole = nn.functional.embedding(branches.first, torch.cat(out))
     return whole.view(1, len(branches.first), query.shape[1], value.shape[-1]), None
 
@@ -93,9 +90,11 @@ def _gathered(part: Tensor, group: Tensor, heads: int) -> Tensor:
     return nn.functional.embedding(group, part).unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float, quirks: dict[str, Any]) -> Tensor:
-    """Causal attention, shape (B, heads, L, d), with a window, a soft cap and sinks if the layer has them."""
-    window, cap, sinks = (quirks.get(name) for name in ("sliding_window", "softcap", "s_aux"))
+def _causal(rows: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
+    """Causal attention of query, key and value, shape (B, heads, L, d), with the layer's window, soft cap and sinks."""
+    query, key, value = rows
+    window, cap, sinks = (given.get(name) for name in ("sliding_window", "softcap", "s_aux"))
+    scaling = query.shape[-1] ** -0.5 if given.get("scaling") is None else given["scaling"]
     seen = _within(window, query) if window else None
     if cap is None and sinks is None:
         grouped = query.shape[1] != key.shape[1]

@@ -16,8 +16,9 @@ from stagealign.base.errors import BadData, Damaged, StagealignError
 from stagealign.data.records import Pair
 from stagealign.policy.architectures import check_causal
 from stagealign.policy.checkpoints import check_missing, check_weights, read_config, read_tokenizer, unreadable
+from stagealign.policy.joint import started_ids
 from stagealign.policy.layers import FROZEN, TRAINED, layer_count, norm_name
-from stagealign.policy.logps import PairTokens
+from stagealign.policy.logps import PairTokens, shared_prefix
 from stagealign.store.record import remove
 
 
@@ -44,31 +45,64 @@ class LanguageModel:
 
         Applies the tokenizer's chat template if it has one and `template` is True.
         """
-        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        if template and self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            return list(self.tokenizer(text, add_special_tokens=False).input_ids)
-        return list(self.tokenizer("\n\n".join(turn["content"] for turn in turns)).input_ids)
+        return started_ids(self.tokenizer, self.prompt_text(prompt, template), not self._templated(template))
 
-    def completion_ids(self, completion: str, ended: bool) -> list[int]:
-        """Token ids of a completion, followed by EOS if it `ended` before the token limit."""
-        ids = list(self.tokenizer(completion, add_special_tokens=False).input_ids)
-        return [*ids, self.tokenizer.eos_token_id] if ended else ids
+    def _templated(self, template: bool = True) -> bool:
+        return template and bool(self.tokenizer.chat_template)
+
+    def prompt_text(self, prompt: str | Sequence[Mapping[str, str]], template: bool = True) -> str:
+        """A prompt as text up to the start of the completion."""
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        if self._templated(template):
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return "\n\n".join(turn["content"] for turn in turns)
+
+    @property
+    def end(self) -> int:
+        """Token that ends a text in training: the one that ends a turn in the chat template, else EOS."""
+        end = turn_end(self.tokenizer, "policy")
+        return int(self.tokenizer.eos_token_id) if end is None else end
+
+    def completion_ids(self, completion: str, ended: bool, prompt: str = "") -> list[int]:
+        """Token ids of text after a prompt, without those of the prompt, and `end` if the text `ended`.
+
+        Prompt and text are tokenised together, as TRL does, so that a tokenizer of words puts no space mark before the
+        text that a sample would not have. If a token spans both, the ids start with it.
+        """
+        whole, before = self._whole(prompt, completion, ended), self.prompt_ids(prompt)
+        return whole[shared_prefix([before, whole]) :]
+
+    def _whole(self, prompt: str, completion: str, ended: bool) -> list[int]:
+        """Token ids of a prompt and the text after it."""
+        text = self.prompt_text(prompt) + completion
+        ids = started_ids(self.tokenizer, text, not self._templated())
+        return [*ids, self.end] if ended else ids
 
     def pair_tokens(self, pair: Pair, max_length: int) -> PairTokens:
         """Token ids of one pair; a completion is cut so that prompt and completion have at most `max_length` tokens.
 
-        Raises BadData for a prompt that alone fills `max_length`.
+        A completion with ids of its own has these: what was sampled is what is trained. Text is tokenised with its
+        prompt; where a token spans both, the completion starts there. Line breaks that a template puts after the end
+        token are not trained: a sample has ended before them.
+
+        Raises BadData for a prompt that alone fills `max_length`. Source: TRL 1.16, `DPOTrainer._prepare_dataset`.
         """
-        prompt = self.prompt_ids(pair.prompt)
+        prompt, wholes = self.prompt_ids(pair.prompt), []
+        for text, ids, cut_short in (
+            (pair.chosen, pair.chosen_ids, pair.chosen_truncated),
+            (pair.rejected, pair.rejected_ids, pair.rejected_truncated),
+        ):
+            wholes.append(self._whole(pair.prompt, text, not cut_short) if ids is None else [*prompt, *ids])
+        start = shared_prefix([prompt, *wholes])
+        if prompt and not start:
+            raise BadData(f"prompt {pair.prompt[:60]!r}: one token spans it and a completion; end it with a line break")
+        prompt, (chosen, rejected) = prompt[:start], (whole[start:] for whole in wholes)
         room = max_length - len(prompt)
         if room < 1:
             raise BadData(
                 f"prompt {pair.prompt[:60]!r}...: {len(prompt)} tokens leave no room within max_length "
                 f"{max_length}; drop the prompt or raise max_length"
             )
-        chosen = self.completion_ids(pair.chosen, not pair.chosen_truncated)
-        rejected = self.completion_ids(pair.rejected, not pair.rejected_truncated)
         cut = (len(chosen) > room) + (len(rejected) > room)
         return PairTokens(tuple(prompt), tuple(chosen[:room]), tuple(rejected[:room]), cut)
 
