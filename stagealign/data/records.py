@@ -58,6 +58,15 @@ class Candidate:
     """Sampled token ids, without the end token; None for human text."""
     logp: float | None = None
     """Log-probability under the policy that sampled it, at temperature 1, in nats, end token included."""
+    end: int | None = None
+    """Id of the end token that was drawn; None if the completion was truncated, and for human text."""
+
+    @property
+    def sampled(self) -> tuple[int, ...] | None:
+        """Token ids as they were sampled, the end token included; None for human text, or if its end is not known."""
+        if self.token_ids is None or not (self.truncated or self.end is not None):
+            return None
+        return self.token_ids if self.end is None else (*self.token_ids, self.end)
 
     @property
     def key(self) -> CandidateKey:
@@ -76,6 +85,9 @@ class Pair:
     """Oracle score of chosen minus that of rejected; at least 0."""
     chosen_truncated: bool = False
     rejected_truncated: bool = False
+    chosen_ids: tuple[int, ...] | None = None
+    """Sampled token ids, the end token included; None for text, which is tokenised with its prompt."""
+    rejected_ids: tuple[int, ...] | None = None
 
 
 RowT = TypeVar("RowT")
@@ -87,9 +99,14 @@ def write_rows(path: Path, rows: Iterable[Any]) -> int:
     count = 0
     with open(path, "w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row if isinstance(row, dict) else asdict(row), ensure_ascii=True) + "\n")
+            file.write(json.dumps(row if isinstance(row, dict) else _columns(row), ensure_ascii=True) + "\n")
             count += 1
     return count
+
+
+def _columns(row: Any) -> dict[str, Any]:
+    """Columns of a row; a pair of texts has none for ids."""
+    return {name: value for name, value in asdict(row).items() if value is not None or name not in PAIR_IDS}
 
 
 def read_dicts(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -123,18 +140,18 @@ def read_rows(path: Path, kind: type[RowT]) -> list[RowT]:
     rows = []
     shape, columns = _shape_of(kind)  # type: ignore[arg-type]
     for number, row in enumerate(_objects(path), 1):
-        if isinstance(row.get("token_ids"), list):
-            wrong = misfit(row["token_ids"], IDS, "token_ids")
-            row["token_ids"] = tuple(row["token_ids"])
-        else:
-            wrong = None
+        wrong = None
+        for name in IDS_COLUMNS & row.keys():
+            if isinstance(row[name], list):
+                wrong = wrong or misfit(row[name], IDS, name)
+                row[name] = tuple(row[name])
         try:
             rows.append(kind(**row))
         except TypeError as error:
             raise BadData(
                 f"{path}, line {number}: columns {', '.join(row)[:200]} do not fit {kind.__name__} ({columns})"
             ) from error
-        wrong = wrong or misfit({name: value for name, value in row.items() if name != "token_ids"}, shape)
+        wrong = wrong or misfit({name: value for name, value in row.items() if name not in IDS_COLUMNS}, shape)
         if wrong:
             raise BadData(f"{path}, line {number}: {wrong}; build the artifact again")
     return rows
@@ -150,6 +167,8 @@ def _shape(annotation: Any) -> Any:
 
 
 IDS = [WHOLE]
+PAIR_IDS = {"chosen_ids", "rejected_ids"}
+IDS_COLUMNS = {"token_ids", *PAIR_IDS}
 
 
 @cache

@@ -102,7 +102,7 @@ def build_static(work: Work) -> Facts:
     for prompt in prompts:
         pair = list(texts[prompt.text])
         random.Random(stream(seed, "static", prompt.hash)).shuffle(pair)
-        candidates += [Candidate(prompt.text, text, "off", i) for i, text in enumerate(pair)]
+        candidates += [Candidate(prompt.text, text.strip(), "off", i) for i, text in enumerate(pair)]
     write_rows(work.out / "prompts.jsonl", prompts)
     write_rows(work.out / "candidates.jsonl", candidates)
     return {"prompts": len(prompts), "candidates": len(candidates)}

@@ -20,7 +20,7 @@ def kl_to(reference: lm.LanguageModel, policy: lm.LanguageModel, completions: Se
     tokens = []
     for candidate in completions:
         assert candidate.token_ids is not None, "only sampled completions have a KL"
-        end = () if candidate.truncated else (int(reference.tokenizer.eos_token_id),)
+        end = () if candidate.truncated else (reference.end if candidate.end is None else candidate.end,)
         tokens.append(PairTokens(tuple(reference.prompt_ids(candidate.prompt)), candidate.token_ids + end, ()))
     out = [0.0] * len(tokens)
     order = sorted(range(len(tokens)), key=lambda i: -tokens[i].tokens)

@@ -63,7 +63,7 @@ class GoldKinds:
     """Judge that `annotate` pays; None if it is free."""
 
 
-SCORED_RANK = Kind("stagealign.oracle:rank", "stagealign.oracle.label:rank", price="free")
+SCORED_RANK = Kind("stagealign.oracle:rank", "stagealign.oracle.label:rank", version=2, price="free")
 SCORED_VOTES = Kind("stagealign.oracle:votes", "stagealign.oracle.label:votes", price="free", light=0.3)
 _REWARD = OracleKinds(
     ready=Kind("stagealign.oracle.ready:fetch_reward", price="reward_model", fetches="weights"),
@@ -91,21 +91,21 @@ ORACLES = {
     ),
     "pairrm": OracleKinds(
         ready=Kind("stagealign.pairrm:fetch", "stagealign.oracle.pairrm:fetch", price="pairrm", fetches="weights"),
-        rank=Kind("stagealign.pairrm:rank", "stagealign.oracle.label:rank", price="rank"),
+        rank=Kind("stagealign.pairrm:rank", "stagealign.oracle.label:rank", version=2, price="rank"),
         votes=Kind("stagealign.pairrm:votes", "stagealign.oracle.label:votes", version=2, price="votes"),
     ),
     "reward": _REWARD,
     "completion-reward": _REWARD,
     "judge": OracleKinds(
         ready=Kind("stagealign.oracle.ready:ask_judge", price="free"),
-        rank=Kind("stagealign.oracle.label:rank_asked", "stagealign.oracle.label:rank", price="asked_pairs"),
+        rank=Kind("stagealign.oracle.label:rank_asked", "stagealign.oracle.label:rank", version=2, price="asked_pairs"),
         votes=Kind("stagealign.oracle.label:votes_asked", "stagealign.oracle.label:votes", price="asked_votes"),
         named=True,
         served=True,
     ),
     "recorded": OracleKinds(
         ready=Kind("stagealign.oracle.ready:copy_recorded", price="free"),
-        rank=Kind("stagealign.oracle.label:rank", price="free"),
+        rank=Kind("stagealign.oracle.label:rank", version=2, price="free"),
         votes=Kind("stagealign.oracle.label:votes", price="free"),
         named=True,
         reads_file=True,
@@ -113,7 +113,7 @@ ORACLES = {
 }
 """By the key that a preference names; `oracle.open` has a row for how each is opened. See `docs/extending.md`."""
 
-_SCORES = Kind("stagealign.evaluate:score", "stagealign.evaluate.scores:score", price="scores")
+_SCORES = Kind("stagealign.evaluate:score", "stagealign.evaluate.scores:score", version=2, price="scores")
 _FITTED: Mapping[str, object] = {"batch": 32, "learning_rate": 1e-4, "seed": 0}
 _GPT4 = PaidJudge(
     "gpt-4-1106-preview",
@@ -147,7 +147,10 @@ GOLDS = {
             "stagealign.alpaca.gold:prepare", "stagealign.evaluate.alpaca_eval.gold:prepare", version=2, price="free"
         ),
         scores=Kind(
-            "stagealign.evaluate:score_annotated", "stagealign.evaluate.alpaca_eval.scores:score", price="scores"
+            "stagealign.evaluate:score_annotated",
+            "stagealign.evaluate.alpaca_eval.scores:score",
+            version=2,
+            price="scores",
         ),
         unit="LC win rate points",
         annotate=Kind(

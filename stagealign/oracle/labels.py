@@ -68,6 +68,8 @@ def _pair(chosen: Candidate, rejected: Candidate, margin: float) -> Pair:
         abs(margin),
         chosen.truncated,
         rejected.truncated,
+        chosen.sampled,
+        rejected.sampled,
     )
 
 

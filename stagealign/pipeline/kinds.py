@@ -13,13 +13,17 @@ SHAPE = Kind("stagealign.sft:build_shape", "stagealign.policy.start:build_shape"
 CHECKPOINT = Kind(
     "stagealign.sft:build_checkpoint", "stagealign.policy.start:build_checkpoint", price="weights", fetches="checkpoint"
 )
-START = Kind("stagealign.sft:build_start", "stagealign.policy.start:build_start", price="start")
+START = Kind("stagealign.sft:build_start", "stagealign.policy.start:build_start", version=2, price="start")
 LINK = Kind("stagealign.sft:build_link", "stagealign.policy.start:build_link", price="free")
 JOINED_CANDIDATES = Kind("stagealign.parts:join_candidates", "stagealign.policy.parts:join_candidates", price="free")
 JOINED_PAIRS = Kind("stagealign.parts:join_pairs", "stagealign.policy.parts:join_pairs", price="free")
-TRUNK = Kind("stagealign.train:build_trunk", "stagealign.train.reference:build_trunk", price="trunk")
-REFERENCE = Kind("stagealign.train:build_reference", "stagealign.train.reference:build_reference", price="reference")
-POLICY = Kind("stagealign.train:build_policy", "stagealign.train.round:build_policy", price="policy", trains=True)
+TRUNK = Kind("stagealign.train:build_trunk", "stagealign.train.reference:build_trunk", version=2, price="trunk")
+REFERENCE = Kind(
+    "stagealign.train:build_reference", "stagealign.train.reference:build_reference", version=2, price="reference"
+)
+POLICY = Kind(
+    "stagealign.train:build_policy", "stagealign.train.round:build_policy", version=2, price="policy", trains=True
+)
 DATA = Kind("stagealign.describe:measure", "stagealign.evaluate.describe:measure", price="free", light=0.7)
 EMBEDDINGS = Kind("stagealign.describe:embed", "stagealign.evaluate.describe:embed", price="embed")
 CAPABILITY = Kind(
@@ -67,7 +71,10 @@ TASKS = {
             "stagealign.ultrafeedback:build_prompts", "stagealign.data.ultrafeedback:build_prompts", price="free"
         ),
         static=Kind(
-            "stagealign.ultrafeedback:build_static", "stagealign.data.ultrafeedback:build_static", price="free"
+            "stagealign.ultrafeedback:build_static",
+            "stagealign.data.ultrafeedback:build_static",
+            version=2,
+            price="free",
         ),
         conversations=Kind(
             "stagealign.ultrafeedback:build_sft", "stagealign.data.ultrafeedback:build_sft", price="free"

@@ -95,12 +95,13 @@ def _rendered(
     return text
 
 
-def joint_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of text that goes on: with the special tokens that the tokenizer puts before it, without those after.
+def joint_ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = True) -> list[int]:
+    """Token ids of text that goes on: with `special`, those that the tokenizer puts before it, without those after.
 
     A tokenizer that adds EOS would otherwise end a prompt before its completion.
     """
-    ids, bare = (list(tokenizer(text, add_special_tokens=special).input_ids) for special in (True, False))
+    bare = list(tokenizer(text, add_special_tokens=False).input_ids)
+    ids = list(tokenizer(text).input_ids) if special else bare
     start = next((at for at in range(len(ids) - len(bare) + 1) if ids[at : at + len(bare)] == bare), None)
     return ids if start is None else ids[: start + len(bare)]
 

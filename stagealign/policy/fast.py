@@ -112,7 +112,8 @@ def _batch(
     room_of = [room(lm, len(prefix) + len(tail), decoding) for tail in tails]
     left = torch.tensor([room_of[i] for i in owner.tolist()], device=device)
     ids: list[list[int]] = [[] for _ in owner]
-    ended, logps = [False] * len(owner), [0.0] * len(owner)
+    last: list[list[int]] = [[] for _ in owner]
+    logps = [0.0] * len(owner)
     written: Tensor | None = None
     for step in range(int(left.max())):
         if written is None and (decoding.presence_penalty or decoding.frequency_penalty):
@@ -123,9 +124,7 @@ def _batch(
         over = torch.isin(token, ends)
         for row, one, log_prob, stop in zip(alive.tolist(), token.tolist(), logp.tolist(), over.tolist(), strict=True):
             logps[row] += log_prob
-            ended[row] = stop
-            if not stop:
-                ids[row].append(one)
+            (last if stop else ids)[row].append(one)
         over |= left[alive] == step + 1
         if over.all():
             break
@@ -136,8 +135,8 @@ def _batch(
             written = None if written is None else written[going]
         logits = _step(lm, cache, len(prefix), token, pads)
     grouped: list[list[SampledIds]] = [[] for _ in tails]
-    for i, row_ids, stop, total in zip(owner.tolist(), ids, ended, logps, strict=True):
-        grouped[i].append(SampledIds(tuple(row_ids), stop, round(total, 3)))
+    for i, row_ids, end, total in zip(owner.tolist(), ids, last, logps, strict=True):
+        grouped[i].append(SampledIds(tuple(row_ids), bool(end), round(total, 3), next(iter(end), None)))
     return grouped
 
 

@@ -32,6 +32,8 @@ class SampledIds:
     ids: tuple[int, ...]
     ended: bool
     logp: float
+    end: int | None = None
+    """The end token that was drawn; None if there is none."""
 
 
 @dataclass
@@ -118,7 +120,8 @@ def _batch(
     for ids, own in zip(out[:, width:].tolist(), logps.tolist(), strict=True):
         last = next((place for place, token in enumerate(ids) if token in ends), None)
         count = len(ids) if last is None else last + 1
-        yield SampledIds(tuple(ids[: count - (last is not None)]), last is not None, round(sum(own[:count]), 3))
+        end = None if last is None else ids[last]
+        yield SampledIds(tuple(ids[: count - (end is not None)]), end is not None, round(sum(own[:count]), 3), end)
 
 
 @torch.inference_mode()

@@ -17,9 +17,9 @@ from stagealign.data.records import Pair
 from stagealign.policy.checkpoints import READING, read_config, read_headers, read_tokenizer, unreadable, weights_of
 from stagealign.policy.conversation import Conversation, TemplateArguments, joint_ids, plain_prompt, rendered_prompt
 from stagealign.policy.layers import FROZEN, TRAINED, layer_count, norm_name
-from stagealign.policy.logps import PairTokens
+from stagealign.policy.logps import PairTokens, shared_prefix
 from stagealign.policy.roles import check_causal
-from stagealign.policy.templates import check_template, turn_ends, without_end
+from stagealign.policy.templates import check_template, turn_end, turn_ends
 from stagealign.store.record import remove
 
 
@@ -49,30 +49,66 @@ class LanguageModel:
         Applies the tokenizer's chat template, with `arguments`, if it has one and `template` is True; else the prompt
         is plain text. Raises RefusedByTemplate for a conversation that the template does not accept.
         """
-        if template and self.tokenizer.chat_template:
-            text = rendered_prompt(self.tokenizer, prompt, arguments)
-            return list(self.tokenizer(text, add_special_tokens=False).input_ids)
-        return without_end(self.tokenizer, joint_ids(self.tokenizer, plain_prompt(prompt)))
+        text = self.prompt_text(prompt, template, arguments)
+        return joint_ids(self.tokenizer, text, special=not self._templated(template))
 
-    def completion_ids(self, completion: str, ended: bool) -> list[int]:
-        """Token ids of a completion, followed by EOS if it `ended` before the token limit."""
-        ids = list(self.tokenizer(completion, add_special_tokens=False).input_ids)
-        return [*ids, self.tokenizer.eos_token_id] if ended else ids
+    def _templated(self, template: bool = True) -> bool:
+        return template and bool(self.tokenizer.chat_template)
+
+    def prompt_text(
+        self, prompt: Conversation, template: bool = True, arguments: TemplateArguments | None = None
+    ) -> str:
+        """A prompt as text up to the start of the completion. Raises RefusedByTemplate."""
+        if self._templated(template):
+            return rendered_prompt(self.tokenizer, prompt, arguments)
+        return plain_prompt(prompt)
+
+    @property
+    def end(self) -> int:
+        """Token that ends a text in training: the one that ends a turn in the chat template, else EOS."""
+        end = turn_end(self.tokenizer, "policy")
+        return int(self.tokenizer.eos_token_id) if end is None else end
+
+    def completion_ids(self, completion: str, ended: bool, prompt: str = "") -> list[int]:
+        """Token ids of text after a prompt, without those of the prompt, and `end` if the text `ended`.
+
+        Prompt and text are tokenised together, as TRL does, so that a tokenizer of words puts no space mark before the
+        text that a sample would not have. If a token spans both, the ids start with it.
+        """
+        whole, before = self._whole(prompt, completion, ended), self.prompt_ids(prompt)
+        return whole[shared_prefix([before, whole]) :]
+
+    def _whole(self, prompt: str, completion: str, ended: bool) -> list[int]:
+        """Token ids of a prompt and the text after it."""
+        text = self.prompt_text(prompt) + completion
+        ids = joint_ids(self.tokenizer, text, special=not self._templated())
+        return [*ids, self.end] if ended else ids
 
     def pair_tokens(self, pair: Pair, max_length: int) -> PairTokens:
         """Token ids of one pair; a completion is cut so that prompt and completion have at most `max_length` tokens.
 
-        Raises BadData for a prompt that alone fills `max_length`.
+        A completion with ids of its own has these: what was sampled is what is trained. Text is tokenised with its
+        prompt; where a token spans both, the completion starts there. Line breaks that a template puts after the end
+        token are not trained: a sample has ended before them.
+
+        Raises BadData for a prompt that alone fills `max_length`. Source: TRL 1.16, `DPOTrainer._prepare_dataset`.
         """
-        prompt = self.prompt_ids(pair.prompt)
+        prompt, wholes = self.prompt_ids(pair.prompt), []
+        for text, ids, cut_short in (
+            (pair.chosen, pair.chosen_ids, pair.chosen_truncated),
+            (pair.rejected, pair.rejected_ids, pair.rejected_truncated),
+        ):
+            wholes.append(self._whole(pair.prompt, text, not cut_short) if ids is None else [*prompt, *ids])
+        start = shared_prefix([prompt, *wholes])
+        if prompt and not start:
+            raise BadData(f"prompt {pair.prompt[:60]!r}: one token spans it and a completion; end it with a line break")
+        prompt, (chosen, rejected) = prompt[:start], (whole[start:] for whole in wholes)
         room = max_length - len(prompt)
         if room < 1:
             raise BadData(
                 f"prompt {pair.prompt[:60]!r}...: {len(prompt)} tokens leave no room within max_length "
                 f"{max_length}; drop the prompt or raise max_length"
             )
-        chosen = self.completion_ids(pair.chosen, not pair.chosen_truncated)
-        rejected = self.completion_ids(pair.rejected, not pair.rejected_truncated)
         cut = (len(chosen) > room) + (len(rejected) > room)
         return PairTokens(tuple(prompt), tuple(chosen[:room]), tuple(rejected[:room]), cut)
 

@@ -1,9 +1,9 @@
 """Log-probs of completions: how pairs are laid out for one forward, and the sum over completion positions only.
 
-Three layouts give the same numbers. `branches`: every token once, in one row; attention gathers each completion with its
-prompt (`branches.py`), so that nothing is padded and a prompt is computed once for its two completions. `rows`: each
-completion follows its own copy of the prompt, padded on the right. `plain`: the same rows, for the model's own whole
-forward, one call for each length. `forward.py` says which of them a model may take.
+Three layouts give the same numbers. `branches`: every token once, in one row; attention gathers each completion with
+its prompt (`branches.py`), so that nothing is padded and a prompt is computed once for its two completions. `rows`:
+each completion follows its own copy of the prompt, padded on the right. `plain`: the same rows, for the model's own
+whole forward, one call for each length. `forward.py` says which of them a model may take.
 """
 
 from collections.abc import Callable, Sequence

@@ -91,7 +91,8 @@ def sample(
         for j, completion in enumerate(sampled):
             text = lm.tokenizer.decode(list(completion.ids), skip_special_tokens=True).strip()
             cut, length = not completion.ended, len(completion.ids) + completion.ended
-            candidates.append(Candidate(prompt.text, text, "on", j, cut, length, completion.ids, completion.logp))
+            sampled_ids, logp, end = completion.ids, completion.logp, completion.end
+            candidates.append(Candidate(prompt.text, text, "on", j, cut, length, sampled_ids, logp, end))
     return candidates
 
 

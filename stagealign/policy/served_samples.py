@@ -57,8 +57,9 @@ def engine(url: str, decoding: Decoding, home: Path) -> Engine:
 def build(work: Work) -> Facts:
     """Builder of `candidates` by a server: a policy's samples for the prompts of a file; facts as in `sample.build`.
 
-    A server returns texts. Token ids come from tokenizing the text, without log-probs; `recounted` is the number of
-    completions whose number of tokens differs from the server's count. Seeds are sent, but a server may ignore them.
+    A server returns texts. Token ids come from tokenizing prompt and text together, without log-probs; `retokenised` is
+    their number, `recounted` that of completions whose number of tokens differs from the server's count. Seeds are
+    sent, but a server may ignore them.
     Answers are written to the scratch folder as they arrive: a build that was killed, or that ended because prompts
     failed, asks only for the rest when it runs again. Raises StagealignError.
     """
@@ -99,7 +100,14 @@ def build(work: Work) -> Facts:
         )
     recounted = sum(text.tokens != candidate.tokens for text, candidate in zip(texts, candidates, strict=True))
     write_rows(work.out / "candidates.jsonl", candidates)
-    return {**sampled_facts(candidates), **rooms.facts, "recounted": recounted, "kept": before, "served": policy.served}
+    return {
+        **sampled_facts(candidates),
+        **rooms.facts,
+        "retokenised": len(candidates),
+        "recounted": recounted,
+        "kept": before,
+        "served": policy.served,
+    }
 
 
 def _check(folder: Path, shape: "LanguageModel") -> None:
@@ -129,9 +137,10 @@ def _opened(work: Work, manner: Manner, kept: KeptCompletions) -> ServedPolicy:
 
 
 def _candidate(prompt: str, index: int, text: ServedText, shape: "LanguageModel") -> Candidate:
-    """A candidate with the token ids of its text; `tokens` includes the end token if the completion ended."""
-    ids = tuple(shape.completion_ids(text.text, ended=False))
-    return Candidate(prompt, text.text.strip(), "on", index, text.cut, len(ids) + (not text.cut), ids)
+    """A candidate with the token ids of its text after its prompt; `tokens` counts the end token if it ended."""
+    ids = tuple(shape.completion_ids(text.text, ended=False, prompt=prompt))
+    end = None if text.cut else shape.end
+    return Candidate(prompt, text.text.strip(), "on", index, text.cut, len(ids) + (not text.cut), ids, end=end)
 
 
 def named(policy: Path, home: Path) -> Path:

@@ -13,6 +13,7 @@ from stagealign.base.identity import stream
 from stagealign.data import assets, download
 from stagealign.data.records import read_dicts
 from stagealign.policy.checkpoints import read_config, read_tokenizer
+from stagealign.policy.dropout import without_dropout
 from stagealign.policy.layers import freeze_below
 from stagealign.policy.lm import LanguageModel, check_ends, check_tokenizer, link, load, load_shape, save
 from stagealign.policy.roles import check_causal
@@ -186,9 +187,10 @@ def byte_tokenizer(words: int = 0) -> Any:
 def build_start(work: Work) -> Facts:
     """Builder of `start`: SFT of the weights, on prompts with human completions or on whole conversations.
 
-    The loss is on the completion only, or on every token of a conversation, as in alignment-handbook's recipe. Compute
-    is in the dtype of the params; the optimizer updates float32 weights. A large model accumulates its batch in parts
-    and recomputes activations; the loss is the mean over the whole batch in both cases.
+    Dropout is off, as in preference training. The loss is on the completion only, or on every token of a conversation,
+    as in alignment-handbook's recipe. Compute is in the dtype of the params; the optimizer updates float32 weights. A
+    large model accumulates its batch in parts and recomputes activations; the loss is the mean over the whole batch in
+    both cases.
     """
     from datasets import Dataset
     from transformers import PrinterCallback
@@ -201,6 +203,7 @@ def build_start(work: Work) -> Facts:
     if work.params.get("template"):
         lm.tokenizer.chat_template = TEMPLATES[work.params["template"]]
     end = close_turns(lm)
+    without_dropout(lm.model)
     rows = [_conversation(row) for row in read_dicts(work.inputs["reviews"] / "sft.jsonl")]
     arguments = _sft_arguments(work, lm.model.num_parameters() > LARGE_MODEL, "messages" not in rows[0])
     trainer = SFTTrainer(

@@ -82,13 +82,6 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, name: str) -> int | None:
     return tokenizer.eos_token_id if tokenizer.eos_token_id in ends else ends[-1] if ends else None
 
 
-def without_end(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[int]:
-    """Token ids of a plain prompt without the EOS that some tokenizers append to every text: an answer follows it."""
-    added = tokenizer("").input_ids
-    appends = bool(added) and added[-1] == tokenizer.eos_token_id and added[-1] == tokenizer("a").input_ids[-1]
-    return list(ids[:-1] if appends and ids and ids[-1] == added[-1] else ids)
-
-
 def rendered(tokenizer: PreTrainedTokenizerBase, name: str, turns: Sequence[Mapping[str, str]], **options: bool) -> str:
     """Text of a conversation by the chat template. Raises StagealignError, naming the checkpoint, where it fails."""
     from jinja2 import TemplateError

@@ -237,7 +237,8 @@ def read(
                 f"sampling: the policy's log-probs are not finite for prompt {prompt.hash}; look at its weights"
             )
         ended, ids = output["finish"] == "stop", tuple(output["ids"])
-        if ended and ids and ids[-1] in ends:
-            ids = ids[:-1]
+        end = ids[-1] if ended and ids and ids[-1] in ends else None
+        ids = ids if end is None else ids[:-1]
         text = decode(list(ids), skip_special_tokens=True).strip()
-        yield Candidate(prompt.text, text, "on", index, not ended, len(ids) + ended, ids, round(output["logp"], 3))
+        logp = round(output["logp"], 3)
+        yield Candidate(prompt.text, text, "on", index, not ended, len(ids) + ended, ids, logp, end)

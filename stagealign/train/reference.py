@@ -76,8 +76,8 @@ def reference_logps(
 ) -> Tensor:
     """Log-probs of chosen and rejected under the reference model, shape (pairs, 2), in nats, on the CPU.
 
-    `dtype` is that of training: weights are as loaded and products are autocast, as they are for the policy. `trunk` may
-    be on another device than the model.
+    `dtype` is that of training: weights are as loaded and products are autocast, as they are for the policy. `trunk`
+    may be on another device than the model.
     """
     device, layout = lm.model.device, layout_of(lm.model, dtype)
     model = lm.model if trunk is None or trained_layers is None else top_of(lm.model, trained_layers)

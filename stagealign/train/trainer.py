@@ -100,8 +100,8 @@ class PreferenceTrainer(Trainer):
         places = places or [self.shortest]  # a process without pairs still takes part in every forward
         self.step_places += places if counts else []
         device = self.args.device
-        share = self.settings.dtype == "float32"
-        packed = to_device(pack([self.data.tokens[i] for i in places], self.layout, share), device)
+        prefixed = self.settings.dtype == "float32"
+        packed = to_device(pack([self.data.tokens[i] for i in places], self.layout, prefixed), device)
         trunk = self.data.trunk_of(places, self.offsets)
         policy = model(packed, None if trunk is None else trunk.to(device)).float()
         reference = self.data.reference[places].to(device)

@@ -1,4 +1,4 @@
-"""The contract of log-probs: for every causal architecture they and the gradient are those of the model's own forward."""
+"""The contract of log-probs: for every causal architecture they and their gradient are the model's own."""
 
 import math
 from functools import cache
@@ -33,7 +33,7 @@ PAIRS = [
 
 @cache
 def built(name):
-    """A small model of an architecture with chance at every place that its config has a rate for; None if none builds."""
+    """A small model of an architecture, with every rate of chance that its config has; None if none builds."""
     try:
         config = AutoConfig.for_model(name)
         if config.is_encoder_decoder:

@@ -12,10 +12,10 @@ from stagealign.grid.spec import Decoding
 from stagealign.policy import fast as fast_path
 from stagealign.policy import paths
 from stagealign.policy.draw import choose, draws, penalised
-from stagealign.policy.logps import PairTokens, completion_logps, pack_rows
+from stagealign.policy.forward import completion_logps
+from stagealign.policy.logps import PairTokens, pack
 from stagealign.policy.paths import SamplingPath, path_of
 from stagealign.policy.sample import generate, sample
-from stagealign.train.reference import hidden_states
 
 SHAPES = ("llama", "neox")
 DECODING = Decoding(temperature=0.7, top_p=0.9, top_k=50, max_new_tokens=12)
@@ -110,8 +110,7 @@ def test_logp_equals_a_forward_pass(shape, tiny):
     found = sample(lm, OTHERS, DECODING, 3, seed=5)
     assert {c.truncated for c in found} == {True, False}
     pairs = [PairTokens(tuple(lm.prompt_ids(c.prompt)), c.token_ids + (() if c.truncated else (0,)), ()) for c in found]
-    packed = pack_rows(pairs)
-    expected = completion_logps(hidden_states(lm.body, packed), lm.head, packed).view(-1, 2)[:, 0]
+    expected = completion_logps(lm.model, pack(pairs)).view(-1, 2)[:, 0]
     assert [c.logp for c in found] == pytest.approx(expected.tolist(), abs=2e-3)
 
 

@@ -135,7 +135,7 @@ def test_checkpoints_that_are_no_reward_model_are_refused(tmp_path, tiny):
     lm = tiny()
     lm.model.save_pretrained(tmp_path / "causal")
     lm.tokenizer.save_pretrained(tmp_path / "causal")
-    with pytest.raises(StagealignError, match="has LlamaForCausalLM, a language model.*a reward model has one logit"):
+    with pytest.raises(StagealignError, match=r"has LlamaForCausalLM, a language model.*a reward model has one logit"):
         rewards.load(str(tmp_path / "causal"))
     path = tmp_path / "causal" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"id2label": {"0": "reward"}, "architectures": None}))
@@ -172,7 +172,7 @@ def test_a_head_on_the_hub_is_read_by_its_header(tmp_path, monkeypatch):
     for rows, ends in ((1, False), (2, True)):
         monkeypatch.setattr("huggingface_hub.get_safetensors_metadata", metadata(rows))
         if ends:
-            with pytest.raises(StagealignError, match="score.weight has 2 rows"):
+            with pytest.raises(StagealignError, match=r"score.weight has 2 rows"):
                 rewards.check(folder)
         else:
             assert rewards.check(folder)[0].num_labels == expected == 1

@@ -13,9 +13,8 @@ from stagealign.evaluate.alpaca_eval.official import Official, Question
 from stagealign.grid.prices import TokenPrice
 from stagealign.policy.checkpoints import length_batches, padded, read_config, weights_identity
 from stagealign.policy.context import context_of
-from stagealign.policy.conversation import RefusedByTemplate
+from stagealign.policy.conversation import RefusedByTemplate, joint_ids
 from stagealign.policy.lm import LanguageModel, load
-from stagealign.policy.templates import without_end
 from stagealign.store.artifact import Identity
 
 LETTERS = ("m", "M")
@@ -92,8 +91,7 @@ class LocalJudge:
         """
         turns = [dict(turn) for turn in question.messages]
         if not self.lm.tokenizer.chat_template:
-            plain = self.lm.tokenizer("\n\n".join(turn["content"] for turn in turns) + "\n").input_ids
-            return without_end(self.lm.tokenizer, plain)
+            return joint_ids(self.lm.tokenizer, "\n\n".join(turn["content"] for turn in turns) + "\n")
         try:
             return self.lm.prompt_ids(turns)
         except RefusedByTemplate:
