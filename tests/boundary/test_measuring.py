@@ -1,12 +1,13 @@
 """The boundary meter as users call it: recorded scores, a real (tiny) policy and oracle, bad input before work."""
 
 import csv
-XXimport io
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -167,7 +168,9 @@ def test_pairs_are_written_judged_blind_and_found_again(tmp_path, monkeypatch, p
 def test_named_columns_and_what_was_done_to_rows_are_said(tmp_path, monkeypatch, policy_and_reward):
     monkeypatch.setenv("STAGEALIGN_HOME", str(tmp_path / "home"))
     policy, _ = policy_and_reward
-    rows = [{"ask": f"What is {i} and 1?", "good": f"good {i}<|im_end|>", "bad": f"bad {i}", "memo": "x"} for i in range(4)]
+    rows = [
+        {"ask": f"What is {i} and 1?", "good": f"good {i}<|im_end|>", "bad": f"bad {i}", "memo": "x"} for i in range(4)
+    ]
     data = str(write(tmp_path / "pairs.jsonl", rows))
     columns = "prompt=ask,chosen=good,rejected=bad"
     request = BoundaryRequest(policy, data, prompts=4, columns=columns, decoding=Decoding(max_new_tokens=4))
