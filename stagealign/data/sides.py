@@ -188,7 +188,7 @@ def _zipped(asked: list[Any], answered: list[Any]) -> list[Mapping[str, Any]]:
 def ranked(prompt: str, candidates: Callable[[DataRow], list[tuple[Any, float | None]]]) -> Callable[[DataRow], Sides]:
     """Reader of rows with rated candidates: the best against the worst, the first of equal ones.
 
-    Source: distilabel 1.5 `FormatTextGenerationDPO`. A row whose ratings are all equal is a tie.
+    Source: distilabel `FormatTextGenerationDPO`. A row whose ratings are all equal is a tie.
     """
 
     def read(row: DataRow) -> Sides:
@@ -258,7 +258,7 @@ def label_studio(row: DataRow) -> Sides:
     ]
     if not shares or None in shares:
         raise Unusable("`annotations` has no pairwise choice of `left` or `right`")
-    answers = [name for name in ("answer1", "answer2", "response1", "response2") if name in data]
+    answers = [name for name in ("answer1", "answer2", "response1", "response2", "text1", "text2") if name in data]
     if len(answers) != 2 or blank(data.get("prompt")):
         raise Unusable("`data` has not `prompt`, `answer1` and `answer2`")
     mean = sum(share for share in shares if share is not None) / len(shares)

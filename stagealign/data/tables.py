@@ -113,6 +113,7 @@ class Table:
         if self._again:
             self._ahead.clear()
             yield from self._again(columns)
+            return
         while self._ahead:
             yield self._ahead.popleft()
         yield from self._then

@@ -41,8 +41,9 @@ class Unusable(Exception):
 
 
 def text_in(row: DataRow, column: str) -> str | Messages:
-    """Text or conversation in a column. Raises Unusable."""
-    return conversation(given_in(row, column), column)
+    """Text as it stands, or the conversation of a list, in a column. Raises Unusable."""
+    value = given_in(row, column)
+    return _encodable(value, column) if isinstance(value, str) else conversation(value, column)
 
 
 def conversation(value: Any, column: str) -> str | Messages:

@@ -68,7 +68,10 @@ TASKS = {
         words="UltraFeedback prompts; off-policy candidates are its own, on-policy ones are samples of the policy; "
         "PairRM ranks both",
         prompts=Kind(
-            "stagealign.ultrafeedback:build_prompts", "stagealign.data.ultrafeedback:build_prompts", price="free"
+            "stagealign.ultrafeedback:build_prompts",
+            "stagealign.data.ultrafeedback:build_prompts",
+            version=2,
+            price="free",
         ),
         static=Kind(
             "stagealign.ultrafeedback:build_static",

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -162,6 +163,24 @@ def test_pairs_are_written_judged_blind_and_found_again(tmp_path, monkeypatch, p
     assert (found.boundary_score, found.prompts_used, found.failures) == (0.0, 12, 0)
     assert found.cost["this_call"]["sampled_tokens"] == 0
     assert measure_boundary(policy, data, prompts=5, **options).prompts_used == 5
+
+
+def test_named_columns_and_what_was_done_to_rows_are_said(tmp_path, monkeypatch, policy_and_reward):
+    monkeypatch.setenv("STAGEALIGN_HOME", str(tmp_path / "home"))
+    policy, _ = policy_and_reward
+    rows = [
+        {"ask": f"What is {i} and 1?", "good": f"good {i}<|im_end|>", "bad": f"bad {i}", "memo": "x"} for i in range(4)
+    ]
+    data = str(write(tmp_path / "pairs.jsonl", rows))
+    columns = "prompt=ask,chosen=good,rejected=bad"
+    request = BoundaryRequest(policy, data, prompts=4, columns=columns, decoding=Decoding(max_new_tokens=4))
+    written = write_pairs(request, tmp_path / "judge.jsonl")
+    assert f"--columns {columns}" in written.then
+    said = " ".join(written.notes)
+    assert "end tokens at the end of an answer were taken off: 4 (lines 1, 2, 3, ...)" in said
+    assert "Columns that were not read: memo" in said
+    with pytest.raises(StagealignError, match="no such column; found: ask, bad, good, memo"):
+        write_pairs(replace(request, columns="prompt=question"), tmp_path / "judge2.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,16 @@ def test_a_cell_is_read_off_its_result_with_all_that_makes_it_another(cell, aske
     assert options(found) == f"-k zephyr-dpo-2off_on --scale lab {asked}".strip()
 
 
+@pytest.mark.parametrize("name", ["model", "./model", "somewhere/model", "model.safetensors"])
+def test_a_folder_or_file_is_not_a_cell(tmp_path, monkeypatch, name):
+    from stagealign.cli.export import export as command
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    with pytest.raises(BadData, match="a file or folder found; the name of a cell is expected"):
+        command(name, tmp_path / "out")
+
+
 def test_a_name_that_no_result_explains_is_refused(tmp_path):
     with pytest.raises(
         StagealignError, match=r"dpo_vllm.*is read from its result.*zephyr-dpo_vllm-2off_on-seed0.json is missing"

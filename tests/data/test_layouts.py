@@ -4,6 +4,7 @@ Sources of the columns: the dataset cards of the data sets that are named, and t
 """
 
 import json
+from pathlib import Path
 
 import pytest
 from factory_files import file, refused
@@ -55,21 +56,21 @@ ROWS = {
     },
     "alpaca": lambda q, a, b: {"instruction": q, "input": "", "chosen": a, "rejected": b},
     "alpaca outputs": lambda q, a, b: {"instruction": q, "input": "", "output": [a, b]},
-    # axolotl 0.12, prompt_strategies/dpo: chat_template.default, chatml.intel, chatml.icr, llama3.argilla
+    # axolotl, prompt_strategies/dpo: chat_template.default, chatml.intel, chatml.icr, llama3.argilla
     "axolotl": lambda q, a, b: {"messages": [said(q)], "chosen": answer(a)[0], "rejected": answer(b)[0]},
     "Orca": lambda q, a, b: {"question": q, "chosen": a, "rejected": b},
     "distilabel pairs": lambda q, a, b: {
         "input": q, "chosen": a, "rejected": b, "generations": [b, a], "rating": [1, 9],
     },
     "Argilla": lambda q, a, b: {"instruction": q, "chosen_response": a, "rejected_response": b, "chosen_avg_rating": 5},
-    # Argilla 1.29, RankingQuestion in the hub's format
+    # Argilla 1.x, RankingQuestion in the hub's format
     "Argilla ranking": ranking,
     # OpenAI, Together and Fireworks, guides to direct preference optimization
     "OpenAI": lambda q, a, b: {
         "input": {"messages": [said(q)], "tools": [], "parallel_tool_calls": True},
         "preferred_output": answer(a), "non_preferred_output": answer(b),
     },
-    # ms-swift 3.9, docs/Customization/Custom-dataset; and 2.x with query and response
+    # ms-swift, docs/Customization/Custom-dataset; and 2.x with query and response
     "ms-swift": lambda q, a, b: {"messages": [said(q), *answer(a)], "rejected_response": b},
     "ms-swift messages": lambda q, a, b: {
         "messages": [said(q), *answer(a)], "rejected_messages": [said(q), *answer(b)],
@@ -77,7 +78,7 @@ ROWS = {
     "ms-swift 2": lambda q, a, b: {"query": q, "response": a, "rejected_response": b},
     # lvwerra/stack-exchange-paired: j was voted higher
     "Stack Exchange": lambda q, a, b: {"qid": 1, "question": q, "response_j": a, "response_k": b, "metadata": []},
-    # distilabel 1.5, UltraFeedback task: ratings in the order of the generations
+    # distilabel, UltraFeedback task: ratings in the order of the generations
     "distilabel": lambda q, a, b: {"instruction": q, "generations": ["Some.", b, a], "ratings": [3, 1, 5]},
     # openbmb/UltraFeedback
     "UltraFeedback": lambda q, a, b: {
@@ -117,7 +118,7 @@ ROWS = {
     "RewardBench 2": lambda q, a, b: {
         "prompt": q, "chosen": [a], "rejected": [b, "c"], "num_correct": 1, "num_incorrect": 2, "total_completions": 3,
     },
-    # Label Studio 1.2x, template "Human preference collection for RLHF": the Pairwise tag, exported as JSON
+    # Label Studio, template "Human preference collection for RLHF": the Pairwise tag, exported as JSON
     "Label Studio": label_studio,
     "capital letters": lambda q, a, b: {"Prompt": q, "Chosen": a, "Rejected": b},
 }  # fmt: skip
@@ -156,7 +157,10 @@ def test_every_layout_has_a_row_here_and_stands_in_the_documentation_and_the_mes
         "conversation", "query", "context",
     }  # fmt: skip
     message = refused(lambda: read(tmp_path, [{"a": 1}]), "column 'chosen' missing; found: a", "--columns prompt=")
-    assert all(str(layout) in message for layout in LAYOUTS)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    for layout in LAYOUTS:
+        assert str(layout) in message
+        assert layout.name in page
 
 
 REFUSED = {

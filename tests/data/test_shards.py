@@ -123,6 +123,16 @@ def test_splits_inside_of_one_object(tmp_path, indent):
     refused(lambda: read(path, split="train"), str(path))
 
 
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "json", "csv"])
+@pytest.mark.parametrize("count", [63, 64, 65, 200])
+def test_rows_that_were_read_ahead_are_read_once(tmp_path, ending, count):
+    rows = [{"prompt": f"Question {n}?", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(count)]
+    for source in (tmp_path / f"data-0.{ending}", tmp_path):
+        write(tmp_path / f"data-0.{ending}", rows)
+        data = read_preferences(str(source))
+        assert (data.given, len(data.rows), data.repeated) == (count, count, 0)
+
+
 def test_one_row_is_no_wrapper(tmp_path):
     path = tmp_path / "data.json"
     turn = {"role": "user", "content": "Why?"}

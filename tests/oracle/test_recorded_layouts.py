@@ -58,3 +58,11 @@ def test_other_columns_are_named(tmp_path):
     rows = [{"prompt": "p", "response_a": "x", "response_b": "s", "winner": word} for word in ("model_a", "nobody")]
     recorded = read_recorded(file(tmp_path, rows))
     assert (recorded.used, sum(recorded.drops.values())) == (1, 1)
+
+
+def test_texts_that_look_like_messages_stay_texts(tmp_path):
+    """A policy may write JSON; its text must be found again."""
+    text = json.dumps([said("x")])
+    recorded = read_recorded(file(tmp_path, [{"prompt": "p", "a": text, "b": "s", "preference": 1}]))
+    (found,) = RecordedOracle(recorded).judge([Contest("p", (text,), ("s",))])
+    assert found.won == (1.0,)

@@ -64,6 +64,19 @@ def test_what_is_gone_fails_and_what_is_new_does_not(tmp_path, cells):
     assert back.only_second == found.only_first
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "words"),
+    [("a.json", "b.json", "a.json: a file; compare two results folders"), ("gone.json", "gone", "no such folder"),
+     ("gone/a", "zephyr-dpo-1on", "no such folder"), (".", "a.json", "a.json: a file")],
+)  # fmt: skip
+def test_what_is_neither_a_folder_nor_a_cell_is_named(tmp_path, monkeypatch, a, b, words):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(BadData, match=words):
+        compared(a, b, "lab", tmp_path)
+
+
 def test_two_cells_that_did_not_move_still_show_their_values(tmp_path, cells, capsys):
     folder(tmp_path, *cells)
     assert compared("zephyr-dpo-1on", "zephyr-dpo-1on", "lab", tmp_path) == 0
