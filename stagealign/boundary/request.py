@@ -21,6 +21,8 @@ class BoundaryRequest:
     prompts: int | None = 2000
     seed: int = 0
     decide: float | None = None
+    indifference: float | None = None
+    """Half-width of the zone around 0.5 without a practical difference; without `decide`, decided at 0.95."""
     split: str | None = None
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=512))
     template: str = "auto"
@@ -53,6 +55,11 @@ def check(request: BoundaryRequest) -> None:
     chosen(request.sampler, request.policy_url)
     if request.decide is not None and not 0.5 < request.decide < 1:
         raise StagealignError(f"--decide {request.decide}: not a level; 0.95 stops when a stage is named at 95%")
+    zone = request.indifference
+    if zone is not None and not 0 < zone < 0.5:
+        raise StagealignError(
+            f"--indifference {zone}: not between 0 and 0.5; 0.05 stops when the score is known to be within 0.45 to 0.55"
+        )
     if request.template not in ("auto", "none"):
         raise StagealignError(f"--template {request.template!r}: unknown; auto or none")
     if request.template == "none" and request.policy_url:

@@ -29,6 +29,10 @@ DataName = Annotated[str | None, typer.Option(help="File or hub data set of pref
 OracleName = Annotated[str, typer.Option(help="pairrm, reward:ID, completion-reward:ID, judge:MODEL or recorded:FILE.")]
 PromptCount = Annotated[int, typer.Option(help="Most prompts to measure.", min=1)]
 Decide = Annotated[float | None, typer.Option(help="Stop once a stage is named at this level, e.g. 0.95.")]
+Indifference = Annotated[
+    float | None,
+    typer.Option(help="Stop also once the score is within so much of 0.5, e.g. 0.05: no practical difference."),
+]
 Seed = Annotated[int, typer.Option(help="Chooses prompts and samples.")]
 Split = Annotated[str | None, typer.Option(help="Split of a hub data set.")]
 Temperature = Annotated[float, typer.Option(help="The paper's 0.7.")]
@@ -55,6 +59,7 @@ def boundary(
     oracle: OracleName = "pairrm",
     prompts: PromptCount = 2000,
     decide: Decide = None,
+    indifference: Indifference = None,
     seed: Seed = 0,
     split: Split = None,
     temperature: Temperature = 0.7,
@@ -77,8 +82,8 @@ def boundary(
 
     check_json(json_file, html)
     request = BoundaryRequest(
-        policy, data, oracle=oracle, prompts=prompts, decide=decide, seed=seed, split=split,
-        decoding=Decoding(temperature, top_p, top_k, max_new_tokens), template=template, sampler=sampler,
+        policy, data, oracle=oracle, prompts=prompts, decide=decide, indifference=indifference, seed=seed,
+        split=split, decoding=Decoding(temperature, top_p, top_k, max_new_tokens), template=template, sampler=sampler,
         policy_url=policy_url, judge_url=judge_url, max_judge_tokens=max_judge_tokens,
     )  # fmt: skip
     with measuring(json_file == "-") as heard:
