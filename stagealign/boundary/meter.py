@@ -26,7 +26,7 @@ from stagealign.boundary.tally import UNSTOPPED, Looks, Until, VoteTally
 from stagealign.scoring.contest import VERDICT_COLUMNS, BudgetSpent, Contest, Judged, Oracle, judged_of
 from stagealign.store.kept import Kept
 
-FIRST_BATCH, LARGEST_BATCH = 8, 256
+FIRST_BATCH, LARGEST_BATCH = 16, 256
 GROWTH = 4
 """A batch before a decision is a quarter of the prompts before it, so a measurement ends at most so much too late."""
 FAILURES_ALLOWED = 0.01
@@ -192,10 +192,10 @@ def conclude(
     cross, top = tally.cross(), tally.top()
     stage = looks.cross.stage if looks else cross.stage
     failures = tally.counts["failures"]
-    left = data["prompts"] - tally.prompts - failures
-    estimates, kind = (
-        looks.estimates(tally, left > 0 and stopped is None) if looks else ((cross.score, top.score), UNSTOPPED)
-    )
+    estimates, kind = (cross.score, top.score), UNSTOPPED
+    if looks:
+        early = stopped is None and tally.prompts + failures < data["prompts"]
+        estimates, kind = looks.estimates(tally, early)
     return Measurement(
         boundary_score=cross.score,
         interval=looks.cross.interval if looks else cross.interval,

@@ -58,7 +58,7 @@ def check(request: BoundaryRequest) -> None:
     zone = request.indifference
     if zone is not None and not 0 < zone < 0.5:
         raise StagealignError(
-            f"--indifference {zone}: not between 0 and 0.5; 0.05 stops when the score is known to be within 0.45 to 0.55"
+            f"--indifference {zone}: not between 0 and 0.5; 0.05 stops when the score is known to be in 0.45 to 0.55"
         )
     if request.template not in ("auto", "none"):
         raise StagealignError(f"--template {request.template!r}: unknown; auto or none")

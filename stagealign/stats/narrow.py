@@ -8,7 +8,7 @@ UNSEEN = 3.0
 """Rule of three: what this many in n prompts do is unseen in n prompts with probability 5% (exp(-3)). Source: Hanley
 and Lippman-Hand 1983, "If nothing goes wrong, is everything all right?" (JAMA 249)."""
 FEW_PROMPTS = 30
-"""Effective prompts from which on the interval's coverage is measured at 0.93 to 0.97 (`python -m benchmarks.boundary`)."""
+"""Effective prompts from which on the coverage is measured at 0.93 to 0.97 (`python -m benchmarks.boundary`)."""
 
 
 def too_narrow(votes: Array, found: BoundaryScore) -> Iterator[str]:

@@ -11,8 +11,8 @@ from stagealign.stats.votes import BOUNDARY, Array
 Codes = NDArray[np.int64]
 ORDERS = 2000
 """Orders of the prompts that an estimate averages; its error from drawing them is then about 0.003."""
-LEAST_ORDERS = 50
-STEPS = 40_000_000
+LEAST_ORDERS = 250
+STEPS = 16_000_000
 """Most prompts over all orders drawn, a few seconds of work."""
 
 

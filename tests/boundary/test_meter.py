@@ -247,9 +247,9 @@ def test_batches_hold_every_prompt_once_in_order():
         cut = list(batches(ITEMS, growing))
         assert [item for batch in cut for item in batch] == ITEMS
     sizes = [len(batch) for batch in batches(range(5000), True)]
-    assert sizes[:6] == [8, 8, 8, 8, 8, 10]
+    assert sizes[:7] == [16, 16, 16, 16, 16, 20, 25]
     done = [sum(sizes[:place]) for place in range(len(sizes))]
-    assert all(size <= max(8, before / 4) for size, before in zip(sizes, done, strict=True))
+    assert all(size <= max(16, before / 4) for size, before in zip(sizes, done, strict=True))
     assert max(sizes) == 256
 
 
