@@ -156,9 +156,7 @@ class Until:
 
 
 UNSTOPPED = "share of votes won: no vote could end the measurement before the last of these prompts"
-CORRECTED = (
-    "unbiased under the stopping rule: the first batch's share, over all orders of the prompts that end alike"
-)
+CORRECTED = "unbiased under the stopping rule: the first batch's share, over all orders of the prompts that end alike"
 INFLATED = "not known: an early stop inflates the share of votes won, and too few orders of the prompts correct it"
 """Meanings of an estimate, as text."""
 

@@ -41,10 +41,13 @@ def first_decisions(
     return _first(codes.reshape(table.shape[:2]), values, Decision(most_votes, alpha, indifference))
 
 
-def unstopped_shares(votes: Array, wanted: Array, ended: Ended, decision: Decision) -> Array | None:
+def unstopped_shares(
+    votes: Array, wanted: Array, ended: Ended, decision: Decision, orders: int = ORDERS
+) -> Array | None:
     """Shares of votes on [columns] without the bias of an early stop; None if too few orders can be found.
 
-    `votes` [n, 2] drove the `decision`; `wanted` [n, columns, 2] are the votes on and off whose shares are asked for.
+    `votes` [n, 2] drove the `decision`; `wanted` [n, columns, 2] are the votes on and off whose shares are asked for;
+    `orders`: how many orders of the prompts to average.
 
     A measurement that ends when the votes are extreme has, on average, an extreme share of votes. The first batch has
     no such bias, since nothing can end the measurement before it. Given the votes cast and when the measurement ended,
@@ -62,14 +65,14 @@ def unstopped_shares(votes: Array, wanted: Array, ended: Ended, decision: Decisi
     values, codes = np.unique(votes, axis=0, return_inverse=True)
     codes, count = codes.ravel(), len(votes)
     rng, won, found, steps = np.random.default_rng(0), np.zeros(wanted.shape[1:]), 0, 0
-    part = max(1, min(ORDERS, STEPS // (8 * count)))
-    while found < ORDERS and steps < STEPS:
-        orders = rng.permuted(np.tile(np.arange(count), (part, 1)), axis=1)
-        at, _ = _first(codes[orders], values, decision)
+    part = max(1, min(orders, STEPS // (8 * count)))
+    while found < orders and steps < STEPS:
+        drawn = rng.permuted(np.tile(np.arange(count), (part, 1)), axis=1)
+        at, _ = _first(codes[drawn], values, decision)
         alike = (at > ended.before) if ended.early else (at == 0) | (at > ended.before)
-        won += wanted[orders[alike, : ended.first]].sum((0, 1))
+        won += wanted[drawn[alike, : ended.first]].sum((0, 1))
         found, steps = found + int(alike.sum()), steps + part * count
-    return shares_on(won[None]) if found >= LEAST_ORDERS else None
+    return shares_on(won[None]) if found >= min(LEAST_ORDERS, orders) else None
 
 
 def shares_on(wanted: Array) -> Array:

@@ -5,9 +5,14 @@ import random
 
 import pytest
 
+from stagealign.base.errors import StagealignError
+from stagealign.boundary.measure import measure_boundary
 from stagealign.boundary.meter import Meter, measure
+from stagealign.boundary.request import BoundaryRequest
 from stagealign.boundary.sampling import MeterPrompt, SampledPrompt
 from stagealign.boundary.tally import Looks, Until, VoteTally
+from stagealign.boundary.to_judge import write_pairs
+from stagealign.report.pages.meter import fact_rows, page
 from stagealign.scoring.contest import Judged
 from stagealign.store.kept import Kept
 
@@ -180,3 +185,48 @@ def test_a_fixed_interval_that_may_be_too_narrow_is_told():
     assert "may be too narrow: all prompts vote alike" in note
     assert any("rests on 20 prompts" in line for line in measure(ITEMS[:20], meter(Alike()), {}).notes)
     assert not measure(ITEMS[:40], meter(Alike()), {}, decide=0.95).notes
+
+
+def test_the_page_shows_estimate_zone_and_share():
+    found = measure(ITEMS, meter(Coin(0.58)), {}, decide=Until(0.95, 0.02))
+    said = dict(fact_rows(found))
+    assert said["score"] == f"{found.estimate_kind}; share of votes won {found.boundary_score:.3f}"
+    assert f"share of votes won {found.top_candidate['score']:.2f}" in said["by top candidate"]
+    text = page(found)
+    assert "Diamond: the boundary score, corrected for when the measurement stopped." in text
+    assert "Dotted: scores without a practical difference." in text
+    plain = page(measure(ITEMS[:40], meter(Coin(0.58)), {}))
+    assert "Diamond" not in plain
+    assert "Dotted" not in plain
+
+
+@pytest.mark.parametrize("zone", [0, -0.05, 0.5, 1, float("nan")])
+def test_a_zone_that_is_none_is_refused_before_anything_is_loaded(zone):
+    with pytest.raises(StagealignError, match=r"^--indifference .*: not between 0 and 0.5; 0.05 stops when"):
+        measure_boundary(oracle="recorded:absent.jsonl", indifference=zone)
+
+
+def test_a_zone_alone_is_decided_at_95_percent(tmp_path):
+    rows = [
+        {
+            "prompt": f"p{n}",
+            "source": source,
+            "completion": f"{source} {n}",
+            "score": float((source == "on") == (n % 2)),
+        }
+        for n in range(400)
+        for source in ("on", "off")
+    ]
+    file = tmp_path / "scored.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    found = measure_boundary(oracle=f"recorded:{file}", indifference=0.2)
+    assert (found.stage, found.decision["level"], found.request["indifference"]) == (
+        "no practical difference", 0.95, 0.2,
+    )  # fmt: skip
+    assert 0.3 <= found.interval[0] <= found.interval[1] <= 0.7
+    assert found.prompts_used < 400
+
+
+def test_a_zone_is_no_option_of_writing_pairs(tmp_path):
+    with pytest.raises(StagealignError, match="--indifference with --pairs: not used"):
+        write_pairs(BoundaryRequest("p", "d.jsonl", indifference=0.05), tmp_path / "new.csv")
