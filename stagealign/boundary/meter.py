@@ -192,7 +192,8 @@ def conclude(
     cross, top = tally.cross(), tally.top()
     stage = looks.cross.stage if looks else cross.stage
     failures = tally.counts["failures"]
-    estimates, kind = (cross.score, top.score), UNSTOPPED
+    estimates: tuple[float, float] | None = (cross.score, top.score)
+    kind = UNSTOPPED
     if looks:
         early = stopped is None and tally.prompts + failures < data["prompts"]
         estimates, kind = looks.estimates(tally, early)
