@@ -1,7 +1,8 @@
 """`python -m benchmarks.boundary`: measures with fixed seeds, prints tables, writes `results/boundary/`.
 
-Parts: `truth`, worlds with a known score; `models`, recorded preferences of AlpacaEval; `oracle`, the speed of PairRM's
-pass; `memory`, peak memory for files of two sizes; `real`, the command on a real model.
+Parts: `truth`, worlds with a known score; `sequential`, what an early stop does in them; `models`, recorded
+preferences of AlpacaEval; `oracle`, the speed of PairRM's pass; `memory`, peak memory for files of two sizes; `real`,
+the command on a real model.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.boundary import known_truth, recorded
+from benchmarks.boundary import known_truth, recorded, sequential
 
 SEED = 20250814
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "boundary"
@@ -45,6 +46,17 @@ def truth(given: argparse.Namespace, started: float) -> None:
     keep("prompts_needed", rows, aim, started)
     rows = known_truth.forecasts(SEED, streams=60)
     keep("forecasts", rows, "Prompts said to be needed when the budget ended undecided", started)
+
+
+def stops(given: argparse.Namespace, started: float) -> None:
+    rows = sequential.estimates(SEED, streams=300)
+    keep("estimates", rows, "Score at an early stop: share of votes won, and the estimate shown", started)
+    rows = sequential.sequences(SEED, streams=200)
+    keep("sequences", rows, "Interval at every look up to 400 prompts (aim: held in at least 0.95)", started)
+    rows = sequential.zones(SEED, streams=80)
+    keep("zones", rows, "Mean prompts with and without an indifference zone of 0.05", started)
+    rows = sequential.against_bound(SEED, streams=1000)
+    keep("against_bound", rows, "Mean prompts over log(20) / KL (aim: cross at most 1.3)", started)
 
 
 def models(given: argparse.Namespace, started: float) -> None:
@@ -85,6 +97,7 @@ def real(given: argparse.Namespace, started: float) -> None:
 
 PARTS: dict[str, Callable[[argparse.Namespace, float], None]] = {
     "truth": truth,
+    "sequential": stops,
     "models": models,
     "oracle": oracle,
     "memory": memory,

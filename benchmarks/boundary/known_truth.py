@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.boundary.world import CORRELATION, World, world_at
-from stagealign.stats.decision import Decision, first_decisions
+from stagealign.stats.decision import Decision
+from stagealign.stats.streams import first_decisions
 from stagealign.stats.votes import boundary_score
 
 PAPER_PROMPTS = 2000

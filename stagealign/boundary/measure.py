@@ -20,6 +20,7 @@ from stagealign.boundary.request import (
     nothing_to_sample,
 )
 from stagealign.boundary.sampling import Measured, MeterPrompt, Phases, SampledPrompt
+from stagealign.boundary.tally import Until
 from stagealign.data.records import prompt_hash
 from stagealign.grid.samplers import OWN
 from stagealign.oracle.open import OracleAccess, billed_by, kind_of, open_oracle
@@ -44,7 +45,8 @@ def measure_boundary(
     """Measures the stage of a policy with respect to preference data, and what to collect next.
 
     `policy`: hub id or local folder of a causal language model. `data`: file, folder or hub data set in any of the
-    layouts of `docs/data.md`. `options`: the other fields of `BoundaryRequest` (`oracle`, `prompts`, `decide`, ...).
+    layouts of `docs/data.md`. `options`: the other fields of `BoundaryRequest` (`oracle`, `prompts`, `decide`,
+    `indifference`, ...).
     `oracle="recorded:FILE"` of scored candidates needs neither policy nor data. `heard` is called with (prompts done,
     prompts in all, score so far) after each batch.
 
@@ -60,10 +62,14 @@ def measure_boundary(
         recorded = read_recorded(rest, request.prompts, request.seed)
         if recorded.form == "scores":
             nothing_to_sample(request)
-            return replace(measure_recorded(recorded, request.decide, heard), request=_said(request, SAMPLING))
+            return replace(measure_recorded(recorded, _until(request), heard), request=_said(request, SAMPLING))
         return replace(_measure(request, RecordedOracle(recorded), heard), request=_said(request))
     needs_policy_and_data(request)
     return replace(_measure(request, None, heard), request=_said(request))
+
+
+def _until(request: BoundaryRequest) -> Until | None:
+    return Until.asked(request.decide, request.indifference)
 
 
 def _said(request: BoundaryRequest, unused: Sequence[str] = ()) -> dict[str, Any]:
@@ -99,7 +105,7 @@ class Remembered:
         return {}
 
 
-def measure_recorded(recorded: "Recorded", decide: float | None, heard: Heard) -> Measurement:
+def measure_recorded(recorded: "Recorded", decide: Until | float | None, heard: Heard) -> Measurement:
     """Measures candidates with recorded scores; samples nothing."""
     data = {
         "data": recorded.path,
@@ -134,7 +140,7 @@ def _measure(request: BoundaryRequest, oracle: Oracle | None, heard: Heard) -> M
         sampled = (pair for batch in batches(items, growing=False) for pair in meter.samples.of_prompts(batch))
         oracle.check(item.contest(written.completions) for item, written in sampled if written.unusable is None)
     facts = {**_facts(rows), **policy.facts}
-    measurement = measure(items, meter, facts, request.decide, heard, _epoch_tokens(rows, policy.count))
+    measurement = measure(items, meter, facts, _until(request), heard, _epoch_tokens(rows, policy.count))
     return replace(measurement, notes=(*policy.notes, *rows.taken(), *measurement.notes))
 
 

@@ -1,24 +1,27 @@
 """A measurement: the meter's answer as a value."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from stagealign.stats.votes import Stage
+from stagealign.stats.votes import BOUNDARY, SAME, Stage, stage_of
 
 ADVICE = {
     "injection": "collect off-policy data: the static candidates are nearer to what the oracle wants",
     "fine-tuning": "collect on-policy data: the policy's own samples are nearer to what the oracle wants",
+    SAME: "collect either kind of data, whichever is cheaper: the two sources win almost equally often",
     "undecided": "no advice yet: the votes do not tell the two sources apart",
 }
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The meter's answer; `boundary_score` is the share of votes that on-policy candidates won, in [0, 1]."""
+    """The meter's answer, from the votes of the prompts measured."""
 
     boundary_score: float
+    """Share of votes that on-policy candidates won, in [0, 1]; an early stop inflates it, `estimate` corrects this."""
     interval: tuple[float, float]
+    """95% for a fixed number of prompts; with a decision, at the decision's level at every look."""
     interval_kind: str
     """Meaning of `interval` as text; it differs with and without a decision."""
     stage: Stage
@@ -26,9 +29,10 @@ class Measurement:
     prompts_used: int
     votes: Mapping[str, float]
     top_candidate: Mapping[str, Any]
-    """Score and interval by top candidates: one vote per prompt, for the source of its best candidate."""
+    """Score, estimate and interval by top candidates: one vote per prompt, for the source of its best candidate."""
     decision: Mapping[str, Any] | None
-    """Level, whether a stage was named, and prompts needed if none was; None if no decision was asked for."""
+    """Level, indifference zone, whether and after how many prompts an answer was given, and prompts needed if none
+    was; None if no decision was asked for."""
     failures: int
     """Number of prompts without a verdict; they have no vote."""
     failure: str | None
@@ -52,21 +56,60 @@ class Measurement:
     """Hash, start of the text and reason of the first 20 prompts without a verdict."""
     notes: tuple[str, ...] = ()
     """Warnings for the user, one sentence each."""
+    estimate: float | None = None
+    """Boundary score without the bias of an early stop, in [0, 1]; None if there was one and it could not be
+    corrected."""
+    estimate_kind: str = ""
+    """Meaning of `estimate` as text."""
 
     @property
     def sentence(self) -> str:
-        """The answer in one sentence."""
+        """The answer in one sentence, and a second one if answer and numbers seem to disagree."""
         low, high = self.interval
-        score = f"boundary score {self.boundary_score:.2f} from {self.prompts_used} prompts"
+        score = f"boundary score {self._score()}"
         if self.decision is None:
             score += f", 95% interval {low:.2f} to {high:.2f}"
         else:
-            score += f", between {low:.2f} and {high:.2f}, each at {self.decision['level']:.4g} however often one looks"
+            score += f", between {low:.2f} and {high:.2f} at {self.decision['level']:.4g} however often one looks"
         if self.stage == "undecided":
             needed = (self.decision or {}).get("prompts_needed")
             more = f"; about {needed} prompts would decide it at this gap" if needed else ""
             return f"Undecided: {ADVICE[self.stage]} ({score}{more})."
-        return f"Preference {self.stage} stage: {ADVICE[self.stage]} ({score})."
+        named = f"Preference {self.stage} stage"
+        if self.stage == SAME:
+            named = f"No practical difference, within {(self.decision or {})['indifference']:.4g} of 0.5"
+        return " ".join([f"{named}: {ADVICE[self.stage]} ({score}).", *self._disagreements()])
+
+    def _score(self) -> str:
+        """The estimate and the prompts, with the share of votes won where the stopping rule parts the two."""
+        share, prompts = f"{self.boundary_score:.2f}", f"from {self.prompts_used} prompts"
+        if self.estimate is None:
+            return f"{share} {prompts}, which the early stop inflates"
+        shown = f"{self.estimate:.2f}"
+        corrected = "" if shown == share else f", {share} before correction for when it stopped"
+        return f"{shown} {prompts}{corrected}"
+
+    def _disagreements(self) -> Iterator[str]:
+        """Sentences that say why answer, interval and score do not agree; none if they do."""
+        if self.decision is None:
+            return
+        low, high = self.interval
+        level = self.decision["level"]
+        if self.stage == SAME:
+            if not low < BOUNDARY < high:
+                yield "0.5 itself is ruled out, but only by a difference that does not matter here."
+            return
+        if low < BOUNDARY < high:
+            yield (
+                f"0.5 is inside the interval because its two ends hold together at {level:.4g}; the stage needs only "
+                f"one end at {level:.4g}."
+            )
+        score = self.boundary_score if self.estimate is None else self.estimate
+        if stage_of(score) != self.stage:
+            yield (
+                f"The score is on the other side of 0.5: the stage was named after {self.decision['decided_at']} "
+                f"prompts, and what followed in the same batch went the other way."
+            )
 
     def plain(self) -> dict[str, object]:
         """The measurement as JSON-ready values."""

@@ -22,11 +22,13 @@ from stagealign.boundary.sampling import (
     PromptSampler,
     SampledPrompt,
 )
-from stagealign.boundary.tally import Looks, VoteTally
+from stagealign.boundary.tally import UNSTOPPED, Looks, Until, VoteTally
 from stagealign.scoring.contest import VERDICT_COLUMNS, BudgetSpent, Judged, Oracle, judged_of
 from stagealign.store.kept import Kept
 
 FIRST_BATCH, LARGEST_BATCH = 16, 256
+GROWTH = 4
+"""A batch before a decision is a quarter of the prompts before it, so a measurement ends at most so much too late."""
 FAILURES_ALLOWED = 0.01
 HOPELESS = 256
 """Failures without a single vote after which a measurement ends."""
@@ -131,10 +133,11 @@ def texts_of(item: MeterPrompt, sampled: SampledPrompt) -> str:
 
 def batches(items: Sequence[Any], growing: bool) -> Iterator[Sequence[Any]]:
     """Yields batches of the prompts in order; `growing` starts with small ones, for a decision that may come early."""
-    size, start = (FIRST_BATCH if growing else LARGEST_BATCH), 0
+    start = 0
     while start < len(items):
+        size = min(max(FIRST_BATCH, start // GROWTH), LARGEST_BATCH) if growing else LARGEST_BATCH
         yield items[start : start + size]
-        start, size = start + size, min(size + FIRST_BATCH, LARGEST_BATCH)
+        start += size
 
 
 FIXED = "95% over prompts, if their number was fixed beforehand"
@@ -144,11 +147,11 @@ def measure(
     items: Sequence[Any],
     source: VerdictSource,
     data: Mapping[str, Any],
-    decide: float | None = None,
+    decide: Until | float | None = None,
     heard: Callable[[int, int, float], None] = lambda done, total, score: None,
     epoch_tokens: float | None = None,
 ) -> Measurement:
-    """Measures `items` in order; with `decide`, such as 0.95, ends once a stage can be named at that level.
+    """Measures `items` in order; with `decide`, a level such as 0.95 or an `Until`, ends once there is an answer.
 
     `heard` is called with (prompts done, prompts in all, score so far) after each batch. KeyboardInterrupt and an
     oracle's `BudgetSpent` end the measurement, which then covers the prompts before. `epoch_tokens`: tokens that one
@@ -165,7 +168,7 @@ def measure(
                     looks.add(tally)
             if tally.prompts:
                 heard(tally.prompts, len(items), tally.cross().score)
-            if looks is not None and looks.cross.stage != "undecided":
+            if looks is not None and looks.ends_batch(tally.prompts):
                 break
             if not tally.prompts and tally.counts["failures"] >= HOPELESS:
                 break
@@ -193,6 +196,11 @@ def conclude(
     cross, top = tally.cross(), tally.top()
     stage = looks.cross.stage if looks else cross.stage
     failures = tally.counts["failures"]
+    estimates: tuple[float, float] | None = (cross.score, top.score)
+    kind = UNSTOPPED
+    if looks:
+        early = stopped is None and tally.prompts + failures < data["prompts"]
+        estimates, kind = looks.estimates(tally, early)
     return Measurement(
         boundary_score=cross.score,
         interval=looks.cross.interval if looks else cross.interval,
@@ -201,15 +209,12 @@ def conclude(
         collect=ADVICE[stage],
         prompts_used=tally.prompts,
         votes={"on": cross.votes_on, "off": cross.votes_off, "ties": tally.counts["ties"]},
-        top_candidate={"score": top.score, "interval": looks.top.interval if looks else top.interval},
-        decision=None
-        if looks is None
-        else {
-            "level": looks.level,
-            "decided": stage != "undecided",
-            "prompts_needed": looks.cross.prompts_needed() if stage == "undecided" else None,
-            "consistent": looks.cross.consistent,
+        top_candidate={
+            "score": top.score,
+            "interval": looks.top.interval if looks else top.interval,
+            "estimate": estimates[1] if estimates else None,
         },
+        decision=looks.decision() if looks else None,
         failures=failures,
         failure=tally.failure,
         failed_prompts=tuple(tally.failed),
@@ -220,7 +225,9 @@ def conclude(
         running=tuple((looks or tally).running()),
         sample=tuple(tally.sample),
         stopped=stopped,
-        notes=tuple(looks.remarks(cross.score, top.score)) if looks else (),
+        notes=tuple(looks.remarks(cross.score, top.score) if looks else tally.remarks()),
+        estimate=estimates[0] if estimates else None,
+        estimate_kind=kind,
     )
 
 

@@ -22,6 +22,8 @@ class BoundaryRequest:
     prompts: int | None = 2000
     seed: int = 0
     decide: float | None = None
+    indifference: float | None = None
+    """Half-width of the zone around 0.5 without a practical difference; without `decide`, decided at 0.95."""
     split: str | None = None
     columns: str | None = None
     """Columns of `data` by what they hold, such as `prompt=question,chosen=a,rejected=b`; None to find the layout."""
@@ -58,6 +60,11 @@ def check(request: BoundaryRequest) -> None:
     chosen(request.sampler, request.policy_url)
     if request.decide is not None and not 0.5 < request.decide < 1:
         raise StagealignError(f"--decide {request.decide}: not a level; 0.95 stops when a stage is named at 95%")
+    zone = request.indifference
+    if zone is not None and not 0 < zone < 0.5:
+        raise StagealignError(
+            f"--indifference {zone}: not between 0 and 0.5; 0.05 stops when the score is known to be in 0.45 to 0.55"
+        )
     if request.template not in ("auto", "none"):
         raise StagealignError(f"--template {request.template!r}: unknown; auto or none")
     if request.template == "none" and request.policy_url:

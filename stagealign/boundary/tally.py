@@ -11,7 +11,9 @@ import numpy as np
 from stagealign.boundary.sampling import MeterPrompt, SampledPrompt
 from stagealign.scoring.contest import Judged
 from stagealign.stats.decision import Decision
-from stagealign.stats.votes import BoundaryScore, boundary_score, cross_votes, pair_votes, top_vote
+from stagealign.stats.narrow import too_narrow
+from stagealign.stats.streams import Ended, unstopped_shares
+from stagealign.stats.votes import Array, BoundaryScore, boundary_score, cross_votes, pair_votes, top_vote
 
 POINTS = 200
 """Most points of the running score in a measurement."""
@@ -54,6 +56,14 @@ class VoteTally:
     def top(self) -> BoundaryScore:
         """Score by the source of each prompt's best candidate."""
         return boundary_score(np.frombuffer(self.tops).reshape(-1, 2))
+
+    def both(self) -> Array:
+        """Votes [prompts, 2, 2]: by all comparisons and by top candidates, each for `on` and `off`."""
+        return np.stack([np.frombuffer(votes).reshape(-1, 2) for votes in (self.votes, self.tops)], axis=1)
+
+    def remarks(self) -> Iterator[str]:
+        """Yields a warning for each reason why the interval for a fixed number of prompts may be too narrow."""
+        return too_narrow(np.frombuffer(self.votes).reshape(-1, 2), self.cross())
 
     def add(self, item: MeterPrompt, sampled: SampledPrompt, verdict: Judged) -> bool:
         """Counts one prompt. Returns False if it has no vote because the oracle failed."""
@@ -141,6 +151,33 @@ class VoteTally:
         }
 
 
+LEVEL = 0.95
+"""Level of a decision that is asked for by its indifference zone alone."""
+
+
+@dataclass(frozen=True)
+class Until:
+    """When a measurement ends before its last prompt."""
+
+    level: float
+    """Ends once a stage can be named at this level, such as 0.95."""
+    indifference: float | None = None
+    """Ends also once the interval lies within this distance of 0.5; None for no such zone."""
+
+    @classmethod
+    def asked(cls, level: float | None, indifference: float | None) -> "Until | None":
+        """The end that a request asks for, None for none; a zone without a level is decided at 0.95."""
+        if level is None and indifference is None:
+            return None
+        return cls(LEVEL if level is None else level, indifference)
+
+
+UNSTOPPED = "share of votes won: no vote could end the measurement before the last of these prompts"
+CORRECTED = "unbiased under the stopping rule: the first batch's share, over all orders of the prompts that end alike"
+INFLATED = "not known: an early stop inflates the share of votes won, and too few orders of the prompts correct it"
+"""Meanings of an estimate, as text."""
+
+
 @dataclass(frozen=True)
 class Looks:
     """The requested decision, updated after every prompt, by all comparisons and by top candidates."""
@@ -150,16 +187,52 @@ class Looks:
     top: Decision
     seen: "array[float]" = field(default_factory=lambda: array("d"))
     """Score, low and high after each prompt in turn; length 3 x prompts."""
+    batches: list[int] = field(default_factory=list)
+    """Number of prompts after each batch, as far as it grew; only there a measurement ends."""
 
     @classmethod
-    def at(cls, level: float, most_votes: int) -> "Looks":
-        return cls(level, Decision(float(most_votes), 1 - level), Decision(1.0, 1 - level))
+    def at(cls, asked: Until | float, most_votes: int) -> "Looks":
+        """Decisions at a level, such as 0.95; only the one by all comparisons can end a measurement."""
+        until = asked if isinstance(asked, Until) else Until(asked)
+        alpha = 1 - until.level
+        return cls(until.level, Decision(float(most_votes), alpha, until.indifference), Decision(1.0, alpha))
 
     def add(self, tally: VoteTally) -> None:
         """Updates both decisions with the prompt that was counted last."""
         self.cross.update(*tally.votes[-2:])
         self.top.update(*tally.tops[-2:])
         self.seen.extend((self.cross.score, *self.cross.interval))
+
+    def ends_batch(self, prompts: int) -> bool:
+        """Notes the end of a batch after so many prompts; True if the answer ends the measurement here."""
+        if prompts > (self.batches[-1] if self.batches else 0):
+            self.batches.append(prompts)
+        return self.cross.stage != "undecided"
+
+    def decision(self) -> dict[str, Any]:
+        """The decision in a measurement."""
+        undecided = self.cross.stage == "undecided"
+        return {
+            "level": self.level,
+            "indifference": self.cross.indifference,
+            "decided": not undecided,
+            "decided_at": self.cross.decided_at,
+            "prompts_needed": self.cross.prompts_needed() if undecided else None,
+            "consistent": self.cross.consistent,
+        }
+
+    def estimates(self, tally: VoteTally, early: bool) -> tuple[tuple[float, float] | None, str]:
+        """Scores by all comparisons and by top candidates without an early stop's bias, and their meaning as text.
+
+        `early`: whether the answer ended the measurement with prompts left.
+        """
+        both, before = tally.both(), [prompts for prompts in self.batches if prompts < tally.prompts]
+        ended = Ended(self.batches[0] if self.batches else tally.prompts, before[-1] if before else 0, early)
+        shares = unstopped_shares(both[:, 0], both, ended, self.cross)
+        if shares is None:
+            return None, INFLATED
+        cross, top = shares
+        return (float(cross), float(top)), CORRECTED if ended.before else UNSTOPPED
 
     def running(self) -> Iterator[tuple[int, float, float, float]]:
         """Yields (prompts, score, low, high) after some of the prompts."""
@@ -186,8 +259,8 @@ class Looks:
     def kind(self) -> str:
         """Meaning of the interval as text."""
         return (
-            f"anytime-valid: each end holds at {self.level:.4g} however often one looks, "
-            f"both together at {2 * self.level - 1:.4g}"
+            f"anytime-valid: both ends together hold at {self.level:.4g} however often one looks, "
+            f"each at {(1 + self.level) / 2:.4g}"
         )
 
 

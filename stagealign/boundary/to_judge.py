@@ -24,7 +24,7 @@ from stagealign.store.kept import Kept
 
 ENDINGS = (".csv", ".jsonl")
 COLUMNS = ("prompt", "a", "b", "preference")
-OTHERS = ("oracle", "decide", "judge_url", "max_judge_tokens")
+OTHERS = ("oracle", "decide", "indifference", "judge_url", "max_judge_tokens")
 """Options of a measurement that do not apply to writing pairs."""
 
 

@@ -28,6 +28,10 @@ DataName = Annotated[str | None, typer.Option(help="File, folder or hub data set
 OracleName = Annotated[str, typer.Option(help="pairrm, reward:ID, completion-reward:ID, judge:MODEL or recorded:FILE.")]
 PromptCount = Annotated[int, typer.Option(help="Largest number of prompts to measure.", min=1)]
 Decide = Annotated[float | None, typer.Option(help="Stop once a stage is decided at this confidence level, e.g. 0.95.")]
+Indifference = Annotated[
+    float | None,
+    typer.Option(help="Stop also once the score is within this distance of 0.5, e.g. 0.05: no practical difference."),
+]
 Seed = Annotated[int, typer.Option(help="Seed of the choice of prompts and of sampling.")]
 Split = Annotated[str | None, typer.Option(help="Split of a hub data set.")]
 Columns = Annotated[
@@ -61,6 +65,7 @@ def boundary(
     oracle: OracleName = "pairrm",
     prompts: PromptCount = 2000,
     decide: Decide = None,
+    indifference: Indifference = None,
     seed: Seed = 0,
     split: Split = None,
     columns: Columns = None,
@@ -85,8 +90,9 @@ def boundary(
 
     check_json(json_file, html)
     request = BoundaryRequest(
-        policy, data, oracle=oracle, prompts=prompts, decide=decide, seed=seed, split=split, columns=columns,
-        decoding=Decoding(temperature, top_p, top_k, max_new_tokens), template=template, sampler=sampler,
+        policy, data, oracle=oracle, prompts=prompts, decide=decide, indifference=indifference, seed=seed,
+        split=split, columns=columns, template=template, sampler=sampler,
+        decoding=Decoding(temperature, top_p, top_k, max_new_tokens),
         policy_url=policy_url, judge_url=judge_url, max_judge_tokens=max_judge_tokens,
         template_args=template_args_in(template_args),
     )  # fmt: skip

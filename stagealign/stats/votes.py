@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from stagealign.base.errors import BadData
 from stagealign.stats.statistics import t_quantile
 
-Stage = Literal["injection", "fine-tuning", "undecided"]
+Stage = Literal["injection", "fine-tuning", "no practical difference", "undecided"]
 Array = NDArray[np.float64]
+SAME: Stage = "no practical difference"
+"""Answer of a decision with an indifference zone: the score is nearer to 0.5 than a difference that matters."""
 BOUNDARY = 0.5
 PSEUDO_PROMPTS = 0.5
 """Number of pseudo-prompts of one vote each that draw the interval's design effect towards 1; see `boundary_score`."""
@@ -81,7 +83,8 @@ class BoundaryScore:
     standard_error: float | None
     """Standard error of `score`, prompts as clusters; None for one prompt, 0 if all voted alike: use `interval`."""
     interval: tuple[float, float]
-    """95%, for a number of prompts fixed beforehand; under a look after every prompt use `Decision.interval`."""
+    """95%, for a number of prompts fixed beforehand; under a look after every prompt use `Decision.interval`. It is
+    too narrow if rare prompts vote quite differently and none was seen; see `stats.narrow`."""
     prompts: int
     votes_on: float
     votes_off: float

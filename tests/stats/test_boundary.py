@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from benchmarks.boundary.world import world_at
 from stagealign.base.errors import BadData
-from stagealign.stats.decision import BETS, SHARES, Decision, _log_capital, first_decisions, log_payoffs
+from stagealign.stats.decision import BETS, SHARES, Decision, _log_capital, log_payoffs
 from stagealign.stats.statistics import t_quantile
+from stagealign.stats.streams import first_decisions
 from stagealign.stats.votes import BoundaryScore, boundary_score, cross_votes, pair_votes, stage_of, top_vote
 
 scores = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=4)
@@ -160,18 +161,22 @@ def test_bets_are_fair_at_the_score_itself():
 
 
 def test_decision_by_hand():
-    # All votes on: each prompt multiplies the upper capitals by 1 + bet; 20 = 1 / alpha is reached after 8.
+    # All votes on: each prompt multiplies the upper capitals by 1 + bet; 20 = 1 / alpha is reached after 6.
     capital = [float(SHARES @ (1 + BETS) ** count) for count in range(10)]
     needed = next(count for count, value in enumerate(capital) if value >= 20)
     decision = Decision(most_votes=4)
     stages = [decision.update(4, 0) for _ in range(needed)]
     assert stages == ["undecided"] * (needed - 1) + ["fine-tuning"]
-    assert decision.prompts == needed == 8
+    assert decision.prompts == decision.decided_at == needed == 6
     assert decision.prompts_needed() == needed
     low, high = decision.interval
     assert (decision.score, high, decision.consistent) == (1, 1, True)
-    assert low >= 0.5
-    assert SHARES @ (1 + BETS * (1 / low - 1)) ** needed == pytest.approx(20, rel=1e-3)
+    # Each end of the interval takes half of alpha, so it is a little wider than the decision needs.
+    assert SHARES @ (1 + BETS * (1 / low - 1)) ** needed == pytest.approx(40, rel=1e-3)
+    assert 0.4 < low < 0.5
+    for _ in range(2):
+        decision.update(4, 0)
+    assert (decision.decided_at, decision.interval[0] > 0.5) == (needed, True)
 
 
 @settings(max_examples=30)
@@ -257,11 +262,11 @@ def test_wrong_decisions_near_the_boundary_in_small(score):
 def test_ends_of_the_sequence_hold_at_every_look():
     world, missed = world_at(0.7), 0
     for stream in world.votes(np.random.default_rng(4), (80, 40)):
-        decision = Decision(4, alpha=0.025)
+        decision = Decision(4)
         for on, off in stream:
             decision.update(on, off)
         missed += not decision.interval[0] <= 0.7 <= decision.interval[1]
-    assert missed <= 8
+    assert missed <= 4  # 5% of 80
 
 
 @pytest.mark.parametrize(("gap", "aim"), [(0.1, 85), (0.25, 20)])

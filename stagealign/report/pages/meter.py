@@ -83,7 +83,7 @@ def caveat_rows(measured: Measurement) -> list[tuple[str, str]]:
 
 def fact_rows(measured: Measurement) -> list[tuple[str, str]]:
     """(name, value) of data, votes and cost."""
-    top, known = measured.top_candidate, set(COUNTED)
+    known = set(COUNTED)
     votes = [number(measured.votes[name]) for name in ("on", "off", "ties")]
     return [
         ("data", str(measured.data.get("data", "unknown"))),
@@ -91,11 +91,20 @@ def fact_rows(measured: Measurement) -> list[tuple[str, str]]:
         ("prompts", prompts_in_words(measured)),
         *(("failed", row) for row in [failed_in_words(measured)] if row),
         *((name, str(value)) for name, value in measured.data.items() if name not in known),
+        ("score", f"{measured.estimate_kind}; share of votes won {measured.boundary_score:.3f}"),
         ("interval", measured.interval_kind),
         ("votes", f"{votes[0]} on, {votes[1]} off, {votes[2]} ties (half to each)"),
-        ("by top candidate", f"{top['score']:.2f} [{top['interval'][0]:.2f}, {top['interval'][1]:.2f}]"),
+        ("by top candidate", top_in_words(measured.top_candidate)),
         *cost_rows(measured.cost),
     ]
+
+
+def top_in_words(top: Mapping[str, Any]) -> str:
+    """Score by top candidates with its interval; the estimate, or the share of votes if that is not known."""
+    low, high = top["interval"]
+    share, estimate = top["score"], top["estimate"]
+    shown = f"{share if estimate is None else estimate:.2f} [{low:.2f}, {high:.2f}]"
+    return shown if estimate == share else f"{shown}, share of votes won {share:.2f}"
 
 
 COUNTED = ("data", "prompts", "rows given", "rows used", "rows merged", "rows not chosen", "rows dropped", "dropped")
@@ -175,7 +184,7 @@ def percent(share: float) -> str:
     return f"{value:.1f}%" if value >= 0.1 or not value else f"{value:.2f}%"
 
 
-ABOUT = "Boundary score over the prompts measured, with its interval; above 0.5 the policy wins more votes"
+ABOUT = "Share of votes won over the prompts measured, with its interval; above 0.5 the policy wins more votes"
 
 
 def figure(measured: Measurement) -> str:
@@ -198,10 +207,14 @@ def _running(measured: Measurement) -> Any:
     axis.plot(prompts, score, color=SOURCE_COLOUR["off"], linewidth=1.5)
     axis.plot(prompts[-1:], score[-1:], color=SOURCE_COLOUR["off"], marker="o", markersize=5, clip_on=False)
     axis.axhline(0.5, color=FAINT, linewidth=1, linestyle="--")
+    if zone := (measured.decision or {}).get("indifference"):
+        axis.axhspan(0.5 - zone, 0.5 + zone, facecolor="none", edgecolor=FAINT, linewidth=0.8, linestyle=":")
+    if measured.estimate is not None and measured.estimate != measured.boundary_score:
+        axis.plot(prompts[-1:], [measured.estimate], color=INK, marker="D", markersize=5, clip_on=False, linestyle="")
     for height, words in ((0.97, "fine-tuning: on-policy data next"), (0.03, "injection: off-policy data next")):
         place = "top" if height > 0.5 else "bottom"
         axis.text(0.99, height, words, transform=axis.transAxes, ha="right", va=place, color=INK)
-    axis.set(ylim=(0, 1), xlabel="prompts measured", ylabel="boundary score")
+    axis.set(ylim=(0, 1), xlabel="prompts measured", ylabel="share of votes won")
     axis.set_xlim(min(prompts[0], prompts[-1] - 1), prompts[-1])
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return drawn
