@@ -15,13 +15,12 @@ from typing import Any
 
 from stagealign.base.identity import fingerprint, plain, stream
 from stagealign.boundary.meter import kept_at, texts_of
-from stagealign.boundary.open_policy import RENDERING
 from stagealign.boundary.sampling import MeterPrompt, SampledPrompt
 from stagealign.evaluate.alpaca_eval.answers import key_of
 from stagealign.evaluate.alpaca_eval.asking import ServedJudge
 from stagealign.evaluate.alpaca_eval.local import LocalJudge
 from stagealign.evaluate.alpaca_eval.rows import BattleItem
-from stagealign.grid import registry, scales, variants
+from stagealign.grid import registry, samplers, scales, variants
 from stagealign.grid.cell import Cell
 from stagealign.grid.claims import CLAIMS, cited
 from stagealign.grid.spec import Decoding, Engine
@@ -76,7 +75,7 @@ def _kept() -> Iterator[tuple[str, str, str]]:
         "template": "auto",
         "seed": 0,
         "count": 2,
-        "rendering": RENDERING,
+        "rendering": samplers.RENDERING_VERSION,
     }
     policies: dict[str, dict[str, Any]] = {
         "loaded": {"weights": "org/model@0123456789abcdef", **settings},

@@ -4,13 +4,14 @@ It needs neither a cell nor training. It measures in batches, keeps every candid
 requested decision is made.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from stagealign.base.errors import BadData
-from stagealign.base.identity import fingerprint
+from stagealign.base.identity import fingerprint, plain
 from stagealign.boundary.measurement import ADVICE, Measurement
 from stagealign.boundary.sampling import (
     COMPLETIONS,
@@ -23,9 +24,13 @@ from stagealign.boundary.sampling import (
     SampledPrompt,
 )
 from stagealign.boundary.tally import UNSTOPPED, Looks, Until, VoteTally
+from stagealign.grid.samplers import OWN_VERSION, RENDERING_VERSION
 from stagealign.scoring.contest import VERDICT_COLUMNS, BudgetSpent, Judged, Oracle, judged_of
+from stagealign.store.files import write_text
 from stagealign.store.kept import Kept
 
+IDENTITY = "identity.json"
+"""File beside kept samples: the identity of their policy."""
 FIRST_BATCH, LARGEST_BATCH = 16, 256
 GROWTH = 4
 """A batch before a decision is a quarter of the prompts before it, so a measurement ends at most so much too late."""
@@ -256,8 +261,24 @@ def kept_at(home: Path, policy: Mapping[str, Any], oracle: Mapping[str, Any]) ->
 
 
 def samples_at(home: Path, policy: Mapping[str, Any]) -> Kept:
-    """Kept candidates of a policy."""
-    return Kept(_folder(home, policy) / "candidates.jsonl", list(SampledPrompt.__dataclass_fields__))
+    """Kept candidates of a policy; its identity is written beside them, for `stagealign doctor`."""
+    folder = _folder(home, policy)
+    if not (folder / IDENTITY).exists():
+        write_text(folder / IDENTITY, json.dumps(plain(policy), sort_keys=True))
+    return Kept(folder / "candidates.jsonl", list(SampledPrompt.__dataclass_fields__))
+
+
+def outdated(folder: Path) -> bool:
+    """Whether no measurement of this version would use the samples that are kept in a folder.
+
+    Samples from before identities were written beside them count as outdated.
+    """
+    try:
+        identity = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
+        own = identity.get("sampler", [OWN_VERSION])[0]
+        return bool(identity.get("rendering") != RENDERING_VERSION or own != OWN_VERSION)
+    except (OSError, ValueError, AttributeError, LookupError, TypeError):
+        return True
 
 
 def _folder(home: Path, policy: Mapping[str, Any]) -> Path:

@@ -11,7 +11,7 @@ from stagealign.base.reasoning import Answer, answer_of, ends_reasoning
 from stagealign.boundary.rendering import RenderedPrompt, accepted, in_reasoning, renderer
 from stagealign.boundary.request import BoundaryRequest
 from stagealign.boundary.sampling import COMPLETIONS, MeterPrompt, PromptSampler, SampledPrompt, answered
-from stagealign.grid.samplers import chosen
+from stagealign.grid.samplers import OWN_VERSION, RENDERING_VERSION, chosen
 from stagealign.store.artifact import Facts, Identity
 
 if TYPE_CHECKING:
@@ -49,8 +49,6 @@ IGNORED = (
     "exponential_decay_length_penalty",
 )
 """Settings of generation_config.json that change texts at any temperature."""
-RENDERING = 2
-"""Version of how prompts are rendered and answers are read; part of the identity of samples."""
 NO_TEMPLATE = (
     "Careful: the policy's tokenizer has no chat template, so prompts are plain text (turns as `role: content`); a "
     "policy that was trained on conversations answers them differently than in use. If plain text is intended, use "
@@ -68,7 +66,7 @@ def open_policy(request: BoundaryRequest) -> OpenPolicy:
         "template": request.template,
         "seed": request.seed,
         "count": COMPLETIONS,
-        "rendering": RENDERING,
+        "rendering": RENDERING_VERSION,
     }
     if request.template_args:
         settings["template_args"] = dict(request.template_args)
@@ -123,7 +121,7 @@ def loaded(request: BoundaryRequest, settings: Identity) -> OpenPolicy:
     def sampler(items: Sequence[MeterPrompt]) -> Iterator[SampledPrompt]:
         return accepted(items, render, sample_rendered)
 
-    identity = {"weights": weights, "ends": lm.end_ids(model), "sampler": [paths.VERSION, path.name], **settings}
+    identity = {"weights": weights, "ends": lm.end_ids(model), "sampler": [OWN_VERSION, path.name], **settings}
     notes = (*_template_notes(request, model), *_path_notes(path), *_decoding_notes(model))
     return OpenPolicy(sampler, identity, _counter(model), {"policy sampled by": path.sampler}, notes)
 

@@ -4,6 +4,7 @@ Reads only. Each finding says what is wrong and what to do. An artifact without 
 """
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,6 +171,7 @@ def kept_findings(home: Path) -> Iterator[Finding]:
     """Findings on each file of kept rows of the meter and of AlpacaEval: its number of lines, and damaged ones."""
     from stagealign.store.kept import whole_row
 
+    yield from _outdated_samples(home)
     for path in sorted([*home.glob("meter/*/*.jsonl"), *home.glob("alpaca/*.jsonl")]):
         lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
         bad = sum(whole_row(line) is None for line in lines)
@@ -181,6 +183,20 @@ def kept_findings(home: Path) -> Iterator[Finding]:
             )  # fmt: skip
         else:
             yield Finding("kept", "ok", f"{name}: {len(lines)} lines")
+
+
+def _outdated_samples(home: Path) -> Iterator[Finding]:
+    """Finding on samples that earlier versions of the meter kept and no measurement uses any more."""
+    from stagealign.boundary.meter import outdated
+
+    folders = [place for place in sorted(home.glob("meter/*")) if place.is_dir() and outdated(place)]
+    if folders:
+        size = sum(file.stat().st_size for place in folders for file in place.rglob("*") if file.is_file())
+        words = " ".join(shlex.quote(str(place)) for place in folders)
+        yield Finding(
+            "kept", "note", f"meter: samples of {len(folders)} policies ({size / 1e6:.1f} MB) are of earlier versions, "
+            "and no measurement uses them", f"`rm -r {words}` removes them",
+        )  # fmt: skip
 
 
 def result_findings(folder: Path) -> Iterator[Finding]:

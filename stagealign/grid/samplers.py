@@ -5,6 +5,11 @@ from dataclasses import dataclass
 from stagealign.base.errors import StagealignError
 from stagealign.base.kind import Kind
 
+OWN_VERSION = 2
+"""Version of what our own sampler writes; part of the identity of samples that the meter keeps."""
+RENDERING_VERSION = 2
+"""Version of how prompts are rendered and answers are read; part of the identity of samples that the meter keeps."""
+
 
 @dataclass(frozen=True)
 class Sampler:

@@ -23,8 +23,6 @@ from stagealign.policy.general import Batches, generated, only
 from stagealign.policy.lm import LanguageModel
 from stagealign.policy.miniature import miniature
 
-VERSION = 2
-"""Of what our sampler writes; part of the identity of samples that the meter keeps."""
 STEPS = 4
 """Tokens of each continuation whose logits are compared."""
 SAME = 1e-3

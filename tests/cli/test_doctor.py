@@ -2,16 +2,20 @@
 
 import json
 import re
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 from factory_results import fill, result
 from factory_store import cut, flip, make
 
 from stagealign.base.kind import Kind
+from stagealign.boundary.meter import samples_at
 from stagealign.cli import app as cli
 from stagealign.cli import checkup
 from stagealign.cli.checkup import kept_findings, result_findings, store_findings
+from stagealign.grid.samplers import OWN_VERSION, RENDERING_VERSION
 from stagealign.store.artifact import Artifact
 from stagealign.store.folder import Store
 from stagealign.store.kept import Kept
@@ -98,14 +102,35 @@ def test_what_was_built_before_is_counted_and_strangers_are_named(home):
 
 
 def test_kept_rows(tmp_path):
-    path = tmp_path / "meter" / "x" / "candidates.jsonl"
-    kept = Kept(path)
+    kept = samples_at(tmp_path, {"weights": "a", "rendering": RENDERING_VERSION})
+    path = next(tmp_path.glob("meter/*/candidates.jsonl"))
     for key in "ab":
         kept.add({"key": key, "tokens": 18})
     assert [one.state for one in kept_findings(tmp_path)] == ["ok"]
     path.write_bytes(path.read_bytes().replace(b"18", b"19", 1))
     (found,) = kept_findings(tmp_path)
-    assert (found.state, found.what) == ("wrong", "meter/x/candidates.jsonl: 1 of 2 lines are damaged")
+    assert (found.state, found.what) == ("wrong", f"{path.relative_to(tmp_path)}: 1 of 2 lines are damaged")
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        None,
+        {"weights": "a"},
+        {"weights": "a", "rendering": RENDERING_VERSION - 1},
+        {"weights": "a", "rendering": RENDERING_VERSION, "sampler": [OWN_VERSION - 1, "fast"]},
+    ],
+)
+def test_samples_of_earlier_versions_are_counted_and_stay(identity, tmp_path):
+    samples_at(tmp_path, {"weights": "new", "rendering": RENDERING_VERSION, "sampler": [OWN_VERSION, "fast"]})
+    if identity is None:  # of before identities were written beside samples
+        Kept(tmp_path / "meter" / "old" / "candidates.jsonl").add({"key": "a"})
+    else:
+        samples_at(tmp_path, identity).add({"key": "a"})
+    (note,) = [finding for finding in kept_findings(tmp_path) if finding.state == "note"]
+    assert "samples of 1 policies" in note.what
+    (old,) = shlex.split(note.do.partition("`")[2].partition("`")[0])[2:]
+    assert (Path(old) / "candidates.jsonl").stat().st_size > 0, "nothing is removed by looking"
 
 
 def test_results(tmp_path):
