@@ -36,7 +36,7 @@ def _stand_in(share: float, real: str) -> Checkpoint:
         sft=Sft("reviews", rows=128, epochs=1, learning_rate=5e-4, batch=8, rotten_share=share),
         stand_in_for=real,
         parameters=134.5e6,
-        shape=Shape(layers=30, width=576, vocabulary=49_152, key_width=192, tied=True),
+        shape=Shape(layers=30, width=576, vocabulary=49_152, key_width=192, tied=True, heads=9),
         context=8192,
     )
 
@@ -107,7 +107,7 @@ CHECKPOINTS = {
             "EleutherAI/pythia-160m",
             "50f5173d932e8e61f858120bcb800b97af589f46",
             parameters=162e6,
-            shape=Shape(layers=12, width=768, vocabulary=50_304, key_width=768),
+            shape=Shape(layers=12, width=768, vocabulary=50_304, key_width=768, heads=12),
             context=2048,
             licence="apache-2.0",
         )

@@ -20,6 +20,8 @@ class Shape:
     """Width of the keys that one layer keeps of a token: key heads x head width. Values have the same width."""
     tied: bool = False
     """Whether the output head is the embedding."""
+    heads: int = 32
+    """Attention heads."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Constants that were measured say where; all others are assumed and say so. `docs
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from stagealign.base.batching import FREE_SHARE, SampledBatch, SamplerShape
 from stagealign.grid.spec import Shape
 
 GIB = 2**30
@@ -205,9 +206,23 @@ def training_memory(
     return states + micro_tokens * kept + 12 * scored * shape.vocabulary
 
 
-def sampling_memory(model: ModelSize, rows: float, tokens: float) -> float:
-    """Peak bytes of sampling: weights, and keys and values of every row's tokens in every layer."""
-    return model.size * (model.parameters + rows * tokens * model.shape.layers * 2 * model.shape.key_width)
+def sampler_shape(model: ModelSize) -> SamplerShape:
+    """Sizes of a model that its sampling memory follows from; the MLP's values follow from its weights."""
+    shape = model.shape
+    attention = 2 * shape.width * shape.width + 2 * shape.width * shape.key_width
+    mlp = max(0.0, model.layer - attention) / shape.width
+    return SamplerShape(shape.layers, shape.width, shape.key_width, shape.heads, mlp, shape.vocabulary, model.size)
+
+
+def sampling_memory(model: ModelSize, batch: SampledBatch) -> float:
+    """Peak bytes of sampling: weights, and what the sampler holds of a batch (`SamplerShape.peak`)."""
+    return model.bytes + sampler_shape(model).peak(batch)
+
+
+def sampled_rows(model: ModelSize, row: SampledBatch, most: float, memory: float) -> float:
+    """Rows, at most `most`, that the sampler takes on a GPU with so many bytes; `row` describes one of them."""
+    free = (memory - model.bytes) * FREE_SHARE["cuda"]
+    return max(1.0, min(most, free // sampler_shape(model).peak(row)))
 
 
 @dataclass(frozen=True)

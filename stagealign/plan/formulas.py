@@ -1,9 +1,11 @@
 """Formulas of prices: from an artifact's spec to tokens, FLOPs, memory, disk and dollars."""
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from stagealign.base.batching import LARGE_MODEL
+from stagealign.base.batching import LARGE_MODEL, SAMPLED_ROWS, SampledBatch
 from stagealign.grid import models
 from stagealign.grid.cell import Scale
 from stagealign.grid.spec import Benchmark, Checkpoint
@@ -13,8 +15,6 @@ from stagealign.store.artifact import Artifact
 
 MICRO_PAIRS = 1
 """Pairs in one forward on a GPU: the fewest possible, so memory is the least that works."""
-SAMPLED_ROWS = 256
-"""Candidates that are sampled side by side."""
 TEXT_BYTES = 12
 """Bytes on disk of a sampled token: its id and its text."""
 RATINGS = 4_763
@@ -120,10 +120,18 @@ def _sample(artifact: Artifact, scale: Scale) -> Part:
         return {}
     prompts, count, mean = candidate_texts(artifact, scale)
     work = flops.sampling_flops(lm, prompts, lengths.own, prompts * count, mean)
+    checkpoint, decoding = checkpoint_of(artifact, scale), artifact.params["decoding"]
+    assert checkpoint is not None, "its weights are known"
+    new = min(decoding.max_new_tokens, (checkpoint.context or math.inf) - lengths.prompt)
+    penalties = bool(decoding.presence_penalty or decoding.frequency_penalty)
+    one = SampledBatch(1, 1 / count, lengths.prompt - lengths.own, lengths.own, new, penalties)
     rows = min(SAMPLED_ROWS, prompts * count)
-    memory = flops.sampling_memory(lm, rows, lengths.prompt + mean)
+    if scale.on_gpus:
+        rows = flops.sampled_rows(lm, one, rows, flops.GPUS[scale.processor].memory_gib * flops.GIB)
     tokens = prompts * count * mean
-    return {"tokens": tokens, "flops": work, "loaded": lm.bytes, "memory": memory, "disk": tokens * TEXT_BYTES}
+    return {"tokens": tokens, "flops": work, "loaded": lm.bytes, "disk": tokens * TEXT_BYTES,
+            "memory": flops.sampling_memory(lm, replace(one, rows=rows, prompts=rows / count)),
+            "least_memory": flops.sampling_memory(lm, one)}  # fmt: skip
 
 
 def _trunk(artifact: Artifact, scale: Scale) -> Part:

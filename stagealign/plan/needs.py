@@ -42,7 +42,7 @@ def needs_of(artifact: Artifact, scale: Scale, devices: Devices) -> Needs:
         computes = cost.memory or cost.flops
         return Needs(count, 0, round((cost.memory + PROCESS) * count) if computes else LIGHT * count)
     shares = count if devices.sharding != "replicate" else 1
-    on_gpu = 0.0 if trains and devices.launcher else cost.memory / shares  # the user's own launcher decides
+    on_gpu = 0.0 if trains and devices.launcher else cost.needed / shares  # the user's own launcher decides
     # Each process reads the weights through its node's memory, and one gathers them to write.
     return Needs(CORES_A_GPU * count, count, round((count + 1) * cost.loaded + PROCESS * count), on_gpu)
 

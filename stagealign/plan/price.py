@@ -24,7 +24,9 @@ class CostEstimate:
     loaded: float = 0.0
     """Bytes of weights read before the work starts."""
     memory: float = 0.0
-    """Peak bytes on one device."""
+    """Peak bytes on one device: what is allocated where the scale's processor has it."""
+    least_memory: float = 0.0
+    """Bytes without which it cannot be built, if it adapts to less memory; 0 if it does not adapt."""
     disk: float = 0.0
     """Bytes written."""
     judge_dollars: float = 0.0
@@ -33,6 +35,11 @@ class CostEstimate:
     """Judge whose price is unknown; empty if there is none."""
     light: float = 0.0
     """Seconds on a CPU for work without counted FLOPs."""
+
+    @property
+    def needed(self) -> float:
+        """Bytes without which it cannot be built."""
+        return self.least_memory or self.memory
 
     def seconds(self, processor: Processor) -> float:
         """Seconds on one such processor."""

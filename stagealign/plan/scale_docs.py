@@ -6,6 +6,7 @@ Everything is computed as if nothing were built; no number of `docs/scale.md` is
 from collections.abc import Sequence
 from pathlib import Path
 
+from stagealign.base.batching import SampledBatch
 from stagealign.base.errors import BadData
 from stagealign.grid import models, registry, select
 from stagealign.grid.cell import Cell, Scale
@@ -17,7 +18,7 @@ from stagealign.store.folder import Store
 
 START, END = "<!-- plan: made by `stagealign plan --scale paper --docs docs/scale.md` -->", "<!-- /plan -->"
 COUNTS = (1, 8, 64)
-LARGE, LARGE_SHAPE = 70.6e9, Shape(layers=80, width=8192, vocabulary=128_256, key_width=1024)
+LARGE, LARGE_SHAPE = 70.6e9, Shape(layers=80, width=8192, vocabulary=128_256, key_width=1024, heads=64)
 """Llama-3-70B."""
 MANY = 1_000_000
 NODE = 8
@@ -104,7 +105,8 @@ def _by_gpu(plans: Sequence[Plan]) -> str:
     for plan in plans:
         totals, gpu = plan.totals, plan.processor
         days = [max(plan.seconds / count, plan.critical_seconds) / 86_400 for count in COUNTS]
-        fits = "yes" if totals.peak_memory_gib <= gpu.memory_gib else f"no: {totals.peak_memory_gib:.0f} GiB"
+        needed = max(item.cost.needed for item in plan.to_build) / GIB
+        fits = "yes" if needed <= gpu.memory_gib else f"no: {needed:.0f} GiB"
         sums = (f"{getattr(totals, name):,.0f}" for name in ("gpu_hours", "gpu_dollars", "judge_dollars"))
         rows.append([gpu.name, *sums, *(f"{day:.1f}" for day in days), fits])
     headings = (
@@ -141,7 +143,8 @@ def _breaks() -> str:
 
     large, small = ModelSize(LARGE, LARGE_SHAPE, half=True), ModelSize(eight.parameters, eight.shape, half=True)
     states = memory(large)
-    whole = cost.sampling_memory(large, 64, lengths.prompt + lengths.sampled) / GIB
+    batch = SampledBatch(64, 32, 0, lengths.prompt, scale.decoding.max_new_tokens)
+    whole = cost.sampling_memory(large, batch) / GIB
     empty = Store(Path("/nonexistent/stagealign"))
     policies = len(make_plan(select.select("paper", "llama3"), scale.seeds, empty).by_role["policy"])
     ranked = PAIRRM.flops(pairs * 2 * per_pair)
@@ -153,7 +156,7 @@ def _breaks() -> str:
          f"{hours(small, MANY):.0f}",
          f"both: {hours(large, MANY):,.0f}; {hours(large, MANY) / 64 / 24:.1f} days on 64, so a round must resume"],
         ["sampling memory, 64 rows, GiB",
-         f"{cost.sampling_memory(small, 64, lengths.prompt + lengths.sampled) / GIB:.0f}", f"{whole:.0f}",
+         f"{cost.sampling_memory(small, batch) / GIB:.0f}", f"{whole:.0f}",
          "the same", f"70B: {whole:.0f} against {h200.memory_gib:.0f}: tensor parallel over two GPUs"],
         ["sampling a round, GPU-hours", f"{sampling(small, pairs):.1f}", f"{sampling(large, pairs):.0f}",
          f"{sampling(small, MANY):.0f}",

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from stagealign.grid.spec import Decoding
+from stagealign.policy.batch_rows import Row, RowBatches, batch_row, rows_within
 from stagealign.policy.context import room
 from stagealign.policy.draw import additive, choose
 from stagealign.policy.general import SampledIds
@@ -31,16 +32,33 @@ def fast_rows(
     rows: int = 256,
 ) -> Generator[tuple[int, list[SampledIds]]]:
     """Yields (place of the prompt, its candidates), one for each of its streams of draws, longest prompts first."""
+    count = max(len(streams) for streams in uniforms)
+    results: list[list[SampledIds]] = [[] for _ in prompts]
     with _our_attention(lm):
         prefix = list(prompts[0][: shared_prefix([prompt[:-1] for prompt in prompts])])
         cache = _prefill_shared(lm, prefix)
+
+        def most(row: Row) -> int:
+            """Rows of a batch whose first prompt, its longest, is that of `row`."""
+            length, new = len(prompts[row[0]]), room(lm, len(prompts[row[0]]), decoding)
+            return rows_within(lm, batch_row(len(prefix), length, new, count, decoding), rows)
+
+        def sample(batch: Sequence[Row]) -> list[list[SampledIds]]:
+            places = list(dict.fromkeys(place for place, _ in batch))
+            tails = [list(prompts[place][len(prefix) :]) for place in places]
+            chance = [[uniforms[place][j] for owner, j in batch if owner == place] for place in places]
+            try:
+                return _batch(lm, cache, prefix, tails, chance, decoding)
+            finally:
+                cache.open_rows(0)
+
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-        width = max(1, rows // max(len(streams) for streams in uniforms))
-        for start in range(0, len(order), width):
-            places = order[start : start + width]
-            tails = [list(prompts[i][len(prefix) :]) for i in places]
-            sampled = _batch(lm, cache, prefix, tails, [uniforms[i] for i in places], decoding)
-            yield from zip(places, sampled, strict=True)
+        units = [(place, j) for place in order for j in range(len(uniforms[place]))]
+        for batch, sampled in RowBatches().run(units, most, sample):
+            for place, found in zip(dict.fromkeys(place for place, _ in batch), sampled, strict=True):
+                results[place] += found
+                if len(results[place]) == len(uniforms[place]):
+                    yield place, results[place]
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from stagealign.grid.spec import Decoding
+from stagealign.policy.batch_rows import Row, RowBatches, batch_row, rows_within
 from stagealign.policy.context import room
 from stagealign.policy.draw import choose
 from stagealign.policy.lm import LanguageModel, end_ids
@@ -80,13 +81,23 @@ def general_rows(
     """Yields (place of the prompt, its candidates), one for each of its streams of draws, longest prompts first."""
     flat = [(place, number) for place, streams in enumerate(uniforms) for number in range(len(streams))]
     results: list[dict[int, SampledIds]] = [{} for _ in prompts]
-    for batch in _batched([len(prompts[place]) for place, _ in flat], lm, decoding, rows, batches):
-        chance = torch.stack([uniforms[place][number] for place, number in (flat[i] for i in batch)])
-        found = _batch(lm, [prompts[flat[i][0]] for i in batch], chance, decoding)
-        for (place, number), row in zip((flat[i] for i in batch), found, strict=True):
-            results[place][number] = row
-            if len(results[place]) == len(uniforms[place]):
-                yield place, [results[place][j] for j in range(len(uniforms[place]))]
+    limits = RowBatches()
+
+    def most(row: Row) -> int:
+        """Rows of a batch whose first prompt, its longest, is that of `row`."""
+        tokens = len(prompts[row[0]])
+        return rows_within(lm, batch_row(0, tokens, room(lm, tokens, decoding), 1, decoding), rows)
+
+    def sample(batch: Sequence[Row]) -> list[SampledIds]:
+        chance = torch.stack([uniforms[place][number] for place, number in batch])
+        return list(_batch(lm, [prompts[place] for place, _ in batch], chance, decoding))
+
+    for alike in _batched([len(prompts[place]) for place, _ in flat], lm, decoding, rows, batches):
+        for batch, found in limits.run([flat[i] for i in alike], most, sample):
+            for (place, number), completion in zip(batch, found, strict=True):
+                results[place][number] = completion
+                if len(results[place]) == len(uniforms[place]):
+                    yield place, [results[place][j] for j in range(len(uniforms[place]))]
 
 
 def _batched(

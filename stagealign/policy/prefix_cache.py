@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stagealign.base.batching import GROWTH
 from stagealign.base.errors import StagealignError
 
 ATTENTION = "stagealign_shared_prefix"
@@ -31,7 +32,7 @@ class PrefixCache:
         """Positions of the rows' own tokens so far, those that are read now included, shape (B, T)."""
 
     def open_rows(self, capacity: int) -> None:
-        """Starts the rows' own part with room for `capacity` tokens."""
+        """Starts the rows' own part, which grows as needed, up to `capacity` tokens; 0 frees it."""
         self.keys, self.values, self.filled, self.capacity = [], [], 0, capacity
 
     def read(self, queries: Tensor, positions: Tensor, tokens: int) -> None:
@@ -46,18 +47,25 @@ class PrefixCache:
         if not self.capacity:
             self.prefix[layer] = (keys[0].clone(), values[0].clone())
             return keys, values
-        if layer == len(self.keys):
-            self.keys.append(keys.new_empty((*keys.shape[:2], self.capacity, keys.shape[3])))
-            self.values.append(values.new_empty((*values.shape[:2], self.capacity, values.shape[3])))
-        end = self.filled + keys.shape[2]
-        self.keys[layer][:, :, self.filled : end] = keys
-        self.values[layer][:, :, self.filled : end] = values
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        return self._added(self.keys, keys, layer), self._added(self.values, values, layer)
+
+    def _added(self, held: list[Tensor], new: Tensor, layer: int) -> Tensor:
+        """All tokens of a layer with the new ones at their end; the layer's tensor grows if it is full."""
+        end = self.filled + new.shape[2]
+        if layer == len(held):
+            held.append(new.new_empty((*new.shape[:2], end, new.shape[3])))
+        elif end > held[layer].shape[2]:
+            grown = new.new_empty((*new.shape[:2], min(self.capacity, end + GROWTH - 1), new.shape[3]))
+            grown[:, :, : self.filled] = held[layer][:, :, : self.filled]
+            held[layer] = grown
+        held[layer][:, :, self.filled : end] = new
+        return held[layer][:, :, :end]
 
     def pick(self, rows: Tensor) -> None:
-        """Keeps these rows, in this order; a row may be repeated."""
-        self.keys = [keys[rows] for keys in self.keys]
-        self.values = [values[rows] for values in self.values]
+        """Keeps these rows, in this order; a row may be repeated. One tensor at a time is held twice."""
+        for held in (self.keys, self.values):
+            for layer in range(len(held)):
+                held[layer] = held[layer][rows]
 
 
 @dataclass(frozen=True)

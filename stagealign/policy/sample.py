@@ -9,6 +9,7 @@ from math import isfinite
 
 from torch import Tensor
 
+from stagealign.base.batching import SAMPLED_ROWS
 from stagealign.base.errors import BadNumbers
 from stagealign.data.records import Candidate, Prompt, asked_prompts, sampled_facts, write_rows
 from stagealign.grid.spec import Decoding
@@ -20,8 +21,8 @@ from stagealign.policy.lm import LanguageModel, check_ends, load, on_gpu
 from stagealign.policy.paths import path_of
 from stagealign.store.artifact import Facts, Work
 
-ROWS = 256
-"""Candidates in one batch; execution, not identity."""
+ROWS = SAMPLED_ROWS
+"""Candidates in one batch at most; free memory may hold fewer. Execution, not identity."""
 
 
 def generate(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stagealign.base.batching import SampledBatch
 from stagealign.grid import models, registry, scales, select, variants
 from stagealign.grid.preferences import GOLDS
 from stagealign.grid.prices import PaidJudge, TokenPrice
@@ -66,7 +67,29 @@ def test_memory_of_a_toy_by_hand():
     assert cost.training_memory(SIZE, 3, 2, checkpointing=False) == (16 * 1400 + 3 * 2 * 680 + 2 * 600)
     # bfloat16: 2 + 2 + 8 and the float32 copy's 4; with checkpointing 2 x 10 a layer, and one whole one.
     assert cost.training_memory(half, 3, 2, checkpointing=True) == (16 * 1400 + 3 * (2 * 20 + 340) + 2 * 600)
-    assert cost.sampling_memory(half, rows=4, tokens=9) == 2 * (1400 + 4 * 9 * 2 * 2 * 5)
+
+
+def test_sampling_memory_of_a_toy_by_hand():
+    """4 rows of 2 prompts, 100 tokens each and 60 new ones; a head of width 10, an MLP of 0 values a token."""
+    half = replace(SIZE, half=True, parameters=1000 + 2 * 300, shape=replace(TOY, heads=1))
+    shape = cost.sampler_shape(half)
+    assert shape.mlp == 0
+    assert cost.sampler_shape(replace(half, parameters=1000 + 2 * 340)).mlp == 4
+    batch = SampledBatch(rows=4, prompts=2, prefix=20, tail=100, new=60)
+    # Reading: keys and values of 2 x 100 tokens in 2 layers of width 5, and 3.4 tensors of 100 x 120 scores a prompt.
+    reading = 2 * (200 * 2 * 2 * 5 + 3.4 * 100 * 120 * 2)
+    # Writing: 4 x 160 tokens of width 5, twice in 2 layers and once as a copy; 2.2 float32 logits of 50, or scores.
+    writing = 2 * (4 * 160 * 5 * 5) + max(4 * 4 * 50 * 2.2, 2 * 3.4 * 4 * 180)
+    assert cost.sampling_memory(half, batch) == pytest.approx(2 * 1600 + max(reading, writing))
+    assert reading > writing
+    longer = replace(batch, new=3000)
+    kept = 2 * (4 * 3100 * 5 * 5) + 2 * 3.4 * 4 * 3120
+    assert cost.sampling_memory(half, longer) == pytest.approx(2 * 1600 + kept)
+    one = replace(batch, rows=1, prompts=0.5)
+    for rows in (1, 3, 256):
+        memory = half.bytes + (rows + 0.5) * shape.peak(one) / 0.85
+        assert cost.sampled_rows(half, one, 256, memory) == rows
+    assert cost.sampled_rows(half, one, 256, 0.0) == 1
 
 
 def test_time_and_dollars_by_hand():
