@@ -12,7 +12,7 @@ FROZEN, TRAINED = "frozen.safetensors", "trained.safetensors"
 
 
 def check_split(model: PreTrainedModel) -> None:
-    """Raises StagealignError for a model whose layers cannot be cut in two: they differ in kind, or have another name."""
+    """Raises StagealignError if a model's layers cannot be cut in two: they differ in kind, or have another name."""
     kinds = sorted(set(getattr(model.config.get_text_config(), "layer_types", None) or ()))
     if len(kinds) > 1 or not hasattr(model.base_model, "layers"):
         why = f"its layers are of several kinds ({', '.join(kinds)})" if kinds else "it has no list `layers`"
