@@ -141,7 +141,13 @@ def _trunk(artifact: Artifact, scale: Scale) -> Part:
     tokens, _, context = _pairs(artifact, scale)
     work = flops.body_flops(lm, tokens, context, lm.shape.layers - lm.trained_layers)
     disk = tokens * lm.shape.width * lm.size
-    return {"tokens": tokens, "flops": {"forward": work}, "loaded": lm.bytes, "memory": lm.bytes + disk, "disk": disk}
+    return {
+        "tokens": tokens,
+        "flops": {"forward": work},
+        "loaded": lm.bytes,
+        "memory": 4 * lm.parameters + disk,
+        "disk": disk,
+    }
 
 
 def _reference(artifact: Artifact, scale: Scale) -> Part:
@@ -151,7 +157,7 @@ def _reference(artifact: Artifact, scale: Scale) -> Part:
     tokens, scored, context = _pairs(artifact, scale)
     work = flops.forward_flops(lm, tokens, scored, context, lm.trained_layers)
     batch_tokens = tokens / max(1, scored) * 4 * LENGTHS[scale.key].static
-    memory = lm.bytes + 34 * lm.shape.width * batch_tokens + 4 * batch_tokens * lm.shape.vocabulary
+    memory = 4 * lm.parameters + 34 * lm.shape.width * batch_tokens + 4 * batch_tokens * lm.shape.vocabulary
     return {"tokens": tokens, "flops": {"forward": work}, "loaded": lm.bytes, "memory": memory, "disk": scored * 0.1}
 
 

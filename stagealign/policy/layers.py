@@ -11,8 +11,17 @@ from stagealign.base.errors import StagealignError
 FROZEN, TRAINED = "frozen.safetensors", "trained.safetensors"
 
 
+def check_split(model: PreTrainedModel) -> None:
+    """Raises StagealignError if a model's layers cannot be cut in two: they differ in kind, or have another name."""
+    kinds = sorted(set(getattr(model.config.get_text_config(), "layer_types", None) or ()))
+    if len(kinds) > 1 or not hasattr(model.base_model, "layers"):
+        why = f"its layers are of several kinds ({', '.join(kinds)})" if kinds else "it has no list `layers`"
+        raise StagealignError(f"{type(model).__name__}: {why}; set trained_layers to None to train every layer")
+
+
 def trunk_of(model: PreTrainedModel, top_layers: int) -> PreTrainedModel:
     """The decoder's lower layers, all but `top_layers`; shares weights, returns hidden states before the final norm."""
+    check_split(model)
     trunk = _shallow(model.base_model)
     trunk.layers = model.base_model.layers[: layer_count(model) - top_layers]
     setattr(trunk, norm_name(trunk), nn.Identity())
@@ -30,6 +39,7 @@ def top_of(model: PreTrainedModel, top_layers: int) -> PreTrainedModel:
 
 def freeze_below(model: PreTrainedModel, top_layers: int) -> None:
     """Freezes all weights except the top layers and the final norm; embeddings and head are frozen too."""
+    check_split(model)
     model.requires_grad_(False)
     body = model.base_model
     body.layers[layer_count(model) - top_layers :].requires_grad_(True)

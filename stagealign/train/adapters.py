@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from stagealign.base.errors import CannotRun
 from stagealign.base.identity import stream
 from stagealign.grid.spec import Lora
+from stagealign.policy.layers import layer_count
 
 
 def add_adapters(model: PreTrainedModel, lora: Lora, trained_layers: int | None = None) -> None:
@@ -18,9 +19,12 @@ def add_adapters(model: PreTrainedModel, lora: Lora, trained_layers: int | None 
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise CannotRun("--peft lora: peft is not installed; `pip install 'stagealign[lora]'`") from error
-    linear = {name for name, part in model.base_model.layers.named_modules() if isinstance(part, nn.Linear)}
+    blocks = getattr(model.base_model, "layers", model.base_model)
+    linear = {name for name, part in blocks.named_modules() if isinstance(part, nn.Linear)}
     targets = sorted({name.rpartition(".")[2] for name in linear})
-    depth = len(model.base_model.layers)
+    if not targets:
+        raise CannotRun(f"--peft lora: {type(model).__name__} has no linear layer of torch; leave --peft out")
+    depth = 0 if trained_layers is None else layer_count(model)
     layers = None if trained_layers is None else list(range(depth - trained_layers, depth))
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, layers_to_transform=layers
