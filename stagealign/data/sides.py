@@ -47,7 +47,7 @@ def pairs(prompt: str | None, chosen: str = "chosen", rejected: str = "rejected"
 
 def _only(value: list[Any], column: str) -> Any:
     """The text of a list of one text; any other value as it is. Raises Unusable for several texts."""
-    if not value or not all(isinstance(item, str) for item in value):
+    if not value or not isinstance(value[0], str) or not all(isinstance(item, str) for item in value):
         return value
     if len(value) > 1:
         raise Unusable(f"`{column}` is a list of several texts")

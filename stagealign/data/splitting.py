@@ -110,7 +110,7 @@ def _text_with_turns(prompt: str, shared: Messages) -> Messages:
     """The turns before the completions, for a prompt in text beside the turns of both. Raises Unusable."""
     if not shared:
         return ({"role": "user", "content": prompt},)
-    if any(message["content"] == prompt for message in shared):
+    if shared[0]["content"] == prompt or shared[-1]["content"] == prompt:
         return shared
     asked = "".join(prompt.split())
     said = ["".join(message["content"].split()) for message in shared]

@@ -122,6 +122,8 @@ def _turns_in(text: str, column: str) -> list[Any] | dict[str, Any] | None:
 
 
 def _encodable(text: str, column: str) -> str:
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError as error:
