@@ -1,6 +1,6 @@
 """`stagealign boundary`: which stage a policy is in, and so which data to collect next."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import isnan
 from pathlib import Path
@@ -17,8 +17,9 @@ from stagealign.report.sections.words import count
 from stagealign.store.files import write_text
 
 if TYPE_CHECKING:
+    from stagealign.boundary.measure import Heard
     from stagealign.boundary.measurement import Measurement
-    from stagealign.boundary.to_judge import WrittenPairs
+    from stagealign.boundary.request import BoundaryRequest
 
 
 PolicyName = Annotated[
@@ -98,9 +99,7 @@ def boundary(
     )  # fmt: skip
     with measuring(json_file == "-") as heard:
         if pairs:
-            from stagealign.boundary.to_judge import write_pairs
-
-            to_judge(write_pairs(request, pairs, heard, {"--json": json_file, "--html": html}))
+            to_judge(request, pairs, heard, {"--json": json_file, "--html": html})
             raise typer.Exit(0)
         measured = measure_boundary(**vars(request), heard=heard)
     if json_file != "-":
@@ -156,8 +155,11 @@ def measurement(measured: "Measurement") -> None:
         console.print(Text(f"stopped early: {measured.stopped}", style="yellow"), soft_wrap=True)
 
 
-def to_judge(written: "WrittenPairs") -> None:
-    """Prints how many pairs were written, and the command that measures with them."""
+def to_judge(request: "BoundaryRequest", path: Path, heard: "Heard", outputs: Mapping[str, object]) -> None:
+    """Writes the pairs to judge, and prints their number and the command that measures with them."""
+    from stagealign.boundary.to_judge import write_pairs
+
+    written = write_pairs(request, path, heard, outputs)
     for line in written.notes:
         console.print(Text(line, style="yellow"), soft_wrap=True)
     for reason, times in written.reasons.items():

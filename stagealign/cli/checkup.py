@@ -201,8 +201,8 @@ def _outdated_samples(home: Path) -> Iterator[Finding]:
 
 def result_findings(folder: Path) -> Iterator[Finding]:
     """Findings on each result file: whether it is readable, at its own path and of the registry's spec."""
-    from stagealign.report.read.book import spec_moved
     from stagealign.report.read.cells import words_for
+    from stagealign.report.read.moved import spec_moved
 
     for key in scales.SCALES:
         sound = 0

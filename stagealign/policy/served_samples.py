@@ -5,15 +5,16 @@ fingerprint, so that a server never answers with a model that it loaded from the
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stagealign.base.errors import StagealignError
 from stagealign.base.server import POLICY_KEYS, RequestFailed, Server
-from stagealign.data.records import Candidate, asked_prompts, sampled_facts, write_rows
+from stagealign.data.records import Candidate, Prompt, asked_prompts, sampled_facts, write_rows
 from stagealign.grid.spec import Decoding, Engine
 from stagealign.policy.served import REFUSED, STYLES, TIMEOUT, Manner, ServedPolicy
-from stagealign.policy.served_texts import KeptCompletions, ServedText
+from stagealign.policy.served_texts import KeptCompletions, ServedCompletions, ServedText
 from stagealign.store.artifact import Facts, Work
 from stagealign.store.folder import SCRATCH
 from stagealign.store.record import read_record
@@ -79,25 +80,13 @@ def build(work: Work) -> Facts:
     before, manner = len(kept), Manner(work.params["engine"]["settings"]["style"], tuple(lm.end_ids(shape)))
     policy = _opened(work, manner, kept)
     asked = [(prompt.hash, [{"role": "user", "content": prompt.text}]) for prompt in prompts]
-    written = list(policy.write(asked, work.params["count"], rooms.most))
-    answered = list(zip(prompts, written, strict=True))
-    failed = [f"{prompt.hash}: {answer.failed}" for prompt, answer in answered if answer.failed]
-    if failed:
-        raise StagealignError(
-            f"policy {policy.name} at {policy.server.url}: {len(failed)} of {len(prompts)} prompts failed, the first "
-            f"{failed[0]}; answers so far are kept; the same command asks for the other prompts only"
-        )
+    answered = list(zip(prompts, policy.write(asked, work.params["count"], rooms.most), strict=True))
+    texts = _texts(policy, answered)
     candidates = [
         _candidate(prompt.text, index, text, shape)
         for prompt, answer in answered
         for index, text in enumerate(answer.texts)
     ]
-    texts = [text for answer in written for text in answer.texts]
-    if any(text.apart for text in texts):
-        raise StagealignError(
-            f"policy {policy.name} at {policy.server.url}: the server takes reasoning off what the policy writes, so "
-            "that its tokens are not known; start the server without a reasoning parser"
-        )
     recounted = sum(text.tokens != candidate.tokens for text, candidate in zip(texts, candidates, strict=True))
     write_rows(work.out / "candidates.jsonl", candidates)
     return {
@@ -108,6 +97,23 @@ def build(work: Work) -> Facts:
         "kept": before,
         "served": policy.served,
     }
+
+
+def _texts(policy: ServedPolicy, answered: Sequence[tuple[Prompt, ServedCompletions]]) -> list[ServedText]:
+    """All texts, in order. Raises StagealignError if a prompt failed, or the server took reasoning off a text."""
+    failed = [f"{prompt.hash}: {answer.failed}" for prompt, answer in answered if answer.failed]
+    if failed:
+        raise StagealignError(
+            f"policy {policy.name} at {policy.server.url}: {len(failed)} of {len(answered)} prompts failed, the first "
+            f"{failed[0]}; answers so far are kept; the same command asks for the other prompts only"
+        )
+    texts = [text for _, answer in answered for text in answer.texts]
+    if any(text.apart for text in texts):
+        raise StagealignError(
+            f"policy {policy.name} at {policy.server.url}: the server takes reasoning off what the policy writes, so "
+            "that its tokens are not known; start the server without a reasoning parser"
+        )
+    return texts
 
 
 def _check(folder: Path, shape: "LanguageModel") -> None:

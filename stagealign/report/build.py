@@ -100,7 +100,7 @@ def summary_rows(results: Path, cells: Sequence[Cell]) -> list[SummaryRow]:
 
     Results of this version, or if it has none, of the newest archive.
     """
-    from stagealign.report.read.book import newest_book
+    from stagealign.report.read.archive import newest_book
     from stagealign.report.read.contrasts import NOT_RUN, contrasts
     from stagealign.report.sections.rows import policy_name
     from stagealign.report.sections.words import DASH, gain, score

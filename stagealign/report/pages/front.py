@@ -9,7 +9,8 @@ from typing import Any
 from stagealign.base.errors import StagealignError
 from stagealign.grid.cell import Cell
 from stagealign.report.build import SummaryRow, summary_rows
-from stagealign.report.read.book import Book, archive_label, newest_book
+from stagealign.report.read.archive import archive_label, newest_book
+from stagealign.report.read.book import Book
 from stagealign.report.sections.words import DASH
 
 BLOCK = re.compile(r"(<!-- demo:[^>]*-->\n).*?(<!-- /demo -->)", re.DOTALL)

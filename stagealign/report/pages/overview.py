@@ -10,7 +10,8 @@ from stagealign.grid import registry, scales
 from stagealign.grid.claims import of_scale
 from stagealign.report.pages.faults import faults
 from stagealign.report.pages.speed_results import read as read_speed
-from stagealign.report.read.book import Book, archive_label, open_book
+from stagealign.report.read.archive import archive_label
+from stagealign.report.read.book import Book, open_book
 from stagealign.report.read.contrasts import Contrast, contrasts
 from stagealign.report.sections.claims import table, tally, verdicts
 from stagealign.report.sections.figures import ABOUT, figures

@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from stagealign.report.pages import rowpage
 from stagealign.report.read import facts
-from stagealign.report.read.book import Book, archive_label
+from stagealign.report.read.archive import archive_label
+from stagealign.report.read.book import Book
 from stagealign.report.read.contrasts import Contrast
 from stagealign.report.sections import capability, curves
 from stagealign.report.sections.claims import ledger as claims_ledger

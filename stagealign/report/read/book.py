@@ -2,20 +2,20 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stagealign.base.errors import BadData, UnknownName
-from stagealign.base.identity import plain
+from stagealign.base.errors import BadData
 from stagealign.grid import methods as methods_room
 from stagealign.grid import models as models_room
 from stagealign.grid import registry, samplers, scales
 from stagealign.report.read.cells import words_for
+from stagealign.report.read.moved import spec_moved
 from stagealign.report.read.rungs import SPLIT, MeasuredPolicy, Rung, Start
 from stagealign.report.read.sides import ordered, source_place
 from stagealign.store.result_types import Result, is_done
-from stagealign.store.results import ARCHIVE, archives, read_results
+from stagealign.store.results import ARCHIVE, read_results
 
 OWN_SAMPLER = ""
 """Sampler of a row whose spec names none."""
@@ -141,24 +141,6 @@ class Book:
         return self.scale in scales.SCALES and registry.scale(self.scale).plumbing
 
 
-def archive_label(book: Book) -> str:
-    """What an archive is, in two sentences; empty for results of this version."""
-    if not book.archived:
-        return ""
-    return (
-        f"Archive: stagealign {book.archived} made these results. This version samples, tokenizes or trains otherwise "
-        "(CHANGELOG.md names each number that moves), so it would not give the same numbers."
-    )
-
-
-def newest_book(results: Path, scale: str, cells: Collection[str] | None = None) -> Book:
-    """Results of the scale: this version's if there are any, else those of the newest archive."""
-    own = open_book(results, scale, cells)
-    if own.results or own.damaged:
-        return own
-    return next((open_book(folder, scale, cells, version) for version, folder in archives(results, scale)), own)
-
-
 def open_book(folder: Path, scale: str, cells: Collection[str] | None = None, archived: str = "") -> Book:
     """Results in `folder/<scale>`, restricted to `cells` (ids) unless it is None.
 
@@ -188,28 +170,6 @@ def open_book(folder: Path, scale: str, cells: Collection[str] | None = None, ar
         _policies(results),
         archived,
     )
-
-
-def spec_moved(result: Result) -> str:
-    """First field that differs between a result's spec and the registry's, or empty; ignores fields that one lacks."""
-    return next(_shared_differences(result.get("spec", {}), _spec(result["cell"], result["scale"])), "")
-
-
-@lru_cache
-def _spec(cell: str, scale: str) -> Any:
-    """Spec of a cell in the registry; empty for an unknown cell."""
-    try:
-        return plain(registry.cell(cell, scale))
-    except UnknownName:
-        return {}
-
-
-def _shared_differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted(old.keys() & new.keys()):
-            yield from _shared_differences(old[key], new[key], f"{where}.{key}" if where else key)
-    elif old != new:
-        yield f"{where} was {old!r}, is {new!r}"
 
 
 def label(model: Mapping[str, Any], scale: str) -> str:
