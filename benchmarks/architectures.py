@@ -5,6 +5,7 @@ config. `--speed` times the general path against plain batches of `generate`.
 """
 
 import argparse
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from stagealign.policy.general import general_rows
 from stagealign.policy.lm import LanguageModel
 from stagealign.policy.paths import SamplingPath, first_line, key_of, proved
 
-DOCS = Path(__file__).resolve().parents[1] / "docs" / "architectures.md"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS, README = ROOT / "docs" / "architectures.md", ROOT / "README.md"
 START, END = "<!-- architectures: made by `python -m benchmarks.architectures --write` -->", "<!-- /architectures -->"
 MEANING = {
     "fast": "our batched sampler: a miniature has the logits of `generate`",
@@ -97,10 +99,38 @@ def table(found: Sequence[Architecture]) -> str:
     return "\n".join(lines)
 
 
-def written(text: str, found: Sequence[Architecture]) -> str:
-    """`text` with the table between its two marks."""
+WELL_KNOWN = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "gpt_neox",
+    "falcon",
+    "mamba",
+    "jamba",
+    "bert",
+    "bart",
+)
+"""Names that the README shows of each path."""
+
+
+def summary(docs: str) -> str:
+    """Markdown: the table of `docs`, in which `table` stands, with the number and the best known names of each path."""
+    lines = ["| path | architectures | such as |", "|---|---:|---|"]
+    for row in re.findall(r"^\| \*\*.*\|$", docs, re.MULTILINE):
+        path, count, names = (cell.strip() for cell in row.strip("|").split("|"))
+        shown = [f"`{name}`" for name in WELL_KNOWN if f"`{name}`" in names]
+        lines.append(f"| {path} | {count} | {', '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def written(text: str, made: str) -> str:
+    """`text` with a table between its two marks."""
     before, _, rest = text.partition(START)
-    return f"{before}{START}\n{table(found)}\n{END}{rest.partition(END)[2]}"
+    return f"{before}{START}\n{made}\n{END}{rest.partition(END)[2]}"
 
 
 def speed(prompts: int = 48, steps: int = 32, batch: int = 16) -> tuple[float, float]:
@@ -143,7 +173,9 @@ def main() -> None:
     for one in found:
         print(f"{one.path:20} {one.name:24} {one.why}")
     if asked.write:
-        DOCS.write_text(written(DOCS.read_text(encoding="utf-8"), found), encoding="utf-8")
+        DOCS.write_text(written(DOCS.read_text(encoding="utf-8"), table(found)), encoding="utf-8")
+        docs = DOCS.read_text(encoding="utf-8")
+        README.write_text(written(README.read_text(encoding="utf-8"), summary(docs)), encoding="utf-8")
 
 
 if __name__ == "__main__":

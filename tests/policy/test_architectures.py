@@ -14,7 +14,18 @@ import transformers
 from transformers import BertConfig, GenerationConfig, LlamaConfig, LlavaConfig, T5Config, XLMConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from benchmarks.architectures import DOCS, END, MEANING, START, config_of, look, row_of
+from benchmarks.architectures import (
+    DOCS,
+    END,
+    MEANING,
+    README,
+    START,
+    config_of,
+    look,
+    row_of,
+    summary,
+    written,
+)
 from stagealign.base.errors import StagealignError
 from stagealign.grid.spec import Decoding
 from stagealign.policy import paths
@@ -162,3 +173,10 @@ def test_what_is_no_causal_language_model_is_refused(config, why):
 
 def test_a_causal_language_model_is_not_refused():
     assert not_causal(LlamaConfig()) == not_causal(BertConfig(is_decoder=True)) == ""
+
+
+def test_the_readme_shows_the_table_in_short():
+    readme = README.read_text(encoding="utf-8")
+    made = summary(DOCS.read_text(encoding="utf-8"))
+    assert written(readme, made) == readme, "run `python -m benchmarks.architectures --write`"
+    assert all(str(len(documented(path))) in made for path in MEANING)
