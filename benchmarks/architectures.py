@@ -137,7 +137,13 @@ def speed(prompts: int = 48, steps: int = 32, batch: int = 16) -> tuple[float, f
     """Seconds of the general path and of plain padded batches of `generate`, for the same prompts and tokens."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        "stablelm", hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=8, vocab_size=8192
+        "stablelm",
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        vocab_size=8192,
     )
     model = AutoModelForCausalLM.from_config(config).eval()
     lm = LanguageModel(model, SimpleNamespace(eos_token_id=8191))
