@@ -97,9 +97,10 @@ def _check_folder(name: str, folder: Path) -> None:
 def zero_checkpoint(folder: Path) -> str:
     """Why a folder of DeepSpeed's shards is no checkpoint, and the command that makes one."""
     script = folder / "zero_to_fp32.py"
+    program = shlex.quote(str(script)) if script.is_file() else "-m deepspeed.utils.zero_to_fp32"
     return (
         "it holds DeepSpeed's shards (global_step*), not the model; join them: "
-        f"python {shlex.quote(str(script))} {shlex.quote(str(folder))} {shlex.quote(str(folder))} --safe_serialization"
+        f"python {program} {shlex.quote(str(folder))} {shlex.quote(str(folder))} --safe_serialization"
     )
 
 

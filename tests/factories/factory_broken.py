@@ -236,7 +236,7 @@ TABLE = (
     Broken(
         "DeepSpeed",
         both(without("*.safetensors"), lambda folder: (folder / "global_step10").mkdir()),
-        "DeepSpeed's shards.*zero_to_fp32.py .*--safe_serialization",
+        "DeepSpeed's shards.*python -m deepspeed.utils.zero_to_fp32 .*--safe_serialization",
     ),
     Broken("no config", without("config.json"), "a folder without config.json; name the folder"),
     Broken("maker's format", both(without("config.json"), written("params.json", "{}")), "in its maker's own format"),
