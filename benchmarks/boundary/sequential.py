@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.boundary.world import world_at
 from stagealign.boundary.meter import batches
-from stagealign.stats.decision import Decision
+from stagealign.stats.decision import SHARES, Decision, log_payoffs
 from stagealign.stats.streams import Ended, first_decisions, shares_on, unstopped_shares
 
 Row = dict[str, Any]
@@ -45,19 +45,18 @@ def estimates(seed: int, streams: int, prompts: int = 1000) -> list[Row]:
 
 
 def sequences(seed: int, streams: int, prompts: int = 400) -> list[Row]:
-    """Share of streams whose interval of 95% holds the true score at every look up to `prompts`; one row a score."""
+    """Share of streams whose interval of 95% holds the true score at every look up to `prompts`; one row a score.
+
+    The interval of `Decision` holds a score as long as neither gambler against it has 2 / alpha.
+    """
     rows = []
     for score in (0.3, 0.5, 0.55, 0.7, 0.9):
-        rng = np.random.default_rng([seed, round(100 * score)])
-        held, named = [], []
-        for votes in world_at(score).votes(rng, (streams, prompts)):
-            decision = Decision(4)
-            for on, off in votes:
-                decision.update(on, off)
-            held.append(decision.interval[0] <= score <= decision.interval[1])
-            named.append(decision.stage == ("injection" if score >= 0.5 else "fine-tuning"))
-        wrong = None if score == 0.5 else float(np.mean(named))
-        rows.append({"score": score, "streams": streams, "always_held": float(np.mean(held)), "wrong_stage": wrong})
+        votes = world_at(score).votes(np.random.default_rng([seed, round(100 * score)]), (streams, prompts))
+        capital = np.exp(np.cumsum(log_payoffs(votes, 4, score), axis=1)) @ SHARES  # [streams, prompts, side]
+        held = (capital.max((1, 2)) < 2 / 0.05).mean()
+        _, sign = first_decisions(votes, 4)
+        wrong = None if score == 0.5 else float((sign == (-1 if score > 0.5 else 1)).mean())
+        rows.append({"score": score, "streams": streams, "always_held": float(held), "wrong_stage": wrong})
     return rows
 
 
