@@ -57,6 +57,8 @@ def stops(given: argparse.Namespace, started: float) -> None:
     keep("zones", rows, "Mean prompts with and without an indifference zone of 0.05", started)
     rows = sequential.against_bound(SEED, streams=1000)
     keep("against_bound", rows, "Mean prompts over log(20) / KL (aim: cross at most 1.3)", started)
+    rows = sequential.rare_losses(SEED, repetitions=1000)
+    keep("rare_losses", rows, "Coverage of the 95% interval with rare losses, and of those without a warning", started)
 
 
 def models(given: argparse.Namespace, started: float) -> None:
