@@ -51,12 +51,14 @@ def truth(given: argparse.Namespace, started: float) -> None:
 def stops(given: argparse.Namespace, started: float) -> None:
     rows = sequential.estimates(SEED, streams=300)
     keep("estimates", rows, "Score at an early stop: share of votes won, and the estimate shown", started)
-    rows = sequential.sequences(SEED, streams=200)
+    rows = sequential.sequences(SEED, streams=1000)
     keep("sequences", rows, "Interval at every look up to 400 prompts (aim: held in at least 0.95)", started)
     rows = sequential.zones(SEED, streams=80)
     keep("zones", rows, "Mean prompts with and without an indifference zone of 0.05", started)
     rows = sequential.against_bound(SEED, streams=1000)
     keep("against_bound", rows, "Mean prompts over log(20) / KL (aim: cross at most 1.3)", started)
+    rows = sequential.rare_losses(SEED, repetitions=1000)
+    keep("rare_losses", rows, "Coverage of the 95% interval with rare losses, and of those without a warning", started)
 
 
 def models(given: argparse.Namespace, started: float) -> None:

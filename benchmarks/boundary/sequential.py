@@ -1,4 +1,4 @@
-"""What an early stop does to the score, the interval and the prompts, in worlds of a known boundary score."""
+"""What an early stop does to score, interval and prompts, and rare prompts to intervals; the true score is known."""
 
 import math
 from typing import Any
@@ -7,8 +7,10 @@ import numpy as np
 
 from benchmarks.boundary.world import world_at
 from stagealign.boundary.meter import batches
-from stagealign.stats.decision import Decision
+from stagealign.stats.decision import SHARES, Decision, log_payoffs
+from stagealign.stats.narrow import too_narrow
 from stagealign.stats.streams import Ended, first_decisions, shares_on, unstopped_shares
+from stagealign.stats.votes import boundary_score
 
 Row = dict[str, Any]
 
@@ -45,19 +47,18 @@ def estimates(seed: int, streams: int, prompts: int = 1000) -> list[Row]:
 
 
 def sequences(seed: int, streams: int, prompts: int = 400) -> list[Row]:
-    """Share of streams whose interval of 95% holds the true score at every look up to `prompts`; one row a score."""
+    """Share of streams whose interval of 95% holds the true score at every look up to `prompts`; one row a score.
+
+    The interval of `Decision` holds a score as long as neither gambler against it has 2 / alpha.
+    """
     rows = []
     for score in (0.3, 0.5, 0.55, 0.7, 0.9):
-        rng = np.random.default_rng([seed, round(100 * score)])
-        held, named = [], []
-        for votes in world_at(score).votes(rng, (streams, prompts)):
-            decision = Decision(4)
-            for on, off in votes:
-                decision.update(on, off)
-            held.append(decision.interval[0] <= score <= decision.interval[1])
-            named.append(decision.stage == ("injection" if score >= 0.5 else "fine-tuning"))
-        wrong = None if score == 0.5 else float(np.mean(named))
-        rows.append({"score": score, "streams": streams, "always_held": float(np.mean(held)), "wrong_stage": wrong})
+        votes = world_at(score).votes(np.random.default_rng([seed, round(100 * score)]), (streams, prompts))
+        capital = np.exp(np.cumsum(log_payoffs(votes, 4, score), axis=1)) @ SHARES  # [streams, prompts, side]
+        held = (capital.max((1, 2)) < 2 / 0.05).mean()
+        _, sign = first_decisions(votes, 4)
+        wrong = None if score == 0.5 else float((sign == (-1 if score > 0.5 else 1)).mean())
+        rows.append({"score": score, "streams": streams, "always_held": float(held), "wrong_stage": wrong})
     return rows
 
 
@@ -94,4 +95,22 @@ def against_bound(seed: int, streams: int) -> list[Row]:
             mean, bound = float(np.where(at > 0, at, horizon).mean()), math.log(20) / growth
             rows.append({"gap": gap, "reading": reading, "streams": streams, "mean": mean, "bound": bound})
             rows[-1]["ratio"] = mean / bound
+    return rows
+
+
+def rare_losses(seed: int, repetitions: int) -> list[Row]:
+    """Coverage of the 95% interval for fixed prompts, of which some lose all votes and the others win 3 of 4."""
+    rows = []
+    for share, count, prompts in ((0.05, 4, 30), (0.05, 20, 30), (0.02, 4, 50), (0.02, 4, 100)):
+        rng, truth = np.random.default_rng([seed, prompts, count]), (1 - share) * 3 / ((1 - share) * 4 + share * count)
+        covered, warned = [], []
+        for lost in rng.random((repetitions, prompts)) < share:
+            votes = np.stack([np.where(lost, 0.0, 3.0), np.where(lost, count, 1.0)], axis=1)
+            found = boundary_score(votes)
+            covered.append(found.interval[0] <= truth <= found.interval[1])
+            warned.append(any("may be too narrow" in line for line in too_narrow(votes, found)))
+        either = np.array(covered) | np.array(warned)
+        row: Row = {"share_of_losses": share, "votes_of_a_loss": count, "prompts": prompts, "repetitions": repetitions}
+        row |= {"covered": float(np.mean(covered)), "warned": float(np.mean(warned)), "either": float(either.mean())}
+        rows.append(row)
     return rows
