@@ -143,9 +143,9 @@ def ours(lm: Any, pairs: Sequence[Pair], folder: str, device: str, way: Way = Wa
     from stagealign.train.trainer import RoundSettings, align
 
     tokens = tokenize(lm, pairs, way.max_length)
-    with autocast(way.bf16, device):
-        reference = reference_logps(lm, tokens, None, None)
     dtype = "bfloat16" if way.bf16 or lm.model.dtype.itemsize == 2 else "float32"
+    with autocast(way.bf16, device):
+        reference = reference_logps(lm, tokens, None, None, dtype)
     settings = RoundSettings(way.rate, BATCH, 1, 0.0, "linear", 1.0, dtype, SEED, resume=False)
     if way.lean:
         settings = replace(settings, micro_batch=1, activation_checkpointing=True)
