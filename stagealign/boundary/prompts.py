@@ -33,7 +33,7 @@ def _item(row: "PreferenceRow") -> MeterPrompt:
     return MeterPrompt(
         row.hash,
         row.prompt_text,
-        tuple(answer.text for answer in answers),
+        tuple(answer.text.strip() for answer in answers),  # as samples are, so that equal texts tie
         row.messages,
         reasoned=sum(answer.reasoned for answer in answers),
         marked=sum(answer.marked for answer in answers),

@@ -52,7 +52,7 @@ class PreferenceRow:
     @property
     def tie(self) -> bool:
         """True if both candidates are the same text; such a row is kept and counts as a tie."""
-        return self.chosen == self.rejected
+        return self.chosen.strip() == self.rejected.strip()
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,13 @@ from typer.testing import CliRunner
 from stagealign.base.errors import BadData, StagealignError
 from stagealign.boundary.measure import measure_boundary
 from stagealign.boundary.open_policy import open_policy
+from stagealign.boundary.prompts import MeterPrompts
 from stagealign.boundary.rendering import renderer
 from stagealign.boundary.request import BoundaryRequest
 from stagealign.boundary.sampling import MeterPrompt, SampledPrompt
 from stagealign.boundary.to_judge import write_pairs
 from stagealign.cli.app import app
+from stagealign.data.preferences import PreferenceRow
 from stagealign.grid.spec import Decoding
 from stagealign.report.pages.meter import careful, fact_rows
 from stagealign.scoring.contest import Judged
@@ -222,3 +224,10 @@ def test_a_rendered_prompt_says_whether_it_opens_reasoning(policy):
     assert renderer(BoundaryRequest("p"), model)(item).opened
     assert not renderer(BoundaryRequest("p"), model)(MeterPrompt("k", "p", ("a", "b"))).opened
     assert asdict(SampledPrompt(("a",), 1, 0)).keys() >= {"reasoned", "unanswered", "marked"}
+
+
+def test_answers_of_the_data_are_stripped_as_samples_are():
+    """Else a sample that equals an answer but for the white space around it would not tie with it."""
+    (item,) = MeterPrompts([PreferenceRow("Say yes.", "  Yes.\n", "\tNo. ")])
+    assert item.off == ("Yes.", "No.")
+    assert PreferenceRow("Say yes.", "Yes.\n", " Yes.").tie
