@@ -63,10 +63,15 @@ def _tried(sample: Callable[[Sequence[UnitT]], RowsT], batch: Sequence[UnitT]) -
     """What `sample` gives; None if memory ran out. Its tensors are free once this has returned."""
     try:
         return sample(batch)
-    except (MemoryError, RuntimeError) as error:  # on CPUs torch raises a plain RuntimeError
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not OUT_OF_MEMORY.search(str(error)):
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
             raise
         return None
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed; torch raises a plain RuntimeError on CPUs."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(OUT_OF_MEMORY.search(str(error)))
 
 
 def shape_of(lm: LanguageModel) -> SamplerShape:

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -14,6 +13,7 @@ from torch import Tensor
 from stagealign.base.errors import CannotRun
 from stagealign.data.records import Pair, prompt_hash, read_rows
 from stagealign.grid.spec import Lora, Method
+from stagealign.policy.batch_rows import out_of_memory
 from stagealign.policy.context import trainable
 from stagealign.policy.lm import LanguageModel, load, save, tensor
 from stagealign.store.artifact import Facts, Work
@@ -23,9 +23,6 @@ from stagealign.train.launch import cut, spread
 from stagealign.train.reference import TrainingSet, tokenize, trunk_input
 from stagealign.train.sharding import model_split
 from stagealign.train.trainer import RoundSettings, align, train
-
-OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
-"""Messages of torch's allocators."""
 
 
 def within_memory(
@@ -68,11 +65,8 @@ def _fits(
     """Trains the round and appends its steps to `curve`; returns False if memory ran out."""
     try:
         curve += align(lm, data, method, settings, scratch)
-    except (
-        MemoryError,
-        RuntimeError,
-    ) as error:  # torch.OutOfMemoryError is a RuntimeError; on CPUs the error is a plain one
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not OUT_OF_MEMORY.search(str(error)):
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
             raise
         return False
     return True
