@@ -203,3 +203,12 @@ def test_what_tests_share_is_a_factory():
         if name.startswith("tests.") and not name.startswith("tests.identities.")
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_a_class_name_has_one_meaning():
+    places: dict[str, list[str]] = {}
+    for path in modules():
+        for node in tree_of(path).body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    assert not {name: files for name, files in places.items() if len(files) > 1}

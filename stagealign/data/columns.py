@@ -10,7 +10,7 @@ from stagealign.base.words import listed
 from stagealign.data import picking
 from stagealign.data.context import is_context, with_context
 from stagealign.data.formats import DataRow
-from stagealign.data.layouts import CHOSEN, LAYOUTS, PROMPTS, Layout
+from stagealign.data.layouts import CHOSEN, LAYOUTS, PROMPTS, FileLayout
 from stagealign.data.sides import Sides
 from stagealign.data.splitting import Split, repeated, split
 from stagealign.data.texts import Unusable, blank, unpacked
@@ -45,7 +45,7 @@ def canonical(column: str) -> str:
 class Reading:
     """How the rows of one file are read."""
 
-    layout: Layout
+    layout: FileLayout
     named: Mapping[str, str]
     """Column of the file, or path in it (`input.messages`), by the name that is used for it."""
     context: tuple[str, ...]
@@ -197,7 +197,7 @@ def _prompt_like(name: str) -> bool:
     return PROMPT_LIKE.fullmatch(name) is not None
 
 
-def _sides(layout: Layout, rows: Sequence[DataRow]) -> Iterator[tuple[DataRow, Sides]]:
+def _sides(layout: FileLayout, rows: Sequence[DataRow]) -> Iterator[tuple[DataRow, Sides]]:
     """Yields the usable rows with what the layout reads from them."""
     for row in rows:
         try:
@@ -211,17 +211,17 @@ def _repeats(sides: Sides) -> bool:
     return all(isinstance(text, str) for text in texts) and repeated(*texts, short=True) is not None
 
 
-def layouts_of(present: set[str]) -> list[Layout]:
+def layouts_of(present: set[str]) -> list[FileLayout]:
     """Layouts whose columns are all present."""
     return [one for one in LAYOUTS if present.issuperset(one.needs) and present.isdisjoint(one.without)]
 
 
-def _layout(source: str, rows: Sequence[DataRow], present: set[str], found: Sequence[str]) -> Layout:
+def _layout(source: str, rows: Sequence[DataRow], present: set[str], found: Sequence[str]) -> FileLayout:
     """The one layout that fits these columns. Raises BadData."""
     fits = layouts_of(present)
     if not fits:
         raise BadData(f"{source}: {_no_layout(present, found)}")
-    sound: list[Layout] = []
+    sound: list[FileLayout] = []
     beside: list[str] = []
     for layout in fits:
         more = [name for name in sorted(present) if _prompt_like(name) and name not in layout.columns]

@@ -24,7 +24,7 @@ PROMPTS = (
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """One layout of a file."""
 
     name: str
@@ -45,99 +45,103 @@ class Layout:
         return f"{self.name}: {', '.join(self.needs)}"
 
 
-def _chosen(name: str, prompt: str) -> Layout:
+def _chosen(name: str, prompt: str) -> FileLayout:
     """A layout of a prompt beside `chosen` and `rejected`."""
     without = ("num_correct",) if prompt == "prompt" else ()
-    return Layout(name, (prompt, *CHOSEN), pairs(prompt), without=without)
+    return FileLayout(name, (prompt, *CHOSEN), pairs(prompt), without=without)
 
 
-def _rated(name: str, prompt: str, rating: str) -> Layout:
+def _rated(name: str, prompt: str, rating: str) -> FileLayout:
     """A layout of generations with their ratings; files that say what was chosen are read by that."""
     read = sides.ranked(prompt, sides.generations(rating))
-    return Layout(name, (prompt, "generations", rating), read, without=CHOSEN)
+    return FileLayout(name, (prompt, "generations", rating), read, without=CHOSEN)
 
 
 LAYOUTS = (
     _chosen("TRL", "prompt"),
-    Layout("RewardBench 2", ("prompt", *CHOSEN, "num_correct"), sides.first_of_each),
+    FileLayout("RewardBench 2", ("prompt", *CHOSEN, "num_correct"), sides.first_of_each),
     _chosen("axolotl", "messages"),
     _chosen("ShareGPT ranking", "conversations"),
     _chosen("conversation", "conversation"),
-    Layout("alpaca preference", ("instruction", *CHOSEN), sides.alpaca_pairs, optional=("input",)),
+    FileLayout("alpaca preference", ("instruction", *CHOSEN), sides.alpaca_pairs, optional=("input",)),
     _chosen("Orca", "question"),
     _chosen("query", "query"),
-    Layout("distilabel pairs", ("input", *CHOSEN), pairs("input"), without=("instruction",)),
+    FileLayout("distilabel pairs", ("input", *CHOSEN), pairs("input"), without=("instruction",)),
     _chosen("context", "context"),
-    Layout("TRL, implicit prompt", CHOSEN, pairs(None), without=PROMPTS),
-    Layout("alpaca, two outputs", ("instruction", "output"), sides.alpaca_outputs, ("input",), without=CHOSEN),
+    FileLayout("TRL, implicit prompt", CHOSEN, pairs(None), without=PROMPTS),
+    FileLayout("alpaca, two outputs", ("instruction", "output"), sides.alpaca_outputs, ("input",), without=CHOSEN),
     *(
-        Layout(
+        FileLayout(
             "Argilla",
             (prompt, "chosen_response", "rejected_response"),
             pairs(prompt, "chosen_response", "rejected_response"),
         )
         for prompt in ("instruction", "prompt")
     ),
-    Layout(
+    FileLayout(
         "Argilla ranking",
         ("prompt", "response_1", "response_2", "preference"),
         contest("prompt", "response_1", "response_2", sides.argilla_ranking),
     ),
-    Layout("OpenAI, Together, Fireworks", ("input", "preferred_output", "non_preferred_output"), sides.openai),
-    Layout("ms-swift", ("messages", "rejected_response"), sides.swift("rejected_response")),
-    Layout("ms-swift", ("messages", "rejected_messages"), sides.swift("rejected_messages")),
-    Layout("ms-swift 2", ("query", "response", "rejected_response"), pairs("query", "response", "rejected_response")),
-    Layout("Stack Exchange", ("question", "response_j", "response_k"), pairs("question", "response_j", "response_k")),
+    FileLayout("OpenAI, Together, Fireworks", ("input", "preferred_output", "non_preferred_output"), sides.openai),
+    FileLayout("ms-swift", ("messages", "rejected_response"), sides.swift("rejected_response")),
+    FileLayout("ms-swift", ("messages", "rejected_messages"), sides.swift("rejected_messages")),
+    FileLayout(
+        "ms-swift 2", ("query", "response", "rejected_response"), pairs("query", "response", "rejected_response")
+    ),
+    FileLayout(
+        "Stack Exchange", ("question", "response_j", "response_k"), pairs("question", "response_j", "response_k")
+    ),
     _rated("distilabel", "instruction", "ratings"),
     _rated("distilabel", "prompt", "ratings"),
     _rated("distilabel", "input", "ratings"),
     _rated("distilabel", "instruction", "rating"),
     _rated("distilabel", "prompt", "rating"),
     _rated("distilabel", "input", "rating"),
-    Layout(
+    FileLayout(
         "UltraFeedback",
         ("instruction", "completions"),
         sides.ranked("instruction", sides.objects("completions", "response", "overall_score")),
         without=CHOSEN,
     ),
-    Layout(
+    FileLayout(
         "Nectar", ("prompt", "answers"), sides.ranked("prompt", sides.objects("answers", "answer", "rank", -1)),
         without=CHOSEN,
     ),
-    Layout(
+    FileLayout(
         "SHP",
         ("history", "human_ref_a", "human_ref_b", "labels"),
         contest("history", "human_ref_a", "human_ref_b", words("labels", ("1",), ("0",))),
     ),
-    Layout(
+    FileLayout(
         "HelpSteer 3",
         ("context", "response1", "response2", "overall_preference"),
         contest("context", "response1", "response2", sides.sign("overall_preference")),
     ),
-    Layout(
+    FileLayout(
         "HelpSteer 2 preference",
         ("prompt", "response_1", "response_2", "preference_strength"),
         contest("prompt", "response_1", "response_2", sides.sign("preference_strength")),
     ),
-    Layout(
+    FileLayout(
         "PKU-SafeRLHF",
         ("prompt", "response_0", "response_1", "better_response_id"),
         contest("prompt", "response_0", "response_1", words("better_response_id", ("0",), ("1",))),
     ),
-    Layout(
+    FileLayout(
         "Arena, conversations", ("conversation_a", "conversation_b", "winner"),
         contest(None, "conversation_a", "conversation_b", ARENA),
     ),
-    Layout(
+    FileLayout(
         "Arena, responses",
         ("prompt", "response_a", "response_b", "winner"),
         contest("prompt", "response_a", "response_b", ARENA),
     ),
-    Layout(
+    FileLayout(
         "Arena, 55k",
         ("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"),
         sides.arena_lists,
     ),
-    Layout("Label Studio pairwise", ("data", "annotations"), sides.label_studio),
+    FileLayout("Label Studio pairwise", ("data", "annotations"), sides.label_studio),
 )  # fmt: skip
 """Every layout that is read. Exactly one fits a file by its columns, or the file is refused."""

@@ -39,7 +39,7 @@ class OddPreference(Exception):
 
 
 @dataclass(frozen=True)
-class Sides:
+class SideNames:
     """The two sides of a file's comparisons."""
 
     first: str
@@ -50,8 +50,8 @@ class Sides:
     """Whether 0 among numbers above 1 is AlpacaEval 1's code of a draw."""
 
 
-PAIRS = Sides("a", "b", share_of_first=True, zero_is_draw=False)
-COMPARISONS = Sides("baseline", "model", share_of_first=False, zero_is_draw=True)
+PAIRS = SideNames("a", "b", share_of_first=True, zero_is_draw=False)
+COMPARISONS = SideNames("baseline", "model", share_of_first=False, zero_is_draw=True)
 
 
 @dataclass
@@ -61,7 +61,7 @@ class PreferenceScale:
     source: str
     unit: str
     """Unit of the row numbers in messages."""
-    sides: Sides
+    sides: SideNames
     declared: ScaleName | None = None
     """Scale that an option or a column of the file names; None to find it."""
     fix: str = ""

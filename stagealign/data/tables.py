@@ -94,7 +94,7 @@ def numbered_rows(source: str, columns: Iterable[str], split: str | None = None)
     return _unit(path), _file_rows(path, source, frozenset(columns), split)
 
 
-class Table:
+class DataTable:
     """Rows of a file, of several files or of a hub data set, the first ones read ahead."""
 
     def __init__(self, unit: str, ahead: Numbered, rest: Callable[[frozenset[str]], Numbered] | None, count: int):
@@ -119,7 +119,7 @@ class Table:
         yield from self._then
 
 
-def opened_table(source: str, count: int, split: str | None = None) -> Table:
+def opened_table(source: str, count: int, split: str | None = None) -> DataTable:
     """The rows of `source`, of which the first `count` are read. Raises BadData.
 
     `source`: a file, a folder or a pattern of files, a folder of `Dataset.save_to_disk`, or a hub data set.
@@ -134,11 +134,11 @@ def opened_table(source: str, count: int, split: str | None = None) -> Table:
     if shards is not None and not shards.saved:
         unit = _unit(shards.files[0]) if len(shards.files) == 1 else "row"
         ahead = _shard_rows(shards, source, None)
-        return Table(unit, ahead, partial(_shard_rows, shards, source), count)
+        return DataTable(unit, ahead, partial(_shard_rows, shards, source), count)
     if shards is not None and shards.saved:
-        return Table("row", saved_rows(shards.saved, source), None, count)
+        return DataTable("row", saved_rows(shards.saved, source), None, count)
     unit, rows = numbered_rows(source, (), split)
-    return Table(unit, rows, None, count)
+    return DataTable(unit, rows, None, count)
 
 
 def _unit(path: Path) -> str:

@@ -103,7 +103,7 @@ def read_comparisons(source: str, scale: ScaleName | None = None) -> dict[str, G
     names no prompt or generator, if a generator's prompt is repeated, or if the scale of the preferences is unclear.
     """
     unit, rows = checked_rows(source, ALTERNATIVES, DECLARING)
-    table = _Table(source, unit, scale)
+    table = _ComparisonTable(source, unit, scale)
     given = 0
     for number, row in rows:
         given += 1
@@ -113,7 +113,7 @@ def read_comparisons(source: str, scale: ScaleName | None = None) -> dict[str, G
     return table.result(given)
 
 
-class _Table:
+class _ComparisonTable:
     """Comparisons while they are read."""
 
     def __init__(self, source: str, unit: str, scale: ScaleName | None):

@@ -21,7 +21,7 @@ class Spread(TypedDict):
     most: float
 
 
-class Processor(TypedDict):
+class MeasuredProcessor(TypedDict):
     """The same quantity in processor time."""
 
     median: float
@@ -33,7 +33,7 @@ class SpeedRatio(TypedDict):
     ours: str
     peer: str
     time: Spread
-    processor: Processor
+    processor: MeasuredProcessor
     memory: NotRequired[float]
     """Peak memory as a share of the peer's."""
 
@@ -57,7 +57,7 @@ class TimedCall(TypedDict):
     """Time of one command over all turns, seconds."""
 
     seconds: Spread
-    cpu_seconds: Processor
+    cpu_seconds: MeasuredProcessor
 
 
 class GrowthPoint(TypedDict):
