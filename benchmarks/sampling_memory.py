@@ -7,7 +7,7 @@ one before the model was built, so it has the weights. `--quick` runs shapes of 
 import argparse
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -113,9 +113,15 @@ def child(shape: Sampled) -> tuple[float, float]:
     decoding = Decoding(0.0, max_new_tokens=shape.new, presence_penalty=penalty, frequency_penalty=penalty)
     written = [row for _, group in fast_rows(model, prompts, chance, decoding, rows) for row in group]
     assert all(len(row.ids) == shape.new for row in written), "a row ended early"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB - before
+    peak = _most_resident() - before
     batch = SampledBatch(rows, shape.prompts, 0, shape.prompt, shape.new, shape.penalties)
     return peak, weights + shape_of(model).peak(batch)
+
+
+def _most_resident() -> int:
+    """Most bytes of this process that were in memory; `ru_maxrss` would also count those before its exec."""
+    (kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(kib) * KIB
 
 
 def _resident() -> int:

@@ -24,9 +24,9 @@ def check_causal(name: str, config: Any, tensors: Mapping[str, HeaderEntry]) -> 
     made_as, head = _made_as(config), head_of(tensors)
     if made_as.endswith(CLASSIFIERS) or REWARDS.search(made_as):
         raise _a_classifier(name, made_as)
-    if head is not None and not made_as.endswith(WRITERS):
-        raise _a_classifier(name, head[0])
     why = not_causal(config)
+    if head is not None and not made_as.endswith(WRITERS) and not (why and made_as):
+        raise _a_classifier(name, head[0])
     if why:
         wrapper = config.get_text_config() is not config
         advice = "name the language model inside" if wrapper else "a policy is a causal language model: name one"

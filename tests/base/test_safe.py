@@ -107,7 +107,7 @@ def test_a_hostile_error_and_name_are_text(capsys, monkeypatch):
         cli.main()
     said = capsys.readouterr()
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", re.sub(r"\x1b\[[\d;]*m", "", said.err + said.out))
-    doctor.findings([Finding("store", "wrong", HOSTILE, HOSTILE)])
+    doctor.print_findings([Finding("store", "wrong", HOSTILE, HOSTILE)])
     assert "\x07" not in capsys.readouterr().out
 
 

@@ -179,6 +179,6 @@ def test_archives_that_are_bombs_or_name_a_file_twice_are_refused(tmp_path, monk
         warnings.simplefilter("ignore")
         archive.writestr("tiny_model/data/a", "one")
         archive.writestr("tiny_model/data/a", "two")
-    with pytest.raises(BadAsset, match="is repeated"):
+    with pytest.raises(BadAsset, match="comes twice"):
         download.fetch(an_asset(path), tmp_path)
     assert not download.folder(an_asset(path), tmp_path).exists()

@@ -60,7 +60,7 @@ def test_what_is_no_causal_language_model_is_refused_before_its_weights_are_read
     tiny(chat=True).tokenizer.save_pretrained(tmp_path)
     AutoConfig.for_model("bart").save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"never read")
-    with pytest.raises(StagealignError, match=r"model type 'bart' is an encoder and a decoder; .*--policy-url"):
+    with pytest.raises(StagealignError, match=r"of type 'bart', an encoder with a decoder; .*--policy-url"):
         opened(tmp_path)
 
 

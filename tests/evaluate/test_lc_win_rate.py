@@ -221,7 +221,7 @@ def test_the_table_is_sorted_by_lc_win_rate_and_fits_80_columns(tmp_path, diffic
     assert "by: fit, fitted; -, no judged rows; !, with a warning below." in out
     assert f"{names[0]}: LC is not usable: 8 judged prompts, fewer than 100." in out
     _, out, _ = call("--help")
-    assert "sorted by the latter" in " ".join(out.split())
+    assert "length-controlled win rates (AlpacaEval 2)" in " ".join(out.split())
 
 
 def test_a_mistake_is_one_message(tmp_path, difficulty, call):

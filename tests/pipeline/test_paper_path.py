@@ -151,7 +151,7 @@ def test_any_reward_model_can_be_the_gold_reward(paper, tmp_path, monkeypatch):
         variants.evaluated_by([cell], f"reward:{paper.oracle_weights}")
     for wrong, words in (
         ("judge:x", "reward:ID_OR_PATH"),
-        (f"reward:{save(tmp_path / 'two', labels=2)}", "num_labels=2"),
+        (f"reward:{save(tmp_path / 'two', labels=2)}", "has 2 rows"),
     ):
         with pytest.raises(StagealignError, match=words):
             Variant(gold=wrong).cells([cell])

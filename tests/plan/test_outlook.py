@@ -155,7 +155,7 @@ def test_processors_by_name():
     assert processor(None, registry.scale("paper")).key == "h200"
     assert processor(None, SCALE).key == "cpu"
     assert processor("A100", SCALE).key == "a100"
-    with pytest.raises(UnknownName, match="GPU 'h20': unknown; nearest: h200"):
+    with pytest.raises(UnknownName, match="GPU 'h20': unknown; one of h200"):
         processor("h20", SCALE)
 
 

@@ -241,7 +241,7 @@ def test_weights_without_a_pin_that_moved_since_the_results_are_refused(snapshot
     made["artifacts"][weights.path] |= {"revision": "c" * 40}
     made["seed"] = 1
     write_result(results, made)
-    words = f"its newest revision is {COMMIT} now, .* results that were made with {'c' * 40} .zephyr-dpo-1on, 1 in all"
+    words = f"its newest revision is {COMMIT} now, .* results made with {'c' * 40} .zephyr-dpo-1on, 1 in all"
     with pytest.raises(CannotRun, match=words):
         check_checkpoints(plan, Store(tmp_path / "home"), results)
     made["artifacts"][weights.path]["fingerprint"] = "0" * 16

@@ -232,9 +232,9 @@ def wrapper(tmp_path_factory):
 
 def test_a_wrapper_with_images_is_a_policy_of_text(wrapper, tmp_path):
     policy = lm.load(wrapper)
-    assert lm.context_of(policy) == lm.context_of(lm.load_shape(wrapper)) == 64
-    with pytest.raises(StagealignError, match="the context is 64"):
-        lm.check_context(policy, 60, 10)
+    assert context_of(policy) == context_of(lm.load_shape(wrapper)) == 64
+    with pytest.raises(StagealignError, match="fill the policy's context of 64"):
+        check_fits(policy, "a prompt", 64, Decoding(max_new_tokens=10))
     shutil.copytree(wrapper, tmp_path / "c")
     edit(tmp_path / "c" / "config.json", model_type="llava", text_config={"model_type": "llama"})
     with pytest.raises(

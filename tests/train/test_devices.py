@@ -160,7 +160,7 @@ def test_a_policy_is_built_by_two_processes(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_fails_says_why(tiny, tmp_path):
-    with pytest.raises(StagealignError, match="leave no room within max_length 4"):
+    with pytest.raises(StagealignError, match="fills max_length 4"):
         built(tiny, tmp_path, Devices(count=2), max_length=4)
 
 
