@@ -131,6 +131,7 @@ def check(name: str, revision: str | None = None) -> tuple[Any, PreTrainedTokeni
     library, if its tokenizer has ids outside of the embedding or no EOS token, or if its chat template fails.
     """
     config = read_config(name, revision, native=True)
+    check_causal(name, config, {})
     check_causal(name, config, read_headers(name, config, revision))
     tokenizer = read_tokenizer(name, revision, config)
     check_tokenizer(tokenizer, name)

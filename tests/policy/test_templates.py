@@ -13,6 +13,7 @@ from stagealign.boundary.request import BoundaryRequest
 from stagealign.grid.spec import Decoding
 from stagealign.oracle import pairrm
 from stagealign.policy import lm, sample
+from stagealign.policy.context import check_fits, context_of
 from stagealign.policy.draw import draws
 from stagealign.policy.templates import turn_end, turn_ends
 from stagealign.scoring import reward_model
@@ -238,7 +239,7 @@ def test_a_wrapper_with_images_is_a_policy_of_text(wrapper, tmp_path):
     shutil.copytree(wrapper, tmp_path / "c")
     edit(tmp_path / "c" / "config.json", model_type="llava", text_config={"model_type": "llama"})
     with pytest.raises(
-        StagealignError, match=r"'llava' with parts for images or sound.*name the language model inside"
+        StagealignError, match=r"'llava', with parts for images or sound.*name the language model inside"
     ):
         lm.load(tmp_path / "c")
 

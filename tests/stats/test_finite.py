@@ -78,7 +78,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update_and_keeps_the_las
 def test_out_of_memory_lowers_the_micro_batch_and_no_number(error, tiny, tmp_path, monkeypatch):
     pairs = pairs_of(12)
     expected = align(tiny(), data_of(tiny(), pairs), DPO, SETTINGS, tmp_path / "calm")
-    hidden, sizes = packed_forward.hidden_states, []
+    hidden, sizes = packed_forward.scored_states, []
 
     def short_of_memory(body, packed, trunk=None):
         sizes.append(len(packed.lengths) // 2)
@@ -87,12 +87,12 @@ def test_out_of_memory_lowers_the_micro_batch_and_no_number(error, tiny, tmp_pat
         return hidden(body, packed, trunk)
 
     data = data_of(tiny(), pairs)
-    monkeypatch.setattr(packed_forward, "hidden_states", short_of_memory)
+    monkeypatch.setattr(packed_forward, "scored_states", short_of_memory)
     settings = replace(SETTINGS, micro_batch=2)
     lm, curve, micro = within_memory(tiny(), tiny, data, DPO, settings, tmp_path / "short")
     assert micro == 1
     assert [entry["loss"] for entry in curve] == pytest.approx([entry["loss"] for entry in expected], abs=1e-5)
-    monkeypatch.setattr(packed_forward, "hidden_states", hidden)
+    monkeypatch.setattr(packed_forward, "scored_states", hidden)
     calm = tiny()
     align(calm, data, DPO, SETTINGS, tmp_path / "again")
     assert distance(weights_of(lm), weights_of(calm)) < 1e-4
@@ -103,14 +103,14 @@ def test_one_pair_that_does_not_fit_is_a_clear_error_and_other_faults_come_throu
         raise torch.OutOfMemoryError("no")
 
     data = data_of(tiny(), pairs_of(4))
-    monkeypatch.setattr(packed_forward, "hidden_states", always)
+    monkeypatch.setattr(packed_forward, "scored_states", always)
     with pytest.raises(CannotRun, match="one pair at a time"):
         within_memory(tiny(), tiny, data, DPO, SETTINGS, tmp_path)
 
     def fault(*_):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(packed_forward, "hidden_states", fault)
+    monkeypatch.setattr(packed_forward, "scored_states", fault)
     with pytest.raises(RuntimeError, match="shapes"):
         within_memory(tiny(), tiny, data, DPO, SETTINGS, tmp_path)
 
