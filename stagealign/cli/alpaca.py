@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from stagealign.base.terminal import Text
 from stagealign.cli.output import check_folder, check_json, console, write_json
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from stagealign.evaluate.alpaca_eval.evaluate import WinRateResult
     from stagealign.evaluate.alpaca_eval.lc_win_rate import LcWinRate
 
@@ -180,7 +181,7 @@ def _rate(value: float | None, error: float | None) -> str:
 class Evaluating:
     """Progress of an evaluation: its cost before it starts, then a bar over its prompts."""
 
-    def __init__(self, bar: Progress):
+    def __init__(self, bar: "Progress"):
         self.bar = bar
         self.task = bar.add_task("", total=1, visible=False)
 
@@ -199,6 +200,8 @@ class Evaluating:
 @contextmanager
 def evaluating(quiet: bool) -> Iterator[Evaluating]:
     """Progress bar over the prompts of an AlpacaEval run, on standard error; hidden if `quiet`."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (BarColumn(24), TextColumn("{task.completed} of {task.total} prompts"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True, highlight=False), disable=quiet) as bar:
         yield Evaluating(bar)
