@@ -154,7 +154,7 @@ def speed(prompts: int = 48, steps: int = 32, batch: int = 16) -> tuple[float, f
         max_new_tokens=steps, do_sample=True, top_p=0.95, top_k=50, pad_token_id=0, eos_token_id=8191
     )
     start = time.perf_counter()
-    for _ in general_rows(lm, asked, chance, decoding, batches="padded"):
+    for _ in general_rows(lm, asked, chance, decoding, batch, batches="padded"):
         pass
     middle = time.perf_counter()
     for first in range(0, prompts, batch):
